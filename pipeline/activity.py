@@ -1,14 +1,20 @@
 """The k-core: queries and candidates with too few rows are dropped, until none is left to drop."""
 
 import dataclasses
+import logging
 from collections.abc import Iterable, Iterator
+from functools import partial
+from pathlib import Path
 
 import apache_beam as beam
 import numpy as np
+from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.config import PrepareConfig
 from pipeline.rows import join, partition, partition_of
+from pipeline.staging import Staging, write_block
 
+log = logging.getLogger(__name__)
 ROUNDS = 3  # in one pipeline; then the driver looks whether anything changed
 
 
@@ -62,3 +68,57 @@ class KeepActive(beam.PTransform):
 
 def _join_range(part: int, blocks: Iterable[np.ndarray]) -> tuple[int, np.ndarray]:
     return part, join(blocks)
+
+
+def k_core(
+    blocks: list[str],
+    config: PrepareConfig,
+    options: PipelineOptions,
+    staging: Staging,
+    counts: dict[str, int],
+) -> list[str]:
+    """Repeats the k-core pass until it drops nothing; sets `rows` and `k_core` in the counts."""
+    before = counts["rows"]
+    number = 0
+    while max(config.min_user_interactions, config.min_item_interactions) > 1:
+        number += 1
+        left = counts["rows"]
+        blocks = _one_pass(blocks, config, options, staging.stage(f"active{number}"))
+        counts["rows"] = sum(len(np.load(path, mmap_mode="r")) for path in blocks)
+        log.info("prepare: k-core pass %d keeps %d of %d rows", number, counts["rows"], left)
+        if counts["rows"] == 0:
+            raise ValueError(
+                f"the k-core of {config.source} is empty: no row has a user with at least "
+                f"{config.min_user_interactions} and an item with at least "
+                f"{config.min_item_interactions} rows; lower --min_user_interactions or "
+                "--min_item_interactions."
+            )
+        if counts["rows"] == left:
+            break
+    counts["k_core"] = before - counts["rows"]
+    return blocks
+
+
+def _one_pass(
+    blocks: list[str], config: PrepareConfig, options: PipelineOptions, out: Path
+) -> list[str]:
+    """One pass of the k-core: files of blocks by query → the same with fewer rows."""
+    with beam.Pipeline(options=options) as pipeline:
+        (
+            pipeline
+            | "Blocks" >> beam.Create(blocks)
+            | "Spread" >> beam.Reshuffle()
+            | "Load" >> beam.Map(load_block)
+            | "KeepActive" >> KeepActive(config)
+            | "Stage" >> beam.MapTuple(partial(_stage_rows, out=out))
+        )
+    return sorted(map(str, out.glob("*.npy")))
+
+
+def load_block(path: str) -> tuple[int, np.ndarray]:
+    """A staged block with the key range that is its name."""
+    return int(Path(path).stem), np.load(path, allow_pickle=False)
+
+
+def _stage_rows(part: int, rows: np.ndarray, out: Path) -> str:
+    return write_block(out, f"{part:05d}", rows)

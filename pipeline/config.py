@@ -12,27 +12,21 @@ EPOCH_UNITS = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}  # tic
 
 
 @dataclasses.dataclass(frozen=True)
-class PrepareConfig:
-    """Settings of one preparation: what is read, which rows are kept, how they are split."""
+class SourceConfig:
+    """Where raw interactions come from and which of their columns are read, for every job."""
 
     source: str = ""  # file, directory, glob, `tfds:NAME` or `demo`; see the README for formats
     output: str = ""  # directory to make; it appears when all of it is finished
     user_column: str = "user_id"  # column of the raw user id (the query)
     item_column: str = "item_id"  # column of the raw item id (the candidate)
-    timestamp_column: str = "timestamp"  # column of the time; may be absent for random and given
+    timestamp_column: str = "timestamp"  # column of the time; may be absent where none is needed
     timestamp_format: str = "s"  # s, ms, us or ns since 1970, or a strptime pattern
     rating_column: str = "rating"  # column of the rating, read where there is a threshold
     rating_threshold: float | None = None  # rows below it are no positives; none: all rows are
     weight_column: str = ""  # column of a weight per row for the loss; none when empty
     delimiter: str = ""  # of text files; by default , for .csv and a tab for .tsv and .inter
-    split: str = "random"  # random, time (within each user), leave_last_out or given
-    train_ratio: float = 0.8  # share of each user's rows for training, at least one row
-    validation_ratio: float = 0.0  # share of the training rows that becomes validation
-    min_user_interactions: int = 1  # k-core: users with fewer rows are dropped, to a fixed point
-    min_item_interactions: int = 1  # k-core: items with fewer rows are dropped, to a fixed point
     max_bad_share: float = 0.01  # more bad rows than this share is an error
-    seed: int = 10  # of the random split and of the order of rows
-    rows_per_shard: int = 262_144  # rows of an output shard, about
+    allow_empty_files: bool = False  # a file of the source without rows is no error
     partitions: int = 16  # key ranges that travel alone; the result does not depend on it
     overwrite: bool = False  # replace what is in the output directory
 
@@ -42,26 +36,12 @@ class PrepareConfig:
         Raises:
           ValueError: a field breaks its rule; the message names rule, value and remedy.
         """
-        for name in ("source", "output", "user_column", "item_column"):
+        for name in ("source", "output", *self.required_columns):
             _require(bool(getattr(self, name)), name, "must be given", getattr(self, name))
-        _require(self.split in SPLIT_KINDS, "split", f"must be one of {SPLIT_KINDS}", self.split)
-        _require(0 < self.train_ratio <= 1, "train_ratio", "must be in (0, 1]", self.train_ratio)
-        _require(
-            0 <= self.validation_ratio < 1,
-            "validation_ratio",
-            "must be in [0, 1)",
-            self.validation_ratio,
-        )
         _require(
             0 <= self.max_bad_share <= 1, "max_bad_share", "must be in [0, 1]", self.max_bad_share
         )
-        for name in (
-            "min_user_interactions",
-            "min_item_interactions",
-            "rows_per_shard",
-            "partitions",
-        ):
-            _require(getattr(self, name) >= 1, name, "must be at least 1", getattr(self, name))
+        _require(self.partitions >= 1, "partitions", "must be at least 1", self.partitions)
         _require(len(self.delimiter) <= 1, "delimiter", "must be one character", self.delimiter)
         _require(
             self.timestamp_format in EPOCH_UNITS or "%" in self.timestamp_format,
@@ -71,14 +51,60 @@ class PrepareConfig:
         )
 
     @property
+    def required_columns(self) -> tuple[str, ...]:
+        """The settings of columns that may not be empty."""
+        return ("user_column", "item_column")
+
+    @property
+    def needs_timestamps(self) -> bool:
+        """Whether the job cannot do without the time of a row."""
+        return False
+
+    @property
+    def keeps_split(self) -> bool:
+        """Whether files named train, validation and test are kept apart."""
+        return False
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareConfig(SourceConfig):
+    """Settings of one preparation: what is read, which rows are kept, how they are split."""
+
+    split: str = "random"  # random, time (within each user), leave_last_out or given
+    train_ratio: float = 0.8  # share of each user's rows for training, at least one row
+    validation_ratio: float = 0.0  # share of the training rows that becomes validation
+    min_user_interactions: int = 1  # k-core: users with fewer rows are dropped, to a fixed point
+    min_item_interactions: int = 1  # k-core: items with fewer rows are dropped, to a fixed point
+    seed: int = 10  # of the random split and of the order of rows
+    rows_per_shard: int = 262_144  # rows of an output shard, about
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self.split in SPLIT_KINDS, "split", f"must be one of {SPLIT_KINDS}", self.split)
+        _require(0 < self.train_ratio <= 1, "train_ratio", "must be in (0, 1]", self.train_ratio)
+        _require(
+            0 <= self.validation_ratio < 1,
+            "validation_ratio",
+            "must be in [0, 1)",
+            self.validation_ratio,
+        )
+        for name in ("min_user_interactions", "min_item_interactions", "rows_per_shard"):
+            _require(getattr(self, name) >= 1, name, "must be at least 1", getattr(self, name))
+
+    @property
     def needs_timestamps(self) -> bool:
         """Whether the split orders rows by time."""
         return self.split in ("time", "leave_last_out")
 
+    @property
+    def keeps_split(self) -> bool:
+        """Whether the split is that of the source's files."""
+        return self.split == "given"
+
     def recorded(self) -> dict[str, Any]:
         """What the manifest records: all that decides the content, nothing that does not."""
         fields = dataclasses.asdict(self)
-        for name in ("source", "output", "overwrite", "partitions"):
+        for name in ("source", "output", "overwrite", "partitions", "allow_empty_files"):
             del fields[name]
         return fields | {"format_version": schema.FORMAT_VERSION}
 

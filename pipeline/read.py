@@ -15,7 +15,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from pipeline import schema
-from pipeline.config import EPOCH_UNITS, PrepareConfig
+from pipeline.config import EPOCH_UNITS, SourceConfig
 from pipeline.rows import ROW
 from pipeline.sources import (
     Columns,
@@ -52,13 +52,15 @@ class Block(NamedTuple):
     """What one block of a piece gave."""
 
     rows: np.ndarray  # ROW [n], ids are fingerprints
-    ids: dict[str, tuple[np.ndarray, list[bytes]]]  # side → fingerprints, raw ids; each id once
+    ids: dict[str, tuple[np.ndarray, list[bytes]]]  # side → fingerprints, raw ids; each id once,
+    # without a side whose column is not read
     bad: list[DeadLetter]
     num_read: int
     num_below: int  # rows below the rating threshold
+    has_times: bool  # whether rows have a timestamp
 
 
-def read_blocks(piece: Piece, config: PrepareConfig) -> Iterator[Block]:
+def read_blocks(piece: Piece, config: SourceConfig) -> Iterator[Block]:
     """Reads and validates one piece.
 
     Raises:
@@ -76,7 +78,7 @@ def read_blocks(piece: Piece, config: PrepareConfig) -> Iterator[Block]:
 
 
 def _read_parquet(
-    piece: Piece, config: PrepareConfig
+    piece: Piece, config: SourceConfig
 ) -> Iterator[tuple[pa.RecordBatch, np.ndarray, list[DeadLetter]]]:
     file = pq.ParquetFile(piece.path)
     columns = resolve_columns(file.schema_arrow.names, config, piece.path).read()
@@ -134,7 +136,7 @@ class _Utf8Lines(io.RawIOBase):
 
 
 def _read_text(
-    piece: Piece, config: PrepareConfig
+    piece: Piece, config: SourceConfig
 ) -> Iterator[tuple[pa.RecordBatch, np.ndarray, list[DeadLetter]]]:
     wrong: list[DeadLetter] = []
     header = header_of(piece.path, config)
@@ -178,7 +180,7 @@ def _row_numbers(before: int, good: int, wrong: np.ndarray) -> np.ndarray:
 
 
 def _read_tfds(
-    piece: Piece, config: PrepareConfig
+    piece: Piece, config: SourceConfig
 ) -> Iterator[tuple[pa.RecordBatch, np.ndarray, list[DeadLetter]]]:
     import tensorflow_datasets as tfds
 
@@ -231,15 +233,16 @@ def _validate(
     bad: list[DeadLetter],
     columns: Columns,
     piece: Piece,
-    config: PrepareConfig,
+    config: SourceConfig,
 ) -> Block:
     checks = _Checks(len(batch))
     rows = np.zeros(len(batch), ROW)
     rows["order"] = (piece.number << 40) + numbers
     rows["split"], rows["weight"] = piece.split, 1
     codes, ids = {}, {}
-    for side, name in (("query", columns.user), ("candidate", columns.item)):
-        codes[side], ids[side] = _encode(batch[name], name, checks)
+    for side, name in zip(schema.SIDES, (columns.user, columns.item), strict=True):
+        if name:
+            codes[side], ids[side] = _encode(batch[name], name, checks)
     if columns.timestamp:
         rows["timestamp"] = _seconds(batch[columns.timestamp], columns.timestamp, config, checks)
     if columns.weight:
@@ -250,8 +253,7 @@ def _validate(
         keep &= _numbers(batch[columns.rating], columns.rating, checks) >= config.rating_threshold
     keep &= checks.good
     used = {}
-    for side in schema.SIDES:
-        fingerprints, raw = ids[side]
+    for side, (fingerprints, raw) in ids.items():
         rows[side] = fingerprints[codes[side]] if len(fingerprints) else 0
         present = np.unique(codes[side][keep])
         used[side] = (fingerprints[present], [raw[i] for i in present])
@@ -260,7 +262,8 @@ def _validate(
         for row, reason in checks.failures()
     ]
     below = int(checks.good.sum() - keep.sum())
-    return Block(rows[keep], used, bad + letters, len(batch) + len(bad), below)
+    num_read = len(batch) + len(bad)
+    return Block(rows[keep], used, bad + letters, num_read, below, columns.timestamp is not None)
 
 
 def _content(batch: pa.RecordBatch, row: int) -> str:
@@ -332,7 +335,7 @@ def _numbers(column: pa.Array, name: str, checks: _Checks) -> np.ndarray:
     return np.where(finite, values, 0.0)
 
 
-def _seconds(column: pa.Array, name: str, config: PrepareConfig, checks: _Checks) -> np.ndarray:
+def _seconds(column: pa.Array, name: str, config: SourceConfig, checks: _Checks) -> np.ndarray:
     """A column as whole seconds since 1970, int64 [n]; rows that are no time fail and hold 0."""
     if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
         column = column.cast(pa.timestamp("s"), safe=False).cast(pa.int64())

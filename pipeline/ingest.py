@@ -1,0 +1,252 @@
+"""Reading: pieces of a source → blocks of rows, ids, dead letters and tallies.
+
+Every job that reads a log starts here, so that a bad row is treated alike in all of them.
+"""
+
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from pipeline import schema
+from pipeline.activity import repartition
+from pipeline.config import PrepareConfig, SourceConfig
+from pipeline.read import DeadLetter, read_blocks
+from pipeline.rows import drop_duplicates, join, partition, partition_of
+from pipeline.sources import Piece, source_files
+from pipeline.staging import Staging, read_json, write_block, write_json
+from pipeline.vocabulary import Ids, distinct_ids, write_table
+
+DEAD_LETTERS = "dead_letters.jsonl"
+
+
+def ingest(
+    pieces: list[Piece], config: PrepareConfig, options: PipelineOptions, staging: Staging
+) -> None:
+    """Pieces → blocks of distinct rows by query, ids by fingerprint, dead letters, tallies."""
+    out = {name: staging.stage(name) for name in ("rows", "ids", "tally")}
+    with beam.Pipeline(options=options) as pipeline:
+        rows, ids = read_source(pipeline, pieces, config, staging)
+        _ = (
+            rows
+            | "GroupRows" >> beam.GroupByKey()
+            | "StageRows" >> beam.MapTuple(partial(_stage_distinct, out=out))
+        )
+        _ = (
+            ids
+            | "GroupIds" >> beam.GroupByKey()
+            | "StageIds" >> beam.MapTuple(partial(_stage_ids, out=out["ids"]))
+        )
+
+
+def read_source(
+    pipeline: beam.Pipeline,
+    pieces: list[Piece],
+    config: SourceConfig,
+    staging: Staging,
+    key: str = "query",
+) -> tuple[beam.PCollection, beam.PCollection]:
+    """Reads and validates all pieces; `check_read` tells afterwards what became of the rows.
+
+    Args:
+      pipeline: what the steps are added to.
+      pieces: from `find_pieces`.
+      config: columns and rules.
+      staging: takes the dead letters and the tallies.
+      key: the side by whose id rows are keyed.
+
+    Returns:
+      (range of fingerprints, ROW [n]) and (side-range, (fingerprints int64 [n], raw ids)), each
+      key many times; ids are those of the rows, once a block at least.
+    """
+    read = (
+        pipeline
+        | "Pieces" >> beam.Create(pieces)
+        | "Spread" >> beam.Reshuffle()
+        | "Read"
+        >> beam.ParDo(ReadPiece(config, key)).with_outputs("ids", "dead", "tally", main="rows")
+    )
+    _ = (
+        read.dead
+        | "GroupDeadLetters" >> beam.GroupByKey()
+        | "StageDeadLetters" >> beam.MapTuple(partial(_stage_letters, out=staging.stage("dead")))
+    )
+    _ = (
+        read.tally
+        | "GroupTallies" >> beam.GroupByKey()
+        | "StageTallies" >> beam.MapTuple(partial(_stage_tallies, out=staging.stage("tally")))
+    )
+    return read.rows, read.ids
+
+
+class Tally(NamedTuple):
+    """What became of the rows of one piece."""
+
+    path: str
+    counts: dict[str, int]  # read, bad, below_threshold
+    days: dict[int, int]  # good rows by days since 1970, where rows have a time
+    problem: str  # why the piece could not be read to its end; empty when it could
+
+
+class ReadPiece(beam.DoFn):
+    """One piece → (range, rows) and, tagged, its ids, dead letters and tally.
+
+    A piece that cannot be read to its end is told in the tally: an exception would reach the
+    user as a worker's stack trace, and differently from each runner.
+    """
+
+    def __init__(self, config: SourceConfig, key: str = "query") -> None:
+        self._config, self._key = config, key
+        self._bad = beam.metrics.Metrics.counter("read", "bad_rows")
+
+    def process(self, piece: Piece) -> Iterator[Any]:
+        partitions = self._config.partitions
+        counts: Counter[str] = Counter()
+        days: Counter[int] = Counter()
+        problem = ""
+        try:
+            for block in read_blocks(piece, self._config):
+                counts.update(
+                    read=block.num_read, bad=len(block.bad), below_threshold=block.num_below
+                )
+                if block.has_times:
+                    found, sizes = np.unique(block.rows["timestamp"] // 86_400, return_counts=True)
+                    days.update(dict(zip(found.tolist(), sizes.tolist(), strict=True)))
+                self._bad.inc(len(block.bad))
+                yield from repartition(block.rows, self._key, partitions)
+                for side, (prints, raw) in block.ids.items():
+                    parts = partition_of(prints, partitions)
+                    for part, rows in partition(np.arange(len(raw)), parts, partitions):
+                        table = (prints[rows], [raw[i] for i in rows])
+                        yield beam.pvalue.TaggedOutput("ids", (f"{side}-{part:05d}", table))
+                if block.bad:
+                    yield beam.pvalue.TaggedOutput("dead", (piece.number, block.bad))
+        except ValueError as error:
+            problem = str(error)
+        tally = Tally(piece.path, dict(counts), dict(days), problem)
+        yield beam.pvalue.TaggedOutput("tally", ("", tally))
+
+
+def _stage_distinct(part: int, blocks: Iterable[np.ndarray], out: dict[str, Path]) -> str:
+    rows = join(blocks)
+    kept = drop_duplicates(rows)
+    tally = {"duplicates": len(rows) - len(kept), "rows": len(kept)}
+    write_json(out["tally"], f"distinct-{part:05d}", tally)
+    return write_block(out["rows"], f"{part:05d}", kept)
+
+
+def _stage_ids(name: str, tables: Iterable[Ids], out: Path) -> None:
+    prints, raw = distinct_ids(tables)
+    table = pa.table({"fingerprint": prints, "raw_id": pa.array(raw, pa.binary())})
+    write_table(table, out / f"{name}.parquet")
+
+
+def _stage_letters(piece: int, letters: Iterable[list[DeadLetter]], out: Path) -> None:
+    lines = [letter.as_json() + "\n" for letter in sorted(one for some in letters for one in some)]
+    schema.write_atomically(out / f"{piece:06d}.jsonl", "".join(lines))
+
+
+def _stage_tallies(_: str, tallies: Iterable[Tally], out: Path) -> None:
+    counts: Counter[str] = Counter()
+    files: Counter[str] = Counter()
+    days: Counter[int] = Counter()
+    problems = []
+    for tally in tallies:
+        counts.update(tally.counts)
+        files[tally.path] += tally.counts.get("read", 0)
+        days.update(tally.days)
+        problems += [tally.problem] if tally.problem else []
+    total = {"counts": counts, "files": files, "days": days, "problems": sorted(problems)}
+    write_json(out, "read", total)
+
+
+def check_read(config: SourceConfig, staging: Staging) -> dict[str, Any]:
+    """What became of the rows of the whole source, after `read_source` has run.
+
+    Returns:
+      `counts` of rows: read, bad and below_threshold; `files`: rows read of each file; `days`:
+      good rows of each day, as text YYYY-MM-DD in order, where rows have a time.
+
+    Raises:
+      ValueError: a piece could not be read, a file or the source holds no rows, or too many
+        rows are bad.
+    """
+    read = read_json(staging.stage("tally"), "read")
+    if read["problems"]:
+        raise ValueError(read["problems"][0])
+    counts = {name: read["counts"].get(name, 0) for name in ("read", "bad", "below_threshold")}
+    if counts["read"] == 0:
+        raise ValueError(f"{config.source} holds no rows; check --source.")
+    empty = [path for path in source_files(config) if not read["files"].get(path)]
+    if empty and not config.allow_empty_files:
+        raise ValueError(
+            f"{empty[0]} holds no rows, as do {len(empty) - 1} other file(s) of the source; is a "
+            "day of the log missing? --allow_empty_files goes on without."
+        )
+    letters = _collect_letters(staging)
+    if counts["bad"] > config.max_bad_share * counts["read"]:
+        kept = staging.destination.with_name(staging.destination.name + "." + DEAD_LETTERS)
+        shutil.copyfile(letters, kept)
+        with open(letters, encoding="utf-8") as file:
+            first = file.readline().strip()
+        raise ValueError(
+            f"{counts['bad']} of {counts['read']} rows of {config.source} are bad, more than "
+            f"--max_bad_share {config.max_bad_share:g}; all of them are in {kept}, the first is "
+            f"{first}"
+        )
+    days = sorted((int(day), rows) for day, rows in read["days"].items())
+    return {
+        "counts": counts,
+        "files": dict(sorted(read["files"].items())),
+        "days": {str(np.datetime64(day, "D")): rows for day, rows in days},
+    }
+
+
+def check_ingested(config: PrepareConfig, staging: Staging) -> dict[str, Any]:
+    """As `check_read`, with the counts `duplicates` and `rows`, after `ingest` has run.
+
+    Raises:
+      ValueError: as `check_read`, or no row is left.
+    """
+    read = check_read(config, staging)
+    counts = read["counts"] | {"duplicates": 0, "rows": 0}
+    tallies = staging.stage("tally")
+    for path in sorted(tallies.glob("distinct-*.json")):
+        for name, rows in read_json(tallies, path.stem).items():
+            counts[name] += rows
+    check_nothing_lost(counts["read"], counts, ("bad", "below_threshold", "duplicates", "rows"))
+    if counts["rows"] == 0:
+        raise ValueError(f"no row of {config.source} is left: {counts}; check --rating_threshold.")
+    return read | {"counts": counts}
+
+
+def check_nothing_lost(rows_in: int, counts: dict[str, int], names: tuple[str, ...]) -> None:
+    """Rows in must be the sum of the named counts: rows out, dead letters, declared drops.
+
+    Raises:
+      RuntimeError: they are not; that is our mistake or a runner's, and no output is made.
+    """
+    rows_out = sum(counts[name] for name in names)
+    if rows_in != rows_out:
+        parts = " + ".join(f"{counts[name]} {name}" for name in names)
+        raise RuntimeError(
+            f"{rows_in} rows went in, {rows_out} came out ({parts}): rows were lost or made "
+            "twice; nothing is written. Please report this with the runner and its version."
+        )
+
+
+def _collect_letters(staging: Staging) -> Path:
+    """One dead-letter file in the order of the source; it is empty when no row was bad."""
+    path = staging.out / DEAD_LETTERS
+    with open(path, "wb") as collected:
+        for part in sorted(staging.stage("dead").glob("*.jsonl")):
+            with open(part, "rb") as file:
+                shutil.copyfileobj(file, collected)
+    return path
