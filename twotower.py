@@ -33,6 +33,11 @@ COMMANDS = {
         "twotower:_prepare",
         "read raw interactions and write examples, vocabularies and counts (Beam)",
     ),
+    "frequencies": Command(
+        "pipeline.config:FrequenciesConfig",
+        "twotower:_frequencies",
+        "count items, or estimate their frequency from a stream, for log_q alone (Beam)",
+    ),
     "train": Command(
         "towers.config:TrainConfig", "towers.train:train", "train a two-tower model on them"
     ),
@@ -57,6 +62,7 @@ COMMANDS = {
     ),
 }
 STAGES = ("prepare", "train", "evaluate", "export")
+ON_BEAM = ("prepare", "frequencies")  # what their flags leave over goes to Beam
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,18 +125,17 @@ def _dispatch(name: str, arguments: list[str]) -> int:
         arguments = _as_flags(own or {}) + arguments
     config, rest = parse(name, config_class, arguments)
     call = _resolve(command.call)
-    if name == "prepare":
-        call(config, rest)
+    if name in ON_BEAM:
+        result = call(config, rest)
     elif name == "run":
-        call(config, sections)
+        result = call(config, sections)
     else:
         result = call(config)
-        return result if isinstance(result, int) else 0
-    return 0
+    return result if isinstance(result, int) else 0
 
 
 def parse(name: str, config_class: type, arguments: list[str]) -> tuple[Any, list[str]]:
-    """Flags → settings; only `prepare` leaves some over, for Beam.
+    """Flags → settings; only a command on Beam leaves some over.
 
     Raises:
       ValueError: a flag is unknown or a value breaks a rule.
@@ -156,7 +161,7 @@ def parse(name: str, config_class: type, arguments: list[str]) -> tuple[Any, lis
     except ValueError:
         _check_flags(name, arguments[:beam_only], fields)  # a misspelt flag is the better reason
         raise
-    if name != "prepare":
+    if name not in ON_BEAM:
         _check_flags(name, rest, fields)
         if rest:
             raise ValueError(f"unexpected argument {rest[0]!r}; see twotower {name} --help.")
@@ -170,7 +175,7 @@ def _check_flags(name: str, arguments: list[str], fields: list[str]) -> None:
         if not argument.startswith("--") or flag in fields or f"--{flag[4:]}" in fields:
             continue
         near = difflib.get_close_matches(flag, fields, 1)
-        if near or name != "prepare":
+        if near or name not in ON_BEAM:
             hint = f"did you mean {near[0]}?" if near else f"see twotower {name} --help."
             raise ValueError(f"unknown argument {argument.split('=')[0]}; {hint}")
 
@@ -220,6 +225,12 @@ def _prepare(config: Any, beam_arguments: list[str]) -> None:
     manifest = prepare(config, beam_arguments)
     print(_table(list(manifest.counts.items())))
     print(f"prepared data: {config.output}")
+
+
+def _frequencies(config: Any, beam_arguments: list[str]) -> None:
+    from pipeline.frequencies import frequencies
+
+    frequencies(config, beam_arguments)
 
 
 def _export(config: Any) -> None:

@@ -109,6 +109,53 @@ class PrepareConfig(SourceConfig):
         return fields | {"format_version": schema.FORMAT_VERSION}
 
 
+@dataclasses.dataclass(frozen=True)
+class FrequenciesConfig(SourceConfig):
+    """Settings of one run of `twotower frequencies`: exact counts, or streaming estimates."""
+
+    user_column: str = ""  # column of the raw user id; not needed to count items
+    previous: str = ""  # output of an earlier run to go on from; none: from nothing
+    decay: float = 1.0  # counts of the earlier run are multiplied by it
+    head_share: float = 0.01  # share of the items that the summary calls the head
+    streaming: bool = False  # estimate the steps between two occurrences (correct-sfx), no counts
+    batch_size: int = 2048  # streaming: rows of a step, in the order of time, then of the source
+    step_seconds: int = 0  # streaming: a step is so many seconds of event time, not rows
+    allowed_lateness_seconds: int = 0  # streaming: how long rows may arrive after newer ones
+    num_buckets: int = 262_144  # streaming: of each hash array; twice the number of items or more
+    num_hashes: int = 5  # streaming: hash arrays; the largest of their intervals counts
+    alpha: float = 1e-4  # streaming: weight of the newest interval in the mean, in (0, 1]
+    watch: bool = False  # streaming: look for new files of the source again and again
+    poll_seconds: float = 30.0  # watch: time between two looks
+    max_polls: int = 0  # watch: stop after so many looks; 0: never
+    keep_snapshots: int = 10  # streaming: older ones are removed
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("batch_size", "num_buckets", "num_hashes", "keep_snapshots"):
+            _require(getattr(self, name) >= 1, name, "must be at least 1", getattr(self, name))
+        for name in ("step_seconds", "allowed_lateness_seconds", "max_polls"):
+            _require(getattr(self, name) >= 0, name, "must be at least 0", getattr(self, name))
+        for name in ("decay", "head_share", "alpha"):
+            _require(0 < getattr(self, name) <= 1, name, "must be in (0, 1]", getattr(self, name))
+        _require(self.poll_seconds > 0, "poll_seconds", "must be above 0", self.poll_seconds)
+        if self.watch and not self.streaming:
+            raise ValueError("--watch needs --streaming; exact counts go on with --previous.")
+        if self.watch and not self.step_seconds:
+            raise ValueError("--watch needs --step_seconds: files that come decide no order.")
+        if self.decay < 1 and not self.previous:
+            raise ValueError("--decay needs --previous, the counts that decay.")
+
+    @property
+    def required_columns(self) -> tuple[str, ...]:
+        """The settings of columns that may not be empty."""
+        return ("item_column",)
+
+    @property
+    def needs_timestamps(self) -> bool:
+        """Whether event time decides the step."""
+        return self.step_seconds > 0
+
+
 def _require(holds: bool, name: str, rule: str, got: Any) -> None:
     if not holds:
         raise ValueError(f"{name} {rule}, got {got!r}; change --{name}.")
