@@ -10,6 +10,7 @@ import apache_beam as beam
 import numpy as np
 from apache_beam.options.pipeline_options import PipelineOptions
 
+from pipeline.beam_options import running
 from pipeline.config import PrepareConfig
 from pipeline.rows import join, partition, partition_of
 from pipeline.staging import Staging, write_block
@@ -103,7 +104,7 @@ def _one_pass(
     blocks: list[str], config: PrepareConfig, options: PipelineOptions, out: Path
 ) -> list[str]:
     """One pass of the k-core: files of blocks by query → the same with fewer rows."""
-    with beam.Pipeline(options=options) as pipeline:
+    with running(options) as pipeline:
         (
             pipeline
             | "Blocks" >> beam.Create(blocks)

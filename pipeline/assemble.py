@@ -13,12 +13,13 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline import schema
 from pipeline.activity import load_block, repartition
+from pipeline.beam_options import finish, running
 from pipeline.config import PrepareConfig
 from pipeline.examples import Shard, shard_of, write_shard
 from pipeline.rows import join, partition, partition_of
 from pipeline.split import assign_splits
 from pipeline.staging import Staging, read_json, write_json
-from pipeline.vocabulary import Ids, count_ids, distinct_ids, rank_ids, replace_ids, write_table
+from pipeline.vocabulary import TRAIN, Ids, RankIds, count_ids, distinct_ids, replace_ids
 
 
 def assemble(
@@ -32,7 +33,7 @@ def assemble(
     """Blocks of rows by query → split, dense ids, vocabularies, train counts, shards."""
     id_files = sorted(map(str, staging.stage("ids").glob("*.parquet")))
     out, written = staging.out, staging.stage("shards")
-    with beam.Pipeline(options=options) as pipeline:
+    with running(options) as pipeline:
         rows = (
             pipeline
             | "Blocks" >> beam.Create(blocks)
@@ -47,22 +48,21 @@ def assemble(
             | "LoadIds" >> beam.Map(_load_ids)
         )
         counts = rows | "CountBlock" >> beam.FlatMap(_count_block, config.partitions)
-        dense = (
+        ranked = (
             {"ids": ids, "counts": counts}
             | "JoinCounts" >> beam.CoGroupByKey()
             | "CountRange" >> beam.FlatMap(_count_range)
-            | "BySide" >> beam.GroupByKey()
-            | "Rank" >> beam.FlatMap(_rank_side, out, config.partitions)
+            | "RankIds" >> RankIds(config.partitions, config.rows_per_shard, out)
         )
-        for side in reversed(schema.SIDES):
-            ranges = dense | f"Dense{side}" >> beam.FlatMap(_of_side, side)
-            by_side = rows | f"By{side}" >> beam.FlatMap(repartition, side, config.partitions)
+        for number in (1, 0):  # candidates, then queries
+            side, first = schema.SIDES[number], number * config.partitions
+            by_side = rows | f"By{side}" >> beam.FlatMap(_by_slot, side, config.partitions, first)
             rows = (
-                {"rows": by_side, "dense": ranges}
+                {"rows": by_side, "dense": ranked["dense"]}
                 | f"Join{side}" >> beam.CoGroupByKey()
                 | f"Replace{side}" >> beam.FlatMap(_replace_range, side)
             )
-        (
+        shards = (
             rows
             | "ByShard" >> beam.FlatMap(_to_shards, num_shards)
             | "GroupShards" >> beam.GroupByKey()
@@ -73,63 +73,53 @@ def assemble(
                 )
             )
         )
+        finish(ranked["shards"], shards)
     return sorted(Shard(**read_json(written, path.stem)) for path in written.glob("*.json"))
 
 
-def _load_ids(path: str) -> tuple[str, Ids]:
+def _load_ids(path: str) -> tuple[int, Ids]:
     table = pq.read_table(path)
-    return Path(path).stem, (table["fingerprint"].to_numpy(), table["raw_id"].to_pylist())
+    ids = table[schema.FINGERPRINT].to_numpy(), table[schema.RAW_ID].to_pylist()
+    return int(Path(path).stem), ids
 
 
 def _count_block(
     rows: np.ndarray, partitions: int
-) -> Iterator[tuple[str, tuple[np.ndarray, np.ndarray]]]:
-    """The partial counts of a block: (side-range, (fingerprints, counts [n, 2]))."""
-    for side in schema.SIDES:
+) -> Iterator[tuple[int, tuple[np.ndarray, np.ndarray]]]:
+    """The partial counts of a block: (slot, (fingerprints, counts [n, 2]))."""
+    for number, side in enumerate(schema.SIDES):
         ids, codes = np.unique(rows[side], return_inverse=True)
         train = np.bincount(codes, rows["split"] == 0, len(ids))
         counts = np.stack([np.bincount(codes, minlength=len(ids)), train], 1).astype(np.int64)
         parts = partition_of(ids, partitions)
         for part, found in partition(np.arange(len(ids)), parts, partitions):
-            yield f"{side}-{part:05d}", (ids[found], counts[found])
+            yield number * partitions + part, (ids[found], counts[found])
 
 
 def _count_range(
-    element: tuple[str, dict[str, Iterable[Any]]],
-) -> Iterator[tuple[str, tuple[Ids, np.ndarray]]]:
-    """The ids of one range that still have rows, with their counts, by side."""
-    name, found = element
-    partial = list(found["counts"])
-    if not partial:
+    element: tuple[int, dict[str, Iterable[Any]]],
+) -> Iterator[tuple[int, pa.Table]]:
+    """The ids of one slot that still have rows, with their counts."""
+    slot, found = element
+    partial_counts = list(found["counts"])
+    if not partial_counts:
         return
-    ids, counts = count_ids(partial)
-    prints, raw = distinct_ids(found["ids"])
-    kept = [raw[i] for i in np.searchsorted(prints, ids)]
-    yield name.split("-")[0], ((ids, kept), counts)
+    prints, counts = count_ids(partial_counts)
+    known, raw = distinct_ids(found["ids"])
+    columns = {
+        schema.RAW_ID: pa.array([raw[i] for i in np.searchsorted(known, prints)], pa.binary()),
+        schema.FINGERPRINT: prints,
+        schema.COUNT: counts[:, 0],
+        TRAIN: counts[:, 1],
+    }
+    yield slot, pa.table(columns)
 
 
-def _rank_side(
-    element: tuple[str, Iterable[tuple[Ids, np.ndarray]]], out: Path, partitions: int
-) -> Iterator[tuple[str, tuple[int, np.ndarray, np.ndarray]]]:
-    """Writes the vocabulary of one side: (side, (range, fingerprints ascending, dense ids))."""
-    side, tables = element
-    vocabulary, train_counts = rank_ids(tables)
-    write_table(vocabulary, out / schema.vocabulary_name(side))
-    if side == "candidate":
-        write_table(pa.table({schema.COUNT: train_counts}), out / schema.train_counts_name())
-    prints = vocabulary[schema.FINGERPRINT].to_numpy()
-    dense = np.argsort(prints, kind="stable")
-    parts = partition_of(prints[dense], partitions)
-    for part, chosen in partition(dense, parts, partitions):
-        yield side, (part, prints[chosen], chosen)
-
-
-def _of_side(
-    element: tuple[str, tuple[int, np.ndarray, np.ndarray]], side: str
-) -> Iterator[tuple[int, tuple[np.ndarray, np.ndarray]]]:
-    if element[0] == side:
-        part, prints, dense = element[1]
-        yield part, (prints, dense)
+def _by_slot(
+    rows: np.ndarray, side: str, partitions: int, first: int
+) -> Iterator[tuple[int, np.ndarray]]:
+    for part, some in repartition(rows, side, partitions):
+        yield first + part, some
 
 
 def _replace_range(
@@ -138,8 +128,7 @@ def _replace_range(
     found = element[1]
     rows = join(found["rows"])
     if len(rows):
-        ((prints, dense),) = found["dense"]
-        rows[side] = replace_ids(rows[side], prints, dense)
+        rows[side] = replace_ids(rows[side], found["dense"])
         yield rows
 
 

@@ -1,12 +1,36 @@
-"""Beam's own options on the command line of a job."""
+"""What jobs need of Beam beyond their transforms: its options, and the end of a pipeline."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 from collections.abc import Iterable, Iterator
 
+import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
+
+_DASK_RUNNER = "--runner=apache_beam.runners.dask.dask_runner.DaskRunner"
+_DASK_SIZES = ("--dask_partition_size", "--dask_npartitions")
+
+
+@contextlib.contextmanager
+def running(options: PipelineOptions) -> Iterator[beam.Pipeline]:
+    """A pipeline that runs when the context ends; returns when it is done."""
+    with beam.Pipeline(options=options) as pipeline:
+        yield pipeline
+    client = getattr(pipeline.result, "client", None)
+    if client is not None:  # the DaskRunner opens one for each pipeline and leaves it open
+        client.close()
+
+
+def finish(*branches: beam.PCollection) -> None:
+    """Joins the ends of all branches of a pipeline; call it last.
+
+    The DaskRunner computes what the last transform needs and nothing else: a branch that ends
+    in a file of its own would be left out without a word.
+    """
+    _ = branches | "Join" >> beam.Flatten() | "Finish" >> beam.FlatMap(lambda _: ())
 
 
 def beam_options(arguments: list[str], ours: Iterable[str] = ()) -> PipelineOptions:
@@ -26,6 +50,11 @@ def beam_options(arguments: list[str], ours: Iterable[str] = ()) -> PipelineOpti
     if "--" in arguments:
         cut = arguments.index("--")
         checked, runner_only = arguments[:cut], arguments[cut + 1 :]
+    on_dask = any(flag.startswith("--runner=") and "Dask" in flag for flag in arguments)
+    if on_dask:
+        import apache_beam.runners.dask.dask_runner  # noqa: F401, its import makes its flags known
+
+        checked = [_DASK_RUNNER if flag == "--runner=DaskRunner" else flag for flag in checked]
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for options in _subclasses(PipelineOptions):
         # each class adds its own flags to the one parser; a flag that two share is known already
@@ -45,6 +74,8 @@ def beam_options(arguments: list[str], ours: Iterable[str] = ()) -> PipelineOpti
         hint = f"; did you mean {near[0]}?" if near else "; see --help."
         raise ValueError(f"unknown argument {flag}{hint}")
     flags = checked + runner_only
+    if on_dask and not any(flag.startswith(_DASK_SIZES) for flag in flags):
+        flags = [*flags, "--dask_partition_size=1"]  # by default 128 elements are one task
     if not any(flag.split("=")[0] == "--runner" for flag in flags):
         # DirectRunner would look for a binary to download before it falls back to this one
         flags = ["--runner=FnApiRunner", *flags]

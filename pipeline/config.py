@@ -77,6 +77,15 @@ class PrepareConfig(SourceConfig):
     min_item_interactions: int = 1  # k-core: items with fewer rows are dropped, to a fixed point
     seed: int = 10  # of the random split and of the order of rows
     rows_per_shard: int = 262_144  # rows of an output shard, about
+    user_features: str = ""  # attributes of users: Parquet or text file, directory or glob
+    item_features: str = ""  # attributes of items, also of those without interactions
+    user_features_id: str = ""  # column of the raw id in --user_features; as in the log when empty
+    item_features_id: str = ""  # column of the raw id in --item_features; as in the log when empty
+    user_feature_kinds: tuple[str, ...] = ()  # COLUMN=KIND, as --item_feature_kinds
+    item_feature_kinds: tuple[str, ...] = ()  # COLUMN=KIND where the type of the column does not
+    # say it: categorical, multi, numeric, text, or skip to leave the column out
+    feature_min_count: int = 1  # rarer values, among ids with train rows, count as unknown
+    feature_separator: str = "|"  # between the values of a multi column that is text
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -88,8 +97,15 @@ class PrepareConfig(SourceConfig):
             "must be in [0, 1)",
             self.validation_ratio,
         )
-        for name in ("min_user_interactions", "min_item_interactions", "rows_per_shard"):
+        least = ("min_user_interactions", "min_item_interactions", "rows_per_shard")
+        for name in (*least, "feature_min_count"):
             _require(getattr(self, name) >= 1, name, "must be at least 1", getattr(self, name))
+        _require(bool(self.feature_separator), "feature_separator", "must be given", "")
+        for side, word in (("query", "user"), ("candidate", "item")):
+            self.kinds_of(side)
+            for name in (f"{word}_features_id", f"{word}_feature_kinds"):
+                if getattr(self, name) and not getattr(self, f"{word}_features"):
+                    raise ValueError(f"--{name} needs --{word}_features, the table it speaks of.")
 
     @property
     def needs_timestamps(self) -> bool:
@@ -101,11 +117,26 @@ class PrepareConfig(SourceConfig):
         """Whether the split is that of the source's files."""
         return self.split == "given"
 
+    def kinds_of(self, side: str) -> dict[str, str]:
+        """Column → kind or `skip`, as the flag of a side says it."""
+        flag = "user_feature_kinds" if side == "query" else "item_feature_kinds"
+        kinds = {}
+        for pair in getattr(self, flag):
+            name, _, kind = pair.rpartition("=")
+            rule = f"must be COLUMN=KIND with a kind of {(*schema.FEATURE_KINDS, 'skip')}"
+            _require(bool(name) and kind in (*schema.FEATURE_KINDS, "skip"), flag, rule, pair)
+            kinds[name] = kind
+        return kinds
+
     def recorded(self) -> dict[str, Any]:
         """What the manifest records: all that decides the content, nothing that does not."""
         fields = dataclasses.asdict(self)
         for name in ("source", "output", "overwrite", "partitions", "allow_empty_files"):
             del fields[name]
+        if not self.user_features and not self.item_features:
+            fields = {name: value for name, value in fields.items() if "feature" not in name}
+        else:  # where they lie does not decide the content, as for the source
+            del fields["user_features"], fields["item_features"]
         return fields | {"format_version": schema.FORMAT_VERSION}
 
 
@@ -116,6 +147,7 @@ class FrequenciesConfig(SourceConfig):
     user_column: str = ""  # column of the raw user id; not needed to count items
     previous: str = ""  # output of an earlier run to go on from; none: from nothing
     decay: float = 1.0  # counts of the earlier run are multiplied by it
+    allow_repeated_files: bool = False  # a file that was counted before is no error
     head_share: float = 0.01  # share of the items that the summary calls the head
     streaming: bool = False  # estimate the steps between two occurrences (correct-sfx), no counts
     batch_size: int = 2048  # streaming: rows of a step, in the order of time, then of the source

@@ -17,6 +17,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline import schema
 from pipeline.activity import repartition
+from pipeline.beam_options import finish, running
 from pipeline.config import PrepareConfig, SourceConfig
 from pipeline.read import DeadLetter, read_blocks
 from pipeline.rows import drop_duplicates, join, partition, partition_of
@@ -25,6 +26,15 @@ from pipeline.staging import Staging, read_json, write_block, write_json
 from pipeline.vocabulary import Ids, distinct_ids, write_table
 
 DEAD_LETTERS = "dead_letters.jsonl"
+_ROWS, _IDS, _DEAD, _TALLY = "rows", "ids", "dead", "tally"  # kinds of what a piece gives
+
+
+class Read(NamedTuple):
+    """What `read_source` adds to a pipeline."""
+
+    rows: beam.PCollection  # (range of fingerprints of the key's side, ROW [n])
+    ids: beam.PCollection  # (side · partitions + range, (fingerprints int64 [n], raw ids))
+    staged: tuple[beam.PCollection, beam.PCollection]  # dead letters, tallies; for `finish`
 
 
 def ingest(
@@ -32,18 +42,19 @@ def ingest(
 ) -> None:
     """Pieces → blocks of distinct rows by query, ids by fingerprint, dead letters, tallies."""
     out = {name: staging.stage(name) for name in ("rows", "ids", "tally")}
-    with beam.Pipeline(options=options) as pipeline:
-        rows, ids = read_source(pipeline, pieces, config, staging)
-        _ = (
-            rows
+    with running(options) as pipeline:
+        read = read_source(pipeline, pieces, config, staging)
+        rows = (
+            read.rows
             | "GroupRows" >> beam.GroupByKey()
             | "StageRows" >> beam.MapTuple(partial(_stage_distinct, out=out))
         )
-        _ = (
-            ids
+        ids = (
+            read.ids
             | "GroupIds" >> beam.GroupByKey()
             | "StageIds" >> beam.MapTuple(partial(_stage_ids, out=out["ids"]))
         )
+        finish(rows, ids, *read.staged)
 
 
 def read_source(
@@ -52,8 +63,10 @@ def read_source(
     config: SourceConfig,
     staging: Staging,
     key: str = "query",
-) -> tuple[beam.PCollection, beam.PCollection]:
+) -> Read:
     """Reads and validates all pieces; `check_read` tells afterwards what became of the rows.
+
+    Each key comes many times, and an id at least once for each block that holds it.
 
     Args:
       pipeline: what the steps are added to.
@@ -61,29 +74,36 @@ def read_source(
       config: columns and rules.
       staging: takes the dead letters and the tallies.
       key: the side by whose id rows are keyed.
-
-    Returns:
-      (range of fingerprints, ROW [n]) and (side-range, (fingerprints int64 [n], raw ids)), each
-      key many times; ids are those of the rows, once a block at least.
     """
     read = (
         pipeline
         | "Pieces" >> beam.Create(pieces)
         | "Spread" >> beam.Reshuffle()
-        | "Read"
-        >> beam.ParDo(ReadPiece(config, key)).with_outputs("ids", "dead", "tally", main="rows")
+        | "Read" >> beam.ParDo(ReadPiece(config, key))
     )
-    _ = (
-        read.dead
+    dead, tally = staging.stage("dead"), staging.stage("tally")
+    letters = (
+        read
+        | "DeadLetters" >> beam.FlatMap(_only, kind=_DEAD)
         | "GroupDeadLetters" >> beam.GroupByKey()
-        | "StageDeadLetters" >> beam.MapTuple(partial(_stage_letters, out=staging.stage("dead")))
+        | "StageDeadLetters" >> beam.MapTuple(partial(_stage_letters, out=dead))
     )
-    _ = (
-        read.tally
+    tallies = (
+        read
+        | "Tallies" >> beam.FlatMap(_only, kind=_TALLY)
         | "GroupTallies" >> beam.GroupByKey()
-        | "StageTallies" >> beam.MapTuple(partial(_stage_tallies, out=staging.stage("tally")))
+        | "StageTallies" >> beam.MapTuple(partial(_stage_tallies, out=tally))
     )
-    return read.rows, read.ids
+    return Read(
+        read | "Rows" >> beam.FlatMap(_only, kind=_ROWS),
+        read | "Ids" >> beam.FlatMap(_only, kind=_IDS),
+        (letters, tallies),
+    )
+
+
+def _only(element: tuple[str, int, Any], kind: str) -> Iterator[tuple[int, Any]]:
+    if element[0] == kind:
+        yield element[1:]
 
 
 class Tally(NamedTuple):
@@ -96,7 +116,7 @@ class Tally(NamedTuple):
 
 
 class ReadPiece(beam.DoFn):
-    """One piece → (range, rows) and, tagged, its ids, dead letters and tally.
+    """One piece → (kind, key, value): its rows and ids by range, dead letters, tally.
 
     A piece that cannot be read to its end is told in the tally: an exception would reach the
     user as a worker's stack trace, and differently from each runner.
@@ -120,18 +140,18 @@ class ReadPiece(beam.DoFn):
                     found, sizes = np.unique(block.rows["timestamp"] // 86_400, return_counts=True)
                     days.update(dict(zip(found.tolist(), sizes.tolist(), strict=True)))
                 self._bad.inc(len(block.bad))
-                yield from repartition(block.rows, self._key, partitions)
+                for part, rows in repartition(block.rows, self._key, partitions):
+                    yield _ROWS, part, rows
                 for side, (prints, raw) in block.ids.items():
+                    first = schema.SIDES.index(side) * partitions
                     parts = partition_of(prints, partitions)
-                    for part, rows in partition(np.arange(len(raw)), parts, partitions):
-                        table = (prints[rows], [raw[i] for i in rows])
-                        yield beam.pvalue.TaggedOutput("ids", (f"{side}-{part:05d}", table))
+                    for part, places in partition(np.arange(len(raw)), parts, partitions):
+                        yield _IDS, first + part, (prints[places], [raw[i] for i in places])
                 if block.bad:
-                    yield beam.pvalue.TaggedOutput("dead", (piece.number, block.bad))
+                    yield _DEAD, piece.number, block.bad
         except ValueError as error:
             problem = str(error)
-        tally = Tally(piece.path, dict(counts), dict(days), problem)
-        yield beam.pvalue.TaggedOutput("tally", ("", tally))
+        yield _TALLY, 0, Tally(piece.path, dict(counts), dict(days), problem)
 
 
 def _stage_distinct(part: int, blocks: Iterable[np.ndarray], out: dict[str, Path]) -> str:
@@ -142,10 +162,10 @@ def _stage_distinct(part: int, blocks: Iterable[np.ndarray], out: dict[str, Path
     return write_block(out["rows"], f"{part:05d}", kept)
 
 
-def _stage_ids(name: str, tables: Iterable[Ids], out: Path) -> None:
+def _stage_ids(slot: int, tables: Iterable[Ids], out: Path) -> None:
     prints, raw = distinct_ids(tables)
-    table = pa.table({"fingerprint": prints, "raw_id": pa.array(raw, pa.binary())})
-    write_table(table, out / f"{name}.parquet")
+    table = pa.table({schema.FINGERPRINT: prints, schema.RAW_ID: pa.array(raw, pa.binary())})
+    write_table(table, out / f"{slot:05d}.parquet")
 
 
 def _stage_letters(piece: int, letters: Iterable[list[DeadLetter]], out: Path) -> None:
@@ -153,7 +173,7 @@ def _stage_letters(piece: int, letters: Iterable[list[DeadLetter]], out: Path) -
     schema.write_atomically(out / f"{piece:06d}.jsonl", "".join(lines))
 
 
-def _stage_tallies(_: str, tallies: Iterable[Tally], out: Path) -> None:
+def _stage_tallies(_: int, tallies: Iterable[Tally], out: Path) -> None:
     counts: Counter[str] = Counter()
     files: Counter[str] = Counter()
     days: Counter[int] = Counter()

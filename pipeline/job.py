@@ -17,7 +17,7 @@ from pipeline.assemble import assemble
 from pipeline.beam_options import beam_options
 from pipeline.config import PrepareConfig
 from pipeline.examples import Shard, columns_of, write_dataset_metadata
-from pipeline.ingest import check_ingested, ingest
+from pipeline.ingest import check_ingested, check_nothing_lost, ingest
 from pipeline.sources import (
     Piece,
     column_names,
@@ -55,7 +55,8 @@ def prepare(config: PrepareConfig, beam_arguments: list[str] | None = None) -> s
         log.info("prepare: writing %d rows in %d shard(s) a split", counts["rows"], num_shards)
         shards = assemble(blocks, columns, num_shards, config, options, staging)
         write_dataset_metadata(staging.out, shards, num_shards, columns)
-        manifest = _manifest(config, counts, shards, columns, staging)
+        staging.sweep()
+        manifest = _manifest(config, counts, shards, num_shards, columns, staging)
         manifest.write(staging.out)
         staging.commit()
     log.info("prepare: %s is complete", config.output)
@@ -72,19 +73,22 @@ def _manifest(
     config: PrepareConfig,
     counts: dict[str, int],
     shards: list[Shard],
+    num_shards: int,
     columns: tuple[str, ...],
     staging: Staging,
 ) -> schema.Manifest:
     out = staging.out
     for code, split in enumerate(schema.SPLITS):
         counts[split] = sum(shard.rows for shard in shards if shard.split == code)
-    assert counts["rows"] == sum(counts[split] for split in schema.SPLITS), counts
-    train_counts = pq.read_table(out / schema.train_counts_name())[schema.COUNT].to_numpy()
-    sizes = {side: pq.read_metadata(out / schema.vocabulary_name(side)) for side in schema.SIDES}
-    counts["queries"] = sizes["query"].num_rows
-    counts["candidates"] = sizes["candidate"].num_rows
-    counts["candidates_without_train_rows"] = int((train_counts == 0).sum())
-    num_shards = 1 + max(shard.number for shard in shards)
+    drops = ("bad", "below_threshold", "duplicates", "k_core")
+    check_nothing_lost(counts["read"], counts, drops + schema.SPLITS)
+    for side, name in zip(schema.SIDES, ("queries", "candidates"), strict=True):
+        tables = out.glob(f"{side}_vocabulary-*.parquet")
+        counts[name] = sum(pq.read_metadata(path).num_rows for path in tables)
+    counts["candidates_without_train_rows"] = sum(
+        int((pq.read_table(path)[schema.COUNT].to_numpy() == 0).sum())
+        for path in out.glob("candidate_train_counts-*.parquet")
+    )
     rows = {schema.shard_name(schema.SPLITS[s.split], s.number, num_shards): s.rows for s in shards}
     return schema.Manifest(
         kind="prepared",

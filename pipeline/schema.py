@@ -11,12 +11,25 @@ import dataclasses
 import hashlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from pipeline.feature_spec import (  # noqa: F401, part of the contract
+    FEATURE_KINDS,
+    FEATURES,
+    VALUE,
+    FeatureSpec,
+    cold_features_name,
+    feature_specs,
+    feature_vocabulary_name,
+    features_name,
+    presence_name,
+)
 
 FORMAT_VERSION = "1.0"  # major.minor; a reader refuses a newer major version
 
@@ -28,6 +41,11 @@ SIDES = ("query", "candidate")
 # Columns of an example (dense ids) and of a vocabulary table (row number = dense id).
 QUERY_ID, CANDIDATE_ID, TIMESTAMP, WEIGHT = "query_id", "candidate_id", "timestamp", "weight"
 RAW_ID, FINGERPRINT, COUNT = "raw_id", "fingerprint", "count"
+
+# A job of its own counts items: files of raw_id, fingerprint, count (float64) and log_q (float64),
+# by ascending fingerprint over all shards.
+FREQUENCIES = "candidate_frequencies"
+LOG_Q = "log_q"
 
 # A bundle is what a trainer hands to `serving`: vectors, ids and, where there is one, a query
 # SavedModel with query_id string [B] -> embedding float32 [B, D], known bool [B].
@@ -71,6 +89,11 @@ def train_counts_name(shard: int = 0, num_shards: int = 1) -> str:
     return f"candidate_train_counts-{shard:05d}-of-{num_shards:05d}.parquet"
 
 
+def frequencies_name(shard: int = 0, num_shards: int = 1) -> str:
+    """Parquet with `raw_id`, `fingerprint`, `count` and `log_q` by ascending fingerprint."""
+    return f"{FREQUENCIES}-{shard:05d}-of-{num_shards:05d}.parquet"
+
+
 def checksum(path: str | os.PathLike[str]) -> str:
     """16 bytes of blake2b of the content of a file, in hexadecimal."""
     digest = hashlib.blake2b(digest_size=16)
@@ -84,8 +107,8 @@ def checksum(path: str | os.PathLike[str]) -> str:
 class Manifest:
     """What a directory holds and how it was made; its presence is what makes it complete.
 
-    `kind` is `prepared`, `bundle` or `version`. `counts` holds numbers of rows and ids,
-    `files` maps a path relative to the directory to its size in bytes and its checksum.
+    `kind` is `prepared`, `frequencies`, `bundle` or `version`. `counts` holds numbers of rows and
+    ids, `files` maps a path relative to the directory to its size in bytes and its checksum.
     Nothing in it depends on the time, the machine or the number of workers.
     """
 
@@ -123,7 +146,7 @@ def write_atomically(path: Path, text: str) -> None:
 @contextlib.contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
     """A path to write to, which becomes `path` at the end; where writing fails, nothing does."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(6)}")  # workers may share a disk
     yield aside
     os.replace(aside, path)
 
@@ -148,7 +171,12 @@ def read_manifest(directory: str | os.PathLike[str], kind: str) -> Manifest:
       ValueError: there is no manifest, it is of another kind, or its format is newer.
     """
     path = Path(directory) / MANIFEST
-    maker = {"prepared": "prepare", "bundle": "export", "version": "export"}[kind]
+    maker = {
+        "prepared": "prepare",
+        "frequencies": "frequencies",
+        "bundle": "export",
+        "version": "export",
+    }[kind]
     if not path.is_file():
         raise ValueError(
             f"{directory} holds no finished {kind} data: there is no {MANIFEST} in it. "

@@ -74,8 +74,16 @@ class Staging:
         path.mkdir(exist_ok=True)
         return path
 
+    def sweep(self) -> None:
+        """Removes what workers that were killed have half written."""
+        for path in self.out.glob(".*"):
+            path.unlink()
+
     def commit(self) -> None:
-        """Puts the finished output in its place."""
+        """Puts the finished output in its place.
+
+        Call `sweep` before the files are described.
+        """
         schema.replace_directory(self.out, self.destination)
 
 

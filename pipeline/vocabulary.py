@@ -1,17 +1,29 @@
-"""Vocabularies: raw id ↔ dense id, by descending count, then by raw id."""
+"""Vocabularies: raw id ↔ dense id, by descending count, then by raw id.
 
-from __future__ import annotations
+A dense id is the rank of an id in its whole side, yet no worker sees a whole side: ids go to ranges
+of ranks by boundaries that a sample gives, each range is sorted alone, and the sizes of the ranges
+before it make its offset. The boundaries decide where work is done, never what comes out.
+"""
 
-from collections.abc import Iterable
+import bisect
+import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
+import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import schema
+from pipeline.rows import partition, partition_of
 
 Ids = tuple[np.ndarray, list[bytes]]  # fingerprints int64 [n], raw ids in UTF-8
+TRAIN = "train"  # column of counted ids beside those of a vocabulary: rows in train
+RANK_ORDER = [(schema.COUNT, "descending"), (schema.RAW_ID, "ascending")]
+_SAMPLE = 64  # keys of one range of fingerprints that the boundaries are chosen from
 
 
 def distinct_ids(tables: Iterable[Ids]) -> Ids:
@@ -49,37 +61,180 @@ def count_ids(blocks: Iterable[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarr
     return ids, sums
 
 
-def rank_ids(tables: Iterable[tuple[Ids, np.ndarray]]) -> tuple[pa.Table, np.ndarray]:
-    """The vocabulary of one side, and the train counts of its ids.
-
-    Args:
-      tables: (ids, counts int64 [n, 2] as in `count_ids`) of disjoint sets of ids.
-
-    Returns:
-      raw_id, fingerprint, count over all splits, where the row number is the dense id; and
-      the train counts in the same order, int64 [V].
-    """
+def replace_ids(ids: np.ndarray, tables: Iterable[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """Fingerprints → dense ids; the tables hold fingerprints [m] and their dense ids [m]."""
     tables = list(tables)
-    counts = np.concatenate([counts for _, counts in tables])
-    table = pa.table(
-        {
-            schema.RAW_ID: pa.array([raw for ids, _ in tables for raw in ids[1]], pa.binary()),
-            schema.FINGERPRINT: np.concatenate([ids[0] for ids, _ in tables]),
-            schema.COUNT: counts[:, 0],
-            "train": counts[:, 1],
-        }
-    )
-    table = table.sort_by([(schema.COUNT, "descending"), (schema.RAW_ID, "ascending")])
-    table = table.set_column(0, schema.RAW_ID, table[schema.RAW_ID].cast(pa.string()))
-    return table.drop_columns(["train"]), table["train"].to_numpy()
-
-
-def replace_ids(ids: np.ndarray, fingerprints: np.ndarray, dense: np.ndarray) -> np.ndarray:
-    """Fingerprints → dense ids; `fingerprints` [m] ascending and `dense` [m] are the table."""
-    return dense[np.searchsorted(fingerprints, ids)]
+    prints = np.concatenate([prints for prints, _ in tables])
+    by_print = np.argsort(prints, kind="stable")
+    dense = np.concatenate([dense for _, dense in tables])[by_print]
+    return dense[np.searchsorted(prints[by_print], ids)]
 
 
 def write_table(table: pa.Table, path: Path) -> None:
     """Writes a Parquet file in one step: the same table gives the same bytes."""
     with schema.written_aside(path) as aside:
         pq.write_table(table, aside)
+
+
+@beam.typehints.with_input_types(tuple[int, pa.Table])
+@dataclasses.dataclass
+class RankIds(beam.PTransform):
+    """(slot, counted ids) → `shards` written, `dense`: (slot, (fingerprints, dense ids)).
+
+    A slot is side · partitions + range of fingerprints. Counted ids are a table with the columns
+    raw_id (binary), fingerprint, count and `TRAIN`, one a slot, every id in one of them.
+
+    Attributes:
+      partitions: ranges of fingerprints, and of ranks.
+      ids_per_shard: ids of a file of a vocabulary; it alone decides how they are cut.
+      out: directory of the vocabularies and of the train counts of the candidates.
+    """
+
+    partitions: int
+    ids_per_shard: int
+    out: Path
+
+    def expand(self, counted: beam.PCollection) -> Any:  # a dict; Beam has no type for it
+        boundaries = (
+            counted
+            | "Sample" >> beam.Map(self._sample)
+            | "GatherSamples" >> beam.GroupByKey()
+            | "ChooseBoundaries" >> beam.FlatMap(self._boundaries)
+        )
+        ranges = (
+            {"tables": counted, "boundaries": boundaries}
+            | "WithBoundaries" >> beam.CoGroupByKey()
+            | "ByRankRange" >> beam.FlatMap(self._by_rank_range)
+            | "GroupRankRanges" >> beam.GroupByKey()
+            | "SortRankRange" >> beam.MapTuple(_sort_range)
+        )
+        offsets = (
+            ranges
+            | "Sizes" >> beam.MapTuple(self._size)
+            | "GatherSizes" >> beam.GroupByKey()
+            | "Offsets" >> beam.FlatMap(self._offsets)
+        )
+        ranked = (
+            {"tables": ranges, "offsets": offsets}
+            | "WithOffsets" >> beam.CoGroupByKey()
+            | "Rank" >> beam.FlatMap(_with_offset)
+        )
+        shards = (
+            ranked
+            | "ByShard" >> beam.FlatMap(self._by_shard)
+            | "GroupShards" >> beam.GroupByKey()
+            | "WriteShard" >> beam.MapTuple(self._write_shard)
+        )
+        return {"shards": shards, "dense": ranked | "Dense" >> beam.FlatMap(self._dense)}
+
+    def _sample(self, element: tuple[int, pa.Table]) -> tuple[int, list[tuple[int, bytes]]]:
+        slot, table = element
+        table = table.sort_by(RANK_ORDER)
+        keys = table.take(pa.array(np.arange(0, len(table), max(1, len(table) // _SAMPLE))))
+        counts, raw = keys[schema.COUNT].to_pylist(), keys[schema.RAW_ID].to_pylist()
+        return slot // self.partitions, [(-n, r) for n, r in zip(counts, raw, strict=True)]
+
+    def _boundaries(
+        self, element: tuple[int, Iterable[list[tuple[int, bytes]]]]
+    ) -> Iterator[tuple[int, list[tuple[int, bytes]]]]:
+        """The first key of every range of ranks but the first, sent to each slot of the side."""
+        side, samples = element
+        keys = sorted(key for sample in samples for key in sample)
+        places = np.arange(1, self.partitions) * len(keys) // self.partitions
+        chosen = sorted({keys[place] for place in places})
+        for part in range(self.partitions):
+            yield side * self.partitions + part, chosen
+
+    def _by_rank_range(
+        self, element: tuple[int, dict[str, Iterable[Any]]]
+    ) -> Iterator[tuple[int, pa.Table]]:
+        slot, found = element
+        for table in found["tables"]:
+            (boundaries,) = found["boundaries"]
+            table = table.sort_by(RANK_ORDER)
+            descending = -table[schema.COUNT].to_numpy()
+            raw = table[schema.RAW_ID].combine_chunks()
+            cuts = [0, *(_place(descending, raw, key) for key in boundaries), len(table)]
+            for number, (start, end) in enumerate(itertools.pairwise(cuts)):
+                if end > start:
+                    first = (slot // self.partitions) * self.partitions
+                    # taken, not sliced: a slice would travel with the whole table behind it
+                    yield first + number, table.take(pa.array(np.arange(start, end)))
+
+    def _size(self, rank_range: int, table: pa.Table) -> tuple[int, tuple[int, int]]:
+        return rank_range // self.partitions, (rank_range, len(table))
+
+    def _offsets(
+        self, element: tuple[int, Iterable[tuple[int, int]]]
+    ) -> Iterator[tuple[int, tuple[int, int]]]:
+        """(range of ranks, (ids of its side before it, ids of its side))."""
+        sizes = sorted(element[1])
+        total, offset = sum(size for _, size in sizes), 0
+        for rank_range, size in sizes:
+            yield rank_range, (offset, total)
+            offset += size
+
+    def _side(self, rank_range: int) -> int:
+        return rank_range // self.partitions
+
+    def _by_shard(
+        self, ranked: "Ranked"
+    ) -> Iterator[tuple[tuple[int, int, int], tuple[int, pa.Table]]]:
+        """((side, shard, shards of the side), (place in the shard, ids))."""
+        shards = max(1, -(-ranked.total // self.ids_per_shard))
+        rank, end = ranked.offset, ranked.offset + len(ranked.table)
+        while rank < end:
+            shard, place = divmod(rank, self.ids_per_shard)
+            size = min(end - rank, self.ids_per_shard - place)
+            part = ranked.table.take(pa.array(np.arange(size) + rank - ranked.offset))
+            yield (self._side(ranked.rank_range), shard, shards), (place, part)
+            rank += size
+
+    def _write_shard(self, key: tuple[int, int, int], parts: Iterable[tuple[int, pa.Table]]) -> str:
+        side, shard, shards = schema.SIDES[key[0]], key[1], key[2]
+        ordered = sorted(parts, key=lambda part: part[0])
+        table = pa.concat_tables([part for _, part in ordered]).combine_chunks()
+        raw = table[schema.RAW_ID].cast(pa.string())
+        vocabulary = table.drop_columns([TRAIN]).set_column(0, schema.RAW_ID, raw)
+        name = schema.vocabulary_name(side, shard, shards)
+        write_table(vocabulary, self.out / name)
+        if side == "candidate":
+            counts = pa.table({schema.COUNT: table[TRAIN]})
+            write_table(counts, self.out / schema.train_counts_name(shard, shards))
+        return name
+
+    def _dense(self, ranked: "Ranked") -> Iterator[tuple[int, tuple[np.ndarray, np.ndarray]]]:
+        prints = ranked.table[schema.FINGERPRINT].to_numpy()
+        dense = np.arange(ranked.offset, ranked.offset + len(prints))
+        parts = partition_of(prints, self.partitions)
+        first = self._side(ranked.rank_range) * self.partitions
+        for part, chosen in partition(np.arange(len(prints)), parts, self.partitions):
+            yield first + part, (prints[chosen], dense[chosen])
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranked:
+    """The ids of one range of ranks, in order."""
+
+    rank_range: int  # side · partitions + range
+    offset: int  # dense id of the first
+    total: int  # ids of the whole side
+    table: pa.Table
+
+
+def _place(descending: np.ndarray, raw: pa.Array, key: tuple[int, bytes]) -> int:
+    """Where a key stands among rows sorted by (-count, raw id): the first row not before it."""
+    low = int(np.searchsorted(descending, key[0], "left"))
+    high = int(np.searchsorted(descending, key[0], "right"))
+    return bisect.bisect_left(range(high), key[1], low, high, key=lambda row: raw[row].as_py())
+
+
+def _sort_range(rank_range: int, tables: Iterable[pa.Table]) -> tuple[int, pa.Table]:
+    return rank_range, pa.concat_tables(list(tables)).sort_by(RANK_ORDER).combine_chunks()
+
+
+def _with_offset(element: tuple[int, dict[str, Iterable[Any]]]) -> Iterator[Ranked]:
+    rank_range, found = element
+    for table in found["tables"]:
+        ((offset, total),) = found["offsets"]
+        yield Ranked(rank_range, offset, total, table)

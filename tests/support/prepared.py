@@ -33,8 +33,8 @@ def examples(directory, split, *columns):
 
 def vocabulary(directory, side):
     """The raw ids of a side in dense-id order."""
-    (path,) = Path(directory).glob(f"{side}_vocabulary-*.parquet")
-    return pq.read_table(path)["raw_id"].to_pylist()
+    paths = sorted(Path(directory).glob(f"{side}_vocabulary-*.parquet"))
+    return [raw for path in paths for raw in pq.read_table(path)["raw_id"].to_pylist()]
 
 
 def raw_pairs(directory, split):
