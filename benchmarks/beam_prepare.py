@@ -1,0 +1,155 @@
+"""Times the preparation job, and the streaming estimator of item frequencies.
+
+    python -m benchmarks.beam_prepare [--quick] [--data FILE] [--json FILE] [--plot FILE]
+
+Every preparation is a process of its own, from its start to its end, with the FnApiRunner's
+default of one worker process. `speedup_vs_row_by_row` is against `benchmarks.row_by_row`: the same
+steps with one element a row, the same bytes in the shards (checked). `growth_10x` is the time for
+ten times the rows. `peak_gib` is the resident memory of the whole process tree, at the larger size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import filecmp
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import psutil
+
+from pipeline import schema
+
+GOWALLA = (29_858, 40_981, 1_027_464)  # users, items, rows
+SMALL, LARGE = 1_000_000, 10_000_000
+ZIPF = 1.05  # popularity of an item ∝ rank ** -ZIPF
+MODULES = "import os; os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'; "
+
+
+def main() -> None:
+    """Parses, measures, prints the figures and writes them."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data", help="Parquet with user_id and item_id; synthetic by default")
+    parser.add_argument("--json", help="where to write the results")
+    parser.add_argument("--plot", help="where to write the plot of the estimator's error (.png)")
+    parser.add_argument("--quick", action="store_true", help="a tenth of the rows, once each")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as directory:
+        results = measure(options, Path(directory))
+    results["command"] = "python -m benchmarks.beam_prepare " + " ".join(sys.argv[1:])
+    print(json.dumps(results, indent=2))
+    if options.json:
+        schema.write_atomically(Path(options.json), json.dumps(results, indent=2) + "\n")
+
+
+def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
+    """All figures, one after the other on an otherwise idle machine."""
+    tenth, rounds = (10, 1) if options.quick else (1, 3)
+    log = Path(options.data) if options.data else work / "gowalla.parquet"
+    if not options.data:
+        users, items, rows = GOWALLA
+        write_log(log, rows // tenth, users, items)
+    source = work / "source.parquet"
+    table = pd.read_parquet(log, columns=["user_id", "item_id"]).iloc[
+        :: tenth if options.data else 1
+    ]
+    table.to_parquet(source)
+    results: dict[str, Any] = {"gowalla_rows": len(table)}
+    blocks = [run_prepare(source, work / "blocks")[0] for _ in range(rounds)]
+    by_row = run_row_by_row(source, work / "rows", work / "blocks")
+    results |= {
+        "gowalla_seconds": statistics.median(blocks),
+        "row_by_row_seconds": by_row,
+        "speedup_vs_row_by_row": by_row / statistics.median(blocks),
+    }
+    results |= growth(SMALL // tenth, LARGE // tenth, rounds, work)
+    return results
+
+
+def growth(small: int, large: int, rounds: int, work: Path) -> dict[str, Any]:
+    """Seconds at two sizes, memory at the larger, and the time of the count alone in Polars."""
+    import polars
+
+    seconds: dict[int, list[float]] = {small: [], large: []}
+    peaks = []
+    for size in (small, large):
+        write_log(work / f"{size}.parquet", size, size // 10, size // 20)
+    for _ in range(rounds):
+        for size in (small, large):
+            taken, peak = run_prepare(work / f"{size}.parquet", work / f"out{size}")
+            seconds[size].append(taken)
+            peaks.append(peak)
+    start = time.perf_counter()
+    lazy = polars.scan_parquet(work / f"{large}.parquet")
+    lazy.group_by("item_id").len().sort("len").collect()
+    return {
+        "small_rows": small,
+        "small_seconds": statistics.median(seconds[small]),
+        "large_rows": large,
+        "large_seconds": statistics.median(seconds[large]),
+        "growth_10x": statistics.median(
+            b / a for a, b in zip(seconds[small], seconds[large], strict=True)
+        ),
+        "peak_gib": max(peaks),
+        "polars_count_seconds": time.perf_counter() - start,
+    }
+
+
+def write_log(path: Path, rows: int, users: int, items: int) -> None:
+    """A log whose items are Zipf-distributed and whose users are nearly evenly so."""
+    rng = np.random.default_rng(0)
+    weights = np.arange(1, items + 1) ** -ZIPF
+    table = pd.DataFrame(
+        {
+            "user_id": rng.integers(0, users, rows),
+            "item_id": rng.choice(items, rows, p=weights / weights.sum()),
+        }
+    )
+    table.to_parquet(path, row_group_size=262_144)
+
+
+def run_prepare(source: Path, output: Path) -> tuple[float, float]:
+    """Seconds and GiB of `twotower prepare`."""
+    command = ["prepare", "--source", str(source), "--output", str(output), "--overwrite"]
+    return timed([sys.executable, "-m", "twotower", *command])
+
+
+def run_row_by_row(source: Path, output: Path, expected: Path) -> float:
+    """Seconds of the graph with one element a row; its files are those of the other."""
+    output.mkdir()
+    shards = len(list(expected.glob("interactions-train.*")))
+    code = f"{MODULES}from benchmarks.row_by_row import prepare_rows; prepare_rows("
+    seconds, _ = timed([sys.executable, "-c", f"{code}{str(source)!r}, {str(output)!r}, {shards})"])
+    names = sorted(path.name for path in output.iterdir())
+    _, differ, missing = filecmp.cmpfiles(output, expected, names, shallow=False)
+    if differ or missing or not names:
+        raise RuntimeError(f"the two graphs differ in {differ + missing}")
+    return seconds
+
+
+def timed(command: list[str]) -> tuple[float, float]:
+    """Seconds of a process, and the largest sum of resident memory of its tree, in GiB."""
+    start, peak = time.perf_counter(), 0
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    tree = psutil.Process(process.pid)
+    while process.poll() is None:
+        try:
+            family = [tree, *tree.children(recursive=True)]
+            peak = max(peak, sum(one.memory_info().rss for one in family))
+        except psutil.NoSuchProcess:
+            pass
+        time.sleep(0.05)
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(command)} ended with status {process.returncode}")
+    return time.perf_counter() - start, peak / 2**30
+
+
+if __name__ == "__main__":
+    main()
