@@ -1,0 +1,45 @@
+"""What a service answers when it cannot answer: one exception for each kind of refusal."""
+
+from __future__ import annotations
+
+
+class ServiceError(Exception):
+    """A request that gets no result; the message is for the client.
+
+    Attributes:
+      http: status code of the REST API.
+      grpc: name of the status code of the gRPC API.
+    """
+
+    http = 500
+    grpc = "INTERNAL"
+
+
+class InvalidRequest(ServiceError):  # noqa: N818 - these are names of answers, not of faults
+    """The request itself is wrong; the same request fails again."""
+
+    http, grpc = 400, "INVALID_ARGUMENT"
+
+
+class NotFound(ServiceError):  # noqa: N818
+    """There is no such model, version, signature or query."""
+
+    http, grpc = 404, "NOT_FOUND"
+
+
+class Overloaded(ServiceError):  # noqa: N818
+    """The queue is full; the client may try again later."""
+
+    http, grpc = 429, "RESOURCE_EXHAUSTED"
+
+
+class DeadlineExceeded(ServiceError):  # noqa: N818
+    """The client's deadline, or the service's own, passed before there was a result."""
+
+    http, grpc = 504, "DEADLINE_EXCEEDED"
+
+
+class Unavailable(ServiceError):  # noqa: N818
+    """No version is loaded yet, or the service is shutting down."""
+
+    http, grpc = 503, "UNAVAILABLE"
