@@ -44,8 +44,10 @@ EXTRAS = {
         "types-tqdm",
         "pandas-stubs",
         "httpx>=0.27",
-        "polars>=1",  # the floor that benchmarks compare with
+        "faiss-cpu>=1.9",  # opponents and floors of benchmarks, as polars
+        "polars>=1",
         "psutil>=5",
+        "schemathesis>=4",
         "selenium>=4",
         "setuptools>=77",
         "wheel",
