@@ -75,11 +75,34 @@ def beam_options(arguments: list[str], ours: Iterable[str] = ()) -> PipelineOpti
         raise ValueError(f"unknown argument {flag}{hint}")
     flags = checked + runner_only
     if on_dask and not any(flag.startswith(_DASK_SIZES) for flag in flags):
-        flags = [*flags, "--dask_partition_size=1"]  # by default 128 elements are one task
+        flags = [*flags, f"--dask_npartitions={2 * _dask_threads(flags)}"]
     if not any(flag.split("=")[0] == "--runner" for flag in flags):
         # DirectRunner would look for a binary to download before it falls back to this one
         flags = ["--runner=FnApiRunner", *flags]
     return PipelineOptions(flags)
+
+
+def _dask_threads(flags: list[str]) -> int:
+    """Threads of all workers of the cluster.
+
+    By default the DaskRunner makes one task of 128 elements, which one worker then runs alone.
+    """
+    from apache_beam.runners.dask.dask_runner import DaskOptions
+    from distributed import Client
+
+    known = (
+        PipelineOptions(flags)
+        .view_as(DaskOptions)
+        .get_all_options(drop_default=True, current_only=True)
+    )
+    try:
+        with Client(**known) as client:
+            return sum(client.nthreads().values()) or 1
+    except OSError as error:
+        raise ValueError(
+            f"no Dask scheduler answers at {known.get('address')} ({error}); "
+            "check --dask_client_address."
+        ) from error
 
 
 def _subclasses(base: type[PipelineOptions]) -> Iterator[type[PipelineOptions]]:

@@ -23,7 +23,7 @@ from pipeline.rows import partition, partition_of
 Ids = tuple[np.ndarray, list[bytes]]  # fingerprints int64 [n], raw ids in UTF-8
 TRAIN = "train"  # column of counted ids beside those of a vocabulary: rows in train
 RANK_ORDER = [(schema.COUNT, "descending"), (schema.RAW_ID, "ascending")]
-_SAMPLE = 64  # keys of one range of fingerprints that the boundaries are chosen from
+_SAMPLE = 4096  # keys of a side, about, that the boundaries are chosen from
 
 
 def distinct_ids(tables: Iterable[Ids]) -> Ids:
@@ -95,28 +95,18 @@ class RankIds(beam.PTransform):
     out: Path
 
     def expand(self, counted: beam.PCollection) -> Any:  # a dict; Beam has no type for it
-        boundaries = (
-            counted
-            | "Sample" >> beam.Map(self._sample)
-            | "GatherSamples" >> beam.GroupByKey()
-            | "ChooseBoundaries" >> beam.FlatMap(self._boundaries)
-        )
         ranges = (
-            {"tables": counted, "boundaries": boundaries}
-            | "WithBoundaries" >> beam.CoGroupByKey()
+            counted
+            | "SendSamples" >> beam.FlatMap(self._send_samples)
+            | "GroupSlots" >> beam.GroupByKey()
             | "ByRankRange" >> beam.FlatMap(self._by_rank_range)
             | "GroupRankRanges" >> beam.GroupByKey()
             | "SortRankRange" >> beam.MapTuple(_sort_range)
         )
-        offsets = (
-            ranges
-            | "Sizes" >> beam.MapTuple(self._size)
-            | "GatherSizes" >> beam.GroupByKey()
-            | "Offsets" >> beam.FlatMap(self._offsets)
-        )
         ranked = (
-            {"tables": ranges, "offsets": offsets}
-            | "WithOffsets" >> beam.CoGroupByKey()
+            ranges
+            | "SendSizes" >> beam.FlatMap(self._send_sizes)
+            | "GroupSizes" >> beam.GroupByKey()
             | "Rank" >> beam.FlatMap(_with_offset)
         )
         shards = (
@@ -127,52 +117,46 @@ class RankIds(beam.PTransform):
         )
         return {"shards": shards, "dense": ranked | "Dense" >> beam.FlatMap(self._dense)}
 
-    def _sample(self, element: tuple[int, pa.Table]) -> tuple[int, list[tuple[int, bytes]]]:
+    def _others(self, slot: int) -> range:
+        """All slots, or ranges of ranks, of the same side."""
+        first = slot // self.partitions * self.partitions
+        return range(first, first + self.partitions)
+
+    def _send_samples(self, element: tuple[int, pa.Table]) -> Iterator[tuple[int, Any]]:
+        """The ids to their slot, in order, and a sample of their keys to all slots of the side."""
         slot, table = element
         table = table.sort_by(RANK_ORDER)
-        keys = table.take(pa.array(np.arange(0, len(table), max(1, len(table) // _SAMPLE))))
+        wanted = max(4, _SAMPLE // self.partitions)
+        keys = table.take(pa.array(np.arange(0, len(table), max(1, len(table) // wanted))))
         counts, raw = keys[schema.COUNT].to_pylist(), keys[schema.RAW_ID].to_pylist()
-        return slot // self.partitions, [(-n, r) for n, r in zip(counts, raw, strict=True)]
+        sample = [(-count, one) for count, one in zip(counts, raw, strict=True)]
+        yield slot, table
+        for other in self._others(slot):
+            yield other, sample
 
-    def _boundaries(
-        self, element: tuple[int, Iterable[list[tuple[int, bytes]]]]
-    ) -> Iterator[tuple[int, list[tuple[int, bytes]]]]:
-        """The first key of every range of ranks but the first, sent to each slot of the side."""
-        side, samples = element
+    def _by_rank_range(self, element: tuple[int, Iterable[Any]]) -> Iterator[tuple[int, pa.Table]]:
+        """Cuts the ids of a slot where the keys of all samples say that a range of ranks begins."""
+        slot, sent = element
+        tables, samples = _by_type(sent)
         keys = sorted(key for sample in samples for key in sample)
         places = np.arange(1, self.partitions) * len(keys) // self.partitions
-        chosen = sorted({keys[place] for place in places})
-        for part in range(self.partitions):
-            yield side * self.partitions + part, chosen
-
-    def _by_rank_range(
-        self, element: tuple[int, dict[str, Iterable[Any]]]
-    ) -> Iterator[tuple[int, pa.Table]]:
-        slot, found = element
-        for table in found["tables"]:
-            (boundaries,) = found["boundaries"]
-            table = table.sort_by(RANK_ORDER)
+        boundaries = sorted({keys[place] for place in places})
+        first = self._others(slot).start
+        for table in tables:
             descending = -table[schema.COUNT].to_numpy()
             raw = table[schema.RAW_ID].combine_chunks()
             cuts = [0, *(_place(descending, raw, key) for key in boundaries), len(table)]
             for number, (start, end) in enumerate(itertools.pairwise(cuts)):
                 if end > start:
-                    first = (slot // self.partitions) * self.partitions
                     # taken, not sliced: a slice would travel with the whole table behind it
                     yield first + number, table.take(pa.array(np.arange(start, end)))
 
-    def _size(self, rank_range: int, table: pa.Table) -> tuple[int, tuple[int, int]]:
-        return rank_range // self.partitions, (rank_range, len(table))
-
-    def _offsets(
-        self, element: tuple[int, Iterable[tuple[int, int]]]
-    ) -> Iterator[tuple[int, tuple[int, int]]]:
-        """(range of ranks, (ids of its side before it, ids of its side))."""
-        sizes = sorted(element[1])
-        total, offset = sum(size for _, size in sizes), 0
-        for rank_range, size in sizes:
-            yield rank_range, (offset, total)
-            offset += size
+    def _send_sizes(self, element: tuple[int, pa.Table]) -> Iterator[tuple[int, Any]]:
+        """The ids to their range of ranks, and their number to all ranges of the side."""
+        rank_range, table = element
+        yield rank_range, table
+        for other in self._others(rank_range):
+            yield other, (rank_range, len(table))
 
     def _side(self, rank_range: int) -> int:
         return rank_range // self.partitions
@@ -233,8 +217,17 @@ def _sort_range(rank_range: int, tables: Iterable[pa.Table]) -> tuple[int, pa.Ta
     return rank_range, pa.concat_tables(list(tables)).sort_by(RANK_ORDER).combine_chunks()
 
 
-def _with_offset(element: tuple[int, dict[str, Iterable[Any]]]) -> Iterator[Ranked]:
-    rank_range, found = element
-    for table in found["tables"]:
-        ((offset, total),) = found["offsets"]
+def _with_offset(element: tuple[int, Iterable[Any]]) -> Iterator[Ranked]:
+    rank_range, sent = element
+    tables, sizes = _by_type(sent)
+    offset = sum(size for number, size in sizes if number < rank_range)
+    total = sum(size for _, size in sizes)
+    for table in tables:
         yield Ranked(rank_range, offset, total, table)
+
+
+def _by_type(sent: Iterable[Any]) -> tuple[list[pa.Table], list[Any]]:
+    """The tables among what was sent to a key, and the rest."""
+    sent = list(sent)
+    tables = [one for one in sent if isinstance(one, pa.Table)]
+    return tables, [one for one in sent if not isinstance(one, pa.Table)]
