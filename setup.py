@@ -62,7 +62,7 @@ setup(
     description="Two-tower retrieval for TensorFlow: raw interactions in, a served top-k out.",
     license="Apache-2.0",
     python_requires=">=3.11,<3.12",
-    packages=["pipeline", "samplers", "serving", "towers"],
+    packages=["pipeline", "pipeline.features", "samplers", "serving", "towers"],
     py_modules=["twotower"],
     install_requires=BASE,
     extras_require=EXTRAS,

@@ -51,6 +51,11 @@ COMMANDS = {
         "twotower:_export",
         "publish a trained model as a version with exact and ScaNN top-k",
     ),
+    "serve": Command(
+        "serving.config:ServeConfig",
+        "serving.server:serve",
+        "serve the newest model versions over REST and gRPC",
+    ),
     "query": Command(
         "serving.config:QueryConfig", "serving.query:answer", "ask a published version for a top-k"
     ),
@@ -325,12 +330,12 @@ def _run_stage(stage: str, settings: Any, call: Callable[[Any], Any], work: Path
 def _stage_key(stage: str, settings: Any, work: Path) -> str:
     """A checksum of a stage's settings and of the content that it reads."""
     from pipeline import schema, sources
+    from pipeline.features.tables import feature_files
 
     parts: list[Any] = [dataclasses.asdict(settings)]
     if stage == "prepare":
-        parts += [
-            (p, os.stat(p).st_size, os.stat(p).st_mtime_ns) for p in sources.source_files(settings)
-        ]
+        files = [*sources.source_files(settings), *feature_files(settings)]
+        parts += [(p, os.stat(p).st_size, os.stat(p).st_mtime_ns) for p in files]
     else:
         parts.append(schema.read_manifest(work / "prepared", "prepared").fingerprint)
     if stage in ("evaluate", "export"):

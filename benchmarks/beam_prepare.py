@@ -6,6 +6,8 @@ Every preparation is a process of its own, from its start to its end, with the F
 default of one worker process. `speedup_vs_row_by_row` is against `benchmarks.row_by_row`: the same
 steps with one element a row, the same bytes in the shards (checked). `growth_10x` is the time for
 ten times the rows. `peak_gib` is the resident memory of the whole process tree, at the larger size.
+`streaming_events_per_second` are rows of the larger log by the seconds of `twotower frequencies
+--streaming` in one process, on one core; how good its estimates are shows `estimator_error`.
 """
 
 from __future__ import annotations
@@ -25,12 +27,14 @@ import numpy as np
 import pandas as pd
 import psutil
 
+from benchmarks import estimator_error
 from pipeline import schema
 
 GOWALLA = (29_858, 40_981, 1_027_464)  # users, items, rows
 SMALL, LARGE = 1_000_000, 10_000_000
 ZIPF = 1.05  # popularity of an item ∝ rank ** -ZIPF
-MODULES = "import os; os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'; "
+TWO_PROCESSES = ("--direct_running_mode=multi_processing", "--direct_num_workers=2")
+QUIET = "import os; os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'; "
 
 
 def main() -> None:
@@ -70,7 +74,24 @@ def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
         "speedup_vs_row_by_row": by_row / statistics.median(blocks),
     }
     results |= growth(SMALL // tenth, LARGE // tenth, rounds, work)
-    return results
+    results |= frequencies(work / f"{LARGE // tenth}.parquet", LARGE // tenth, work)
+    errors = estimator_error.measure(1000 if options.quick else 10_000)
+    if options.plot:
+        estimator_error.draw(errors, options.plot)
+    return results | {"estimator_error": errors["deciles"], "estimator_setting": errors["setting"]}
+
+
+def frequencies(log: Path, rows: int, work: Path) -> dict[str, Any]:
+    """The two jobs of `twotower frequencies`, each in one process, that is on one core."""
+    command = [sys.executable, "-m", "twotower", "frequencies", "--source", str(log), "--output"]
+    exact, _ = timed([*command, str(work / "counts")])
+    streaming, peak = timed([*command, str(work / "stream"), "--streaming"])
+    return {
+        "count_seconds": exact,
+        "streaming_seconds": streaming,
+        "streaming_events_per_second": rows / streaming,
+        "streaming_peak_gib": peak,
+    }
 
 
 def growth(small: int, large: int, rounds: int, work: Path) -> dict[str, Any]:
@@ -86,6 +107,7 @@ def growth(small: int, large: int, rounds: int, work: Path) -> dict[str, Any]:
             taken, peak = run_prepare(work / f"{size}.parquet", work / f"out{size}")
             seconds[size].append(taken)
             peaks.append(peak)
+    two, _ = run_prepare(work / f"{large}.parquet", work / f"out{large}", *TWO_PROCESSES)
     start = time.perf_counter()
     lazy = polars.scan_parquet(work / f"{large}.parquet")
     lazy.group_by("item_id").len().sort("len").collect()
@@ -98,6 +120,7 @@ def growth(small: int, large: int, rounds: int, work: Path) -> dict[str, Any]:
             b / a for a, b in zip(seconds[small], seconds[large], strict=True)
         ),
         "peak_gib": max(peaks),
+        "large_seconds_two_processes": two,
         "polars_count_seconds": time.perf_counter() - start,
     }
 
@@ -115,9 +138,9 @@ def write_log(path: Path, rows: int, users: int, items: int) -> None:
     table.to_parquet(path, row_group_size=262_144)
 
 
-def run_prepare(source: Path, output: Path) -> tuple[float, float]:
+def run_prepare(source: Path, output: Path, *flags: str) -> tuple[float, float]:
     """Seconds and GiB of `twotower prepare`."""
-    command = ["prepare", "--source", str(source), "--output", str(output), "--overwrite"]
+    command = ["prepare", "--source", str(source), "--output", str(output), "--overwrite", *flags]
     return timed([sys.executable, "-m", "twotower", *command])
 
 
@@ -125,7 +148,7 @@ def run_row_by_row(source: Path, output: Path, expected: Path) -> float:
     """Seconds of the graph with one element a row; its files are those of the other."""
     output.mkdir()
     shards = len(list(expected.glob("interactions-train.*")))
-    code = f"{MODULES}from benchmarks.row_by_row import prepare_rows; prepare_rows("
+    code = f"{QUIET}from benchmarks.row_by_row import prepare_rows; prepare_rows("
     seconds, _ = timed([sys.executable, "-c", f"{code}{str(source)!r}, {str(output)!r}, {shards})"])
     names = sorted(path.name for path in output.iterdir())
     _, differ, missing = filecmp.cmpfiles(output, expected, names, shallow=False)

@@ -86,6 +86,9 @@ class PrepareConfig(SourceConfig):
     # say it: categorical, multi, numeric, text, or skip to leave the column out
     feature_min_count: int = 1  # rarer values, among ids with train rows, count as unknown
     feature_separator: str = "|"  # between the values of a multi column that is text
+    max_empty_days: int | None = None  # more days without rows, between the first and the last, are
+    # an error; none: they are reported only
+    dry_run: bool = False  # read, count and report, but write nothing
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -101,6 +104,8 @@ class PrepareConfig(SourceConfig):
         for name in (*least, "feature_min_count"):
             _require(getattr(self, name) >= 1, name, "must be at least 1", getattr(self, name))
         _require(bool(self.feature_separator), "feature_separator", "must be given", "")
+        most = self.max_empty_days
+        _require(most is None or most >= 0, "max_empty_days", "must be at least 0", most)
         for side, word in (("query", "user"), ("candidate", "item")):
             self.kinds_of(side)
             for name in (f"{word}_features_id", f"{word}_feature_kinds"):
@@ -109,8 +114,8 @@ class PrepareConfig(SourceConfig):
 
     @property
     def needs_timestamps(self) -> bool:
-        """Whether the split orders rows by time."""
-        return self.split in ("time", "leave_last_out")
+        """Whether the split orders rows by time, or days are counted."""
+        return self.split in ("time", "leave_last_out") or self.max_empty_days is not None
 
     @property
     def keeps_split(self) -> bool:
@@ -131,7 +136,10 @@ class PrepareConfig(SourceConfig):
     def recorded(self) -> dict[str, Any]:
         """What the manifest records: all that decides the content, nothing that does not."""
         fields = dataclasses.asdict(self)
-        for name in ("source", "output", "overwrite", "partitions", "allow_empty_files"):
+        for name in (
+            *("source", "output", "overwrite", "partitions", "dry_run"),
+            *("allow_empty_files", "max_empty_days"),
+        ):
             del fields[name]
         if not self.user_features and not self.item_features:
             fields = {name: value for name, value in fields.items() if "feature" not in name}

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline import schema
@@ -112,6 +113,7 @@ class Tally(NamedTuple):
     path: str
     counts: dict[str, int]  # read, bad, below_threshold
     days: dict[int, int]  # good rows by days since 1970, where rows have a time
+    reasons: dict[str, int]  # bad rows by what is wrong with them
     problem: str  # why the piece could not be read to its end; empty when it could
 
 
@@ -130,6 +132,7 @@ class ReadPiece(beam.DoFn):
         partitions = self._config.partitions
         counts: Counter[str] = Counter()
         days: Counter[int] = Counter()
+        reasons: Counter[str] = Counter()
         problem = ""
         try:
             for block in read_blocks(piece, self._config):
@@ -139,6 +142,7 @@ class ReadPiece(beam.DoFn):
                 if block.has_times:
                     found, sizes = np.unique(block.rows["timestamp"] // 86_400, return_counts=True)
                     days.update(dict(zip(found.tolist(), sizes.tolist(), strict=True)))
+                reasons.update(letter.reason for letter in block.bad)
                 self._bad.inc(len(block.bad))
                 for part, rows in repartition(block.rows, self._key, partitions):
                     yield _ROWS, part, rows
@@ -151,7 +155,7 @@ class ReadPiece(beam.DoFn):
                     yield _DEAD, piece.number, block.bad
         except ValueError as error:
             problem = str(error)
-        yield _TALLY, 0, Tally(piece.path, dict(counts), dict(days), problem)
+        yield _TALLY, 0, Tally(piece.path, dict(counts), dict(days), dict(reasons), problem)
 
 
 def _stage_distinct(part: int, blocks: Iterable[np.ndarray], out: dict[str, Path]) -> str:
@@ -177,14 +181,16 @@ def _stage_tallies(_: int, tallies: Iterable[Tally], out: Path) -> None:
     counts: Counter[str] = Counter()
     files: Counter[str] = Counter()
     days: Counter[int] = Counter()
+    reasons: Counter[str] = Counter()
     problems = []
     for tally in tallies:
         counts.update(tally.counts)
         files[tally.path] += tally.counts.get("read", 0)
         days.update(tally.days)
+        reasons.update(tally.reasons)
         problems += [tally.problem] if tally.problem else []
-    total = {"counts": counts, "files": files, "days": days, "problems": sorted(problems)}
-    write_json(out, "read", total)
+    total = {"counts": counts, "files": files, "days": days, "reasons": reasons}
+    write_json(out, "read", total | {"problems": sorted(problems)})
 
 
 def check_read(config: SourceConfig, staging: Staging) -> dict[str, Any]:
@@ -192,7 +198,8 @@ def check_read(config: SourceConfig, staging: Staging) -> dict[str, Any]:
 
     Returns:
       `counts` of rows: read, bad and below_threshold; `files`: rows read of each file; `days`:
-      good rows of each day, as text YYYY-MM-DD in order, where rows have a time.
+      good rows of each day, as text YYYY-MM-DD in order, where rows have a time; `reasons`: bad
+      rows by what is wrong with them, the most frequent first.
 
     Raises:
       ValueError: a piece could not be read, a file or the source holds no rows, or too many
@@ -222,15 +229,20 @@ def check_read(config: SourceConfig, staging: Staging) -> dict[str, Any]:
             f"{first}"
         )
     days = sorted((int(day), rows) for day, rows in read["days"].items())
+    reasons = sorted(read["reasons"].items(), key=lambda pair: (-pair[1], pair[0]))
     return {
         "counts": counts,
         "files": dict(sorted(read["files"].items())),
         "days": {str(np.datetime64(day, "D")): rows for day, rows in days},
+        "reasons": dict(reasons),
     }
 
 
 def check_ingested(config: PrepareConfig, staging: Staging) -> dict[str, Any]:
-    """As `check_read`, with the counts `duplicates` and `rows`, after `ingest` has run.
+    """As `check_read`, after `ingest` has run, with the counts `duplicates` and `rows`.
+
+    Returns:
+      What `check_read` returns, and `ids`: side → number of different ids in the good rows.
 
     Raises:
       ValueError: as `check_read`, or no row is left.
@@ -244,7 +256,10 @@ def check_ingested(config: PrepareConfig, staging: Staging) -> dict[str, Any]:
     check_nothing_lost(counts["read"], counts, ("bad", "below_threshold", "duplicates", "rows"))
     if counts["rows"] == 0:
         raise ValueError(f"no row of {config.source} is left: {counts}; check --rating_threshold.")
-    return read | {"counts": counts}
+    ids = dict.fromkeys(schema.SIDES, 0)
+    for path in staging.stage("ids").glob("*.parquet"):
+        ids[schema.SIDES[int(path.stem) // config.partitions]] += pq.read_metadata(path).num_rows
+    return read | {"counts": counts, "ids": ids}
 
 
 def check_nothing_lost(rows_in: int, counts: dict[str, int], names: tuple[str, ...]) -> None:

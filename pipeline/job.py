@@ -8,8 +8,7 @@ translate are used: Create, ParDo, GroupByKey, Flatten, tagged outputs and small
 """
 
 import logging
-
-import pyarrow.parquet as pq
+from typing import Any
 
 from pipeline import schema
 from pipeline.activity import k_core
@@ -17,7 +16,12 @@ from pipeline.assemble import assemble
 from pipeline.beam_options import beam_options
 from pipeline.config import PrepareConfig
 from pipeline.examples import Shard, columns_of, write_dataset_metadata
+from pipeline.features.job import write_features
+from pipeline.features.tables import find_tables
 from pipeline.ingest import check_ingested, check_nothing_lost, ingest
+from pipeline.measures import Measures, measure_blocks, measure_output
+from pipeline.quality import DROPS, as_lines, check_days, quality
+from pipeline.quality_page import write_page
 from pipeline.sources import (
     Piece,
     column_names,
@@ -37,26 +41,39 @@ def prepare(config: PrepareConfig, beam_arguments: list[str] | None = None) -> s
       config: what to do.
       beam_arguments: flags of Beam and its runner, such as `--direct_num_workers=2`.
 
+    Returns:
+      The manifest; that of a dry run names no files, and nothing is written.
+
     Raises:
-      ValueError: the source, a column, the share of bad rows or an empty result; nothing is left
-        behind but, where there were bad rows, `<output>.dead_letters.jsonl`.
+      ValueError: the source, a column, the share of bad rows, days without rows or an empty
+        result; nothing is left behind but, where there were bad rows,
+        `<output>.dead_letters.jsonl`.
     """
     options = beam_options(beam_arguments or [], vars(config))
     config = with_demo_columns(config)
     pieces = find_pieces(config)
-    with Staging(config.output, config.overwrite) as staging:
+    tables = find_tables(config)
+    with Staging(config.output, config.overwrite or config.dry_run) as staging:
         log.info("prepare: reading %d piece(s) of %s", len(pieces), config.source)
         ingest(pieces, config, options, staging)
-        counts = check_ingested(config, staging)["counts"]
+        read = check_ingested(config, staging)
+        check_days(read["days"], config)
+        counts = read["counts"]
         blocks = sorted(map(str, staging.stage("rows").glob("*.npy")))
         blocks = k_core(blocks, config, options, staging, counts)
+        if config.dry_run:
+            return _report(config, read, measure_blocks(blocks, config, options, staging))
         columns = _example_columns(pieces, config)
         num_shards = max(1, round(counts["rows"] / config.rows_per_shard))
         log.info("prepare: writing %d rows in %d shard(s) a split", counts["rows"], num_shards)
         shards = assemble(blocks, columns, num_shards, config, options, staging)
         write_dataset_metadata(staging.out, shards, num_shards, columns)
+        details: dict[str, Any] = {"columns": list(columns)}
+        details |= write_features(tables, blocks, config, options, staging)
+        details["quality"] = _judge(read, measure_output(staging.out, _rows_of_splits(shards)))
+        write_page(staging.out / schema.QUALITY_PAGE, details["quality"])
         staging.sweep()
-        manifest = _manifest(config, counts, shards, num_shards, columns, staging)
+        manifest = _manifest(config, counts, shards, num_shards, details, staging)
         manifest.write(staging.out)
         staging.commit()
     log.info("prepare: %s is complete", config.output)
@@ -69,32 +86,54 @@ def _example_columns(pieces: list[Piece], config: PrepareConfig) -> tuple[str, .
     return columns_of(found.timestamp is not None, found.weight is not None)
 
 
+def _rows_of_splits(shards: list[Shard]) -> dict[str, int]:
+    return {
+        split: sum(shard.rows for shard in shards if shard.split == code)
+        for code, split in enumerate(schema.SPLITS)
+    }
+
+
+def _judge(read: dict[str, Any], measured: Measures) -> dict[str, Any]:
+    """The quality of the data; completes and checks the counts in `read`."""
+    counts = read["counts"]
+    counts |= measured.splits
+    check_nothing_lost(counts["read"], counts, (*DROPS, *schema.SPLITS))
+    counts["queries"] = measured.degrees["query"].size
+    counts["candidates"] = measured.degrees["candidate"].size
+    counts["candidates_without_train_rows"] = measured.candidates_without_train_rows
+    return quality(read, counts, measured)
+
+
+def _report(config: PrepareConfig, read: dict[str, Any], measured: Measures) -> schema.Manifest:
+    """The end of a dry run: the manifest that it would have, without files."""
+    found = _judge(read, measured)
+    for line in as_lines(found):
+        log.info("%s", line)
+    log.info("prepare: this was a dry run; nothing is written")
+    return schema.Manifest(
+        kind="prepared",
+        source=config.source,
+        configuration=config.recorded(),
+        counts=read["counts"],
+        files={},
+        details={"quality": found},
+    )
+
+
 def _manifest(
     config: PrepareConfig,
     counts: dict[str, int],
     shards: list[Shard],
     num_shards: int,
-    columns: tuple[str, ...],
+    details: dict[str, Any],
     staging: Staging,
 ) -> schema.Manifest:
-    out = staging.out
-    for code, split in enumerate(schema.SPLITS):
-        counts[split] = sum(shard.rows for shard in shards if shard.split == code)
-    drops = ("bad", "below_threshold", "duplicates", "k_core")
-    check_nothing_lost(counts["read"], counts, drops + schema.SPLITS)
-    for side, name in zip(schema.SIDES, ("queries", "candidates"), strict=True):
-        tables = out.glob(f"{side}_vocabulary-*.parquet")
-        counts[name] = sum(pq.read_metadata(path).num_rows for path in tables)
-    counts["candidates_without_train_rows"] = sum(
-        int((pq.read_table(path)[schema.COUNT].to_numpy() == 0).sum())
-        for path in out.glob("candidate_train_counts-*.parquet")
-    )
     rows = {schema.shard_name(schema.SPLITS[s.split], s.number, num_shards): s.rows for s in shards}
     return schema.Manifest(
         kind="prepared",
         source=config.source,
         configuration=config.recorded(),
         counts=counts,
-        files=schema.describe_files(out, rows),
-        details={"columns": list(columns)},
+        files=schema.describe_files(staging.out, rows),
+        details=details,
     )

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.feature_spec import (  # noqa: F401, part of the contract
+from pipeline.features.spec import (  # noqa: F401, part of the contract
     FEATURE_KINDS,
     FEATURES,
     VALUE,
@@ -34,6 +34,7 @@ from pipeline.feature_spec import (  # noqa: F401, part of the contract
 FORMAT_VERSION = "1.0"  # major.minor; a reader refuses a newer major version
 
 MANIFEST = "manifest.json"  # written last: no manifest, no data set
+QUALITY_PAGE = "quality.html"  # details["quality"] of the manifest, for people
 DATASET = "interactions"  # shards are {DATASET}-{split}.tfrecord-0000i-of-0000N
 SPLITS = ("train", "validation", "test")
 SIDES = ("query", "candidate")
@@ -47,6 +48,11 @@ RAW_ID, FINGERPRINT, COUNT = "raw_id", "fingerprint", "count"
 FREQUENCIES = "candidate_frequencies"
 LOG_Q = "log_q"
 
+# A snapshot of streaming frequencies lies in a directory of snapshots, named by its number.
+STREAMING_LAST_STEP = "last_step.npy"  # int64 [A, H], of each bucket of each hash array
+STREAMING_INTERVAL = "interval.npy"  # float64 [A, H], mean steps between two occurrences
+STREAMING_PENDING = "pending.npy"  # int64 [P, 3], fingerprint, period of time, rows
+
 # A bundle is what a trainer hands to `serving`: vectors, ids and, where there is one, a query
 # SavedModel with query_id string [B] -> embedding float32 [B, D], known bool [B].
 BUNDLE_QUERY_MODEL = "query_model"
@@ -56,6 +62,7 @@ BUNDLE_QUERY_IDS = "query_ids.parquet"  # column raw_id, row = row of the seen l
 BUNDLE_SEEN_OFFSETS = "seen_offsets.npy"  # int64 [Q + 1]
 BUNDLE_SEEN_CANDIDATES = "seen_candidates.npy"  # int32, rows of the vectors
 BUNDLE_SAMPLE_QUERIES = "sample_queries.npy"  # float32 [S, D], to measure an index with
+BUNDLE_CANDIDATE_COUNTS = "candidate_counts.npy"  # int64 [N], training rows; optional
 
 
 def fingerprint(raw_id: str) -> int:
@@ -107,8 +114,9 @@ def checksum(path: str | os.PathLike[str]) -> str:
 class Manifest:
     """What a directory holds and how it was made; its presence is what makes it complete.
 
-    `kind` is `prepared`, `frequencies`, `bundle` or `version`. `counts` holds numbers of rows and
-    ids, `files` maps a path relative to the directory to its size in bytes and its checksum.
+    `kind` is `prepared`, `frequencies`, `streaming_frequency`, `bundle` or `version`. `counts`
+    holds numbers of rows and ids, `files` maps a path relative to the directory to its size in
+    bytes and its checksum.
     Nothing in it depends on the time, the machine or the number of workers.
     """
 
@@ -174,6 +182,7 @@ def read_manifest(directory: str | os.PathLike[str], kind: str) -> Manifest:
     maker = {
         "prepared": "prepare",
         "frequencies": "frequencies",
+        "streaming_frequency": "frequencies --streaming",
         "bundle": "export",
         "version": "export",
     }[kind]
@@ -242,6 +251,30 @@ def row_hash(seed: int, salt: str, *columns: np.ndarray) -> np.ndarray:
     for column in columns:
         state = _mix(state ^ np.ascontiguousarray(column, np.int64).view(np.uint64))
     return state
+
+
+def hash_buckets(fingerprints: np.ndarray, *, num_buckets: int, num_hashes: int) -> np.ndarray:
+    """The bucket of each fingerprint in each hash array: int64 [n, A].
+
+    bucket_h(f) = mix(f xor mix(h)) mod num_buckets for h = 0, 1, ..., unsigned, with the mix of
+    `row_hash`. `samplers.streaming_frequency` has the same function: a trainer goes on with the
+    estimates that a job has made.
+
+    Args:
+      fingerprints: int64 [n].
+      num_buckets: H, of each array.
+      num_hashes: A, the number of arrays.
+    """
+    keys = np.ascontiguousarray(fingerprints, np.int64).view(np.uint64)[:, None]
+    arrays = _mix(np.arange(num_hashes, dtype=np.uint64))[None, :]
+    return (_mix(keys ^ arrays) % np.uint64(num_buckets)).astype(np.int64)
+
+
+def snapshot_directories(path: str | os.PathLike[str]) -> list[Path]:
+    """The snapshots in a directory of them, oldest first; of a snapshot, itself alone."""
+    if (Path(path) / MANIFEST).is_file():
+        return [Path(path)]
+    return sorted(one for one in Path(path).glob("[0-9]" * 8) if (one / MANIFEST).is_file())
 
 
 def split_sizes(

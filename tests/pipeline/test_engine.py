@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from prepared import digest
 
-from pipeline import read, schema
+from pipeline import batches, schema
 from pipeline.config import PrepareConfig
 from pipeline.job import prepare
 
@@ -46,7 +46,7 @@ def test_key_ranges_do_not_matter(source, expected, tmp_path, partitions):
 
 @pytest.mark.parametrize("block_rows", [37, 1000])
 def test_block_and_bundle_sizes_do_not_matter(source, expected, tmp_path, monkeypatch, block_rows):
-    monkeypatch.setattr(read, "BLOCK_ROWS", block_rows)
+    monkeypatch.setattr(batches, "BLOCK_ROWS", block_rows)
     out = tmp_path / "out"
     prepare(PrepareConfig(source=source, output=str(out), **SETTINGS))
     assert digest(out) == expected

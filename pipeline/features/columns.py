@@ -1,0 +1,122 @@
+"""One column of features: what is to be known of it, and its values as codes or numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline import schema
+from pipeline.features.moments import Moments
+from pipeline.features.values import TEXT
+
+_COUNTED = pa.schema([(schema.VALUE, TEXT), (schema.COUNT, pa.int64())])
+
+
+class Statistics(NamedTuple):
+    """What some ids say of a column; those without train rows say only what is missing."""
+
+    counts: pa.Table  # value, count: ids with train rows that have the value
+    moments: Moments  # of a numeric column, each id with train rows once
+    max_length: int  # of a multi column, most values of an id with train rows
+    train_missing: int  # ids with train rows that have no value
+    missing: int  # ids that have no value
+
+
+def describe(column: pa.ChunkedArray, kind: str, train: np.ndarray) -> Statistics:
+    """The statistics of values of some ids, [n]; `train`, bool [n], tells who has train rows."""
+    sizes = _sizes(column, kind)
+    seen = column.filter(pa.array(train))
+    counts, moments = _COUNTED.empty_table(), Moments()
+    if kind in ("categorical", "multi"):
+        values = pc.list_flatten(seen) if kind == "multi" else seen.drop_null()
+        counted = values.value_counts()
+        columns = [counted.field("values").cast(TEXT), counted.field("counts")]
+        counts = pa.Table.from_arrays(columns, schema=_COUNTED)
+    if kind == "numeric":
+        moments = Moments.of(seen.drop_null().to_numpy())
+    missing, trained = sizes == 0, sizes[train]
+    longest = int(trained.max(initial=0)) if kind == "multi" else 0
+    return Statistics(counts, moments, longest, int((trained == 0).sum()), int(missing.sum()))
+
+
+def merge(parts: Iterable[Statistics]) -> Statistics:
+    """The statistics of all ids from those of disjoint sets of them."""
+    parts = list(parts)
+    counts = pa.concat_tables([part.counts for part in parts])
+    counts = counts.group_by(schema.VALUE).aggregate([(schema.COUNT, "sum")])
+    moments = Moments()
+    for part in parts:
+        moments = moments.plus(part.moments)
+    return Statistics(
+        counts.select([schema.VALUE, f"{schema.COUNT}_sum"]).rename_columns(_COUNTED.names),
+        moments,
+        max(part.max_length for part in parts),
+        sum(part.train_missing for part in parts),
+        sum(part.missing for part in parts),
+    )
+
+
+def rank_values(counts: pa.Table, min_count: int) -> pa.Table:
+    """The vocabulary of a column: by descending count, then by value; code = row + 1."""
+    kept = counts.filter(pc.greater_equal(counts[schema.COUNT], min_count))
+    kept = kept.sort_by([(schema.COUNT, "descending"), (schema.VALUE, "ascending")])
+    return kept.set_column(0, schema.VALUE, kept[schema.VALUE].cast(pa.string()))
+
+
+def encode(
+    column: pa.ChunkedArray, spec: schema.FeatureSpec, vocabulary: pa.Table | None
+) -> tuple[dict[str, pa.Array], np.ndarray]:
+    """The columns of a feature file for some ids, and how many values of each are unknown.
+
+    Args:
+      column: values, [n], of the type that their kind has before.
+      spec: says how; `pipeline.features.spec` says what comes out.
+      vocabulary: of a categorical or multi column.
+
+    Returns:
+      name → [n], and int64 [n].
+    """
+    values = column.combine_chunks()
+    unknown = np.zeros(len(values), np.int64)
+    if spec.kind == "numeric":
+        scaled = (values.to_numpy(zero_copy_only=False) - spec.mean) / spec.std  # null as NaN
+        encoded = pa.array(np.nan_to_num(scaled, nan=0.0).astype(np.float32))
+    elif spec.kind == "text":
+        encoded = values.fill_null("").cast(pa.string())
+    elif spec.kind == "categorical":
+        codes = _codes(values, vocabulary)
+        encoded = pa.array(codes)
+        unknown += (codes == 0) & values.is_valid().to_numpy(zero_copy_only=False)
+    else:
+        sizes = _sizes(values, spec.kind)
+        rows = np.repeat(np.arange(len(values)), sizes)
+        codes = _codes(pc.list_flatten(values), vocabulary)
+        known = np.bincount(rows[codes > 0], minlength=len(values))
+        offsets = pa.array(np.r_[0, np.cumsum(known)], pa.int32())
+        encoded = pa.ListArray.from_arrays(offsets, pa.array(codes[codes > 0]))
+        unknown += sizes - known
+    columns = {spec.name: encoded}
+    if spec.has_presence:
+        columns[spec.presence] = pa.array(_sizes(values, spec.kind) > 0)
+    return columns, unknown
+
+
+def _sizes(column: pa.ChunkedArray | pa.Array, kind: str) -> np.ndarray:
+    """How many values each id has: int64 [n], 0 or 1 unless they are many."""
+    if kind == "multi":
+        sizes = pc.fill_null(pc.list_value_length(column), 0)
+    else:
+        sizes = pc.is_valid(column)
+    return np.asarray(sizes.to_numpy(zero_copy_only=False), np.int64)
+
+
+def _codes(values: pa.Array, vocabulary: pa.Table | None) -> np.ndarray:
+    """The code of each value, int32 [n]; 0 where it is missing or unknown."""
+    assert vocabulary is not None
+    known = vocabulary[schema.VALUE].cast(TEXT).combine_chunks()
+    places = pc.index_in(values, value_set=known).fill_null(-1)
+    return (places.to_numpy(zero_copy_only=False) + 1).astype(np.int32)

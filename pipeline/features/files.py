@@ -1,0 +1,109 @@
+"""Writing: joined values → feature files, a row an id."""
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline import schema
+from pipeline.examples import shard_of
+from pipeline.features.columns import encode
+from pipeline.features.join import DENSE
+from pipeline.features.values import TEXT, VALUE_TYPES
+from pipeline.rows import partition
+from pipeline.staging import write_json
+from pipeline.vocabulary import write_table
+
+Key = tuple[int, int, int]  # side; 1 for ids without interactions, else 0; shard
+
+
+@dataclasses.dataclass
+class WriteFeatures(beam.PTransform):
+    """Paths of joined values → feature files, and a tally of unknown values beside each path.
+
+    Attributes:
+      specs: side → the columns of its feature files.
+      firsts: side → the dense id of the first row of every shard of its vocabulary.
+      cold: side → the number of shards for ids without interactions.
+      partitions: slots of a side.
+      out: directory of the feature files and of the vocabularies of columns.
+    """
+
+    specs: dict[str, list[schema.FeatureSpec]]
+    firsts: dict[str, list[int]]
+    cold: dict[str, int]
+    partitions: int
+    out: Path
+
+    def expand(self, paths: beam.PCollection) -> beam.PCollection:
+        rows = paths | "Encode" >> beam.FlatMap(self._encode)
+        shards = paths.pipeline | "Shards" >> beam.Create(list(self._keys()))
+        return (
+            (rows, shards | "Empty" >> beam.Map(lambda key: (key, None)))
+            | "EveryShard" >> beam.Flatten()
+            | "GroupShards" >> beam.GroupByKey()
+            | "WriteShard" >> beam.MapTuple(self._write)
+        )
+
+    def _keys(self) -> Iterator[Key]:
+        """Every shard: one that gets no rows is written too."""
+        for side in self.specs:
+            for cold, number in enumerate((len(self.firsts[side]), self.cold[side])):
+                for shard in range(number):
+                    yield schema.SIDES.index(side), cold, shard
+
+    def _encode(self, path: str) -> Iterator[tuple[Key, pa.Table]]:
+        number = int(Path(path).stem) // self.partitions
+        side = schema.SIDES[number]
+        joined = pq.read_table(path)
+        dense = joined[DENSE].to_numpy()
+        table, unknown = self._encode_table(joined, side, dense >= 0)
+        write_json(Path(path).parent, f"unknown-{Path(path).stem}", unknown)
+        known, rest = np.flatnonzero(dense >= 0), np.flatnonzero(dense < 0)
+        shards = np.searchsorted(self.firsts[side], dense[known], "right") - 1
+        for shard, rows in partition(known, shards, len(self.firsts[side])):
+            yield (number, 0, shard), table.take(pa.array(rows))
+        if len(rest):
+            prints = joined[schema.FINGERPRINT].to_numpy()[rest].view(np.uint64)
+            for shard, rows in partition(rest, shard_of(prints, self.cold[side]), self.cold[side]):
+                yield (number, 1, shard), table.take(pa.array(rows))
+
+    def _encode_table(
+        self, joined: pa.Table, side: str, known: np.ndarray
+    ) -> tuple[pa.Table, list[int]]:
+        """Dense id, raw id and all columns; of each how many values of known ids are unknown."""
+        columns = {DENSE: joined[DENSE], schema.RAW_ID: joined[schema.RAW_ID].cast(pa.string())}
+        arrays, names, unknown = list(columns.values()), list(columns), []
+        for number, spec in enumerate(self.specs[side]):
+            vocabulary = pq.read_table(self.out / spec.vocabulary) if spec.vocabulary else None
+            encoded, unseen = encode(joined[str(number)], spec, vocabulary)
+            names += encoded
+            arrays += encoded.values()
+            unknown.append(int(unseen[known].sum()))
+        return pa.Table.from_arrays(arrays, names), unknown
+
+    def _write(self, key: Key, tables: Iterable[pa.Table | None]) -> str:
+        side, cold, shard = schema.SIDES[key[0]], key[1], key[2]
+        found = [self._empty(side), *(table for table in tables if table is not None)]
+        table = pa.concat_tables(found).combine_chunks()
+        if cold:
+            name = schema.cold_features_name(side, shard, self.cold[side])
+            table = table.sort_by(schema.RAW_ID).drop_columns([DENSE])
+        else:
+            name = schema.features_name(side, shard, len(self.firsts[side]))
+            table = table.sort_by(DENSE)
+            first = self.firsts[side][shard]
+            assert (table[DENSE].to_numpy() == np.arange(first, first + len(table))).all(), name
+            table = table.drop_columns([DENSE, schema.RAW_ID])
+        write_table(table.combine_chunks(), self.out / name)
+        return name
+
+    def _empty(self, side: str) -> pa.Table:
+        fields = [(DENSE, pa.int64()), (schema.RAW_ID, TEXT)]
+        for number, spec in enumerate(self.specs[side]):
+            fields.append((str(number), VALUE_TYPES[spec.kind]))
+        return self._encode_table(pa.schema(fields).empty_table(), side, np.empty(0, bool))[0]

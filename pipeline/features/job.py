@@ -1,0 +1,269 @@
+"""Features: tables of attributes → codes and numbers by dense id, and what they mean.
+
+Two pipelines after the examples are written. The first reads the tables, joins them by raw id with
+the vocabularies and counts values over the ids that have train rows; the second replaces values
+by codes and writes one row an id. Ids of a table without interactions become rows of their own.
+"""
+
+import dataclasses
+import logging
+import shutil
+from collections import Counter
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+import pyarrow.parquet as pq
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from pipeline import schema
+from pipeline.activity import load_block
+from pipeline.beam_options import finish
+from pipeline.config import PrepareConfig
+from pipeline.features.columns import Statistics, merge, rank_values
+from pipeline.features.files import WriteFeatures
+from pipeline.features.join import join_slot, load_vocabulary, train_ids
+from pipeline.features.read import ReadTable
+from pipeline.features.tables import WORDS, Table, in_words_of
+from pipeline.ingest import check_nothing_lost
+from pipeline.sources import Piece, source_files
+from pipeline.staging import Staging, read_json, write_json
+from pipeline.vocabulary import write_table
+
+log = logging.getLogger(__name__)
+Specs = dict[str, list[schema.FeatureSpec]]  # side → the columns of its feature files
+
+
+def write_features(
+    found: dict[str, tuple[Table, list[Piece]]],
+    blocks: list[str],
+    config: PrepareConfig,
+    options: PipelineOptions,
+    staging: Staging,
+) -> dict[str, Any]:
+    """Writes the feature files of every side that has a table.
+
+    Args:
+      found: from `find_tables`.
+      blocks: files of rows by query, as `assemble` takes them; the vocabularies are written.
+      config: the preparation's settings.
+      options: of Beam.
+      staging: takes what is between the pipelines, and the files.
+
+    Returns:
+      What the details of the manifest gain; nothing where there is no table.
+
+    Raises:
+      ValueError: a table cannot be read, has too many bad rows, or two rows of an id differ.
+    """
+    if not found:
+        return {}
+    tables = {side: table for side, (table, _) in found.items()}
+    shards = {side: _vocabulary_shards(staging.out, side) for side in tables}
+    _join(found, blocks, shards, config, options, staging)
+    rows = {side: _check_joined(tables[side], staging) for side in tables}
+    specs = {side: _specs(tables[side], staging) for side in tables}
+    _encode(specs, shards, rows, config, options, staging)
+    return {
+        schema.FEATURES: {
+            side: _details(tables[side], specs[side], rows[side], staging) for side in tables
+        }
+    }
+
+
+def _vocabulary_shards(out: Path, side: str) -> list[tuple[str, str, int]]:
+    """(side, path, dense id of the first row) of every shard of a vocabulary."""
+    shards, first = [], 0
+    for path in sorted(out.glob(f"{side}_vocabulary-*.parquet")):
+        shards.append((side, str(path), first))
+        first += pq.read_metadata(path).num_rows
+    return shards
+
+
+def _join(
+    found: dict[str, tuple[Table, list[Piece]]],
+    blocks: list[str],
+    shards: dict[str, list[tuple[str, str, int]]],
+    config: PrepareConfig,
+    options: PipelineOptions,
+    staging: Staging,
+) -> None:
+    """Pieces of tables and vocabularies → joined values by slot, and summaries of columns."""
+    tables = {side: table for side, (table, _) in found.items()}
+    pieces = [(side, piece) for side, (_, pieces) in found.items() for piece in pieces]
+    read, joined = staging.stage("tables"), staging.stage("joined")
+    with beam.Pipeline(options=options) as pipeline:
+        values = (
+            pipeline
+            | "Pieces" >> beam.Create(pieces)
+            | "SpreadPieces" >> beam.Reshuffle()
+            | "Read" >> beam.ParDo(ReadTable(tables, config.partitions, read))
+        )
+        dense = (
+            pipeline
+            | "Vocabularies" >> beam.Create([one for some in shards.values() for one in some])
+            | "SpreadVocabularies" >> beam.Reshuffle()
+            | "LoadVocabulary" >> beam.FlatMap(load_vocabulary, config.partitions)
+        )
+        train = (
+            pipeline
+            | "Blocks" >> beam.Create(blocks)
+            | "SpreadBlocks" >> beam.Reshuffle()
+            | "LoadBlock" >> beam.Map(load_block)
+            | "TrainIds" >> beam.FlatMap(train_ids, config, list(tables))
+        )
+        summaries = (
+            {"values": values, "dense": dense, "train": train}
+            | "JoinById" >> beam.CoGroupByKey()
+            | "JoinSlot" >> beam.FlatMap(join_slot, tables, config.partitions, joined)
+            | "ByColumn" >> beam.GroupByKey()
+            | "Summarise" >> beam.MapTuple(partial(_summarise, tables, config, staging.out, read))
+        )
+        finish(summaries)
+
+
+def _summarise(
+    tables: dict[str, Table],
+    config: PrepareConfig,
+    out: Path,
+    staged: Path,
+    key: tuple[int, int],
+    parts: Iterable[Statistics],
+) -> None:
+    """Writes the vocabulary of a column, and stages its spec."""
+    side, number = schema.SIDES[key[0]], key[1]
+    name, kind = list(tables[side].kinds.items())[number]
+    found = merge(parts)
+    spec = schema.FeatureSpec(
+        name,
+        kind,
+        mean=found.moments.mean,
+        std=found.moments.std,
+        max_length=found.max_length,
+        has_presence=kind == "numeric" and found.train_missing > 0,
+        missing=found.missing,
+    )
+    if kind in ("categorical", "multi"):
+        vocabulary = rank_values(found.counts, config.feature_min_count)
+        file = schema.feature_vocabulary_name(side, name)
+        write_table(vocabulary, out / file)
+        spec = dataclasses.replace(spec, vocabulary=file, size=len(vocabulary))
+    write_json(staged, f"spec-{side}-{number:05d}", dataclasses.asdict(spec))
+
+
+def _specs(table: Table, staging: Staging) -> list[schema.FeatureSpec]:
+    staged = staging.stage("tables")
+    paths = sorted(staged.glob(f"spec-{table.side}-*.json"))
+    return [schema.FeatureSpec(**read_json(staged, path.stem)) for path in paths]
+
+
+def _check_joined(table: Table, staging: Staging) -> dict[str, int]:
+    """What became of the rows of a table.
+
+    Returns:
+      Rows read, bad, duplicates, joined and cold; ids: of the vocabulary.
+    """
+    counts = _check_read(table, staging)
+    partitions, first = table.config.partitions, schema.SIDES.index(table.side)
+    conflicts: list[str] = []
+    for path in staging.stage("joined").glob("[0-9]*.json"):
+        if int(path.stem) // partitions == first:
+            tally = read_json(path.parent, path.stem)
+            conflicts += tally.pop("conflicts")
+            counts.update(tally)
+    if conflicts:
+        raise ValueError(
+            f"{table.config.source} has rows for the id {min(conflicts)!r} that differ; keep one "
+            f"row an id in --{WORDS[table.side]}_features."
+        )
+    check_nothing_lost(counts["read"], counts, ("bad", "duplicates", "joined", "cold"))
+    log.info(
+        "prepare: %s features: %d rows read, %d of ids with interactions, %d cold, %d bad",
+        table.side,
+        *(counts[name] for name in ("read", "joined", "cold", "bad")),
+    )
+    return dict(counts)
+
+
+def _check_read(table: Table, staging: Staging) -> Counter[str]:
+    """The counts `read` and `bad` of a table, and its dead letters in one file."""
+    flag = f"--{WORDS[table.side]}_features"
+    staged, counts, files = staging.stage("tables"), Counter(read=0, bad=0), Counter[str]()
+    letters = staging.out / f"{table.side}_features_dead_letters.jsonl"
+    with open(letters, "wb") as collected:
+        for path in sorted(staged.glob(f"{table.side}-*.json")):
+            tally = read_json(staged, path.stem)
+            if tally["problem"]:
+                raise ValueError(tally["problem"])
+            counts.update(read=tally["read"], bad=tally["bad"])
+            files[tally["path"]] += tally["read"]
+            collected.write(path.with_suffix(".jsonl").read_bytes())
+    with in_words_of(table.side):
+        empty = [path for path in source_files(table.config) if not files[path]]
+    if counts["read"] == 0 or (empty and not table.config.allow_empty_files):
+        where = empty[0] if empty else table.config.source
+        raise ValueError(f"{where} holds no rows; check {flag}, or --allow_empty_files.")
+    if counts["bad"] > table.config.max_bad_share * counts["read"]:
+        kept = staging.destination.with_name(f"{staging.destination.name}.{letters.name}")
+        shutil.copyfile(letters, kept)
+        with open(letters, encoding="utf-8") as file:
+            first = file.readline().strip()
+        raise ValueError(
+            f"{counts['bad']} of {counts['read']} rows of {table.config.source} are bad, more "
+            f"than --max_bad_share {table.config.max_bad_share:g}; is the kind of a column "
+            f"another ({flag[:-1]}_kinds)? All of them are in {kept}, the first is {first}"
+        )
+    return counts
+
+
+def _encode(
+    specs: Specs,
+    shards: dict[str, list[tuple[str, str, int]]],
+    rows: dict[str, dict[str, int]],
+    config: PrepareConfig,
+    options: PipelineOptions,
+    staging: Staging,
+) -> None:
+    """Joined values by slot → feature files."""
+    files = sorted(map(str, staging.stage("joined").glob("*.parquet")))
+    firsts = {side: [first for _, _, first in some] for side, some in shards.items()}
+    cold = {side: -(-rows[side]["cold"] // config.rows_per_shard) for side in specs}
+    with beam.Pipeline(options=options) as pipeline:
+        written = (
+            pipeline
+            | "Joined" >> beam.Create(files)
+            | "SpreadJoined" >> beam.Reshuffle()
+            | "WriteFeatures" >> WriteFeatures(specs, firsts, cold, config.partitions, staging.out)
+        )
+        finish(written)
+
+
+def _details(
+    table: Table, specs: list[schema.FeatureSpec], rows: dict[str, int], staging: Staging
+) -> dict[str, Any]:
+    """What the manifest says of a side."""
+    partitions, first = table.config.partitions, schema.SIDES.index(table.side)
+    unknown = np.zeros(len(specs), np.int64)
+    for path in staging.stage("joined").glob("unknown-*.json"):
+        if int(path.stem.split("-")[1]) // partitions == first:
+            unknown += read_json(path.parent, path.stem)
+    columns = [
+        dataclasses.asdict(dataclasses.replace(spec, unknown=number))
+        for spec, number in zip(specs, unknown.tolist(), strict=True)
+    ]
+    files = {
+        key: sorted(path.name for path in staging.out.glob(f"{table.side}_{key}-*.parquet"))
+        for key in ("features", "features_cold")
+    }
+    counts = {name: rows[name] for name in ("read", "bad", "duplicates", "joined", "cold")}
+    return {
+        "source": table.config.source,
+        "rows": counts,
+        "ids_without_row": rows["ids"] - rows["joined"],
+        "files": files["features"],
+        "cold_files": files["features_cold"],
+        "columns": columns,
+    }

@@ -1,0 +1,119 @@
+"""Joining: values of one range of fingerprints, by id, with the ids of the vocabulary in it."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline import schema
+from pipeline.config import PrepareConfig
+from pipeline.features.columns import Statistics, describe
+from pipeline.features.read import values_schema
+from pipeline.features.tables import Table
+from pipeline.features.values import TEXT
+from pipeline.rows import partition, partition_of
+from pipeline.split import assign_splits
+from pipeline.staging import write_json
+from pipeline.vocabulary import write_table
+
+DENSE = "dense"  # column of joined values: dense id, -1 for an id without interactions
+Known = tuple[np.ndarray, np.ndarray, pa.Array]  # fingerprints, dense ids, raw ids, [n] each
+
+
+def load_vocabulary(element: tuple[str, str, int], partitions: int) -> Iterator[tuple[int, Known]]:
+    """(side, shard of its vocabulary, dense id of its first row) → its ids by slot."""
+    side, path, first = element
+    table = pq.read_table(path, columns=[schema.FINGERPRINT, schema.RAW_ID]).combine_chunks()
+    prints, raw = table[schema.FINGERPRINT].to_numpy(), table[schema.RAW_ID].cast(TEXT)
+    slot = schema.SIDES.index(side) * partitions
+    parts = partition_of(prints, partitions)
+    for part, rows in partition(np.arange(len(prints)), parts, partitions):
+        yield slot + part, (prints[rows], first + rows, raw.take(rows).combine_chunks())
+
+
+def train_ids(
+    element: tuple[int, np.ndarray], config: PrepareConfig, sides: list[str]
+) -> Iterator[tuple[int, np.ndarray]]:
+    """(range, all rows of its queries) → the fingerprints of ids with train rows, by slot."""
+    rows = assign_splits(element[1], config)
+    rows = rows[rows["split"] == schema.SPLITS.index("train")]
+    for side in sides:
+        slot = schema.SIDES.index(side) * config.partitions
+        ids = np.unique(rows[side])
+        for part, some in partition(ids, partition_of(ids, config.partitions), config.partitions):
+            yield slot + part, some
+
+
+def join_slot(
+    element: tuple[int, dict[str, Iterable[Any]]],
+    tables: dict[str, Table],
+    partitions: int,
+    out: Path,
+) -> Iterator[tuple[tuple[int, int], Statistics]]:
+    """Stages the joined values of one slot: ((side, column), their statistics).
+
+    Every id of the vocabulary has a row, of nulls where the table has none. A tally tells what
+    became of the rows of the table.
+    """
+    slot, found = element
+    side = slot // partitions
+    table = tables[schema.SIDES[side]]
+    blocks = [values_schema(table).empty_table(), *found["values"]]
+    values, duplicates, conflicts = distinct_rows(pa.concat_tables(blocks).combine_chunks())
+    prints, dense, raw = _join_known(found["dense"])
+    train = np.isin(prints, np.concatenate([np.empty(0, np.int64), *found["train"]]))
+    have = values[schema.FINGERPRINT].to_numpy()
+    places = np.searchsorted(have, prints)
+    hit = places < len(have)
+    hit[hit] = have[places[hit]] == prints[hit]
+    joined = values.take(pa.array(places, mask=~hit))
+    other = pc.not_equal(joined[schema.RAW_ID], raw).fill_null(False)  # of one fingerprint
+    conflicts += raw.filter(other.combine_chunks()).to_pylist()
+    cold = np.ones(len(have), bool)
+    cold[places[hit]] = False
+    rest = values.filter(pa.array(cold))
+    staged = pa.concat_tables(
+        [
+            joined.append_column(DENSE, pa.array(dense)),
+            rest.append_column(DENSE, pa.array(np.full(len(rest), -1))),
+        ]
+    )
+    write_table(staged, out / f"{slot:05d}.parquet")
+    tally = {"ids": len(prints), "duplicates": duplicates, "joined": int(hit.sum())}
+    write_json(out, f"{slot:05d}", tally | {"cold": len(rest), "conflicts": sorted(conflicts)[:1]})
+    for number, kind in enumerate(table.kinds.values()):
+        yield (side, number), describe(joined[str(number)], kind, train)
+
+
+def _join_known(parts: Iterable[Known]) -> Known:
+    parts = [(np.empty(0, np.int64), np.empty(0, np.int64), pa.array([], TEXT)), *parts]
+    prints, dense, raw = zip(*parts, strict=True)
+    return np.concatenate(prints), np.concatenate(dense), pa.concat_arrays(raw)
+
+
+def distinct_rows(values: pa.Table) -> tuple[pa.Table, int, list[str]]:
+    """Each id once by fingerprint, rows that repeat one, ids whose rows are not equal."""
+    prints = values[schema.FINGERPRINT].to_numpy()
+    order = np.argsort(prints, kind="stable")
+    values, prints = values.take(pa.array(order)).combine_chunks(), prints[order]
+    repeated = np.r_[False, prints[1:] == prints[:-1]][: len(prints)]
+    later = np.flatnonzero(repeated)
+    one, other = (values.take(pa.array(rows)) for rows in (later - 1, later))
+    same = np.ones(len(later), bool)
+    for name in values.column_names:
+        same &= _equal(one[name], other[name])
+    conflicts = other[schema.RAW_ID].filter(pa.array(~same)).to_pylist()
+    return values.filter(pa.array(~repeated)), len(later), conflicts
+
+
+def _equal(one: pa.ChunkedArray, other: pa.ChunkedArray) -> np.ndarray:
+    """Where two columns agree, a null with a null too: bool [n]."""
+    if pa.types.is_large_list(one.type):
+        pairs = zip(one.to_pylist(), other.to_pylist(), strict=True)
+        return np.array([a == b for a, b in pairs], bool)
+    both = pc.and_(pc.is_null(one), pc.is_null(other))
+    return pc.coalesce(pc.equal(one, other), both).to_numpy()

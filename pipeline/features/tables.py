@@ -1,0 +1,219 @@
+"""Tables of attributes before they are read: their files, and the kind of every column."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import dataclasses
+import re
+import zipfile
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline import schema
+from pipeline.cells import NUMBER
+from pipeline.config import PrepareConfig, SourceConfig
+from pipeline.features.values import infer_kind, is_list
+from pipeline.sources import (
+    Piece,
+    delimiter_of,
+    find_pieces,
+    header_of,
+    open_text,
+    resolve_columns,
+    source_files,
+)
+
+WORDS = {"query": "user", "candidate": "item"}  # side → how its flags begin
+_SAMPLE_BYTES = 1 << 20  # of a text file, to see which columns hold numbers
+_INTEGER = r"^\s*[+-]?\d+\s*$"
+
+
+@dataclasses.dataclass(frozen=True)
+class TableConfig(SourceConfig):
+    """A table of attributes as a source of which only the id, `item_column`, is known."""
+
+    user_column: str = ""
+    timestamp_column: str = ""
+
+    @property
+    def required_columns(self) -> tuple[str, ...]:
+        """The settings of columns that may not be empty."""
+        return ("item_column",)
+
+
+class Table(NamedTuple):
+    """What a worker needs to know to read a piece of a table."""
+
+    side: str
+    config: TableConfig
+    kinds: dict[str, str]  # column → kind, in the order of the first file, without skipped ones
+    separator: str  # between the values of a multi cell that is a text
+
+
+def find_tables(config: PrepareConfig) -> dict[str, tuple[Table, list[Piece]]]:
+    """Side → its table of attributes and what there is to read of it.
+
+    Raises:
+      ValueError: a table is not there, is of no known format, lacks its id, changes its columns
+        from one file to another, or has a column of which nobody knows what to do with it.
+    """
+    found = {}
+    for side in schema.SIDES:
+        table_config = _table_config(config, side)
+        if table_config is not None:
+            with in_words_of(side):
+                pieces = find_pieces(table_config)
+            kinds = _choose_kinds(pieces, table_config, config, side)
+            found[side] = (Table(side, table_config, kinds, config.feature_separator), pieces)
+    return found
+
+
+def feature_files(config: PrepareConfig) -> list[str]:
+    """The files of the tables of attributes, to see whether they changed."""
+    tables = (_table_config(config, side) for side in schema.SIDES)
+    return [path for table in tables if table is not None for path in source_files(table)]
+
+
+@contextlib.contextmanager
+def in_words_of(side: str) -> Iterator[None]:
+    """What reads logs names the flags of logs in its errors; here they have other names."""
+    try:
+        yield
+    except ValueError as error:
+        text = str(error).replace("--source", f"--{WORDS[side]}_features")
+        text = text.replace("--item_column", f"--{WORDS[side]}_features_id")
+        raise ValueError(text) from error
+
+
+def _table_config(config: PrepareConfig, side: str) -> TableConfig | None:
+    word = WORDS[side]
+    path: str = getattr(config, f"{word}_features")
+    if not path:
+        return None
+    if path == "demo" or path.startswith("tfds:"):
+        raise ValueError(f"--{word}_features must be a file, directory or glob, got {path!r}.")
+    return TableConfig(
+        source=path,
+        output=config.output,
+        item_column=getattr(config, f"{word}_features_id") or getattr(config, f"{word}_column"),
+        delimiter=config.delimiter,
+        max_bad_share=config.max_bad_share,
+        allow_empty_files=config.allow_empty_files,
+        partitions=config.partitions,
+    )
+
+
+def _choose_kinds(
+    pieces: list[Piece], table: TableConfig, config: PrepareConfig, side: str
+) -> dict[str, str]:
+    """The kind of every column but the id: by the flag, else by the files."""
+    flag = f"--{WORDS[side]}_feature_kinds"
+    given = config.kinds_of(side)
+    files = list({piece.path: piece for piece in pieces}.values())
+    names = _columns_of(files[0], table)
+    for name in given:
+        if name not in names:
+            raise ValueError(
+                f"{files[0].path} has no column {name!r} beside its id, it has "
+                f"{', '.join(map(repr, names))}; change {flag}."
+            )
+    inferred: dict[str, tuple[str, str]] = {}  # column → kind, and the file that says so
+    for piece in files:
+        changed = set(names) ^ set(_columns_of(piece, table))
+        if changed:
+            raise ValueError(
+                f"{piece.path} and {files[0].path} differ in the columns {sorted(changed)}; "
+                f"write one of them again, or name other files with --{WORDS[side]}_features."
+            )
+        if piece.kind == "parquet":
+            found = _parquet_kinds(piece.path, names, given, flag)
+        else:
+            found = {} if inferred else _text_kinds(piece.path, table)
+        for name, kind in found.items():
+            earlier, where = inferred.setdefault(name, (kind, piece.path))
+            if kind != earlier and name not in given:
+                raise ValueError(
+                    f"column {name!r} looks {kind} in {piece.path} and {earlier} in {where}; say "
+                    f"what it is with {flag} {name}=KIND."
+                )
+    kinds = {name: inferred.get(name, ("categorical", ""))[0] for name in names} | given
+    return _checked({name: kind for name, kind in kinds.items() if kind != "skip"}, flag)
+
+
+def _columns_of(piece: Piece, table: TableConfig) -> list[str]:
+    """The names of the columns of a file, without its id."""
+    if piece.kind == "parquet":
+        names = pq.ParquetFile(piece.path).schema_arrow.names
+    else:
+        names = header_of(piece.path, table)
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise ValueError(f"{piece.path} has two columns {twice[0]!r}; rename one of them.")
+    id_column = resolve_columns(names, table, piece.path).item
+    return [name for name in names if name != id_column]
+
+
+def _parquet_kinds(path: str, names: list[str], given: dict[str, str], flag: str) -> dict[str, str]:
+    fields = pq.ParquetFile(path).schema_arrow
+    kinds = {}
+    for name in names:
+        found, asked = fields.field(name).type, given.get(name, "")
+        if asked == "skip":
+            continue
+        if not _fits(found, asked):
+            kind = f"kind {asked}" if asked else "a kind"
+            raise ValueError(
+                f"{path}: column {name!r} of type {found} cannot be of {kind}; choose another "
+                f"with {flag}, or leave it out with {flag} {name}=skip."
+            )
+        kinds[name] = asked or infer_kind(found)
+    return {name: kind for name, kind in kinds.items() if kind}
+
+
+def _fits(found: pa.DataType, asked: str) -> bool:
+    try:
+        infer_kind(found.value_type if asked and is_list(found) else found)
+    except TypeError:
+        return False
+    return asked in ("", "multi") or not is_list(found)
+
+
+def _text_kinds(path: str, table: TableConfig) -> dict[str, str]:
+    """A column whose cells are all numbers, and not all whole ones, is numeric."""
+    try:
+        with open_text(path) as file:
+            content = file.read(_SAMPLE_BYTES)
+    except (OSError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} cannot be read ({error}); write it again.") from error
+    lines = content.decode("utf-8", "replace").split("\n")
+    if len(content) == _SAMPLE_BYTES:
+        lines.pop()  # it may have been cut
+    header = header_of(path, table)
+    try:
+        rows = list(csv.reader(lines[1:], delimiter=delimiter_of(path, table)))
+    except csv.Error:  # a cell too long to be a number, or for this parser
+        return {}
+    columns = zip(*(row for row in rows if len(row) == len(header)), strict=True)
+    kinds = {}
+    for name, cells in zip(header, columns, strict=False):
+        filled = [cell for cell in cells if cell.strip()]
+        if all(re.match(NUMBER, cell) for cell in filled):
+            whole = all(re.match(_INTEGER, cell) for cell in filled)
+            kinds[name] = "categorical" if whole else "numeric"
+    return kinds
+
+
+def _checked(kinds: dict[str, str], flag: str) -> dict[str, str]:
+    if not kinds:
+        raise ValueError(f"{flag} leaves no column beside the id; keep one, or give no table.")
+    taken = {schema.RAW_ID, *map(schema.presence_name, kinds)} & set(kinds)
+    if taken:
+        raise ValueError(
+            f"a column of attributes may not be called {min(taken)!r}, features need that name; "
+            f"rename it, or leave it out with {flag} {min(taken)}=skip."
+        )
+    return kinds

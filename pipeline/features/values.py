@@ -1,0 +1,144 @@
+"""Cells of an attribute table → values of a kind, in one form whatever the format of the file.
+
+A category is a text: whole numbers in decimal (also those that a missing value made floats of),
+true and false, dates as YYYY-MM-DD. Null, an empty text and a NaN of a float column are missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.cells import Checks, numbers_of, text_of
+from pipeline.features.moments import LARGEST
+
+TEXT = pa.large_string()  # offsets of 64 bits: a range of a long table can hold more than 2 GB
+VALUE_TYPES = {
+    "categorical": TEXT,
+    "multi": pa.large_list(TEXT),
+    "numeric": pa.float64(),
+    "text": TEXT,
+}
+_WHOLE = 2.0**53  # whole numbers below it are exact as floats
+
+
+def values_of(column: pa.Array, kind: str, name: str, separator: str, checks: Checks) -> pa.Array:
+    """The values of a column, [n], of the type that `VALUE_TYPES` has for the kind.
+
+    Args:
+      column: cells as a file holds them, [n].
+      kind: one of `schema.FEATURE_KINDS`.
+      name: of the column, for reasons.
+      separator: between the values of a multi cell that is a text.
+      checks: takes the rows that hold what cannot be read.
+    """
+    if kind == "multi":
+        return _many(column, name, separator, checks)
+    read: dict[str, Callable[[pa.Array, str, Checks], pa.Array]]
+    read = {"categorical": _category, "numeric": _number, "text": _category}
+    return read[kind](column, name, checks)
+
+
+def infer_kind(found: pa.DataType) -> str:
+    """The kind of a column by its type in a Parquet file; empty where it says nothing.
+
+    Raises:
+      TypeError: there is no kind for the type.
+    """
+    if pa.types.is_dictionary(found):
+        found = found.value_type
+    if pa.types.is_null(found):
+        return ""
+    if is_list(found):
+        if infer_kind(found.value_type) not in ("", "categorical"):
+            raise TypeError
+        return "multi"
+    if pa.types.is_floating(found) or pa.types.is_decimal(found) or pa.types.is_temporal(found):
+        if pa.types.is_time(found) or pa.types.is_duration(found):
+            raise TypeError
+        return "numeric"
+    if pa.types.is_integer(found) or pa.types.is_boolean(found) or is_text(found):
+        return "categorical"
+    raise TypeError
+
+
+def is_list(found: pa.DataType) -> bool:
+    """Whether a cell of the type holds several values."""
+    return (
+        pa.types.is_list(found)
+        or pa.types.is_large_list(found)
+        or pa.types.is_fixed_size_list(found)
+    )
+
+
+def is_text(found: pa.DataType) -> bool:
+    """Whether a cell of the type is a text, or the bytes of one."""
+    return (
+        pa.types.is_string(found)
+        or pa.types.is_large_string(found)
+        or pa.types.is_binary(found)
+        or pa.types.is_large_binary(found)
+    )
+
+
+def _plain(column: pa.Array, name: str, checks: Checks) -> pa.Array:
+    """Without dictionaries; a text is valid UTF-8, or its row has failed."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if is_text(column.type):  # by way of bytes: a file may say that it is UTF-8 and lie
+        column = text_of(column.cast(pa.large_binary()), name, checks)
+    return column
+
+
+def _category(column: pa.Array, name: str, checks: Checks) -> pa.Array:
+    column = _plain(column, name, checks)
+    if pa.types.is_floating(column.type):
+        column = pc.if_else(pc.is_nan(column), None, column)
+        whole = pc.and_(pc.equal(pc.floor(column), column), pc.less(pc.abs(column), _WHOLE))
+        number = pc.if_else(whole, column, None).cast(pa.int64()).cast(TEXT)
+        text = pc.coalesce(number, column.cast(pa.string()).cast(TEXT))
+    else:
+        text = column.cast(pa.string()).cast(TEXT) if not is_text(column.type) else column
+    return pc.if_else(pc.equal(text, ""), None, text.cast(TEXT))
+
+
+def _number(column: pa.Array, name: str, checks: Checks) -> pa.Array:
+    column = _plain(column, name, checks)
+    if is_text(column.type):
+        missing = pc.equal(pc.utf8_trim_whitespace(column), "").fill_null(True)
+        column = pc.if_else(missing, "0", column)
+    else:
+        if pa.types.is_temporal(column.type):
+            column = column.cast(pa.timestamp("s"), safe=False).cast(pa.int64())  # since 1970
+        column = column.cast(pa.float64(), safe=False)
+        missing = pc.is_null(column, nan_is_null=True)
+        column = pc.if_else(missing, 0.0, column)
+    values = numbers_of(column, name, checks)
+    checks.fail(np.abs(values) > LARGEST, f"{name} is out of range")
+    return pa.array(values, mask=missing.to_numpy(zero_copy_only=False))
+
+
+def _many(column: pa.Array, name: str, separator: str, checks: Checks) -> pa.Array:
+    """Lists of categories, each once and in the order of the cell; an empty one is missing."""
+    if not is_list(column.type):
+        column = _category(column, name, checks)
+        column = pc.split_pattern(column, separator)
+    lengths = pc.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False)
+    rows = np.repeat(np.arange(len(column)), lengths)
+    cells = pc.list_flatten(column)
+    inner = Checks(len(cells))
+    values = _category(cells, name, inner)
+    broken = np.zeros(len(column), bool)
+    broken[rows[~inner.good]] = True
+    checks.fail(broken, f"{name} is not UTF-8")
+    encoded = pc.dictionary_encode(values)
+    codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+    _, first = np.unique(rows * (len(encoded.dictionary) + 1) + codes, return_index=True)
+    kept = np.sort(first)
+    kept = kept[codes[kept] >= 0]
+    sizes = np.bincount(rows[kept], minlength=len(column))
+    offsets = pa.array(np.r_[0, np.cumsum(sizes)], pa.int64())
+    return pa.LargeListArray.from_arrays(offsets, values.take(pa.array(kept)))

@@ -1,0 +1,138 @@
+"""The plots of the quality page: matplotlib → SVG that stands in a page among others."""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_SIDES = {"query": ("users", "#2f6690"), "candidate": ("items", "#b5541c")}
+_MAX_BARS = 125  # of the plot of days; longer times share bars
+_STYLE: Any = {  # of matplotlib, whose own type lists every name
+    "font.size": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "svg.fonttype": "none",  # text stays text
+    "svg.hashsalt": "quality",  # ids that do not change from run to run
+}
+
+
+def plot_degrees(found: dict[str, Any], side: str) -> str:
+    """How many ids of a side have how many rows, in bars of powers of two."""
+    bins, (noun, color) = found[side]["bins"], _SIDES[side]
+
+    def draw(axes: Axes) -> None:
+        places = np.arange(len(bins))
+        bars = axes.bar(places, [one["ids"] for one in bins], 0.85, color=color)
+        labels = [_short(one["ids"]) if one["ids"] else "" for one in bins]
+        axes.bar_label(bars, labels, padding=1, fontsize=9)
+        shown = places[:: 1 + len(bins) // 14]
+        axes.set_xticks(shown, [_power(bins[place]["from"]) for place in shown])
+        note = " (1k = 1,024)" if len(bins) > 10 else ""
+        axes.set_xlabel(f"rows of one of the {noun}, up to the next bar{note}")
+        axes.set_ylabel(noun)
+        _thousands(axes)
+
+    return _figure(f"How many rows {noun} have", noun, draw)
+
+
+def plot_concentration(found: dict[str, Any]) -> str:
+    """The share of the rows that the most frequent users and items have."""
+
+    def draw(axes: Axes) -> None:
+        for side, (noun, color) in _SIDES.items():
+            points = found[side]["concentration"]
+            axes.plot(
+                [100 * one["share_of_ids"] for one in points],
+                [100 * one["share_of_rows"] for one in points],
+                "o-",
+                color=color,
+                label=f"{noun}, Gini {found[side]['gini']:.2f}",
+                markersize=4,
+            )
+        axes.set_xscale("log")
+        ticks = [0.1, 1, 10, 100]
+        axes.set_xticks(ticks, [f"{tick:g} %" for tick in ticks])
+        axes.set_yticks(range(0, 101, 25), [f"{tick} %" for tick in range(0, 101, 25)])
+        axes.set_ylim(0, 104)
+        axes.set_xlabel("top share of the users or items, by their rows")
+        axes.set_ylabel("their share of the rows")
+        axes.legend(frameon=False)
+        axes.grid(alpha=0.3)
+
+    return _figure("Concentration", "concentration", draw)
+
+
+def plot_days(rows: dict[str, int]) -> str:
+    """Rows by day; what has none is red."""
+    known = np.array(list(rows), "datetime64[D]")
+    day = (known - known[0]).astype(np.int64)
+    width = -(-int(day[-1] + 1) // _MAX_BARS)  # days a bar
+    sums = np.zeros(day[-1] // width + 1, np.int64)
+    np.add.at(sums, day // width, list(rows.values()))
+
+    def draw(axes: Axes) -> None:
+        places = np.arange(len(sums))
+        axes.bar(places, sums, 0.9, color="#4d7c5a", linewidth=0)
+        for place in places[sums == 0]:
+            axes.axvspan(place - 0.5, place + 0.5, color="#e8b4b0", linewidth=0)
+        ticks = np.unique(np.linspace(0, len(sums) - 1, 4).astype(int))
+        axes.set_xticks(ticks, [str(known[0] + tick * width) for tick in ticks])
+        axes.set_xlim(-0.6, len(sums) - 0.4)
+        axes.set_ylabel("rows a day" if width == 1 else f"rows in {width} days")
+        _thousands(axes)
+
+    title = "Good rows by day" if width == 1 else f"Good rows, {width} days a bar"
+    return _figure(f"{title}; red: none", "days", draw)
+
+
+def _figure(title: str, name: str, draw: Callable[[Axes], None]) -> str:
+    """A plot as inline SVG; `name` is in the ids of its elements."""
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # whatever the user's own settings are
+        matplotlib.rcParams.update(_STYLE)
+        figure = Figure(figsize=(5.4, 3.0), layout="constrained")
+        FigureCanvasSVG(figure)
+        draw(figure.subplots())
+        text = io.StringIO()
+        figure.savefig(text, format="svg", metadata={"Date": None}, transparent=True)
+    svg = text.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r' id="', f' id="{name}-', svg)  # ids of one page are different
+    svg = re.sub(r'(href="|url\()#', rf"\g<1>#{name}-", svg)
+    svg = re.sub(r'(<svg [^>]*?) width="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'(<svg [^>]*?) height="[^"]*"', r"\1", svg, count=1)
+    svg = svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(title)}" ', 1)
+    return f"<figure><figcaption>{html.escape(title)}</figcaption>\n{svg}</figure>"
+
+
+def _thousands(axes: Axes) -> None:
+    axes.yaxis.set_major_formatter(lambda value, _: _short(value))
+
+
+def _power(number: int) -> str:
+    """A power of two as people write it in short: 2,048 as 2k."""
+    for power, letter in ((30, "G"), (20, "M"), (10, "k")):
+        if number >= 2**power:
+            return f"{number >> power}{letter}"
+    return str(number)
+
+
+def _short(number: float) -> str:
+    """1,234,000 as 1.2M, so that it fits under a bar."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g}{letter}"
+    return f"{number:g}"
