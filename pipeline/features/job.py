@@ -21,7 +21,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline import schema
 from pipeline.activity import load_block
-from pipeline.beam_options import finish
+from pipeline.beam_options import finish, running
 from pipeline.config import PrepareConfig
 from pipeline.features.columns import Statistics, merge, rank_values
 from pipeline.features.files import WriteFeatures
@@ -95,7 +95,7 @@ def _join(
     tables = {side: table for side, (table, _) in found.items()}
     pieces = [(side, piece) for side, (_, pieces) in found.items() for piece in pieces]
     read, joined = staging.stage("tables"), staging.stage("joined")
-    with beam.Pipeline(options=options) as pipeline:
+    with running(options) as pipeline:
         values = (
             pipeline
             | "Pieces" >> beam.Create(pieces)
@@ -231,7 +231,7 @@ def _encode(
     files = sorted(map(str, staging.stage("joined").glob("*.parquet")))
     firsts = {side: [first for _, _, first in some] for side, some in shards.items()}
     cold = {side: -(-rows[side]["cold"] // config.rows_per_shard) for side in specs}
-    with beam.Pipeline(options=options) as pipeline:
+    with running(options) as pipeline:
         written = (
             pipeline
             | "Joined" >> beam.Create(files)

@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from prepared import digest
@@ -27,21 +28,31 @@ def cluster():
 
 @pytest.fixture(scope="module")
 def source(log, tmp_path_factory):
+    """A log of interactions, and beside it the attributes of its items."""
     path = tmp_path_factory.mktemp("source") / "log.parquet"
     pq.write_table(log, path, row_group_size=100)
-    return str(path)
+    items = sorted(set(log["item_id"].to_pylist()))
+    attributes = {"item_id": items, "price": [len(one) / 3 for one in items], "kind": items}
+    pq.write_table(pa.table(attributes), path.with_name("items.parquet"), row_group_size=20)
+    return path
 
 
 @pytest.fixture(scope="module")
 def expected(source, tmp_path_factory):
     out = tmp_path_factory.mktemp("expected") / "out"
-    prepare(PrepareConfig(source=source, output=str(out), **SETTINGS))
+    prepare(settings(source, out))
     return digest(out)
+
+
+def settings(source, out, **others):
+    features = str(source.with_name("items.parquet"))
+    paths = {"source": str(source), "output": str(out), "item_features": features}
+    return PrepareConfig(**paths, **SETTINGS, **others)
 
 
 def run(cluster, source, out):
     flags = [*FLAGS, f"--dask_client_address={cluster.scheduler_address}"]
-    prepare(PrepareConfig(source=source, output=str(out), partitions=4, **SETTINGS), flags)
+    prepare(settings(source, out, partitions=4), flags)
     return digest(out)
 
 
