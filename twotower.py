@@ -229,7 +229,8 @@ def _prepare(config: Any, beam_arguments: list[str]) -> None:
 
     manifest = prepare(config, beam_arguments)
     print(_table(list(manifest.counts.items())))
-    print(f"prepared data: {config.output}")
+    if not config.dry_run:
+        print(f"prepared data: {config.output}")
 
 
 def _frequencies(config: Any, beam_arguments: list[str]) -> None:
@@ -239,13 +240,16 @@ def _frequencies(config: Any, beam_arguments: list[str]) -> None:
 
 
 def _export(config: Any) -> None:
-    """A trained run → bundle → version."""
+    """A trained run → bundle → version; a bundle that is there becomes one as it is."""
     from serving.publish import publish
-    from towers.export import export_bundle
 
-    bundle = export_bundle(config.data, config.run, str(Path(config.run) / "bundle"))
-    options = dataclasses.asdict(config)
-    version = publish(bundle, options.pop("models"), **_without(options, "data", "run"))
+    bundle = config.bundle
+    if not bundle:
+        from towers.export import export_bundle
+
+        bundle = export_bundle(config.data, config.run, str(Path(config.run) / "bundle"))
+    options = dataclasses.asdict(config.version_options())
+    version = publish(bundle, config.models, **options)
     print(f"bundle: {bundle}\nversion: {version}")
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _SIDES = {"query": ("users", "#2f6690"), "candidate": ("items", "#b5541c")}
 _MAX_BARS = 125  # of the plot of days; longer times share bars
 _STYLE: Any = {  # of matplotlib, whose own type lists every name
-    "font.size": 11,
+    "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "svg.fonttype": "none",  # text stays text
@@ -31,9 +31,9 @@ def plot_degrees(found: dict[str, Any], side: str) -> str:
     def draw(axes: Axes) -> None:
         places = np.arange(len(bins))
         bars = axes.bar(places, [one["ids"] for one in bins], 0.85, color=color)
-        labels = [_short(one["ids"]) if one["ids"] else "" for one in bins]
-        axes.bar_label(bars, labels, padding=1, fontsize=9)
-        shown = places[:: 1 + len(bins) // 14]
+        labels = [_short(one["ids"], 2) if one["ids"] else "" for one in bins]
+        axes.bar_label(bars, labels, padding=1, fontsize=8 if len(bins) < 15 else 6)
+        shown = places[:: 1 + len(bins) // 15]
         axes.set_xticks(shown, [_power(bins[place]["from"]) for place in shown])
         note = " (1k = 1,024)" if len(bins) > 10 else ""
         axes.set_xlabel(f"rows of one of the {noun}, up to the next bar{note}")
@@ -63,7 +63,7 @@ def plot_concentration(found: dict[str, Any]) -> str:
         axes.set_yticks(range(0, 101, 25), [f"{tick} %" for tick in range(0, 101, 25)])
         axes.set_ylim(0, 104)
         axes.set_xlabel("top share of the users or items, by their rows")
-        axes.set_ylabel("their share of the rows")
+        axes.set_ylabel("share of the rows")
         axes.legend(frameon=False)
         axes.grid(alpha=0.3)
 
@@ -85,6 +85,9 @@ def plot_days(rows: dict[str, int]) -> str:
             axes.axvspan(place - 0.5, place + 0.5, color="#e8b4b0", linewidth=0)
         ticks = np.unique(np.linspace(0, len(sums) - 1, 4).astype(int))
         axes.set_xticks(ticks, [str(known[0] + tick * width) for tick in ticks])
+        labels = axes.get_xticklabels()
+        labels[0].set_horizontalalignment("left")
+        labels[-1].set_horizontalalignment("right")
         axes.set_xlim(-0.6, len(sums) - 0.4)
         axes.set_ylabel("rows a day" if width == 1 else f"rows in {width} days")
         _thousands(axes)
@@ -102,8 +105,9 @@ def _figure(title: str, name: str, draw: Callable[[Axes], None]) -> str:
     with matplotlib.rc_context():
         matplotlib.rcdefaults()  # whatever the user's own settings are
         matplotlib.rcParams.update(_STYLE)
-        figure = Figure(figsize=(5.4, 3.0), layout="constrained")
+        figure = Figure(figsize=(5.4, 3.0))
         FigureCanvasSVG(figure)
+        figure.subplots_adjust(0.15, 0.17, 0.96, 0.94)  # fixed, so that no font decides it
         draw(figure.subplots())
         text = io.StringIO()
         figure.savefig(text, format="svg", metadata={"Date": None}, transparent=True)
@@ -130,9 +134,10 @@ def _power(number: int) -> str:
     return str(number)
 
 
-def _short(number: float) -> str:
-    """1,234,000 as 1.2M, so that it fits under a bar."""
+def _short(number: float, digits: int = 3) -> str:
+    """1,234,000 as 1.23M, so that it fits under a bar."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if number >= size:
-            return f"{number / size:.3g}{letter}"
+            whole = len(str(int(number / size)))
+            return f"{round(number / size, max(0, digits - whole)):g}{letter}"
     return f"{number:g}"

@@ -23,9 +23,8 @@ from pipeline.streaming_frequency import (
 
 APPLIED, PENDING, LATE = "applied", "pending", "late"
 NEVER = -(2**62)  # a period before all others
-Split = Callable[
-    [Chunk], Iterator[tuple[tuple[str, int], Any]]
-]  # (what becomes of them, key), rows
+Sorted = tuple[tuple[str, int], Any]  # (what becomes of rows, range or piece), the rows
+Split = Callable[[Chunk], Iterator[Sorted]]
 
 
 class Periods(NamedTuple):
@@ -38,17 +37,15 @@ class Periods(NamedTuple):
     ranges: int  # of fingerprints of pending rows that travel alone
 
 
-def split_by_rows(
-    chunk: Chunk, rows_before: int, size: int
-) -> Iterator[tuple[tuple[str, int], Any]]:
+def split_by_rows(chunk: Chunk, rows_before: int, size: int) -> Iterator[Sorted]:
     """The step of the i-th row of the stream, from 0, is i // size + 1."""
     prints = chunk.load()
     places = rows_before + chunk.place + np.arange(len(prints))
     yield (APPLIED, 0), distinct(Block(places // size + 1, prints, np.ones_like(prints)))
 
 
-def split_by_time(chunk: Chunk, periods: Periods) -> Iterator[tuple[tuple[str, int], Any]]:
-    """New rows, or rows that were pending: ((what becomes of them, key), rows)."""
+def split_by_time(chunk: Chunk, periods: Periods) -> Iterator[Sorted]:
+    """The period of a row decides: of one that is new, or of one that was pending."""
     rows = chunk.load()
     if rows.dtype == EVENT:
         period = rows["timestamp"] // periods.seconds
@@ -106,15 +103,16 @@ def advance_rows(
         finish(applied, others)
 
 
-def _applied(element: tuple[tuple[str, int], Any]) -> Iterator[Block]:
+def _applied(element: Sorted) -> Iterator[Block]:
     if element[0][0] == APPLIED:
         yield element[1]
 
 
 def _stage_others(key: tuple[str, int], rows: Iterable[Any], out: dict[str, Path]) -> str:
     kind, number = key
-    stage = {PENDING: _stage_pending, LATE: _stage_late}[kind]
-    return stage(number, rows, out[kind])
+    if kind == LATE:
+        return _stage_late(number, rows, out[kind])
+    return _stage_pending(number, rows, out[kind])
 
 
 def _stage_buckets(buckets: Buckets, out: Path) -> str:

@@ -31,7 +31,7 @@ DAY = 86_400
 
 
 def config(source, out, **settings):
-    return PrepareConfig(source=str(source), output=str(out), **settings)
+    return PrepareConfig(source=str(source), output=str(out), **{"partitions": 3} | settings)
 
 
 def with_bad_rows(log):
