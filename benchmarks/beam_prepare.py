@@ -33,7 +33,6 @@ from pipeline import schema
 GOWALLA = (29_858, 40_981, 1_027_464)  # users, items, rows
 SMALL, LARGE = 1_000_000, 10_000_000
 ZIPF = 1.05  # popularity of an item ∝ rank ** -ZIPF
-TWO_PROCESSES = ("--direct_running_mode=multi_processing", "--direct_num_workers=2")
 QUIET = "import os; os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'; "
 
 
@@ -107,7 +106,6 @@ def growth(small: int, large: int, rounds: int, work: Path) -> dict[str, Any]:
             taken, peak = run_prepare(work / f"{size}.parquet", work / f"out{size}")
             seconds[size].append(taken)
             peaks.append(peak)
-    two, _ = run_prepare(work / f"{large}.parquet", work / f"out{large}", *TWO_PROCESSES)
     start = time.perf_counter()
     lazy = polars.scan_parquet(work / f"{large}.parquet")
     lazy.group_by("item_id").len().sort("len").collect()
@@ -120,7 +118,6 @@ def growth(small: int, large: int, rounds: int, work: Path) -> dict[str, Any]:
             b / a for a, b in zip(seconds[small], seconds[large], strict=True)
         ),
         "peak_gib": max(peaks),
-        "large_seconds_two_processes": two,
         "polars_count_seconds": time.perf_counter() - start,
     }
 
@@ -138,9 +135,9 @@ def write_log(path: Path, rows: int, users: int, items: int) -> None:
     table.to_parquet(path, row_group_size=262_144)
 
 
-def run_prepare(source: Path, output: Path, *flags: str) -> tuple[float, float]:
+def run_prepare(source: Path, output: Path) -> tuple[float, float]:
     """Seconds and GiB of `twotower prepare`."""
-    command = ["prepare", "--source", str(source), "--output", str(output), "--overwrite", *flags]
+    command = ["prepare", "--source", str(source), "--output", str(output), "--overwrite"]
     return timed([sys.executable, "-m", "twotower", *command])
 
 

@@ -153,9 +153,9 @@ class FrequenciesConfig(SourceConfig):
     """Settings of one run of `twotower frequencies`: exact counts, or streaming estimates."""
 
     user_column: str = ""  # column of the raw user id; not needed to count items
-    previous: str = ""  # output of an earlier run to go on from; none: from nothing
+    previous: str = ""  # output of an earlier run, or a snapshot, to go on from; none: nothing
     decay: float = 1.0  # counts of the earlier run are multiplied by it
-    allow_repeated_files: bool = False  # a file that was counted before is no error
+    allow_repeated_files: bool = False  # a file with the content of an earlier one counts too
     head_share: float = 0.01  # share of the items that the summary calls the head
     streaming: bool = False  # estimate the steps between two occurrences (correct-sfx), no counts
     batch_size: int = 2048  # streaming: rows of a step, in the order of time, then of the source
@@ -167,7 +167,7 @@ class FrequenciesConfig(SourceConfig):
     watch: bool = False  # streaming: look for new files of the source again and again
     poll_seconds: float = 30.0  # watch: time between two looks
     max_polls: int = 0  # watch: stop after so many looks; 0: never
-    keep_snapshots: int = 10  # streaming: older ones are removed
+    keep_snapshots: int = 10  # streaming: older ones are removed, but for their dead letters
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -182,6 +182,10 @@ class FrequenciesConfig(SourceConfig):
             raise ValueError("--watch needs --streaming; exact counts go on with --previous.")
         if self.watch and not self.step_seconds:
             raise ValueError("--watch needs --step_seconds: files that come decide no order.")
+        if self.allowed_lateness_seconds and not self.step_seconds:
+            raise ValueError("--allowed_lateness_seconds needs --step_seconds, steps of time.")
+        if self.decay < 1 and self.streaming:
+            raise ValueError("--decay is for exact counts; --alpha forgets in a stream.")
         if self.decay < 1 and not self.previous:
             raise ValueError("--decay needs --previous, the counts that decay.")
 

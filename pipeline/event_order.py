@@ -96,7 +96,7 @@ def order_events(
     with running(options) as pipeline:
         ordered = (
             pipeline
-            | "Staged" >> beam.Create(paths)
+            | "Staged" >> beam.Create(paths, reshuffle=False)
             | "SpreadStaged" >> beam.Reshuffle()
             | "Cut" >> beam.FlatMap(_cut, cuts)
             | "GroupRanges" >> beam.GroupByKey()

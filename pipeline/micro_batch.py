@@ -44,7 +44,7 @@ from pipeline.row_steps import (
 )
 from pipeline.snapshots import Position, Snapshot, next_directory, rule_of, write_pending
 from pipeline.sources import Piece
-from pipeline.staging import Staging
+from pipeline.staging import Staging, read_json
 from pipeline.streaming_frequency import Estimator, assemble
 
 _SAME_CONTENT = (
@@ -67,8 +67,11 @@ class Input(NamedTuple):
 
 
 def stamp_of(path: str) -> tuple[int, ...]:
-    """Size, time of the last change and number of a file; another stamp, another content."""
-    found = os.stat(path)
+    """Size, time of the last change and number of a file, to see a change; () without a file."""
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return ()
     return found.st_size, found.st_mtime_ns, found.st_ino
 
 
@@ -124,11 +127,11 @@ def run_batch(
         _check_rows(counts, previous, config)
         after = after._replace(rows=before.rows + counts[APPLIED])
         if not counts["bad"]:
-            (staging.out / DEAD_LETTERS).unlink()
+            (staging.out / DEAD_LETTERS).unlink(missing_ok=True)
         manifest = _manifest(counts, after, pieces, inputs, previous, config, staging)
         manifest.write(staging.out)
         staging.commit()
-    return Snapshot(directory.absolute(), manifest)
+    return Snapshot(directory.resolve(), manifest)
 
 
 def _estimator(config: FrequenciesConfig, previous: Snapshot | None) -> Estimator:
@@ -193,6 +196,8 @@ def _check_read(inputs: list[Input], config: FrequenciesConfig, staging: Staging
             f"{changed[0]} changed while it was read; write files under another name, such as "
             "NAME.partial, and rename them when they are complete."
         )
+    if config.allow_empty_files and not _has_rows(staging):
+        return {"counts": dict.fromkeys(("read", "bad", "below_threshold"), 0)}
     read = check_read(dataclasses.replace(config, allow_empty_files=True), staging)
     if config.source.startswith("tfds:"):
         return read
@@ -206,13 +211,22 @@ def _check_read(inputs: list[Input], config: FrequenciesConfig, staging: Staging
     return read
 
 
+def _has_rows(staging: Staging) -> bool:
+    """Whether there is anything to check: a quiet hour may write a file without rows."""
+    tally = staging.stage("tally")
+    if not (tally / "read.json").exists():  # not even a piece
+        return False
+    read = read_json(tally, "read")
+    return bool(read["problems"] or read["counts"].get("read"))
+
+
 def _check_rows(
     counts: dict[str, int], previous: Snapshot | None, config: FrequenciesConfig
 ) -> None:
     """Rows read, and those that were pending, are applied, pending, late or never were good."""
     rows_in = counts["read"] + (previous.manifest.counts[PENDING] if previous else 0)
     check_nothing_lost(rows_in, counts, ("bad", "below_threshold", APPLIED, LATE, PENDING))
-    if previous is None and not counts[APPLIED] + counts[PENDING]:
+    if previous is None and not counts[APPLIED] + counts[PENDING] and counts["read"]:
         raise ValueError(f"no row of {config.source} is left: {counts}; check --rating_threshold.")
 
 

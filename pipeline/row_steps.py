@@ -84,7 +84,7 @@ def advance_rows(
     with running(options) as pipeline:
         rows = (
             pipeline
-            | "Chunks" >> beam.Create(todo)
+            | "Chunks" >> beam.Create(todo, reshuffle=False)
             | "SpreadChunks" >> beam.Reshuffle()
             | "Split" >> beam.FlatMap(split)
         )

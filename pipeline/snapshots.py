@@ -82,7 +82,7 @@ def open_snapshot(path: str | os.PathLike[str], config: FrequenciesConfig) -> Sn
       ValueError: there is none, or one of a stream with other settings.
     """
     found = schema.snapshot_directories(path)
-    directory = (found[-1] if found else Path(path)).absolute()
+    directory = (found[-1] if found else Path(path)).resolve()
     manifest = schema.read_manifest(directory, "streaming_frequency")
     for name, value in rule_of(config).items():
         before = manifest.configuration[name]

@@ -8,6 +8,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from pipeline import schema
 from pipeline.beam_options import beam_options
 from pipeline.config import FrequenciesConfig
+from pipeline.ingest import DEAD_LETTERS
 from pipeline.inputs import check_not_repeated, input_files
 from pipeline.micro_batch import Input, describe, run_batch
 from pipeline.snapshots import Snapshot, keep_newest, only_writer, open_snapshot
@@ -61,15 +62,14 @@ def find_previous(config: FrequenciesConfig) -> Snapshot | None:
     own = schema.snapshot_directories(config.output)
     if own and config.watch and not config.overwrite:
         return open_snapshot(config.output, config)
-    if config.previous:
-        snapshot = open_snapshot(config.previous, config)
-        ours = snapshot.path.parent == Path(config.output).absolute()
-    if own and not config.overwrite and not (config.previous and ours):
+    snapshot = open_snapshot(config.previous, config) if config.previous else None
+    is_own = snapshot is not None and snapshot.path.parent == Path(config.output).resolve()
+    if own and not config.overwrite and not is_own:
         raise ValueError(
             f"{config.output} already holds snapshots: --previous {config.output} goes on from "
             "them, --overwrite begins a new stream."
         )
-    return snapshot if config.previous else None
+    return snapshot
 
 
 def write_snapshot(
@@ -81,6 +81,8 @@ def write_snapshot(
 ) -> Snapshot:
     """Runs one batch, says what came of it, and removes old snapshots."""
     snapshot = run_batch(pieces, inputs, previous, config, options)
+    # Of a run that failed under this number; its rows were read again.
+    snapshot.path.with_name(f"{snapshot.path.name}.{DEAD_LETTERS}").unlink(missing_ok=True)
     begun = previous is None or previous.path.parent != snapshot.path.parent
     keep_newest(config.output, 1 if begun and config.overwrite else config.keep_snapshots)
     counts, position = snapshot.manifest.counts, snapshot.position

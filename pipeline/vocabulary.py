@@ -67,7 +67,17 @@ def replace_ids(ids: np.ndarray, tables: Iterable[tuple[np.ndarray, np.ndarray]]
     prints = np.concatenate([prints for prints, _ in tables])
     by_print = np.argsort(prints, kind="stable")
     dense = np.concatenate([dense for _, dense in tables])[by_print]
-    return dense[np.searchsorted(prints[by_print], ids)]
+    prints = prints[by_print]
+    places = np.searchsorted(prints, ids)
+    known = places < len(prints)
+    known[known] = prints[places[known]] == ids[known]
+    if not known.all():
+        raise RuntimeError(
+            f"{(~known).sum()} of {len(ids)} rows have an id that the vocabulary has not: the "
+            "runner lost a part of it. Nothing is written. Please report this with the runner "
+            "and its version."
+        )
+    return dense[places]
 
 
 def write_table(table: pa.Table, path: Path) -> None:

@@ -51,7 +51,7 @@ class Watcher:
         unknown = []
         for path in map(os.path.abspath, complete_files(self._config)):
             stamp = stamp_of(path)
-            if self._compared.get(path) == stamp:
+            if not stamp or self._compared.get(path) == stamp:
                 continue
             if path not in read:
                 unknown.append(path)
@@ -93,6 +93,8 @@ class Watcher:
         pieces: list[Piece] = []
         for one in files:
             pieces += _file_pieces(one.file, 0, self._config, len(pieces), self._types)
+        if not pieces and not self._config.allow_empty_files:
+            raise ValueError(f"{files[0].file} holds no rows; --allow_empty_files goes on without.")
         return pieces
 
 
@@ -119,9 +121,10 @@ def watch(config: FrequenciesConfig, options: PipelineOptions) -> schema.Manifes
             if found:
                 pieces = watcher.pieces(found)
                 watcher.snapshot = write_snapshot(pieces, found, watcher.snapshot, config, options)
+            if not asked and poll != config.max_polls:
+                _sleep(config.poll_seconds, asked)
             if asked or poll == config.max_polls:
                 break
-            _sleep(config.poll_seconds, asked)
     return watcher.snapshot.manifest if watcher.snapshot else None
 
 
@@ -150,7 +153,7 @@ def _signals() -> Iterator[list[int]]:
         if asked:
             raise KeyboardInterrupt
         asked.append(number)
-        log.info("frequencies: ends after this look; once more ends at once")
+        log.info("frequencies: ends when no job is under way; once more ends at once")
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
