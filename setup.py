@@ -64,6 +64,7 @@ setup(
     python_requires=">=3.11,<3.12",
     packages=["pipeline", "pipeline.features", "samplers", "serving", "towers"],
     py_modules=["twotower"],
+    package_data={"serving": ["*.html"]},
     install_requires=BASE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["twotower = twotower:main"]},

@@ -41,8 +41,17 @@ class Bundle:
     @property
     def retrieval_files(self) -> list[str]:
         """The files that a version keeps for filtering, outside its graph."""
-        seen = _SEEN if self.num_queries is not None else ()
-        return [schema.BUNDLE_VECTORS, schema.BUNDLE_CANDIDATE_IDS, *seen]
+        names = [schema.BUNDLE_VECTORS, schema.BUNDLE_CANDIDATE_IDS]
+        names += _SEEN if self.num_queries is not None else ()
+        if (self.path / schema.BUNDLE_CANDIDATE_COUNTS).exists():
+            names.append(schema.BUNDLE_CANDIDATE_COUNTS)
+        return names
+
+    def query_ids(self, limit: int) -> list[str]:
+        """The first raw ids of the queries that have a seen list; [] where there are none."""
+        if self.num_queries is None:
+            return []
+        return read_raw_ids(self.path / schema.BUNDLE_QUERY_IDS)[:limit]
 
 
 def read_bundle(path: str | Path) -> Bundle:
@@ -55,12 +64,15 @@ def read_bundle(path: str | Path) -> Bundle:
     manifest = schema.read_manifest(path, "bundle")
     check_files(path, manifest, content=True)
     vectors = _read_vectors(path / schema.BUNDLE_VECTORS)
+    candidate_ids = _read_candidate_ids(path / schema.BUNDLE_CANDIDATE_IDS, len(vectors))
+    _check_not_zero(path / schema.BUNDLE_VECTORS, vectors, candidate_ids)
+    _check_counts(path / schema.BUNDLE_CANDIDATE_COUNTS, len(vectors))
     samples = path / schema.BUNDLE_SAMPLE_QUERIES
     return Bundle(
         path=path,
         manifest=manifest,
         vectors=vectors,
-        candidate_ids=_read_candidate_ids(path / schema.BUNDLE_CANDIDATE_IDS, len(vectors)),
+        candidate_ids=candidate_ids,
         sample_queries=_read_samples(samples, vectors.shape[1]) if samples.exists() else None,
         num_queries=_check_seen(path, len(vectors)),
     )
@@ -138,6 +150,30 @@ def _check_finite(path: Path, rows: np.ndarray) -> None:
                 f"{path} must hold finite numbers, got NaN or infinity in row {row}: "
                 "the training diverged, export an earlier checkpoint."
             )
+
+
+def _check_not_zero(path: Path, vectors: np.ndarray, candidate_ids: list[str]) -> None:
+    """Refuses a vector that scores 0 for every query, whatever its candidate is."""
+    for start in range(0, len(vectors), _CHUNK):
+        there = vectors[start : start + _CHUNK].any(axis=1)
+        if not there.all():
+            row = start + int(np.argmin(there))
+            raise ValueError(
+                f"{path} must hold vectors that a search can find, got only zeros in row {row}, "
+                f"candidate {candidate_ids[row]!r}: train it, or leave it out of the bundle."
+            )
+
+
+def _check_counts(path: Path, num_candidates: int) -> None:
+    """Checks how popular the candidates are, where the bundle says it."""
+    if not path.exists():
+        return
+    counts = _read_array(path, "write the training rows of each candidate")
+    if counts.dtype != np.int64 or counts.shape != (num_candidates,) or (counts < 0).any():
+        raise ValueError(
+            f"{path} must be int64 [{num_candidates}] of at least 0, one for each candidate "
+            f"vector, got {counts.dtype} {list(counts.shape)}."
+        )
 
 
 def _read_candidate_ids(path: Path, num_vectors: int) -> list[str]:

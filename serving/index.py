@@ -15,7 +15,10 @@ import tensorflow as tf
 
 _SMALLEST_TREE = 2000  # fewer candidates than this are scanned one by one
 _REORDERED_PER_RESULT = 4  # candidates scored exactly after quantised scoring, for each result
-_FEWEST_REORDERED = 200
+_FEWEST_RESULTS = 25  # for fewer, as many are reordered as for these
+_LEAF_SAMPLE = 250_000  # candidates that the centres of the leaves are made from
+_BLOCK = 2  # dimensions that are quantised together
+_ANISOTROPY = 0.2  # weighs errors along the vector more (Guo et al., ICML 2020, arXiv 1908.10396)
 
 
 class ExactIndex(tf.Module):
@@ -44,6 +47,8 @@ class ScannIndex(tf.Module):
     Attributes:
       num_leaves: leaves of the tree; 0 where the corpus is small and ScaNN scans it.
       leaves_to_search: how many are searched where the caller does not say.
+      num_reordered: how many candidates are scored exactly where the caller does not say.
+      dimensions: D.
     """
 
     def __init__(self, vectors: np.ndarray, k: int, num_leaves: int = 0) -> None:
@@ -59,35 +64,78 @@ class ScannIndex(tf.Module):
         """
         super().__init__(name="scann_index")
         self.k = min(k, len(vectors))
-        self.num_leaves = _choose_leaves(len(vectors), num_leaves)
+        _check_leaves(len(vectors), num_leaves)
+        self.num_leaves = num_leaves or usual_leaves(len(vectors))
         self.leaves_to_search = self.num_leaves
-        self._state = _build_searcher(np.asarray(vectors), self.k, self.num_leaves)
+        self._num_candidates, self.dimensions = vectors.shape
+        self.num_reordered = self.reordering(_REORDERED_PER_RESULT)
+        self._state = _build_searcher(
+            np.asarray(vectors), self.k, self.num_leaves, self.num_reordered
+        )
 
     @property
     def kind(self) -> str:
         """How it searches, for the report."""
         return "tree, quantised" if self.num_leaves else "scan"
 
+    def reordering(self, per_result: float) -> int:
+        """So many reordered candidates for each of the K results, as far as there are any."""
+        return min(self._num_candidates, math.ceil(per_result * max(self.k, _FEWEST_RESULTS)))
+
     def search(
-        self, embedding: tf.Tensor, leaves_to_search: tf.Tensor | None = None
+        self,
+        embedding: tf.Tensor,
+        leaves_to_search: tf.Tensor | None = None,
+        num_reordered: tf.Tensor | None = None,
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Rows int32 [B, K] and scores float32 [B, K], which are exact for their rows.
 
         Args:
           embedding: float32 [B, D].
-          leaves_to_search: int32 scalar; 0 or less, or None, for `self.leaves_to_search`.
+          leaves_to_search, num_reordered: int32 scalars; 0 or less, or None, for those of this
+            object. More reordered ones than K are of use only with a tree.
         """
-        leaves = tf.constant(self.leaves_to_search or -1)
-        if leaves_to_search is not None:
-            leaves = tf.where(leaves_to_search > 0, leaves_to_search, leaves)
+        leaves = _given(leaves_to_search, self.leaves_to_search or -1)
+        reordered = _given(num_reordered, self.num_reordered)
+        rows, scores = self._find(embedding, tf.constant(self.k), leaves, reordered)
+        return tf.ensure_shape(rows, [None, self.k]), tf.ensure_shape(scores, [None, self.k])
+
+    def search_wider(
+        self, embedding: tf.Tensor, num_results: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """As `search`, with more results than K, and leaves and reordering in proportion.
+
+        Args:
+          embedding: float32 [B, D].
+          num_results: int32 scalar, K to N.
+        """
+        growth = tf.cast(num_results, tf.float64) / self.k
+
+        def grown(size: int, most: int) -> tf.Tensor:
+            return tf.minimum(tf.cast(tf.math.ceil(growth * size), tf.int32), most)
+
+        leaves = grown(self.leaves_to_search, self.num_leaves) if self.num_leaves else -1
+        reordered = grown(self.num_reordered, self._num_candidates)
+        return self._find(embedding, num_results, leaves, reordered)
+
+    def _find(
+        self,
+        embedding: tf.Tensor,
+        num_results: tf.Tensor,
+        leaves: tf.Tensor | int,
+        reordered: tf.Tensor,
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         searcher = _scann_ops().searcher_from_module(self._state)
         rows, scores = searcher.search_batched_parallel(
-            embedding, final_num_neighbors=self.k, leaves_to_search=leaves
+            embedding,
+            final_num_neighbors=num_results,
+            pre_reorder_num_neighbors=reordered if self.num_leaves else None,
+            leaves_to_search=leaves,
         )
         # ScaNN returns as many columns as its fullest row has results, and fills the shorter
         # rows with candidate 0 and score NaN.
-        scores = _widen(scores, self.k, math.nan)
-        rows = tf.where(tf.math.is_nan(scores), -1, _widen(rows, self.k, -1))
+        scores = _widen(scores, num_results, math.nan)
+        rows = tf.where(tf.math.is_nan(scores), -1, _widen(rows, num_results, -1))
         return rows, tf.where(rows < 0, 0.0, scores)
 
     def release(self) -> tf.Tensor:
@@ -114,25 +162,26 @@ def _scann_ops() -> ModuleType:
     return scann_ops
 
 
-def _choose_leaves(num_candidates: int, num_leaves: int) -> int:
+def usual_leaves(num_candidates: int) -> int:
+    """About the square root of the number of candidates; 0, no tree, where they are few."""
+    return round(math.sqrt(num_candidates)) if num_candidates >= _SMALLEST_TREE else 0
+
+
+def _check_leaves(num_candidates: int, num_leaves: int) -> None:
     if num_leaves > num_candidates:
         raise ValueError(
             f"scann_leaves must be at most the number of candidates, {num_candidates}, "
             f"got {num_leaves}; 0 chooses it."
         )
-    if num_leaves:
-        return num_leaves
-    return round(math.sqrt(num_candidates)) if num_candidates >= _SMALLEST_TREE else 0
 
 
-def _build_searcher(vectors: np.ndarray, k: int, num_leaves: int) -> tf.Module:
+def _build_searcher(vectors: np.ndarray, k: int, num_leaves: int, reordered: int) -> tf.Module:
     builder = _scann_ops().builder(vectors, k, "dot_product")
     if num_leaves:
-        reordered = max(_FEWEST_REORDERED, _REORDERED_PER_RESULT * k)
         builder = (
-            builder.tree(num_leaves, num_leaves, training_sample_size=min(len(vectors), 250_000))
-            .score_ah(2, anisotropic_quantization_threshold=0.2)
-            .reorder(min(len(vectors), reordered))
+            builder.tree(num_leaves, num_leaves, min(len(vectors), _LEAF_SAMPLE))
+            .score_ah(_BLOCK, anisotropic_quantization_threshold=_ANISOTROPY)
+            .reorder(reordered)
         )
     else:
         builder = builder.score_brute_force()
@@ -142,9 +191,14 @@ def _build_searcher(vectors: np.ndarray, k: int, num_leaves: int) -> tf.Module:
     return state
 
 
-def _widen(found: tf.Tensor, k: int, filling: float) -> tf.Tensor:
-    """Pads [B, at most K] to [B, K]."""
-    missing = k - tf.shape(found)[1]
+def _given(choice: tf.Tensor | None, otherwise: int) -> tf.Tensor:
+    """A run-time choice where it is above 0, and else what the index was tuned to."""
+    constant = tf.constant(otherwise)
+    return constant if choice is None else tf.where(choice > 0, choice, constant)
+
+
+def _widen(found: tf.Tensor, width: tf.Tensor, filling: float) -> tf.Tensor:
+    """Pads [B, at most width] to [B, width]."""
+    missing = width - tf.shape(found)[1]
     filling = tf.cast(filling, found.dtype)
-    wide = tf.pad(found, [[0, 0], [0, missing]], constant_values=filling)
-    return tf.ensure_shape(wide, [None, k])
+    return tf.pad(found, [[0, 0], [0, missing]], constant_values=filling)

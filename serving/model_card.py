@@ -11,6 +11,7 @@ from serving.bundle import Bundle
 _LIMITS = """\
 - It ranks only the candidates it was exported with; new ones need a new export.
 - A query that was not in the training data has no results: `known` is False, ids are empty.
+  `Retriever.answer` and the service can give popular candidates in their place, marked as such.
 - Scores order the candidates of one query; they are not probabilities.
 - Filters (seen candidates, exclusions) are applied outside the graph, by `serving.Retriever`.
 - It learned from observed interactions and repeats what they favour, popular candidates above all.
@@ -125,12 +126,17 @@ def _index(report: dict[str, Any]) -> str:
         lines.append(f"There is no ScaNN index: {report['scann_is_absent_because']}.")
     else:
         leaves = f"{scann['leaves_to_search']} of {scann['num_leaves']} leaves"
+        reordered = f"{scann['num_reordered']} candidates scored exactly"
         lines.append(
-            f"ScaNN ({scann['kind']}, {leaves}): {_times(scann)}, recall {scann['recall']:.3f} "
-            f"of the exact top {report['k']}, promised {report['target_recall']}."
+            f"ScaNN ({scann['kind']}, {leaves}, {reordered}): {_times(scann)}, recall "
+            f"{scann['recall']:.3f} of the exact top {report['at']}, promised "
+            f"{report['target_recall']}."
         )
     queries = report["queries"]
-    lines.append(f"Measured with {queries['count']:,} queries from `{queries['source']}`.")
+    lines.append(
+        f"Measured with {queries['judging']:,} queries from `{queries['source']}`, "
+        "others than those that chose the settings."
+    )
     return "\n".join(lines) + "\n"
 
 

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import schema
-from serving import model_card, tuning
+from serving import model_card, recall_plot, tuning, warmup_requests
 from serving.bundle import Bundle, read_bundle
 from serving.config import VersionOptions
-from serving.index import ExactIndex, ScannIndex, import_scann
+from serving.index import ExactIndex, import_scann
 from serving.served_model import GivenEmbedding, QueryModel, ServedModel
 from serving.versions import (
+    ANN_PLOT,
     ANN_REPORT,
     MODEL_CARD,
     RETRIEVAL,
@@ -27,6 +28,7 @@ from serving.versions import (
     numbered_directories,
 )
 
+_FORMAT = "1.1"  # 1.1 added wide_search, the plot and warm-up requests; readers of 1.0 read it
 _LOCK = ".lock"
 _PARTIAL = ".partial-"  # neither a reader nor TensorFlow Serving takes this for a version
 _log = logging.getLogger(__name__)
@@ -43,6 +45,7 @@ def publish(
     scann: bool = True,
     scann_leaves: int = 0,
     seed: int = 10,
+    at: int = 0,
 ) -> Path:
     """Writes `<models>/<name>/<integer>/`, which TensorFlow Serving and `Retriever` open.
 
@@ -52,18 +55,21 @@ def publish(
       name: the model, a directory in `models`.
       k: K, results of a version; a corpus of fewer gives all of it.
       version: the integer; 0 for the next free one.
-      target_recall: share of the exact top K that ScaNN must find to become default index.
+      target_recall: share of the exact top `at` that ScaNN finds. It is tuned to be as fast as
+        that allows, and default index where it is then faster than exact search.
       scann: also build a ScaNN index; where scann is not installed, the report says so.
-      scann_leaves: leaves of its tree; 0 chooses from the size of the corpus.
+      scann_leaves: leaves of its tree; 0 tries some that fit the size of the corpus.
       seed: chooses the queries that the indexes are measured with.
+      at: the rank up to which the promise counts; 0 for K.
 
     Returns:
       The directory of the version.
 
     Raises:
-      ValueError: an option or the bundle is not valid, or the version exists. Nothing is left.
+      ValueError: an option or the bundle is not valid, ScaNN cannot keep the promise, or the
+        version exists. Nothing is left.
     """
-    options = VersionOptions(name, k, version, target_recall, scann, scann_leaves, seed)
+    options = VersionOptions(name, k, version, target_recall, scann, scann_leaves, seed, at)
     content = read_bundle(bundle)
     home = Path(models) / name
     home.mkdir(parents=True, exist_ok=True)
@@ -118,32 +124,36 @@ def _write_version(path: Path, bundle: Bundle, options: VersionOptions) -> None:
         else GivenEmbedding(dimensions)
     )
     exact = ExactIndex(bundle.vectors, options.k)
-    scann, absence = _build_scann(bundle, options)
-    report = tuning.measure(exact, scann, bundle, options.target_recall, options.seed)
-    if scann is None:
+    absence = _why_no_scann(options)
+    report, scann = tuning.tune(exact, bundle, options, with_scann=not absence)
+    if absence:
         report["scann_is_absent_because"] = absence
-    ServedModel(encoder, exact, bundle.candidate_ids, dimensions).save(path)
+    served = {path: ServedModel(encoder, exact, bundle.candidate_ids, dimensions)}
     if scann is not None:
-        ServedModel(encoder, scann, bundle.candidate_ids, dimensions).save(path / SCANN_MODEL)
+        served[path / SCANN_MODEL] = ServedModel(encoder, scann, bundle.candidate_ids, dimensions)
+    for place, model in served.items():
+        warmup_requests.write(place, model.save(place), bundle)
+    if scann is not None:
         scann.release()
     (path / RETRIEVAL).mkdir(parents=True)
     for name in bundle.retrieval_files:
         shutil.copyfile(bundle.path / name, path / RETRIEVAL / name)
     (path / ANN_REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    recall_plot.draw(report, path / ANN_PLOT)
     manifest = _describe(bundle, options, report)
     files = schema.describe_files(path)  # without the card, which people may annotate
     (path / MODEL_CARD).write_text(model_card.write(manifest, bundle, report), encoding="utf-8")
     dataclasses.replace(manifest, files=files).write(path)
 
 
-def _build_scann(bundle: Bundle, options: VersionOptions) -> tuple[ScannIndex | None, str]:
-    """The index, or None and the reason."""
+def _why_no_scann(options: VersionOptions) -> str:
+    """The reason why the version gets no ScaNN index; empty where it gets one."""
     if not options.scann:
-        return None, "it was switched off (scann=False)"
+        return "it was switched off (scann=False)"
     if import_scann() is None:
         _log.warning("scann cannot be imported here: the version gets exact search only.")
-        return None, "the package scann could not be imported (install twotower[serve])"
-    return ScannIndex(bundle.vectors, options.k, options.scann_leaves), ""
+        return "the package scann could not be imported (install twotower[serve])"
+    return ""
 
 
 def _describe(bundle: Bundle, options: VersionOptions, report: dict[str, Any]) -> schema.Manifest:
@@ -155,7 +165,9 @@ def _describe(bundle: Bundle, options: VersionOptions, report: dict[str, Any]) -
         "k": report["k"],
         "input": "query_id" if bundle.query_model else "embedding",
         "default_index": report["default_index"],
+        "at": report["at"],
         "leaves_to_search": (report["scann"] or {}).get("leaves_to_search"),
+        "num_reordered": (report["scann"] or {}).get("num_reordered"),
         "bundle_fingerprint": bundle.manifest.fingerprint,
     }
     return schema.Manifest(
@@ -165,4 +177,5 @@ def _describe(bundle: Bundle, options: VersionOptions, report: dict[str, Any]) -
         counts=counts,
         files={},
         details=details,
+        format_version=_FORMAT,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,14 +12,18 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from serving import served_model
-from serving.config import check_index
+from serving import answers, served_model
+from serving.answers import Asked
+from serving.embedding_input import given_embeddings
 from serving.index import import_scann
+from serving.index_search import Found, IndexSearch
+from serving.requests import RetrieveRequest, RetrieveResponse, UnknownQuery
 from serving.tables import RetrievalTables
 from serving.versions import RETRIEVAL, Version, find_version
 
-_MOST_SCORES = 1 << 26  # scores that exact search holds at a time: 256 MB
 _log = logging.getLogger(__name__)
+
+Outcome = RetrieveResponse | ValueError | UnknownQuery
 
 
 class Result(NamedTuple):
@@ -36,25 +40,19 @@ class Retriever:
 
     Attributes:
       version: the version that answers, with its manifest.
-      k: K, results of its indexes; more than K and filtered ones come from exact search.
+      k: K, results of its indexes; requests for more are searched exactly.
+      input: what it takes, "query_id" or, of a version without a query model, "embedding".
     """
 
     def __init__(self, version: Version) -> None:
-        """Loads the SavedModel with exact search; ScaNN is loaded when first asked for.
-
-        Raises:
-          ValueError: the version takes embeddings, so that it cannot be asked by query id.
-        """
-        if version.manifest.details["input"] != served_model.QUERY_ID:
-            raise ValueError(
-                f"{version.path} was published without a query model, so query ids mean nothing "
-                "to it: call its signature 'serving_default' with embeddings (see its model card)."
-            )
+        """Loads the SavedModel with exact search; ScaNN is loaded when first asked for."""
         self.version = version
         self.k: int = version.manifest.details["k"]
+        self.input: str = version.manifest.details["input"]
         self._tables = RetrievalTables(version.path / RETRIEVAL)
-        self._models: dict[str, Any] = {"exact": version.load("exact")}
         self._loading = threading.Lock()
+        self._indexes: dict[str, IndexSearch] = {}
+        self._encoder = self.model("exact").signatures[served_model.QUERY_EMBEDDING]
 
     @classmethod
     def load(cls, models: str | Path, name: str = "twotower", version: int = 0) -> Retriever:
@@ -68,7 +66,12 @@ class Retriever:
     @property
     def num_candidates(self) -> int:
         """N, the size of the corpus."""
-        return len(self._tables.candidate_ids)
+        return self._tables.num_candidates
+
+    @property
+    def has_popularity(self) -> bool:
+        """Whether it can answer unknown queries with popular candidates."""
+        return self._tables.has_popularity
 
     @cached_property
     def default_index(self) -> str:
@@ -79,6 +82,14 @@ class Retriever:
             return "exact"
         return default
 
+    def model(self, index: str = "default") -> Any:
+        """The loaded SavedModel of an index, for its signatures.
+
+        Raises:
+          ValueError: the version has no such index, or it cannot be used here.
+        """
+        return self._index(index).model
+
     def top_k(
         self,
         query_ids: Sequence[str],
@@ -87,115 +98,168 @@ class Retriever:
         index: str = "default",
         exclude_seen: bool = False,
         exclude: Sequence[str] = (),
+        allow: Sequence[str] | None = None,
+        min_score: float | None = None,
+        unknown_queries: str = "empty",
     ) -> list[Result]:
-        """The k best candidates of each query that no filter removes.
-
-        Where a filter leaves fewer than k of the index's K results, or k is above K, the rest
-        is searched exactly: a known query always gets k results where so many exist.
-
-        Args:
-          query_ids: raw ids, B of them.
-          k: results for each query, at least 1; above the size of the corpus gives all of it.
-          index: "default", "exact" or "scann".
-          exclude_seen: leave out what the query had in training.
-          exclude: raw ids of candidates to leave out for every query.
+        """The k best candidates of each query that no filter removes; see `RetrieveRequest`.
 
         Returns:
-          B results in the order of the queries.
+          One result a query, in their order. Where `known` is False there are no candidates, or
+          with unknown_queries="popular" the most popular ones.
 
         Raises:
           ValueError: an argument is not valid, or the version cannot do what it asks for.
+          UnknownQuery: one is unknown and unknown_queries is "error".
         """
-        self._check(query_ids, k, index, exclude_seen, exclude)
-        model = self._model(self.default_index if index == "default" else index)
-        barred = self._tables.candidate_rows(exclude)
-        results = []
-        for batch in self._batches(query_ids):
-            embeddings, known = self._embed(batch)
-            rows, scores = _search(model, embeddings)
-            for at, query_id in enumerate(batch):
-                if not known[at]:
-                    results.append(Result(query_id, False, [], []))
-                    continue
-                seen = self._tables.seen_rows(query_id) if exclude_seen else barred
-                excluded = np.union1d(barred, seen)
-                best = self._select(embeddings[at], rows[at], scores[at], k, excluded)
-                results.append(self._name(query_id, *best))
-        return results
+        request = RetrieveRequest(
+            query_ids,
+            k=k,
+            exclude_seen=exclude_seen,
+            exclude=exclude,
+            allow=allow,
+            min_score=min_score,
+            index=index,
+            unknown_queries=unknown_queries,
+        )
+        results = self.answer(request).results
+        return [Result(one.query_id, one.known, one.candidate_ids, one.scores) for one in results]
 
-    def history(self, query_id: str) -> list[str]:
-        """Raw ids of the candidates that a query had in training; [] where it had none."""
-        return [self._tables.candidate_ids[row] for row in self._tables.seen_rows(query_id)]
+    def answer(
+        self, request: RetrieveRequest, *, unknown_queries: str = "empty"
+    ) -> RetrieveResponse:
+        """Answers one request; see `answer_all`.
 
-    def close(self) -> None:
-        """Frees what a loaded ScaNN index holds outside Python; call it after the last query."""
-        with self._loading:
-            model = self._models.pop("scann", None)
-            if model is not None:
-                model.release()
+        Raises:
+          ValueError: the version cannot do what the request asks for.
+          UnknownQuery: it does not know a query, and that was to be an error.
+        """
+        [outcome] = self.answer_all([request], unknown_queries=unknown_queries)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
 
-    def _model(self, index: str) -> Any:
-        with self._loading:
-            if index not in self._models:
-                self._models[index] = self.version.load(index)
-            return self._models[index]
+    def answer_all(
+        self, requests: Sequence[RetrieveRequest], *, unknown_queries: str = "empty"
+    ) -> list[Outcome]:
+        """Answers many requests, with one search of an index for all of their queries.
 
-    def _check(
-        self,
-        query_ids: Sequence[str],
-        k: int,
-        index: str,
-        exclude_seen: bool,
-        exclude: Sequence[str],
-    ) -> None:
-        check_index(index)
-        if k < 1:
-            raise ValueError(f"k must be at least 1, got {k}.")
-        for name, ids in (("query_ids", query_ids), ("exclude", exclude)):
-            if isinstance(ids, str | bytes) or not all(isinstance(raw, str) for raw in ids):
-                raise ValueError(f"{name} must be a sequence of strings, got {ids!r}.")
-        if exclude_seen and not self._tables.has_seen:
+        A known query gets k results wherever so many candidates pass its filters. Where the K
+        results of the index leave fewer, ScaNN is asked for more than K, and what is then still
+        missing is searched exactly among all that the query may get.
+
+        Args:
+          requests: any mixture.
+          unknown_queries: "popular", "empty" or "error", where a request does not say it.
+
+        Returns:
+          For each request its response, or the error that it alone gets.
+        """
+        outcomes: list[Outcome | None] = [self._refusal(request) for request in requests]
+        asked = self._embed([one for one, no in zip(requests, outcomes, strict=True) if not no])
+        found = self._search(asked)
+        answered = zip(asked, found, strict=True)
+        for place, refused in enumerate(outcomes):
+            if not refused:
+                outcomes[place] = self._respond(*next(answered), unknown_queries)
+        return outcomes  # type: ignore[return-value]
+
+    def check(self, request: RetrieveRequest) -> None:
+        """Raises ValueError where this version cannot do what a request asks for."""
+        if request.features is not None and self.input != served_model.EMBEDDING:
+            raise ValueError(f"{self.version.path} takes query_ids, not features.")
+        if request.query_ids is not None and self.input != served_model.QUERY_ID:
+            raise ValueError(
+                f"{self.version.path} was published without a query model, so query ids mean "
+                'nothing to it: ask with features {"embedding": [...]}.'
+            )
+        if request.features is not None:
+            given_embeddings(request.features, self._tables.vectors.shape[1])
+        if request.exclude_seen and not (request.query_ids is not None and self._tables.has_seen):
             raise ValueError(
                 f"exclude_seen needs seen lists, but {self.version.path} was published without: "
                 "pass `exclude`, or export again with them."
             )
+        if request.unknown_queries == "popular":
+            self._tables.check_popularity()
+        self._index(request.index)
 
-    def _batches(self, query_ids: Sequence[str]) -> Iterator[Sequence[str]]:
-        size = max(1, _MOST_SCORES // self.num_candidates)
-        for start in range(0, len(query_ids), size):
-            yield query_ids[start : start + size]
+    def history(self, query_id: str) -> list[str]:
+        """Raw ids of the candidates that a query had in training; [] where it had none."""
+        return self._tables.names(self._tables.seen_rows(query_id))
 
-    def _embed(self, query_ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Embeddings float32 [B, D] and known bool [B]."""
-        signature = self._models["exact"].signatures[served_model.QUERY_EMBEDDING]
-        outputs = signature(**{served_model.QUERY_ID: tf.constant(list(query_ids))})
-        return outputs[served_model.EMBEDDING].numpy(), outputs[served_model.KNOWN].numpy()
+    def query_ids(self, limit: int = 10) -> list[str]:
+        """Some queries that have a history, the first ones; [] without seen lists."""
+        return self._tables.query_ids(limit)
 
-    def _select(
-        self,
-        embedding: np.ndarray,
-        rows: np.ndarray,
-        scores: np.ndarray,
-        k: int,
-        excluded: np.ndarray,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """The first k allowed rows of what the index found, or of the whole corpus."""
-        wanted = min(k, self.num_candidates - len(excluded))
-        allowed = np.flatnonzero((rows >= 0) & ~np.isin(rows, excluded))[:wanted]
-        if len(allowed) == wanted:
-            return rows[allowed], scores[allowed]
-        return self._tables.best_rows(embedding, wanted, excluded)
+    def warm_up(self) -> None:
+        """Loads the default index and all tables, so that no request waits for them."""
+        self._tables.load()
+        self._index("default").search(np.asarray(self._tables.vectors[:1]))
 
-    def _name(self, query_id: str, rows: np.ndarray, scores: np.ndarray) -> Result:
-        names = [self._tables.candidate_ids[row] for row in rows]
-        return Result(query_id, True, names, scores.tolist())
+    def close(self) -> None:
+        """Frees what a loaded ScaNN index holds outside Python; call it after the last query."""
+        with self._loading:
+            index = self._indexes.pop("scann", None)
+            if index is not None:
+                index.model.release()
 
+    def _index(self, name: str) -> IndexSearch:
+        name = self.default_index if name == "default" else name
+        with self._loading:
+            if name not in self._indexes:
+                model = self.version.load(name)
+                self._indexes[name] = IndexSearch(model, name, self.k, self.num_candidates)
+            return self._indexes[name]
 
-def _search(model: Any, embeddings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows int32 [B, K], -1 for none, and scores float32 [B, K]."""
-    signature = model.signatures[served_model.EMBEDDING_SEARCH]
-    inputs = {served_model.EMBEDDING: tf.constant(embeddings)}
-    if served_model.LEAVES_TO_SEARCH in signature.structured_input_signature[1]:
-        inputs[served_model.LEAVES_TO_SEARCH] = tf.constant(0)  # the tuned number
-    outputs = signature(**inputs)
-    return outputs[served_model.CANDIDATE_ROW].numpy(), outputs[served_model.SCORE].numpy()
+    def _refusal(self, request: RetrieveRequest) -> ValueError | None:
+        try:
+            self.check(request)
+        except ValueError as error:
+            return error
+        return None
+
+    def _embed(self, requests: Sequence[RetrieveRequest]) -> list[Asked]:
+        """The embeddings of all queries by one call, cut into those of each request."""
+        if self.input == served_model.EMBEDDING:
+            dimensions = self._tables.vectors.shape[1]
+            parts = [given_embeddings(one.features or {}, dimensions) for one in requests]
+            ids: list[Sequence[str]] = [[""] * len(part) for part in parts]
+            knowns = [np.ones(len(part), bool) for part in parts]
+        else:
+            ids = [one.query_ids or [] for one in requests]
+            joined = tf.constant([query_id for some in ids for query_id in some], tf.string)
+            outputs = self._encoder(**{served_model.QUERY_ID: joined})
+            ends = np.cumsum([len(some) for some in ids], dtype=int)[:-1]
+            parts = np.split(outputs[served_model.EMBEDDING].numpy(), ends)
+            knowns = np.split(outputs[served_model.KNOWN].numpy(), ends)
+        return [  # of no requests at all there is one empty part
+            Asked(request, some, part, known, self._tables.filters(request, some))
+            for request, some, part, known in zip(requests, ids, parts, knowns, strict=False)
+        ]
+
+    def _search(self, asked: Sequence[Asked]) -> list[Found | None]:
+        """The K results of the index that each request names, one search for each index."""
+        found: list[Found | None] = [None] * len(asked)
+        places: dict[IndexSearch, list[int]] = {}
+        for place, one in enumerate(asked):
+            if answers.asks_index(one, self.k):
+                places.setdefault(self._index(one.request.index), []).append(place)
+        for index, those in places.items():
+            rows, scores = index.search(np.concatenate([asked[at].embeddings for at in those]))
+            ends = np.cumsum([len(asked[at].known) for at in those])[:-1]
+            parts = zip(np.split(rows, ends), np.split(scores, ends), strict=True)
+            for place, part in zip(those, parts, strict=True):
+                found[place] = Found(*part)
+        return found
+
+    def _respond(self, asked: Asked, found: Found | None, unknown_queries: str) -> Outcome:
+        request = asked.request
+        index = self._index(request.index)
+        choice = request.unknown_queries or unknown_queries
+        try:
+            results = answers.results(asked, index, found, self._tables, choice)
+        except (ValueError, UnknownQuery) as error:
+            return error
+        unknown_ids = self._tables.count_unknown(request)
+        return RetrieveResponse(self.version.number, index.kind, results, unknown_ids)

@@ -7,6 +7,8 @@ Signatures, the same in the exact and the ScaNN model:
   embedding_search: embedding float32 [B, D] -> candidate_row int32 [B, K], -1 for no result,
     score float32 [B, K]. In the ScaNN model it also takes leaves_to_search, int32 scalar, 0 or
     less for the tuned number; kept out of `serving_default`, which thus means the same in both.
+  wide_search, in the ScaNN model alone: embedding float32 [B, D], num_results int32 scalar, from
+    K to N -> as embedding_search with so many columns, for those who filter results.
 A version without a query model takes embedding instead of query_id everywhere.
 """
 
@@ -22,8 +24,9 @@ from serving.index import ExactIndex, ScannIndex
 
 QUERY_ID, EMBEDDING, KNOWN = "query_id", "embedding", "known"
 CANDIDATE_ID, CANDIDATE_ROW, SCORE = "candidate_id", "candidate_row", "score"
-LEAVES_TO_SEARCH = "leaves_to_search"
+LEAVES_TO_SEARCH, NUM_RESULTS = "leaves_to_search", "num_results"
 TOP_K, QUERY_EMBEDDING, EMBEDDING_SEARCH = "serving_default", "query_embedding", "embedding_search"
+WIDE_SEARCH = "wide_search"
 
 
 class QueryModel(tf.Module):
@@ -85,8 +88,8 @@ class ServedModel(tf.Module):
         if isinstance(index, ScannIndex):
             self.release = tf.function(index.release, input_signature=[])
 
-    def save(self, path: Path) -> None:
-        """Writes the SavedModel with its signatures."""
+    def save(self, path: Path) -> dict[str, list[str]]:
+        """Writes the SavedModel; returns the names of the inputs of each signature."""
         inputs = [self._embedding]
         if isinstance(self.index, ScannIndex):
             inputs.append(tf.TensorSpec([], tf.int32, name=LEAVES_TO_SEARCH))
@@ -95,7 +98,14 @@ class ServedModel(tf.Module):
             QUERY_EMBEDDING: _trace(self._query_embedding, self.encoder.input),
             EMBEDDING_SEARCH: _trace(self._embedding_search, *inputs),
         }
+        if isinstance(self.index, ScannIndex):
+            num_results = tf.TensorSpec([], tf.int32, name=NUM_RESULTS)
+            signatures[WIDE_SEARCH] = _trace(self._wide_search, self._embedding, num_results)
         tf.saved_model.save(self, str(path), signatures=signatures)
+        return {
+            name: [spec.name for spec in function.structured_input_signature[0]]
+            for name, function in signatures.items()
+        }
 
     def _top_k(self, query: tf.Tensor) -> dict[str, tf.Tensor]:
         embedding, known = self.encoder(query)
@@ -110,6 +120,11 @@ class ServedModel(tf.Module):
 
     def _embedding_search(self, *inputs: tf.Tensor) -> dict[str, tf.Tensor]:
         rows, scores = self.index.search(*inputs)
+        return {CANDIDATE_ROW: rows, SCORE: scores}
+
+    def _wide_search(self, embedding: tf.Tensor, num_results: tf.Tensor) -> dict[str, tf.Tensor]:
+        assert isinstance(self.index, ScannIndex)
+        rows, scores = self.index.search_wider(embedding, num_results)
         return {CANDIDATE_ROW: rows, SCORE: scores}
 
 

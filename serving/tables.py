@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -10,6 +11,10 @@ import numpy as np
 
 from pipeline import schema
 from serving.bundle import read_raw_ids
+from serving.filters import Filters
+from serving.requests import RetrieveRequest
+
+_NO_ROWS = np.empty(0, np.int64)
 
 
 class RetrievalTables:
@@ -25,38 +30,99 @@ class RetrievalTables:
         """Whether the version was published with seen lists."""
         return (self._path / schema.BUNDLE_SEEN_OFFSETS).is_file()
 
-    def candidate_rows(self, candidate_ids: Iterable[str]) -> np.ndarray:
-        """Rows of the candidates that are in the corpus, int64, each once; others have none."""
-        rows = {self._candidate_row.get(candidate_id, -1) for candidate_id in candidate_ids}
-        return np.array(sorted(rows - {-1}), np.int64)
+    @property
+    def has_popularity(self) -> bool:
+        """Whether the version knows which candidates are popular: by counts or seen lists."""
+        return self.has_seen or (self._path / schema.BUNDLE_CANDIDATE_COUNTS).is_file()
+
+    @property
+    def num_candidates(self) -> int:
+        """N, the size of the corpus."""
+        return len(self.candidate_ids)
+
+    def filters(self, request: RetrieveRequest, query_ids: Sequence[str]) -> Filters:
+        """The filters of a request, in rows."""
+        allowed = None if request.allow is None else self._candidate_rows(request.allow)
+        return Filters(
+            self.num_candidates,
+            self._candidate_rows(request.exclude),
+            allowed,
+            [self.seen_rows(one) if request.exclude_seen else _NO_ROWS for one in query_ids],
+            request.min_score,
+        )
+
+    def count_unknown(self, request: RetrieveRequest) -> int:
+        """How many different ids of `exclude` and `allow` are not in the corpus."""
+        return len({*request.exclude, *(request.allow or ())}.difference(self._candidate_row))
 
     def seen_rows(self, query_id: str) -> np.ndarray:
         """Rows that the query had in training, int64, in the order of its list; [] if unknown."""
         row = self._query_row.get(query_id)
         if row is None:
-            return np.empty(0, np.int64)
+            return _NO_ROWS
         offsets, candidates = self._seen
         return candidates[offsets[row] : offsets[row + 1]].astype(np.int64)
 
-    def best_rows(
-        self, embedding: np.ndarray, k: int, excluded: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Exact search over the candidates that are not excluded.
+    def query_ids(self, limit: int) -> list[str]:
+        """The first raw ids of the queries that have a seen list."""
+        return list(itertools.islice(self._query_row, limit))
 
-        Args:
-          embedding: float32 [D].
-          k: how many are wanted, at most those that are left.
-          excluded: rows, each once.
+    def names(self, rows: np.ndarray) -> list[str]:
+        """Raw ids of rows of candidates."""
+        return self._names[rows].tolist()
 
-        Returns:
-          rows int64 [k] and scores float32 [k], best first; of equal scores the lower row wins.
+    @cached_property
+    def popularity(self) -> tuple[np.ndarray, np.ndarray]:
+        """Training rows of each candidate, int64 [N], and rows from the most to the least of it.
+
+        The counts of the bundle, and where it has none, how many seen lists name a candidate. Of
+        equally popular ones the lower row comes first.
+
+        Raises:
+          ValueError: the version has neither.
         """
-        scores = np.asarray(self.vectors @ embedding)  # [N]
-        scores[excluded] = -np.inf
-        lowest = np.partition(scores, -k)[-k]  # one pass, then only the best are sorted
-        rows = np.flatnonzero(scores >= lowest)
-        rows = rows[np.argsort(-scores[rows], kind="stable")][:k]
-        return rows, scores[rows]
+        self.check_popularity()
+        counts = self._path / schema.BUNDLE_CANDIDATE_COUNTS
+        if counts.is_file():
+            count = np.load(counts)
+        else:
+            count = np.bincount(self._seen[1], minlength=self.num_candidates)
+        return count, np.argsort(-count, kind="stable")
+
+    def check_popularity(self) -> None:
+        """Raises ValueError where the version does not know which candidates are popular."""
+        if not self.has_popularity:
+            raise ValueError(
+                f"unknown_queries 'popular' needs counts of the candidates, but {self._path} has "
+                f"neither {schema.BUNDLE_CANDIDATE_COUNTS} nor seen lists: choose 'empty' or "
+                "'error', or export again with one of them in the bundle."
+            )
+
+    def load(self) -> None:
+        """Reads now what is otherwise read on first use."""
+        if self.has_popularity:
+            _ = self.popularity
+        _ = self._names, self._candidate_row, self._query_row
+
+    def popular_rows(self, filters: Filters, query: int, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The most popular rows that a query may get, at most k, and their counts."""
+        count, by_popularity = self.popularity
+        if filters.base is None:
+            barred = self.num_candidates - int(filters.num_left[query])
+            most = by_popularity[: k + barred]
+        else:
+            most = filters.base[np.argsort(-count[filters.base], kind="stable")]
+        rows = most[filters.may_get(most[None], np.array([query]))[0]][:k]
+        return rows, count[rows]
+
+    def _candidate_rows(self, candidate_ids: Iterable[str]) -> np.ndarray:
+        """Rows of the candidates that are in the corpus: int64, ascending, each once."""
+        rows = {self._candidate_row.get(raw_id, -1) for raw_id in candidate_ids} - {-1}
+        return np.sort(np.fromiter(rows, np.int64, len(rows)))
+
+    @cached_property
+    def _names(self) -> np.ndarray:
+        return np.array(self.candidate_ids, object)
 
     @cached_property
     def _candidate_row(self) -> dict[str, int]:

@@ -1,158 +1,157 @@
-"""Measures a ScaNN index against exact search and chooses how many leaves it searches.
+"""Finds the fastest ScaNN index that keeps a promised recall, or says that none does.
 
-Recall is the share of the K results whose score reaches the exact K-th best, so that it does
-not matter which of several equal candidates is returned.
+A tree is built for each number of leaves that is tried, a few at most; how many leaves are
+searched and how many candidates are scored exactly are inputs of a search. One half of the
+sample queries chooses, the other half has the last word and gives the recall that is reported.
 """
 
 from __future__ import annotations
 
-import statistics
+import logging
 import time
-from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from serving.bundle import Bundle
-from serving.index import ExactIndex, ScannIndex
+from serving.config import VersionOptions
+from serving.index import ExactIndex, ScannIndex, usual_leaves
+from serving.measuring import Judge, Measured
+from serving.sweep import Setting, Sweep
 
-BATCH = 64  # queries in a batch, where milliseconds per batch are reported
-_MOST_QUERIES = 1000  # measured with
-_REPEATS = 15  # timings that a median is taken of
-_SAME_SCORE = 1e-5  # relative; two candidates that close in score are equally right
+_MOST_QUERIES = 1000  # measured with, both halves together
+_TREES = (1, 2, 4)  # times the usual number of leaves
+_FEWEST_IN_LEAF = 8  # candidates, on average: no tree has more leaves than that leaves room for
+_FASTER = 0.95  # of the time of the last tree: a larger one must gain so much to be worth it
+_FINALISTS = 3  # settings that are timed again, side by side
+_TIMINGS = 25  # of each of them
+_log = logging.getLogger(__name__)
 
-Search = Callable[..., tuple[tf.Tensor, tf.Tensor]]
 
-
-def measure(
-    exact: ExactIndex, scann: ScannIndex | None, bundle: Bundle, target_recall: float, seed: int
-) -> dict[str, Any]:
-    """Compares the indexes and sets `scann.leaves_to_search` to the smallest that is enough.
+def tune(
+    exact: ExactIndex, bundle: Bundle, options: VersionOptions, *, with_scann: bool
+) -> tuple[dict[str, Any], ScannIndex | None]:
+    """Measures exact search and, where wanted, builds and tunes a ScaNN index.
 
     Args:
       exact: the reference, in recall and in time.
-      scann: the index to tune, None where there is none.
       bundle: names the queries to measure with; without them, candidate vectors are used.
-      target_recall: recall at K that makes ScaNN eligible as default index.
-      seed: chooses the queries.
+      options: of the version; `target_recall` at rank `at` is the promise.
+      with_scann: whether to build one.
 
     Returns:
-      The content of `ann_report.json`; all times are medians in milliseconds.
+      The content of `ann_report.json`, times in milliseconds, and the tuned index or None.
+
+    Raises:
+      ValueError: no setting keeps the promise on the second half of the queries.
     """
-    queries, source = _sample_queries(bundle, seed)
+    queries, source = _sample_queries(bundle, options.seed)
     embedding = tf.TensorSpec([None, queries.shape[1]], tf.float32)
     search = tf.function(exact.search, input_signature=[embedding])
+    at = min(options.at or options.k, exact.k)
+    choosing = Judge(queries[::2], search, at)
+    judging = Judge(queries[1::2] if len(queries) > 1 else queries, search, at)
     report: dict[str, Any] = {
         "k": exact.k,
+        "at": at,
         "candidates": len(bundle.vectors),
         "dimensions": queries.shape[1],
-        "queries": {"source": source, "count": len(queries)},
-        "target_recall": target_recall,
-        "exact": _latency(search, queries),
+        "queries": {
+            "source": source,
+            "count": len(queries),
+            "choosing": choosing.num_queries,
+            "judging": judging.num_queries,
+        },
+        "target_recall": options.target_recall,
+        "exact": judging.latency(search),
         "scann": None,
         "default_index": "exact",
     }
-    if scann is None:
-        return report
-    report["scann"] = _tune(scann, queries, _exact_thresholds(search, queries), target_recall)
+    if not with_scann:
+        return report, None
+    scann, report["scann"] = _tune_scann(bundle.vectors, options, choosing, judging)
     faster = report["scann"]["batch_ms"] < report["exact"]["batch_ms"]
-    report["faster"] = "scann" if faster else "exact"
-    if faster and report["scann"]["reaches_target_recall"]:
-        report["default_index"] = "scann"
-    return report
+    report["faster"] = report["default_index"] = "scann" if faster else "exact"
+    return report, scann
 
 
-def _tune(
-    scann: ScannIndex, queries: np.ndarray, thresholds: np.ndarray, target_recall: float
-) -> dict[str, Any]:
-    """Sets `scann.leaves_to_search`; returns what was measured on the way and with it."""
-    embedding = tf.TensorSpec([None, queries.shape[1]], tf.float32)
-    search = tf.function(scann.search, input_signature=[embedding, tf.TensorSpec([], tf.int32)])
-    sweep = []
-    for leaves in _steps(scann.num_leaves):
-        recall = _recall(search, queries, thresholds, leaves)
-        batch_ms = _milliseconds(search, _batch(queries, BATCH), leaves)
-        sweep.append({"leaves_to_search": leaves, "recall": recall, "batch_ms": batch_ms})
-    chosen = _choose(sweep, target_recall)
-    scann.leaves_to_search = chosen["leaves_to_search"]
-    return {
-        "kind": scann.kind,
-        "num_leaves": scann.num_leaves,
-        "leaves_to_search": chosen["leaves_to_search"],
-        "recall": chosen["recall"],
-        "reaches_target_recall": chosen["recall"] >= target_recall,
-        **_latency(search, queries, chosen["leaves_to_search"]),
-        "sweep": sweep,
+def _tune_scann(
+    vectors: np.ndarray, options: VersionOptions, choosing: Judge, judging: Judge
+) -> tuple[ScannIndex, dict[str, Any]]:
+    """Tries trees with more leaves while that makes it faster; the best one and its report."""
+    seconds: dict[int, float] = {}
+    sweeps: list[list[Setting]] = []
+    best: Sweep | None = None
+    for num_leaves in _trees(len(vectors), options.scann_leaves):
+        start = time.perf_counter()
+        index = ScannIndex(vectors, options.k, num_leaves)
+        seconds[index.num_leaves] = round(time.perf_counter() - start, 2)
+        sweep = Sweep(index, choosing, options.target_recall)
+        sweeps.append(sweep.settings)
+        _log.info("ScaNN with %d leaves: built in %.1f s.", num_leaves, seconds[num_leaves])
+        if best is None:
+            best = sweep
+        elif sweep.fastest_ms > _FASTER * best.fastest_ms:
+            index.release()
+            break
+        else:
+            best.index.release()
+            best = sweep
+    assert best is not None, "there is a tree to try"
+    chosen, judged = _choose(best, judging, options.target_recall)
+    index = best.index
+    index.leaves_to_search, index.num_reordered = chosen.parameters
+    report = {
+        "kind": index.kind,
+        **chosen.described(),
+        "recall": round(judged.recall, 4),
+        "recall_when_chosen": round(chosen.measured.recall, 4),
+        "reaches_target_recall": True,
+        **judging.latency(best.search, *chosen.parameters),
+        "build_seconds": seconds,
+        "sweep": [setting.described() for settings in sweeps for setting in settings],
     }
+    return index, report
+
+
+def _trees(num_candidates: int, wanted: int) -> list[int]:
+    """Numbers of leaves to try, the usual one first; [0] where there is to be no tree."""
+    usual = usual_leaves(num_candidates)
+    if wanted or not usual:
+        return [wanted]
+    return [times * usual for times in _TREES if times * usual * _FEWEST_IN_LEAF < num_candidates]
+
+
+def _choose(sweep: Sweep, judging: Judge, promise: float) -> tuple[Setting, Measured]:
+    """The fastest setting that the other half of the queries confirms, and what it gave there.
+
+    Raises:
+      ValueError: it confirms none. The index is released.
+    """
+    finalists = [
+        sweep.measure(*one.parameters, timings=_TIMINGS) for one in sweep.keeping[:_FINALISTS]
+    ]
+    finalists.sort(key=lambda one: one.measured.batch_ms)
+    reached = 0.0
+    for setting in chain(finalists, sweep.keeping[_FINALISTS:], sweep.strongest()):
+        judged = judging.measure(sweep.search, *setting.parameters)
+        reached = max(reached, judged.recall)
+        if judged.recall >= promise:
+            return setting, judged
+    sweep.index.release()
+    raise ValueError(
+        f"target_recall {promise:g} at {judging.at} cannot be kept: ScaNN finds {reached:.4f} of "
+        "the exact results of held-out queries. Lower --target_recall, or publish exact search "
+        "alone with --noscann."
+    )
 
 
 def _sample_queries(bundle: Bundle, seed: int) -> tuple[np.ndarray, str]:
-    """Up to 1,000 queries float32 [S, D], and where they come from."""
+    """Up to 1,000 queries float32 [S, D] in random order, and where they come from."""
     rows, source = bundle.sample_queries, "sample_queries"
     if rows is None or not len(rows):
         rows, source = bundle.vectors, "candidate_vectors"
-    count = min(len(rows), _MOST_QUERIES)
-    chosen = np.random.default_rng(seed).choice(len(rows), count, replace=False)
-    return np.asarray(rows[np.sort(chosen)]), source
-
-
-def _steps(num_leaves: int) -> list[int]:
-    """1, 2, 3, 4, 6, 8, 11, ... num_leaves: each about √2 of the last; [0] without a tree."""
-    if not num_leaves:
-        return [0]
-    steps = {min(num_leaves, round(2 ** (power / 2))) for power in range(64)}
-    return sorted(steps)
-
-
-def _choose(sweep: list[dict[str, Any]], target_recall: float) -> dict[str, Any]:
-    """The first step with enough recall; where there is none, the one with the most."""
-    enough = [step for step in sweep if step["recall"] >= target_recall]
-    return enough[0] if enough else max(sweep, key=lambda step: step["recall"])
-
-
-def _batches(queries: np.ndarray) -> Iterator[np.ndarray]:
-    for start in range(0, len(queries), BATCH):
-        yield queries[start : start + BATCH]
-
-
-def _batch(queries: np.ndarray, size: int) -> tf.Tensor:
-    """`size` queries, repeated where there are fewer."""
-    return tf.constant(np.resize(queries, (size, queries.shape[1])))
-
-
-def _exact_thresholds(search: Search, queries: np.ndarray) -> np.ndarray:
-    """The lowest score that belongs into the top K of each query: float32 [S, 1]."""
-    last = [search(tf.constant(batch))[1][:, -1:].numpy() for batch in _batches(queries)]
-    lowest = np.concatenate(last)
-    return lowest - _SAME_SCORE * np.abs(lowest)
-
-
-def _recall(search: Search, queries: np.ndarray, thresholds: np.ndarray, leaves: int) -> float:
-    """Share of the results that belong into the exact top K."""
-    right, total = 0, 0
-    for number, batch in enumerate(_batches(queries)):
-        rows, scores = search(tf.constant(batch), tf.constant(leaves))
-        lowest = thresholds[number * BATCH :][: len(batch)]
-        right += int(((rows.numpy() >= 0) & (scores.numpy() >= lowest)).sum())
-        total += rows.shape.num_elements()
-    return round(right / total, 4)
-
-
-def _latency(search: Search, queries: np.ndarray, *leaves: int) -> dict[str, float]:
-    return {
-        "batch_ms": _milliseconds(search, _batch(queries, BATCH), *leaves),
-        "single_ms": _milliseconds(search, _batch(queries, 1), *leaves),
-    }
-
-
-def _milliseconds(search: Search, batch: tf.Tensor, *leaves: int) -> float:
-    """The median time of a search, after one that is not counted."""
-    inputs = [batch, *map(tf.constant, leaves)]
-    search(*inputs)
-    times = []
-    for _ in range(_REPEATS):
-        start = time.perf_counter()
-        search(*inputs)[1].numpy()
-        times.append(time.perf_counter() - start)
-    return round(1000 * statistics.median(times), 4)
+    chosen = np.random.default_rng(seed).permutation(len(rows))[:_MOST_QUERIES]
+    return np.asarray(rows[chosen]), source

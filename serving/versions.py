@@ -15,6 +15,7 @@ EXTRAS = Path("assets.extra")  # what TensorFlow Serving carries along but does 
 SCANN_MODEL = EXTRAS / "scann"
 RETRIEVAL = EXTRAS / "retrieval"
 ANN_REPORT = "ann_report.json"
+ANN_PLOT = "ann_report.png"
 MODEL_CARD = "model_card.md"
 
 

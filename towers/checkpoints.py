@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
+import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
 
+from pipeline import schema
 from towers.config import TrainConfig
 from towers.legacy_keras import tf_keras
-from towers.run_directory import CHECKPOINTS, TRAINING, write_json
+from towers.run_directory import CHECKPOINTS, CONFIG, TRAINING, write_json
 from towers.two_tower import TwoTower
 
+log = logging.getLogger(__name__)
+
+# What TensorFlow raises for a file that is cut, damaged or gone, depending on the place.
+_UNREADABLE = (tf.errors.OpError, ValueError, IndexError, RuntimeError)
 _KEPT = 2  # checkpoints: the last one, and one more in case it cannot be read
 _REMEMBERED = ("seconds", "epoch_seconds", "history", "best", "waited", "stopped")
 
@@ -47,20 +54,33 @@ class Progress(tf.train.experimental.PythonState):
             setattr(self, name, value)
 
 
-class CheckLoss(tf_keras.callbacks.Callback):
-    """Ends a run whose loss is no longer a number, before anything is measured or kept.
+class CheckData(tf_keras.callbacks.Callback):
+    """Ends a run before an epoch on data that are no longer what the run began with.
+
+    The run itself has its arrays, and could go on; but nothing could be made of its weights, since
+    evaluation and export would meet the new data.
+
+    Args:
+      directory: of the prepared data.
+      fingerprint: of them, when the run began or went on.
 
     Raises:
-      ValueError: the mean loss of the epoch is not finite.
+      ValueError: the directory holds other data now, or none.
     """
 
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Looks at the loss."""
-        loss = float((logs or {}).get("loss", 0.0))
-        if not math.isfinite(loss):
+    _supports_tf_logs = True
+
+    def __init__(self, directory: str, fingerprint: str) -> None:
+        super().__init__()
+        self._directory, self._fingerprint = directory, fingerprint
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Reads the manifest."""
+        if schema.read_manifest(self._directory, "prepared").fingerprint != self._fingerprint:
             raise ValueError(
-                f"the loss must be finite, got {loss} in epoch {epoch + 1}: begin again with "
-                "--overwrite and a smaller --learning_rate or a larger --temperature."
+                f"{self._directory} was changed while a run trained on it: train on what is there "
+                "now with another --run, or put the former data back and give the same command "
+                "again: the run goes on from its last checkpoint."
             )
 
 
@@ -90,13 +110,26 @@ class RunRecorder(tf_keras.callbacks.Callback):
         self._clock = self._saved = time.monotonic()
 
     def restore(self) -> bool:
-        """Goes to the last checkpoint, if there is one."""
-        last = self._manager.latest_checkpoint
-        if last is None:
-            return False
-        self._checkpoint.restore(last).assert_existing_objects_matched()
-        self._interrupted_loss = [variable.numpy() for variable in self._mean_loss.variables]
-        return True
+        """Goes to the last checkpoint that can be read, if there is one.
+
+        Raises:
+          ValueError: there are some, and none can be read.
+        """
+        self._sweep()
+        last = self._manager.checkpoints
+        for path in reversed(last):
+            try:
+                self._checkpoint.restore(path).assert_existing_objects_matched()
+            except _UNREADABLE as error:
+                log.warning("train: %s cannot be read: %s", path, str(error).splitlines()[0])
+                continue
+            self._interrupted_loss = [variable.numpy() for variable in self._mean_loss.variables]
+            return True
+        if last:
+            raise ValueError(
+                f"no checkpoint in {self._directory} can be read: begin again with --overwrite."
+            )
+        return False
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Starts the clock; goes on with the mean loss of an epoch that was interrupted."""
@@ -114,7 +147,7 @@ class RunRecorder(tf_keras.callbacks.Callback):
         self.progress.epoch_seconds += now - self._clock
         due = now - self._saved >= 60 * self._config.checkpoint_minutes
         if due and int(self.model.iteration) % self._steps:
-            self._save()
+            self.save()
         self._clock = time.monotonic()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -126,7 +159,7 @@ class RunRecorder(tf_keras.callbacks.Callback):
         progress.seconds, progress.epoch_seconds = progress.seconds + seconds, 0.0
         if self._config.patience:
             self._look_at_patience(epoch + 1, metrics[f"val_{self._config.validation_metric}"])
-        self._save()
+        self.save()
         self._delete_all_but_best()
 
     def _look_at_patience(self, epoch: int, value: float) -> None:
@@ -139,11 +172,28 @@ class RunRecorder(tf_keras.callbacks.Callback):
         progress.stopped = progress.waited >= self._config.patience
         self.model.stop_training = progress.stopped
 
-    def _save(self) -> None:
-        """Writes a checkpoint, then the record that names it."""
-        path = self._manager.save(checkpoint_number=int(self.model.iteration))
-        write_json(Path(self._config.run) / TRAINING, self.summary(Path(path).name))
+    def save(self) -> None:
+        """Writes a checkpoint, then the record that names it; both as a whole or not at all."""
+        steps = int(self._checkpoint.model.iteration)
+        try:
+            path = self._manager.save(checkpoint_number=steps)
+            write_json(Path(self._config.run) / TRAINING, self.summary(Path(path).name))
+        except BaseException:
+            self._sweep()
+            raise
         self._saved = time.monotonic()
+
+    def _sweep(self) -> None:
+        """Removes what was half written when a process was killed or a disk was full."""
+        kept = {Path(path).name for path in self._manager.checkpoints}
+        for path in self._directory.glob("ckpt-*"):
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name.split(".")[0] not in kept:
+                path.unlink()
+        for name in (TRAINING, CONFIG):
+            for path in Path(self._config.run).glob(f".{name}.*"):
+                path.unlink()
 
     def summary(self, checkpoint: str = "") -> dict[str, Any]:
         """What training.json says; `checkpoint` is the last one by default."""

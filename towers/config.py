@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from typing import Any
 
 from towers.metrics import METRICS
+from towers.tower_config import TowerConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(TowerConfig):
     """Settings of one training run."""
 
     data: str = ""  # directory that `twotower prepare` made
@@ -21,10 +23,12 @@ class TrainConfig:
     temperature: float = 1.0  # what scores are divided by; about 0.1 for cosines
     batch_size: int = 2048  # B, interactions of a step
     epochs: int = 20  # passes over the train split
-    learning_rate: float = 0.01  # of Adam, at the start
+    optimizer: str = "adam"  # adam, dense; lazy_adam or adagrad: only rows of the batch, any corpus
+    learning_rate: float = 0.01  # of the optimizer, at the start
     learning_rate_decay: float = 0.95  # the learning rate is multiplied by it ...
     decay_epochs: int = 5  # ... every so many epochs
-    l2: float = 1e-5  # coupled: l2 · θ is added to the gradient of every row at every step
+    l2: float = 1e-5  # coupled: l2 · θ is added to the gradient of every row at every step; with a
+    # sparse optimizer, to that of the rows of the batch
     init_stddev: float = 0.1  # standard deviation of the initial embeddings
     reduction: str = "mean"  # mean or sum of the losses of a batch
     seed: int = 10  # of the initial embeddings, the order of rows and all draws
@@ -32,6 +36,9 @@ class TrainConfig:
     validation_metric: str = "recall@50"  # metric and cut-off that `patience` watches
     checkpoint_minutes: float = 10.0  # between two checkpoints inside an epoch
     options: tuple[str, ...] = ()  # of the method, as name=value, such as positive_twice=true
+    frequency: str = "counts"  # of candidates: counts of the train split; counts:DIR of a log, or
+    # streaming:DIR, a snapshot or a directory of them, both made by `twotower frequencies`
+    init_from: str = ""  # directory of a run whose vectors this one starts with, by raw id
     overwrite: bool = False  # delete what is in the run directory and start anew
     jit_compile: bool | None = None  # compile steps with XLA; none: where that is faster
 
@@ -41,6 +48,7 @@ class TrainConfig:
         Raises:
           ValueError: a field breaks its rule; the message names rule, value and remedy.
         """
+        super().__post_init__()
         if isinstance(self.options, Mapping):
             pairs = tuple(f"{name}={value}" for name, value in self.options.items())
             object.__setattr__(self, "options", pairs)
@@ -59,6 +67,16 @@ class TrainConfig:
         _require(reduction in ("mean", "sum"), "reduction", "must be mean or sum", reduction)
         for option in self.options:
             _require("=" in option[1:], "options", "must be name=value", option)
+        kind, _, path = self.frequency.partition(":")
+        _require(
+            self.frequency == "counts" or bool(kind in ("counts", "streaming") and path),
+            "frequency",
+            "must be counts, counts:DIR or streaming:DIR",
+            self.frequency,
+        )
+        start = self.init_from
+        other = not start or os.path.abspath(start) != os.path.abspath(self.run)
+        _require(other, "init_from", "must be another directory than run", start)
         parse_metric(self.validation_metric)
 
     @property
@@ -72,6 +90,8 @@ class TrainConfig:
         fields = dataclasses.asdict(self)
         for name in ("data", "run", "checkpoint_minutes", "overwrite", "jit_compile"):
             del fields[name]
+        fields["frequency"] = "".join(self.frequency.partition(":")[:2])  # without its path
+        fields["init_from"] = bool(self.init_from)
         return fields
 
 

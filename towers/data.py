@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from pipeline import schema
 from towers.epochs import epoch_dataset
+from towers.features import Features, no_features
 from towers.shards import load_split
 
 
@@ -64,12 +65,14 @@ class RetrievalData:
         *,
         fingerprint: str,
         source: str = "",
+        features: Callable[[str], Features] = no_features,
     ) -> None:
         self.query_vocabulary = query_vocabulary
         self.candidate_vocabulary = candidate_vocabulary
         self.train_counts = train_counts  # int64 [N], train rows of each candidate
         self.fingerprint = fingerprint  # one checksum for all of the content
         self.source = source  # where it came from, for the records
+        self.features = functools.cache(features)  # side, query or candidate → its attributes
         self._load = functools.cache(load)
         self._positives = functools.cache(self._make_positives)
 
@@ -154,6 +157,7 @@ def open_data(directory: str | os.PathLike[str]) -> RetrievalData:
         lambda split: load_split(directory, manifest, split),
         fingerprint=manifest.fingerprint,
         source=manifest.source,
+        features=lambda side: _read_features(directory, manifest, side),
     )
     if data.num_rows("train") == 0:
         raise ValueError(f"{directory} has no train rows: prepare it from more interactions.")
@@ -172,6 +176,22 @@ def _read_vocabulary(
     )
 
 
+def _read_features(
+    directory: str | os.PathLike[str], manifest: schema.Manifest, side: str
+) -> Features:
+    """The attributes of a side, none where it was prepared without."""
+    specs = schema.feature_specs(manifest.details, side)
+    if not specs:
+        return no_features(side)
+    columns = [spec.name for spec in specs]
+    columns += [spec.presence for spec in specs if spec.has_presence]
+    table = _read_table(directory, manifest, f"{side}_features-", columns)
+    cold = f"{side}_features_cold-"
+    if not manifest.files_of(cold):
+        return Features(specs, table, table.schema.empty_table())
+    return Features(specs, table, _read_table(directory, manifest, cold, [schema.RAW_ID, *columns]))
+
+
 def _read_table(
     directory: str | os.PathLike[str], manifest: schema.Manifest, prefix: str, columns: list[str]
 ) -> pa.Table:
@@ -183,4 +203,10 @@ def _read_table(
             f"{missing[0] if missing else Path(directory) / (prefix + '*')} is missing: "
             "make the data again with `twotower prepare`."
         )
+    for path in paths:
+        if schema.checksum(path) != manifest.files[path.name]["checksum"]:
+            raise ValueError(
+                f"{path} was changed since its preparation, or is of another one: make the data "
+                "again with `twotower prepare`."
+            )
     return pa.concat_tables([pq.read_table(path, columns=columns) for path in paths])

@@ -15,6 +15,13 @@ def epoch_order(num_rows: int, *, seed: int, epoch: int) -> np.ndarray:
     return np.random.Generator(bits).permutation(num_rows)
 
 
+def step_rows(num_rows: int, batch_size: int, *, seed: int, step: int) -> np.ndarray:
+    """The rows of a step, counted over all epochs from 0: int64, `batch_size` of them or fewer."""
+    epoch, place = divmod(step, -(-num_rows // batch_size))
+    order = epoch_order(num_rows, seed=seed, epoch=epoch)
+    return order[place * batch_size : (place + 1) * batch_size]
+
+
 def epoch_dataset(
     columns: Mapping[str, np.ndarray], batch_size: int, *, seed: int, first_step: int = 0
 ) -> tf.data.Dataset:

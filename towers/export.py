@@ -15,37 +15,14 @@ import tensorflow as tf
 
 from pipeline import schema
 from towers.config import TrainConfig
-from towers.data import RetrievalData, open_data
+from towers.data import RetrievalData, Vocabulary, open_data
+from towers.query_model import make_query_model
 from towers.run_directory import METRICS, open_run, read_json
+from towers.tower import Tower
 from towers.two_tower import TwoTower
 
 _SAMPLES = 1_000  # query vectors to measure an index with
 _SAMPLES_SEED = 0
-
-
-class QueryModel(tf.Module):
-    """Raw query ids → embeddings; a plain module, so that serving needs no Keras.
-
-    Args:
-      raw_ids: string [Q], the vocabulary by dense id.
-      embeddings: float32 [Q, D] by dense id, over the temperature.
-    """
-
-    def __init__(self, raw_ids: tf.Tensor, embeddings: tf.Tensor) -> None:
-        super().__init__(name="query_model")
-        rows = tf.range(tf.size(raw_ids, tf.int64), dtype=tf.int64)
-        self._row_of = tf.lookup.StaticHashTable(
-            tf.lookup.KeyValueTensorInitializer(raw_ids, rows), default_value=-1
-        )
-        self._embeddings = tf.Variable(embeddings, trainable=False, name="query_embeddings")
-
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="query_id")])
-    def embed(self, query_id: tf.Tensor) -> dict[str, tf.Tensor]:
-        """string [B] → embedding float32 [B, D], zeros for unknown ids, and known bool [B]."""
-        rows = self._row_of.lookup(query_id)
-        known = rows >= 0
-        embedding = tf.gather(self._embeddings, tf.maximum(rows, 0))
-        return {"embedding": tf.where(known[:, None], embedding, 0.0), "known": known}
 
 
 def export_bundle(
@@ -71,10 +48,10 @@ def export_bundle(
     try:
         aside.chmod(0o755)
         queries, candidates = _embeddings(model, run_dir)
-        _write_queries(aside, data, queries)
-        _write_candidates(aside, data, candidates)
-        _write_seen(aside, data)
-        _manifest(aside, data, candidates, config, Path(run_dir)).write(aside)
+        _write_queries(aside, data, model, queries)
+        _write_candidates(aside, data, model, candidates)
+        _write_seen(aside, data, model)
+        _manifest(aside, data, model, candidates, config, Path(run_dir)).write(aside)
         schema.replace_directory(aside, destination)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
@@ -82,8 +59,12 @@ def export_bundle(
 
 
 def _embeddings(model: TwoTower, run_dir: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Of queries by dense id, and of candidates by dense id, then of cold ones."""
     queries = model.query_embeddings().numpy().astype(np.float32)
     candidates = model.candidate_embeddings().numpy().astype(np.float32)
+    if len(model.candidate_tower.cold_ids):
+        cold = model.candidate_tower.embed_cold().numpy().astype(np.float32)
+        candidates = np.concatenate([candidates, cold])
     if not (np.isfinite(queries).all() and np.isfinite(candidates).all()):
         raise ValueError(
             f"the embeddings of {run_dir} must be finite, got NaN or infinity: train again with "
@@ -92,13 +73,13 @@ def _embeddings(model: TwoTower, run_dir: str | os.PathLike[str]) -> tuple[np.nd
     return queries, candidates
 
 
-def _write_queries(out: Path, data: RetrievalData, embeddings: np.ndarray) -> None:
-    raw_ids = data.query_vocabulary.raw_ids
-    model = QueryModel(tf.constant(raw_ids.to_pylist(), tf.string), embeddings)
+def _write_queries(out: Path, data: RetrievalData, model: TwoTower, embeddings: np.ndarray) -> None:
+    raw_ids = _ids_of(data.query_vocabulary, model.query_tower)
+    graph = make_query_model(raw_ids.to_pylist(), model.query_tower, embeddings, model.temperature)
     tf.saved_model.save(
-        model,
+        graph,
         str(out / schema.BUNDLE_QUERY_MODEL),
-        signatures={"serving_default": model.embed},
+        signatures={"serving_default": graph.embed},
     )
     pq.write_table(pa.table({schema.RAW_ID: raw_ids}), out / schema.BUNDLE_QUERY_IDS)
     draw = np.random.default_rng(_SAMPLES_SEED)
@@ -106,20 +87,34 @@ def _write_queries(out: Path, data: RetrievalData, embeddings: np.ndarray) -> No
     np.save(out / schema.BUNDLE_SAMPLE_QUERIES, embeddings[rows])
 
 
-def _write_candidates(out: Path, data: RetrievalData, embeddings: np.ndarray) -> None:
-    raw_ids = data.candidate_vocabulary.raw_ids
+def _write_candidates(
+    out: Path, data: RetrievalData, model: TwoTower, embeddings: np.ndarray
+) -> None:
+    raw_ids = _ids_of(data.candidate_vocabulary, model.candidate_tower)
     np.save(out / schema.BUNDLE_VECTORS, embeddings)
     pq.write_table(pa.table({schema.RAW_ID: raw_ids}), out / schema.BUNDLE_CANDIDATE_IDS)
 
 
-def _write_seen(out: Path, data: RetrievalData) -> None:
+def _ids_of(vocabulary: Vocabulary, tower: Tower) -> pa.Array:
+    """All raw ids that a tower can embed: by dense id, then the cold ones."""
+    return pa.concat_arrays([vocabulary.raw_ids, tower.cold_ids])
+
+
+def _write_seen(out: Path, data: RetrievalData, model: TwoTower) -> None:
     seen = data.positives("train", "validation")
-    np.save(out / schema.BUNDLE_SEEN_OFFSETS, seen.offsets.astype(np.int64))
+    nothing = np.full(len(model.query_tower.cold_ids), seen.offsets[-1])
+    offsets = np.concatenate([seen.offsets, nothing])
+    np.save(out / schema.BUNDLE_SEEN_OFFSETS, offsets.astype(np.int64))
     np.save(out / schema.BUNDLE_SEEN_CANDIDATES, seen.candidate_ids.astype(np.int32))
 
 
 def _manifest(
-    out: Path, data: RetrievalData, candidates: np.ndarray, config: TrainConfig, run: Path
+    out: Path,
+    data: RetrievalData,
+    model: TwoTower,
+    candidates: np.ndarray,
+    config: TrainConfig,
+    run: Path,
 ) -> schema.Manifest:
     """The manifest of the bundle; it has nothing that depends on time or place."""
     details: dict[str, Any] = {
@@ -135,8 +130,10 @@ def _manifest(
         source=data.source,
         configuration=config.recorded(),
         counts={
-            "queries": data.num_queries,
+            "queries": data.num_queries + len(model.query_tower.cold_ids),
+            "cold_queries": len(model.query_tower.cold_ids),
             "candidates": len(candidates),
+            "cold_candidates": len(model.candidate_tower.cold_ids),
             "dim": candidates.shape[1],
         },
         files=schema.describe_files(out),

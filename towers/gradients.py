@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import tensorflow as tf
+
+MUST_BE_FINITE = "of a training step must be finite"  # what `finite_loss` says when it fails
 
 
 def row_gradient(gradient: tf.Tensor, ids: tf.Tensor, table: tf.Variable) -> tf.IndexedSlices:
@@ -36,3 +39,22 @@ def dense_gradient(gradient: Any) -> Any:
         return gradient
     rows = tf.cast(gradient.dense_shape[0], gradient.indices.dtype)
     return tf.math.unsorted_segment_sum(gradient.values, gradient.indices, rows)
+
+
+def finite_loss(loss: tf.Tensor, gradients: Iterable[Any]) -> tf.Tensor:
+    """The loss, for a step to wait for before it writes anything.
+
+    Args:
+      loss: a scalar.
+      gradients: tensors, `tf.IndexedSlices`, or None.
+
+    Raises:
+      tf.errors.InvalidArgumentError: at run time, the loss or a gradient is NaN or infinite.
+    """
+    checks = [tf.debugging.check_numerics(loss, f"the loss {MUST_BE_FINITE}")]
+    for gradient in gradients:
+        if gradient is not None:
+            values = gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
+            checks.append(tf.debugging.check_numerics(values, f"a gradient {MUST_BE_FINITE}"))
+    with tf.control_dependencies(checks):
+        return tf.identity(loss)

@@ -1,4 +1,4 @@
-"""A tower that knows an id only: one row of a table for each."""
+"""Towers that know an id only: one row of a table for each."""
 
 from __future__ import annotations
 
@@ -6,15 +6,12 @@ from typing import Any
 
 import tensorflow as tf
 
-from towers.legacy_keras import tf_keras
+from towers.initial import normal
+from towers.tower import Tower
 
 
-class IdTower(tf_keras.layers.Layer):
-    """Dense ids → embeddings, in two phases.
-
-    `lookup` gathers rows of the table; the layer itself turns rows into embeddings. A training
-    step gathers outside its compiled region and takes the gradient with respect to the rows, so
-    that the gradient of the table stays sparse.
+class IdTower(Tower):
+    """The embedding of an id is its row of a table.
 
     Attributes:
       table: float32 [V, D], at first N(0, init_stddev²), a function of the seed.
@@ -31,28 +28,49 @@ class IdTower(tf_keras.layers.Layer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.normalize = normalize
-
-        def initial(shape: Any, dtype: Any = tf.float32, **_: Any) -> tf.Tensor:
-            return tf.random.stateless_normal(shape, seed, stddev=init_stddev, dtype=dtype)
-
+        self.normalize, self.dim, self.vocabulary_size = normalize, dim, vocabulary_size
         self.table = self.add_weight(
-            name="table", shape=(vocabulary_size, dim), initializer=initial, dtype=tf.float32
+            name="table",
+            shape=(vocabulary_size, dim),
+            initializer=normal(init_stddev, seed),
+            dtype=tf.float32,
         )
         self.built = True
 
-    def lookup(self, ids: tf.Tensor) -> tf.Tensor:
-        """Rows of the table: ids [...] → float32 [..., D]."""
-        return tf.gather(self.table, ids)
+    def lookup(
+        self,
+        ids: tf.Tensor | None,
+        *,
+        table: tf.Tensor | None = None,
+        positives: tf.Tensor | None = None,
+        seed: tf.Tensor | None = None,
+    ) -> tf.Tensor:
+        """Rows of the table, or of another: ids [...] → float32 [..., D]."""
+        del positives, seed
+        source = self.table if table is None else table
+        return tf.convert_to_tensor(source) if ids is None else tf.gather(source, ids)
 
     def call(self, rows: tf.Tensor) -> tf.Tensor:
         """Rows → embeddings [..., D]; of length 1 when scores are cosines."""
         return tf.math.l2_normalize(rows, axis=-1) if self.normalize else rows
 
-    def embed(self, ids: tf.Tensor) -> tf.Tensor:
-        """Both phases: ids [...] → [..., D]."""
-        return self(self.lookup(ids))
 
-    def embed_all(self) -> tf.Tensor:
-        """The embeddings of the whole vocabulary, [V, D]."""
-        return self(tf.convert_to_tensor(self.table))
+class GmfTower(IdTower):
+    """The queries of generalized matrix factorization: the embedding is h ∘ row.
+
+    He et al., WWW 2017, doi:10.1145/3038912.3052569, eq. (9) with a_out = the identity: the score
+    h · (q ∘ c) is the dot product of h ∘ q and c, so that h is folded into the query.
+
+    Attributes:
+      factor_weights: h, float32 [D], at first 1, where the score is the dot product.
+    """
+
+    def __init__(self, vocabulary_size: int, dim: int, **kwargs: Any) -> None:
+        super().__init__(vocabulary_size, dim, **kwargs)
+        self.factor_weights = self.add_weight(
+            name="factor_weights", shape=(dim,), initializer="ones", dtype=tf.float32
+        )
+
+    def call(self, rows: tf.Tensor) -> tf.Tensor:
+        """Rows → h ∘ rows [..., D]; of length 1 when scores are cosines."""
+        return super().call(rows * self.factor_weights)

@@ -1,26 +1,28 @@
-"""Adam with coupled L2, as in the published code of the methods, and its learning rate."""
+"""The optimizers by name: Adam with coupled L2 on whole tables, and the sparse ones."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import tensorflow as tf
 
 from towers.gradients import dense_gradient
 from towers.legacy_keras import tf_keras
+from towers.optimizer_base import CoupledOptimizer
+from towers.sparse_optimizers import LazyAdam, SparseAdagrad
 
 
-class CoupledAdam(tf_keras.optimizers.Optimizer):
+class CoupledAdam(CoupledOptimizer):
     """Adam whose gradient gets l2 · θ at every row of every table, in the batch or not.
 
     Kingma and Ba, ICLR 2015, arXiv 1412.6980, Algorithm 1, on g = gradient + l2 · θ:
         m = β₁ m + (1 - β₁) g        v = β₂ v + (1 - β₂) g²
         θ = θ - learning_rate · (m / (1 - β₁ᵗ)) / (sqrt(v / (1 - β₂ᵗ)) + ε)
 
-    The `weight_decay` of Keras is another thing: it shrinks θ without passing through m and v,
-    and its sparse gradients have no term for the rows outside the batch. Dense updates take a
-    pass over the whole table each step, in one fused kernel.
+    A sparse gradient becomes a table of its own, since all rows move: where l2 is 0 it is filled
+    with zeros, else with l2 · θ, and the rows of the batch are added in place. One kernel then
+    takes a pass over θ, m, v and that table; memory bandwidth is what limits it.
 
     Args:
       learning_rate: a number or a schedule of `tf_keras.optimizers.schedules`.
@@ -39,11 +41,8 @@ class CoupledAdam(tf_keras.optimizers.Optimizer):
         name: str = "CoupledAdam",
         **kwargs: Any,
     ) -> None:
-        if l2 < 0:
-            raise ValueError(f"l2 must be at least 0, got {l2}.")
-        super().__init__(name=name, **kwargs)
-        self._learning_rate = self._build_learning_rate(learning_rate)
-        self.l2, self.beta_1, self.beta_2, self.epsilon = l2, beta_1, beta_2, epsilon
+        super().__init__(name, learning_rate, l2, **kwargs)
+        self.beta_1, self.beta_2, self.epsilon = beta_1, beta_2, epsilon
 
     def build(self, var_list: Iterable[tf.Variable]) -> None:
         """Makes the moments of each variable, once."""
@@ -54,12 +53,7 @@ class CoupledAdam(tf_keras.optimizers.Optimizer):
         self._first = [self.add_variable_from_reference(var, "m") for var in var_list]
         self._second = [self.add_variable_from_reference(var, "v") for var in var_list]
 
-    def apply_gradients(self, grads_and_vars: Iterable[tuple[Any, Any]], **kwargs: Any) -> Any:
-        """Applies gradients; sparse ones, with repeated rows, are summed into a dense buffer."""
-        pairs = [(dense_gradient(gradient), variable) for gradient, variable in grads_and_vars]
-        return super().apply_gradients(pairs, **kwargs)
-
-    def update_step(self, gradient: tf.Tensor, variable: tf.Variable) -> None:
+    def update_step(self, gradient: Any, variable: tf.Variable) -> None:
         """One update of one variable and its moments, in place."""
         place = self._index_dict[self._var_key(variable)]
         step = tf.cast(self.iterations + 1, variable.dtype)
@@ -75,18 +69,50 @@ class CoupledAdam(tf_keras.optimizers.Optimizer):
             beta2=self.beta_2,
             # The kernel adds its epsilon to sqrt(v), Algorithm 1 to sqrt(v / (1 - β₂ᵗ)).
             epsilon=self.epsilon * tf.sqrt(1 - beta_2_power),
-            grad=gradient + self.l2 * variable if self.l2 else gradient,
+            grad=self._coupled(gradient, variable),
         )
+
+    def _coupled(self, gradient: Any, variable: tf.Variable) -> tf.Tensor:
+        """gradient + l2 · θ as one tensor of the shape of θ."""
+        if not self.l2:
+            return dense_gradient(gradient)
+        # The kernel below writes into what it is given. A product with a constant 1 would be
+        # optimized away and leave θ itself there, so the factor is one that only a step knows.
+        l2 = tf.where(self.iterations >= 0, tf.constant(self.l2, variable.dtype), 0)
+        decay = l2 * variable
+        if not isinstance(gradient, tf.IndexedSlices):
+            return gradient + decay
+        # Keras has added up repeated rows, so every row is here once.
+        ids = tf.cast(gradient.indices, tf.int32)
+        return tf.raw_ops.InplaceAdd(x=decay, i=ids, v=gradient.values)
 
     def get_config(self) -> dict[str, Any]:
         """The arguments, for `from_config`."""
         return super().get_config() | {
-            "learning_rate": self._serialize_hyperparameter(self._learning_rate),
-            "l2": self.l2,
             "beta_1": self.beta_1,
             "beta_2": self.beta_2,
             "epsilon": self.epsilon,
         }
+
+
+OPTIMIZERS: dict[str, Callable[[Any, float], CoupledOptimizer]] = {
+    "adam": CoupledAdam,
+    "lazy_adam": LazyAdam,
+    "adagrad": SparseAdagrad,
+}
+
+
+def make_optimizer(name: str, learning_rate: Any, l2: float) -> CoupledOptimizer:
+    """The optimizer of a name in `OPTIMIZERS`.
+
+    Raises:
+      ValueError: there is none of that name.
+    """
+    if name not in OPTIMIZERS:
+        raise ValueError(
+            f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {name!r}; change --optimizer."
+        )
+    return OPTIMIZERS[name](learning_rate, l2)
 
 
 def staircase_decay(

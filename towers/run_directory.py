@@ -22,6 +22,8 @@ from towers.two_tower import TwoTower
 CONFIG = "config.json"  # the configuration, and the fingerprint of the data
 TRAINING = "training.json"  # steps, seconds, history, and which weights to use
 METRICS = "metrics.json"  # what `twotower evaluate` measured
+VOCABULARIES = "vocabularies.npz"  # the fingerprints of the ids of each side, by dense id
+DIVERGED = "diverged.parquet"  # the rows of the step whose loss was not finite
 CHECKPOINTS = "checkpoints"
 LOGS = "logs"  # for TensorBoard
 _LOCK = ".lock"
@@ -40,7 +42,7 @@ def claim(config: TrainConfig, data: RetrievalData) -> None:
     if config.overwrite:
         for name in (CHECKPOINTS, LOGS):
             shutil.rmtree(run / name, ignore_errors=True)
-        for name in (CONFIG, TRAINING, METRICS):
+        for name in (CONFIG, TRAINING, METRICS, VOCABULARIES, DIVERGED):
             (run / name).unlink(missing_ok=True)
     run.mkdir(parents=True, exist_ok=True)
     if (run / CONFIG).exists():
@@ -89,7 +91,7 @@ def make_model(config: TrainConfig, data: RetrievalData) -> TwoTower:
     """The untrained model of a configuration.
 
     Raises:
-      ValueError: the method or one of its options is unknown.
+      ValueError: the method or one of its options is unknown, or the data lack attributes.
     """
     return TwoTower(
         data,
@@ -101,6 +103,7 @@ def make_model(config: TrainConfig, data: RetrievalData) -> TwoTower:
         init_stddev=config.init_stddev,
         reduction=config.reduction,
         jit_compile=config.jit_compile,
+        **config.tower_settings,
         **config.method_options,
     )
 

@@ -8,8 +8,9 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -20,6 +21,22 @@ log = logging.getLogger(__name__)
 
 _ROWS_A_STEP = 65_536  # parsed at a time
 _CACHE = ".arrays"  # beside the shards, where that can be written
+_STAMPS = "stamps.json"  # in a cache: sizes and times of the files when they were looked at
+
+
+class _Shards(NamedTuple):
+    """The shards of a split, as the manifest describes them."""
+
+    root: Path
+    checksums: dict[str, str]  # by name of a shard
+    columns: list[str]
+    num_rows: int
+
+    @property
+    def key(self) -> str:
+        """Names the cache, so that a new preparation never meets an old one."""
+        text = json.dumps([[list(item) for item in self.checksums.items()], self.columns])
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def load_split(
@@ -28,39 +45,30 @@ def load_split(
     """The columns of a split: query_id and candidate_id int64 [n], perhaps timestamp and weight.
 
     Decoded at the first call into `<directory>/.arrays`, or below the user's cache directory
-    where that cannot be written; later calls map the files. The checksums of the shards name
-    the cache, so a new preparation never meets an old one.
+    where that cannot be written or is full; later calls map the files. A shard that was touched
+    since is compared with its checksum again, and arrays that were are made anew.
 
     Raises:
       ValueError: a shard is missing or is not the one that the manifest describes.
     """
-    root = Path(directory)
     columns = manifest.details.get("columns") or [schema.QUERY_ID, schema.CANDIDATE_ID]
     names = manifest.files_of(f"{schema.DATASET}-{split}.tfrecord-")
     num_rows = int(manifest.counts.get(split, 0)) if names else 0
     if num_rows == 0:
         return {column: np.empty(0, _dtype(column)) for column in columns}
-    parts = [[name, manifest.files[name]["checksum"]] for name in names]
-    key = hashlib.blake2b(json.dumps([parts, columns]).encode(), digest_size=8).hexdigest()
-    for cache in _cache_roots(root):
-        found = cache / f"{split}-{key}"
-        if not found.is_dir():
+    checksums = {name: manifest.files[name]["checksum"] for name in names}
+    shards = _Shards(Path(directory), checksums, columns, num_rows)
+    for cache in _cache_roots(shards.root):
+        found = cache / f"{split}-{shards.key}"
+        if not _is_whole(found, shards):
             try:
-                cache.mkdir(parents=True, exist_ok=True)
-                aside = Path(tempfile.mkdtemp(prefix=f".{found.name}.", dir=cache))
-                aside.chmod(0o755)  # others may share the cache
+                _make(found, shards)
             except OSError:  # not ours to write, or full: the next place
                 continue
-            try:
-                _check_shards(root, manifest, names)
-                _decode([root / name for name in names], columns, num_rows, aside)
-                _put_in_place(aside, found)
-            finally:
-                shutil.rmtree(aside, ignore_errors=True)
         return {column: np.load(found / f"{column}.npy", mmap_mode="r") for column in columns}
     raise ValueError(
-        f"no directory for the decoded shards of {root} can be written: "
-        "make the data directory writable or set XDG_CACHE_HOME."
+        f"no directory for the decoded shards of {directory} can be written: make the data "
+        "directory writable, set XDG_CACHE_HOME, or make room."
     )
 
 
@@ -75,49 +83,101 @@ def _cache_roots(root: Path) -> Iterator[Path]:
     yield Path(tempfile.gettempdir()) / f"twotower-arrays-{os.getuid()}"
 
 
-def _check_shards(root: Path, manifest: schema.Manifest, names: list[str]) -> None:
-    for name in names:
-        path = root / name
-        if not path.is_file() or schema.checksum(path) != manifest.files[name]["checksum"]:
+def _is_whole(found: Path, shards: _Shards) -> bool:
+    """Whether a cache is there and as it was made, from shards that are as they were."""
+    try:
+        before = json.loads((found / _STAMPS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    if before.get("arrays") != _stamps(found, (f"{column}.npy" for column in shards.columns)):
+        return False
+    if before.get("shards") != _stamps(shards.root, shards.checksums):
+        _check_shards(shards)
+        try:
+            _write_stamps(found, shards)
+        except OSError:  # not ours to write: they are compared each time
+            log.debug("%s cannot be written", found)
+    return True
+
+
+def _stamps(root: Path, names: Iterable[str]) -> dict[str, list[int]]:
+    """Size and time of change of files; of a missing one nothing."""
+    found = {name: root / name for name in names}
+    stats = {name: path.stat() for name, path in found.items() if path.is_file()}
+    return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
+
+
+def _write_stamps(cache: Path, shards: _Shards) -> None:
+    arrays = _stamps(cache, (f"{column}.npy" for column in shards.columns))
+    stamps = {"arrays": arrays, "shards": _stamps(shards.root, shards.checksums)}
+    schema.write_atomically(cache / _STAMPS, json.dumps(stamps))
+
+
+def _check_shards(shards: _Shards) -> None:
+    for name, checksum in shards.checksums.items():
+        path = shards.root / name
+        if not path.is_file() or schema.checksum(path) != checksum:
             state = "was changed since" if path.is_file() else "is missing from"
             raise ValueError(
                 f"{path} {state} its preparation: make the data again with `twotower prepare`."
             )
 
 
-def _decode(paths: list[Path], columns: list[str], num_rows: int, out: Path) -> None:
+def _make(found: Path, shards: _Shards) -> None:
+    """Decodes the shards aside, and puts the arrays in their place."""
+    found.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{found.name}.", dir=found.parent))
+    try:
+        aside.chmod(0o755)  # others may share the cache
+        _check_shards(shards)
+        _decode(shards, aside)
+        _write_stamps(aside, shards)
+        _put_in_place(aside, found, shards)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _decode(shards: _Shards, out: Path) -> None:
     """Parses tf.Examples into one .npy file a column."""
-    log.info("Decoding %d rows of %s, once ...", num_rows, paths[0].parent)
-    spec = {column: tf.io.FixedLenFeature([], tf.as_dtype(_dtype(column))) for column in columns}
-    arrays = {
-        column: np.lib.format.open_memmap(
-            out / f"{column}.npy", mode="w+", dtype=_dtype(column), shape=(num_rows,)
-        )
-        for column in columns
-    }
+    log.info("Decoding %d rows of %s, once ...", shards.num_rows, shards.root)
+    spec = {name: tf.io.FixedLenFeature([], tf.as_dtype(_dtype(name))) for name in shards.columns}
+    arrays = {column: _new_array(out / f"{column}.npy", shards.num_rows) for column in spec}
     examples = (
-        tf.data.TFRecordDataset([str(path) for path in paths])
+        tf.data.TFRecordDataset([str(shards.root / name) for name in shards.checksums])
         .batch(_ROWS_A_STEP)
         .map(lambda rows: tf.io.parse_example(rows, spec), num_parallel_calls=2)
         .prefetch(1)
     )
     start = 0
     for block in examples.as_numpy_iterator():
-        end = start + len(block[columns[0]])
-        for column in columns:
-            arrays[column][start:end] = block[column]
+        end = start + len(block[shards.columns[0]])
+        for column, array in arrays.items():
+            array[start:end] = block[column]
         start = end
-    if start != num_rows:
+    if start != shards.num_rows:
         raise ValueError(
-            f"{paths[0].parent} holds {start} rows where its manifest says {num_rows}: "
+            f"{shards.root} holds {start} rows where its manifest says {shards.num_rows}: "
             "make the data again with `twotower prepare`."
         )
     for array in arrays.values():
         array.flush()
 
 
-def _put_in_place(aside: Path, found: Path) -> None:
+def _new_array(path: Path, num_rows: int) -> np.memmap:
+    """A new .npy file [num_rows], mapped; its room is taken at once.
+
+    A write to a mapped file that finds the disk full kills the process.
+    """
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=_dtype(path.stem), shape=(num_rows,))
+    with open(path, "r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
+
+
+def _put_in_place(aside: Path, found: Path, shards: _Shards) -> None:
     """Renames a finished directory; another process may have been faster with the same."""
+    if found.is_dir() and not _is_whole(found, shards):
+        shutil.rmtree(found)
     try:
         os.rename(aside, found)
     except OSError:

@@ -7,14 +7,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from towers.checkpoints import CheckLoss, RunRecorder
+import tensorflow as tf
+
+from towers.checkpoints import CheckData, RunRecorder
 from towers.config import TrainConfig, parse_metric
 from towers.data import RetrievalData, open_data
+from towers.divergence import explain
+from towers.frequency import open_frequency
 from towers.full_corpus_metrics import FullCorpusMetrics
+from towers.full_disk import told_when_full
 from towers.legacy_keras import tf_keras
-from towers.optimizers import CoupledAdam, staircase_decay
-from towers.run_directory import LOGS, claim, make_model, only_writer
+from towers.optimizers import make_optimizer, staircase_decay
+from towers.run_directory import CHECKPOINTS, LOGS, claim, make_model, only_writer
 from towers.two_tower import TwoTower
+from towers.warm_start import keep_vocabularies, start_from_run
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +37,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
     Raises:
       ValueError: the data, the method or its options are wrong, the directory holds another run,
-        or early stopping has no validation part to look at.
+        or early stopping has no validation part to look at; later, the loss is no longer finite,
+        the data were changed, or the disk is full: the last checkpoint is as good as ever.
     """
     data = open_data(config.data)
     if config.patience and data.num_rows("validation") == 0:
@@ -39,24 +46,43 @@ def train(config: TrainConfig) -> dict[str, Any]:
             f"patience must be 0 without a validation part, got {config.patience}: prepare the "
             "data with --validation_ratio above 0, or leave out --patience."
         )
-    model = make_model(config, data)
-    with only_writer(config.run):
+    config, frequency = open_frequency(config, data)
+    model = make_model(config, frequency.counted(data))
+    frequency.start(model.method)
+    _compile(config, data, model)
+    if config.init_from and not _has_begun(config):
+        start_from_run(config, model, data)
+    with told_when_full(config.run), only_writer(config.run):
         claim(config, data)
+        frequency.keep(config.run)
+        keep_vocabularies(config.run, data)
         return _train(config, data, model)
 
 
-def _train(config: TrainConfig, data: RetrievalData, model: TwoTower) -> dict[str, Any]:
-    steps = data.steps_per_epoch(config.batch_size)
+def _has_begun(config: TrainConfig) -> bool:
+    """Whether there is a checkpoint to go on from."""
+    last = tf.train.latest_checkpoint(str(Path(config.run) / CHECKPOINTS))
+    return last is not None and not config.overwrite
+
+
+def _compile(config: TrainConfig, data: RetrievalData, model: TwoTower) -> None:
+    """Gives the model its optimizer."""
     schedule = staircase_decay(
         config.learning_rate,
         config.learning_rate_decay,
         decay_epochs=config.decay_epochs,
-        steps_per_epoch=steps,
+        steps_per_epoch=data.steps_per_epoch(config.batch_size),
     )
-    model.compile(optimizer=CoupledAdam(schedule, config.l2))
+    model.compile(optimizer=make_optimizer(config.optimizer, schedule, config.l2))
     model.optimizer.build(model.trainable_variables)
+
+
+def _train(config: TrainConfig, data: RetrievalData, model: TwoTower) -> dict[str, Any]:
+    steps = data.steps_per_epoch(config.batch_size)
     recorder = RunRecorder(config, model, steps)
     resumed = recorder.restore()
+    if config.init_from and not resumed:
+        recorder.save()  # the earlier run may change before this one goes on after a kill
     _announce(config, data, recorder.summary(), resumed, steps)
     callbacks = _callbacks(config, data, recorder)
     while not recorder.summary()["finished"]:
@@ -64,19 +90,22 @@ def _train(config: TrainConfig, data: RetrievalData, model: TwoTower) -> dict[st
         epoch = done // steps
         # Keras takes the length of the first epoch for that of all: a rest of one goes alone.
         last = epoch + 1 if done % steps else config.epochs
-        model.fit(
-            data.train(config.batch_size, seed=config.seed, first_step=done),
-            initial_epoch=epoch,
-            epochs=last,
-            callbacks=callbacks,
-            verbose=1 if sys.stdout.isatty() else 2,
-        )
+        try:
+            model.fit(
+                data.train(config.batch_size, seed=config.seed, first_step=done),
+                initial_epoch=epoch,
+                epochs=last,
+                callbacks=callbacks,
+                verbose=1 if sys.stdout.isatty() else 2,
+            )
+        except tf.errors.InvalidArgumentError as error:
+            raise explain(error, config, data, int(model.iteration)) or error from error
     return _report(config, recorder)
 
 
 def _callbacks(config: TrainConfig, data: RetrievalData, recorder: RunRecorder) -> list[Any]:
     """Metrics before the recorder and TensorBoard, which read them from the logs."""
-    callbacks: list[Any] = [CheckLoss()]
+    callbacks: list[Any] = [CheckData(config.data, data.fingerprint)]
     if data.num_rows("validation"):
         metric, cut_off = parse_metric(config.validation_metric)
         callbacks.append(

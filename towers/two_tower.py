@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import tensorflow as tf
 
 from pipeline import schema
-from samplers.candidates import Batch, Candidates, Encoders
+from samplers.candidates import Batch, Candidates
 from samplers.method_base import split_seed, without_gradient
 from samplers.methods import build
 from towers.data import RetrievalData
-from towers.gradients import row_gradient, sum_gradients
-from towers.id_tower import IdTower
+from towers.gradients import finite_loss, sum_gradients
 from towers.legacy_keras import tf_keras, tfrs
+from towers.make_towers import make_towers
+from towers.tower_config import split_options
+from towers.tower_pair import Tables, floats_in
 
 _REDUCTIONS = ("mean", "sum")
 
@@ -35,7 +38,11 @@ class TwoTower(tfrs.Model):
       init_stddev: standard deviation of the initial tables.
       reduction: "mean" or "sum" of the losses of a batch.
       jit_compile: compile the step from rows to gradients with XLA; None: where that is faster.
-      **options: options of the method.
+      **options: `tower` and other fields of `towers.tower_config.TowerConfig`, and options of the
+        method.
+
+    Raises:
+      ValueError: a setting breaks its rule, or the data lack what the towers need.
     """
 
     def __init__(
@@ -54,11 +61,19 @@ class TwoTower(tfrs.Model):
     ) -> None:
         _check(dim, temperature, seed, init_stddev, reduction)
         super().__init__()
-        table: dict[str, Any] = {"dim": dim, "normalize": normalize, "init_stddev": init_stddev}
-        self.query_tower = IdTower(data.num_queries, seed=(seed, 0), name="query_tower", **table)
-        self.candidate_tower = IdTower(
-            data.num_candidates, seed=(seed, 1), name="candidate_tower", **table
+        config, options = split_options(options)
+        self._towers = make_towers(
+            data,
+            config,
+            dim,
+            normalize=normalize,
+            init_stddev=init_stddev,
+            temperature=temperature,
+            seed=seed,
+            jit_compile=jit_compile,
         )
+        self.query_tower, self.candidate_tower = self._towers.query, self._towers.candidate
+        self.propagation = self._towers.propagation
         self.method = build(
             method,
             frequency=data.train_counts,
@@ -86,36 +101,42 @@ class TwoTower(tfrs.Model):
 
     def query_embeddings(self, ids: tf.Tensor | None = None) -> tf.Tensor:
         """Embeddings of dense ids or of all: float32 [..., D], divided by the temperature."""
-        return tf.cast(self._queries(ids), tf.float32)
+        return tf.cast(self._towers.queries(ids), tf.float32)
 
     def candidate_embeddings(self, ids: tf.Tensor | None = None) -> tf.Tensor:
         """Embeddings of dense ids or of the whole corpus: float32 [..., D]."""
-        return tf.cast(self._candidates(ids), tf.float32)
+        return tf.cast(self._towers.candidates(ids), tf.float32)
 
     def compute_loss(self, inputs: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
         """The reduced loss of a batch, as TFRS asks for it; a scalar."""
         del training
         batch = _as_batch(inputs)
-        encoders = self._encoders(
-            self._queries(batch.query_ids), self._candidates(batch.candidate_ids)
-        )
-        return self._reduce(self.method(encoders, batch, seed=self._step_seed()), batch)
+        seed = self._step_seed()
+        tables, rows = self._look_up(batch, _drop_seed(seed))
+        encoders = self._towers.encoders(rows["query"], rows["positive"], tables, _drop_seed(seed))
+        return self._reduce(self.method(encoders, batch, seed=seed), batch)
 
     def train_step(self, inputs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Look-ups, then gradients in one compiled unit, then the optimizer and the method."""
-        batch = _as_batch(inputs)
-        first, second = split_seed(self._step_seed())
-        rows = {
-            "query": self.query_tower.lookup(batch.query_ids),
-            "positive": self.candidate_tower.lookup(batch.candidate_ids),
-        }
-        proposed = self._propose(batch, rows, first)
-        if proposed is not None:
-            rows["proposed"] = self.candidate_tower.lookup(proposed.ids)
-        loss, *gradients = self._differentiate(batch, proposed, rows, second, self._loss_scale())
+        batch, seed = _as_batch(inputs), self._step_seed()
+        first, second = split_seed(seed)
+        drop = _drop_seed(seed)
+        with tf.GradientTape() as tape:
+            tables, rows = self._look_up(batch, drop)
+            with tape.stop_recording():
+                proposed = self._propose(batch, tables, rows, first, drop)
+            if proposed is not None:
+                rows["proposed"] = self._towers.candidate_rows(proposed.ids, tables, drop)
+        loss, by_rows, by_variables = self._differentiate(
+            batch, proposed, tables, rows, second, drop, self._loss_scale()
+        )
+        # Scaled gradients may overflow: the optimizer that scales them leaves such a step out.
+        scaled = isinstance(self.optimizer, tf_keras.mixed_precision.LossScaleOptimizer)
+        loss = finite_loss(loss, [] if scaled else [*by_rows, *by_variables])
         # Or the counters would run ahead of a step that finds no more data.
         with tf.control_dependencies([loss]):
-            self._apply(batch, proposed, *gradients)
+            by_look_ups = self._through_look_ups(tape, floats_in(tables, rows), by_rows)
+            self._apply(by_look_ups, by_variables)
             self.method.update(batch)
             self.iteration.assign_add(1)
             self.mean_loss.update_state(loss)
@@ -128,35 +149,27 @@ class TwoTower(tfrs.Model):
 
     def end_epoch(self) -> None:
         """Tells the method that an epoch has ended; `fit` does it."""
-        nothing = tf.zeros([0, self.query_tower.table.shape[1]])
-        self.method.end_epoch(self._encoders(nothing, nothing))
+        self.method.end_epoch(self._towers.encoders_without_batch())
 
-    def _queries(self, ids: tf.Tensor | None = None) -> tf.Tensor:
-        return self._embed_queries(_rows(self.query_tower, ids))
-
-    def _embed_queries(self, rows: tf.Tensor) -> tf.Tensor:
-        return self.query_tower(rows) / self.temperature
-
-    def _candidates(self, ids: tf.Tensor | None = None) -> tf.Tensor:
-        return self.candidate_tower(_rows(self.candidate_tower, ids))
-
-    def _encoders(self, query: tf.Tensor, positive: tf.Tensor) -> Encoders:
-        return Encoders(
-            query=query,
-            positive=positive,
-            candidates=self._candidates,
-            corpus=self._candidates,
-            queries=self._queries,
-        )
+    def _look_up(self, batch: Batch, drop: tf.Tensor) -> tuple[Tables, dict[str, Any]]:
+        """What the look-ups of the step read from, and the rows of the batch."""
+        tables = self._towers.tables()
+        return tables, {
+            "query": self._towers.query_rows(batch, tables, drop),
+            "positive": self._towers.candidate_rows(batch.candidate_ids, tables, drop),
+        }
 
     def _propose(
-        self, batch: Batch, rows: dict[str, tf.Tensor], seed: tf.Tensor
+        self,
+        batch: Batch,
+        tables: Tables,
+        rows: dict[str, Any],
+        seed: tf.Tensor,
+        drop: tf.Tensor,
     ) -> Candidates | None:
         """The method's steps before its loss, none of which has a gradient."""
         encoders = without_gradient(
-            self._encoders(
-                self._embed_queries(rows["query"]), self.candidate_tower(rows["positive"])
-            )
+            self._towers.encoders(rows["query"], rows["positive"], tables, drop)
         )
         self.method.refresh(encoders, seed=seed)
         proposed = self.method.propose(encoders.query, batch, seed=seed)
@@ -179,49 +192,48 @@ class TwoTower(tfrs.Model):
         self,
         batch: Batch,
         proposed: Candidates | None,
-        rows: dict[str, tf.Tensor],
+        tables: Tables,
+        rows: dict[str, Any],
         seed: tf.Tensor,
+        drop: tf.Tensor,
         loss_scale: tf.Tensor,
-    ) -> tuple[tf.Tensor, dict[str, tf.Tensor], list[Any]]:
-        """The loss, and its gradients by gathered rows and by variables (None: does not depend)."""
+    ) -> tuple[tf.Tensor, list[Any], list[Any]]:
+        """The loss, and its gradients by what was looked up and by variables.
+
+        What the loss does not depend on has None for a gradient.
+        """
+        looked_up = floats_in(tables, rows)
         with tf.GradientTape() as tape:
-            tape.watch(rows)
-            encoders = self._encoders(
-                self._embed_queries(rows["query"]), self.candidate_tower(rows["positive"])
-            )
+            tape.watch(looked_up)
+            encoders = self._towers.encoders(rows["query"], rows["positive"], tables, drop)
             if proposed is not None:
-                gathered = self.candidate_tower(rows["proposed"])
+                gathered, embed = self.candidate_tower(rows["proposed"]), encoders.candidates
                 encoders = encoders._replace(
-                    candidates=lambda ids: (
-                        gathered if ids is proposed.ids else self._candidates(ids)
-                    )
+                    candidates=lambda ids: gathered if ids is proposed.ids else embed(ids)
                 )
             losses = self.method.loss(encoders, batch, proposed, seed=seed)
             loss = self._reduce(losses, batch)
             scaled = loss * loss_scale
-        by_rows, by_variables = tape.gradient(scaled, (rows, self.trainable_variables))
+        by_rows, by_variables = tape.gradient(scaled, (looked_up, self.trainable_variables))
         return loss, by_rows, by_variables
 
-    def _apply(
-        self,
-        batch: Batch,
-        proposed: Candidates | None,
-        by_rows: dict[str, tf.Tensor],
-        by_variables: list[Any],
-    ) -> None:
-        """Gives the optimizer one gradient for each variable, sparse where only rows have one."""
-        gradients = {
-            variable.ref(): [] if gradient is None else [gradient]
-            for variable, gradient in zip(self.trainable_variables, by_variables, strict=True)
-        }
-        places = [("query", self.query_tower, batch.query_ids)]
-        places.append(("positive", self.candidate_tower, batch.candidate_ids))
-        if proposed is not None:
-            places.append(("proposed", self.candidate_tower, proposed.ids))
-        for name, tower, ids in places:
-            if by_rows[name] is not None:
-                gradients[tower.table.ref()].append(row_gradient(by_rows[name], ids, tower.table))
-        summed = [sum_gradients(gradients[variable.ref()]) for variable in self.trainable_variables]
+    def _through_look_ups(
+        self, tape: tf.GradientTape, looked_up: list[tf.Tensor], gradients: list[Any]
+    ) -> list[Any]:
+        """Gradients of the variables, sparse where only rows of a table have one."""
+        known = [gradient is not None for gradient in gradients]
+        return tape.gradient(
+            list(itertools.compress(looked_up, known)),
+            self.trainable_variables,
+            output_gradients=list(itertools.compress(gradients, known)),
+        )
+
+    def _apply(self, *gradients: list[Any]) -> None:
+        """Gives the optimizer one gradient for each variable: the sum of those of the lists."""
+        summed = [
+            sum_gradients([part for part in parts if part is not None])
+            for parts in zip(*gradients, strict=True)
+        ]
         if isinstance(self.optimizer, tf_keras.mixed_precision.LossScaleOptimizer):
             summed = self.optimizer.get_unscaled_gradients(summed)
         self.optimizer.apply_gradients(zip(summed, self.trainable_variables, strict=True))
@@ -245,8 +257,9 @@ def _as_batch(inputs: Mapping[str, tf.Tensor]) -> Batch:
     )
 
 
-def _rows(tower: IdTower, ids: tf.Tensor | None) -> tf.Tensor:
-    return tf.convert_to_tensor(tower.table) if ids is None else tower.lookup(ids)
+def _drop_seed(seed: tf.Tensor) -> tf.Tensor:
+    """The seed of what the towers drop in a step, from that of the step: int64 [2]."""
+    return tf.random.experimental.stateless_fold_in(seed, 1)
 
 
 def _check(dim: int, temperature: float, seed: int, init_stddev: float, reduction: str) -> None:

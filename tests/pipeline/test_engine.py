@@ -68,7 +68,14 @@ def test_workers_do_not_matter(source, expected, tmp_path, mode):
     assert digest(out) == expected
 
 
-@pytest.mark.parametrize("stage", ["rows", "active1", "out/interactions-train*"])
+@pytest.mark.parametrize(
+    "stage",
+    [
+        "rows",
+        pytest.param("active1", marks=pytest.mark.long),
+        pytest.param("out/interactions-train*", marks=pytest.mark.long),
+    ],
+)
 def test_a_killed_job_leaves_nothing_that_looks_finished(source, expected, tmp_path, stage):
     """SIGKILL as soon as a stage has begun to write; the next run then succeeds."""
     out = tmp_path / "out"

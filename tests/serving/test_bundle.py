@@ -28,6 +28,15 @@ def put_nan(array):
     return array
 
 
+def put_zeros(array):
+    array[4:6] = 0
+    return array
+
+
+def write_counts(counts):
+    return lambda bundle, write_ids: np.save(bundle / schema.BUNDLE_CANDIDATE_COUNTS, counts)
+
+
 def remove(name):
     return lambda bundle, write_ids: (bundle / name).unlink()
 
@@ -39,6 +48,13 @@ FAULTS = {
     "flat": (change_array(VECTORS, np.ravel), r"must be float32 \[N, D\].* got float32 \[240\]"),
     "empty": (change_array(VECTORS, lambda a: a[:0]), r"got float32 \[0, 8\]"),
     "nan": (change_array(VECTORS, put_nan), "must hold finite numbers, .* in row 5"),
+    "zeros": (
+        change_array(VECTORS, put_zeros),
+        "can find, got only zeros in row 4, candidate 'cañdidate 28': train it, or leave it out",
+    ),
+    "float counts": (write_counts(np.ones(30)), r"must be int64 \[30\] .* got float64 \[30\]"),
+    "few counts": (write_counts(np.ones(3, np.int64)), r"one for each .* got int64 \[3\]"),
+    "below 0": (write_counts(np.arange(30) - 1), r"of at least 0, one for each candidate"),
     "infinite": (change_array(VECTORS, lambda a: a / 0), "must hold finite numbers"),
     "short": (change_array(VECTORS, lambda a: a[:29]), "29 candidate vectors, got 30 ids"),
     "no vectors": (remove(VECTORS), f"{VECTORS} is missing"),
@@ -85,15 +101,16 @@ def test_a_bundle_that_was_changed_after_its_manifest_is_refused(bundle):
         read_bundle(bundle)
 
 
-def test_vectors_of_norm_zero_and_a_corpus_of_one_are_fine(bundle, write_ids, sign_bundle):
+def test_a_corpus_of_one_is_fine(bundle, write_ids, sign_bundle):
     for name in (schema.BUNDLE_QUERY_IDS, OFFSETS, SEEN):
         (bundle / name).unlink()
-    np.save(bundle / VECTORS, np.zeros((1, 8), np.float32))
+    np.save(bundle / VECTORS, np.full((1, 8), 1e-30, np.float32))
     write_ids(bundle / IDS, ["only"])
     sign_bundle(bundle)
     content = read_bundle(bundle)
     assert content.candidate_ids == ["only"]
     assert content.num_queries is None
+    assert content.query_ids(3) == []
 
 
 def test_a_query_model_of_another_size_is_refused(bundle, tmp_path, sign_bundle):

@@ -15,6 +15,11 @@ def test_the_defaults_of_an_export_are_those_of_a_version():
     assert ExportConfig("data", "run", "models").version_options() == VersionOptions()
 
 
+def test_an_export_of_a_bundle_needs_no_run():
+    config = ExportConfig(bundle="bundle", models="models", at=10)
+    assert config.version_options() == VersionOptions(at=10)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -25,6 +30,10 @@ def test_the_defaults_of_an_export_are_those_of_a_version():
         ({"name": "../up"}, "name must be letters"),
         ({"name": ".hidden"}, "name must be letters"),
         ({"run": ""}, "run must be a directory"),
+        ({"models": ""}, "models must be a directory"),
+        ({"at": 101}, "at must be at most k, 100, got 101"),
+        ({"at": -1}, "at must be 0 or a positive integer, got -1"),
+        ({"bundle": "there"}, "takes --bundle, or --data and --run, not both"),
     ],
 )
 def test_an_export_refuses(change, message):

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from serving import retriever as retriever_module
+from serving.index_search import Found, IndexSearch
 from serving.retriever import Retriever
 
 
@@ -119,17 +119,27 @@ def test_a_tree_index_gives_k_results_with_filters_and_after_close(clustered):
         retriever.close()
 
 
-def test_where_an_index_finds_too_few_the_rest_is_searched_exactly(small, monkeypatch):
-    found = retriever_module._search
+@pytest.mark.parametrize("index", ["exact", "scann"])
+def test_where_an_index_finds_too_few_the_rest_is_searched_exactly(small, monkeypatch, index):
+    found = IndexSearch._in_batches
 
-    def find_three(model, embeddings):
-        rows, scores = found(model, embeddings)
+    def find_three(self, *arguments):
+        rows, scores = found(self, *arguments)
         rows[:, 3:], scores[:, 3:] = -1, 0.0
-        return rows, scores
+        return Found(rows, scores)
 
-    monkeypatch.setattr(retriever_module, "_search", find_three)
-    [result] = Retriever.load(small.models).top_k(["query 4"], 9)
+    monkeypatch.setattr(IndexSearch, "_in_batches", find_three)
+    [result] = Retriever.load(small.models).top_k(["query 4"], 9, index=index)
     assert result.candidate_ids == small.sample.best_ids(4)[:9]
+
+
+def test_a_retriever_that_is_warmed_up_has_read_its_tables(small):
+    retriever = Retriever.load(small.models)
+    retriever.warm_up()
+    tables = vars(retriever._tables)
+    assert {"_names", "_candidate_row", "_query_row", "popularity"} <= set(tables)
+    assert retriever.query_ids(2) == ["query 0", "query 1"]
+    assert retriever.model("exact").signatures.keys() >= {"serving_default", "query_embedding"}
 
 
 FRESH = """

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
+from attributed import prepare_attributed
 
 from pipeline import schema
 from towers.dataframe import from_dataframe
@@ -101,6 +102,12 @@ def data(pairs):
 def prepared(data, tmp_path_factory):
     """The same as a prepared directory."""
     return write_prepared(tmp_path_factory.mktemp("data") / "prepared", data)
+
+
+@pytest.fixture(scope="session")
+def attributed(tmp_path_factory):
+    """A prepared directory with attributes of users and items, see `tests/support/attributed`."""
+    return prepare_attributed(tmp_path_factory.mktemp("attributed"))
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from tensorflow.python.framework import kernels
 
 import samplers
 from towers.dataframe import from_dataframe
-from towers.optimizers import CoupledAdam
+from towers.optimizers import OPTIMIZERS, make_optimizer
 from towers.two_tower import TwoTower
 
 # Of the graph itself: the runtime handles them on every device.
@@ -81,9 +81,9 @@ def missing(concrete):
     return dict(lacking)
 
 
-def step_of(data, method, **options):
+def step_of(data, method, optimizer="adam", **options):
     model = TwoTower(data, dim=8, method=method, jit_compile=True, **options)
-    model.compile(optimizer=CoupledAdam(0.01, l2=1e-5))
+    model.compile(optimizer=make_optimizer(optimizer, 0.01, 1e-5))
     model.optimizer.build(model.trainable_variables)
     spec = tf.TensorSpec([None], tf.int64)
     return tf.function(model.train_step).get_concrete_function(
@@ -97,6 +97,11 @@ def test_every_op_has_a_kernel_on_an_accelerator(data, method):
     compiled = {node.op for node, inside in nodes_of(concrete) if inside}
     assert "MatMul" in compiled or "BatchMatMulV2" in compiled or "Sum" in compiled
     assert missing(concrete) == {}
+
+
+@pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
+def test_every_op_of_an_optimizer_has_one(data, optimizer):
+    assert missing(step_of(data, "ssl_pop", optimizer)) == {}
 
 
 def test_the_audit_finds_an_op_that_has_none():

@@ -33,7 +33,7 @@ def sparse_steps(seed, rows=9, dim=3, steps=25):
     return theta, sparse, dense
 
 
-@pytest.mark.parametrize("l2", [0.0, 1e-5, 0.3])
+@pytest.mark.parametrize("l2", [0.0, 1e-5, 0.3, 1.0])
 @pytest.mark.parametrize("kind", ["sparse", "dense"])
 def test_equals_the_algorithm(l2, kind):
     theta, sparse, dense = sparse_steps(0)
@@ -69,11 +69,12 @@ def test_without_l2_it_is_the_adam_of_keras():
     np.testing.assert_allclose(ours.numpy(), theirs.numpy(), rtol=1e-4, atol=1e-5)
 
 
-def test_equals_the_algorithm_inside_a_function_with_a_schedule():
+@pytest.mark.parametrize("l2", [1e-2, 1.0])  # a product with 1 must not become θ itself
+def test_equals_the_algorithm_inside_a_function_with_a_schedule(l2):
     theta, sparse, dense = sparse_steps(3)
     variable = tf.Variable(theta)
     schedule = staircase_decay(0.05, 0.5, decay_epochs=2, steps_per_epoch=4)
-    optimizer = CoupledAdam(schedule, 1e-2)
+    optimizer = CoupledAdam(schedule, l2)
     optimizer.build([variable])
 
     @tf.function
@@ -82,7 +83,7 @@ def test_equals_the_algorithm_inside_a_function_with_a_schedule():
 
     for gradient in sparse:
         step(gradient.values, gradient.indices)
-    expected = reference(theta, dense, lambda step: 0.05 * 0.5 ** (step // 8), 1e-2)
+    expected = reference(theta, dense, lambda step: 0.05 * 0.5 ** (step // 8), l2)
     np.testing.assert_allclose(variable.numpy(), expected, rtol=1e-5, atol=1e-5)
 
 

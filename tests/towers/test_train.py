@@ -57,16 +57,21 @@ def history_of(run):
 
 
 @pytest.mark.parametrize(
-    "jit_compile", [False, pytest.param(True, marks=pytest.mark.long)], ids=["plain", "xla"]
+    "settings",
+    [
+        {"jit_compile": False},
+        pytest.param({"jit_compile": True}, marks=pytest.mark.long),
+        {"jit_compile": False, "optimizer": "lazy_adam"},
+        pytest.param({"jit_compile": False, "optimizer": "adagrad"}, marks=pytest.mark.long),
+    ],
+    ids=["plain", "xla", "lazy_adam", "adagrad"],
 )
-def test_killed_and_resumed_is_never_interrupted(prepared, tmp_path, jit_compile):
-    config = config_for(
-        prepared, tmp_path / "whole", checkpoint_minutes=5e-4, jit_compile=jit_compile, epochs=8
-    )
+def test_killed_and_resumed_is_never_interrupted(prepared, tmp_path, settings):
+    config = config_for(prepared, tmp_path / "whole", checkpoint_minutes=5e-4, epochs=8, **settings)
     train(config)
-    settings = json.dumps(dataclasses.asdict(config))
+    fields = json.dumps(dataclasses.asdict(config))
     run = tmp_path / "killed"
-    killed = subprocess.run([sys.executable, "-c", KILLED, str(run), settings])
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(run), fields])
     assert killed.returncode == -signal.SIGKILL
     left = json.loads((run / "training.json").read_text())
     assert left["steps"] % open_data(prepared).steps_per_epoch(32) > 0
@@ -185,12 +190,6 @@ def test_early_stopping_keeps_the_best_weights(prepared, tmp_path):
 def test_early_stopping_needs_a_validation_part(checkerboard, make_prepared, tmp_path):
     config = config_for(make_prepared(checkerboard), tmp_path / "run", patience=1)
     with pytest.raises(ValueError, match="patience must be 0 without a validation part"):
-        train(config)
-
-
-def test_diverging_is_an_error(prepared, tmp_path):
-    config = config_for(prepared, tmp_path / "run", init_stddev=1e20)
-    with pytest.raises(ValueError, match="the loss must be finite, got nan in epoch 1"):
         train(config)
 
 

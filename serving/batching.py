@@ -1,0 +1,294 @@
+"""Joins requests for the same function into batches, with the knobs of TensorFlow Serving.
+
+A request runs at once while its function is idle. While a batch of it runs, requests gather
+until they fill a batch, the first of them has waited for the timeout, or the running batch ends;
+the next free thread then takes them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import itertools
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from serving.errors import DeadlineExceeded, Overloaded, ServiceError, Unavailable
+
+_log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class BatchOptions(NamedTuple):
+    """The knobs; see `ServeConfig`."""
+
+    max_batch_size: int = 64
+    timeout_seconds: float = 0.002
+    max_enqueued_batches: int = 100
+
+
+@dataclasses.dataclass(eq=False)
+class _Entry(Generic[T, R]):
+    """One request that waits; its future belongs to the event loop that it came from."""
+
+    item: T
+    rows: int
+    key: Hashable
+    deadline: float
+    since: float
+    loop: asyncio.AbstractEventLoop
+    future: asyncio.Future[R]
+
+
+class Batcher(Generic[T, R]):
+    """The queue of one function. Its threads may be shared with other batchers."""
+
+    def __init__(
+        self,
+        threads: BatchThreads,
+        run: Callable[[Sequence[T]], Sequence[R | Exception]],
+        options: BatchOptions = BatchOptions(),  # noqa: B008 - a NamedTuple does not change
+        on_batch: Callable[[Sequence[float], int, float], None] = lambda *_: None,
+    ) -> None:
+        """Makes an empty queue.
+
+        Args:
+          threads: what runs the batches.
+          run: items → results in their order; a result that is an exception is raised for its
+            item. Where `run` itself raises for several items, each is run alone, so that only
+            the one at fault is refused.
+          options: a `max_batch_size` of 1 runs every request alone.
+          on_batch: called after a batch with the seconds that each request waited, its number of
+            rows, and the seconds that it ran.
+        """
+        self._threads = threads
+        self._run = run
+        self._options = options
+        self._on_batch = on_batch
+        self._capacity = options.max_batch_size * options.max_enqueued_batches
+        # What follows changes under the lock of the threads only.
+        self._waiting: deque[_Entry[T, R]] = deque()
+        self._rows = 0
+        self.running = 0
+
+    @property
+    def capacity(self) -> int:
+        """Rows that may wait."""
+        return self._capacity
+
+    @property
+    def waiting_rows(self) -> int:
+        """Rows that wait now."""
+        return self._rows
+
+    def submit(
+        self, item: T, rows: int, *, key: Hashable = None, deadline: float = float("inf")
+    ) -> asyncio.Future[R]:
+        """Puts a request into the queue; call it in an event loop.
+
+        Args:
+          item: what `run` takes.
+          rows: how much of a batch it fills.
+          key: only items of equal keys are joined.
+          deadline: `time.monotonic()` seconds; a request that still waits then is not run.
+
+        Returns:
+          Its result to be; a request whose future is cancelled while it waits is not run.
+
+        Raises:
+          Overloaded: too much is waiting.
+          Unavailable: the threads have ended.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[R] = loop.create_future()
+        rows = max(rows, 1)
+        entry = _Entry(item, rows, key, deadline, time.monotonic(), loop, future)
+        with self._threads.changed:
+            if self._threads.closed:
+                raise Unavailable("The service is shutting down.")
+            if self._rows + rows > self._capacity:
+                self._forget_cancelled()
+            if self._rows + rows > self._capacity:
+                raise Overloaded(
+                    f"{self._rows} rows wait already, at most {self._capacity} may: "
+                    "try again later."
+                )
+            self._waiting.append(entry)
+            self._rows += rows
+            self._threads.announce(self)
+        return future
+
+    # The methods below are for BatchThreads.
+
+    def due(self) -> float:
+        """When the first entry is to be run, by the clock of `time.monotonic`."""
+        full = self._rows >= self._options.max_batch_size
+        if full or not self.running or not self._waiting or self._threads.closed:
+            return 0.0
+        return self._waiting[0].since + self._options.timeout_seconds
+
+    def take(self, now: float) -> list[_Entry[T, R]]:
+        """Removes the next batch from the queue, without what nobody waits for any more."""
+        batch: list[_Entry[T, R]] = []
+        rows = 0
+        while self._waiting:
+            entry = self._waiting[0]
+            gone = entry.future.done() or entry.deadline <= now
+            if not gone and batch and not self._fits(entry, batch[0], rows):
+                break
+            self._waiting.popleft()
+            self._rows -= entry.rows
+            if not gone:
+                batch.append(entry)
+                rows += entry.rows
+            elif not entry.future.done():
+                error = DeadlineExceeded("The deadline passed while the request was waiting.")
+                _settle([(entry, None, error)])
+        return batch
+
+    def run(self, batch: list[_Entry[T, R]]) -> None:
+        """Runs a batch and hands out its results; raises nothing."""
+        start = time.monotonic()
+        outcomes = self._outcomes(batch)
+        seconds = time.monotonic() - start
+        _settle(outcomes)
+        waits = [start - entry.since for entry in batch]
+        self._on_batch(waits, sum(entry.rows for entry in batch), seconds)
+
+    def _outcomes(self, batch: list[_Entry[T, R]]) -> list[_Outcome]:
+        try:
+            results = self._run([entry.item for entry in batch])
+            return [
+                (entry, None, result) if isinstance(result, Exception) else (entry, result, None)
+                for entry, result in zip(batch, results, strict=True)
+            ]
+        except Exception as error:
+            if len(batch) == 1:
+                return [(batch[0], None, error)]
+        return list(itertools.chain.from_iterable(self._outcomes([entry]) for entry in batch))
+
+    def _fits(self, entry: _Entry[T, R], first: _Entry[T, R], rows: int) -> bool:
+        return rows + entry.rows <= self._options.max_batch_size and entry.key == first.key
+
+    def _forget_cancelled(self) -> None:
+        self._waiting = deque(entry for entry in self._waiting if not entry.future.done())
+        self._rows = sum(entry.rows for entry in self._waiting)
+
+    def refuse_all(self, error: ServiceError) -> None:
+        """Empties the queue; each request gets the error."""
+        _settle([(entry, None, error) for entry in self._waiting])
+        self._waiting.clear()
+        self._rows = 0
+
+
+_Outcome = tuple[_Entry, Any, Exception | None]
+
+
+class BatchThreads:
+    """The threads that run batches, and the turns of the batchers that share them."""
+
+    def __init__(self, num_threads: int = 2) -> None:
+        self.changed = threading.Condition()
+        self.closed = False
+        self._turns: deque[Batcher] = deque()  # those with entries; the first has its turn next
+        self._threads = [
+            threading.Thread(target=self._work, name=f"batch-{number}", daemon=True)
+            for number in range(num_threads)
+        ]
+
+    def start(self) -> None:
+        """Begins to run what is submitted."""
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether all threads are there."""
+        return all(thread.is_alive() for thread in self._threads)
+
+    @property
+    def waiting_rows(self) -> int:
+        """Rows that wait in all queues."""
+        with self.changed:
+            return sum(batcher.waiting_rows for batcher in self._turns)
+
+    def announce(self, batcher: Batcher) -> None:
+        """Notes that a batcher got an entry; call it with `changed` held."""
+        is_first = batcher not in self._turns
+        if is_first:
+            self._turns.append(batcher)
+        if is_first or batcher.due() == 0.0:  # otherwise a thread already knows when it is due
+            self.changed.notify()
+
+    def close(self) -> None:
+        """Refuses what waits, and ends the threads when what they run is done."""
+        with self.changed:
+            self.closed = True
+            for batcher in self._turns:
+                batcher.refuse_all(Unavailable("The service is shutting down."))
+            self._turns.clear()
+            self.changed.notify_all()
+        for thread in self._threads:
+            if thread.ident:  # it was started
+                thread.join()
+
+    def _work(self) -> None:
+        while taken := self._take():
+            batcher, batch = taken
+            try:
+                batcher.run(batch)
+            except Exception:  # of what measures: the results are on their way
+                _log.exception("A batch could not be measured.")
+            finally:
+                with self.changed:
+                    batcher.running -= 1
+                    if len(self._turns) > 1:  # another batcher may have its turn before it
+                        self.changed.notify()
+            del taken, batcher, batch  # while it waits, a thread holds on to no version
+
+    def _take(self) -> tuple[Batcher, list[_Entry]] | None:
+        with self.changed:
+            while not self.closed:
+                now = time.monotonic()
+                earliest = None
+                for _ in range(len(self._turns)):
+                    batcher = self._turns.popleft()
+                    due = batcher.due()
+                    batch = batcher.take(now) if due <= now else []
+                    if batcher.waiting_rows:
+                        self._turns.append(batcher)
+                    if batch:
+                        batcher.running += 1
+                        return batcher, batch
+                    if due > now:
+                        earliest = min(due, earliest or due)
+                self.changed.wait(None if earliest is None else earliest - now)
+        return None
+
+
+def _settle(outcomes: Sequence[_Outcome]) -> None:
+    """Gives each future its outcome, one wake-up for each event loop."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[_Outcome]] = {}
+    for outcome in outcomes:
+        by_loop.setdefault(outcome[0].loop, []).append(outcome)
+    for loop, its_outcomes in by_loop.items():
+        try:
+            loop.call_soon_threadsafe(_set, its_outcomes)
+        except RuntimeError:  # the loop was closed: nobody waits any more
+            continue
+
+
+def _set(outcomes: Sequence[_Outcome]) -> None:
+    for entry, result, error in outcomes:
+        if entry.future.done():
+            continue
+        if error is not None:
+            entry.future.set_exception(error)
+        else:
+            entry.future.set_result(result)

@@ -1,0 +1,273 @@
+"""Loads versions in the background and swaps them while requests go on.
+
+One thread looks at the disk, loads, retires and frees. Requests pin the version that they use; it
+is freed after the last of them. What is served goes away only when all that is wanted is there.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import shutil
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Generic
+
+from serving.arrival import Arrival
+from serving.catalogue import Catalogue
+from serving.errors import InvalidRequest, Unavailable
+from serving.logs import event
+from serving.model_config import ModelConfig, State
+from serving.model_homes import ModelHomes
+from serving.model_versions import ModelVersions, S
+
+_PRUNED = ".pruned-"  # a version is renamed before it is deleted: nobody reads half of it
+_LONGEST_ERROR = 1000  # characters of an error that a status keeps
+_log = logging.getLogger(__name__)
+
+
+class ModelManager(Generic[S]):
+    """Keeps the wanted versions of all models loaded.
+
+    Attributes:
+      catalogue: what is served.
+    """
+
+    def __init__(
+        self,
+        models: str | Path,
+        configs: Sequence[ModelConfig] | None,
+        load: Callable[[str, Arrival], S],
+        *,
+        poll_seconds: float = 1.0,
+        prune_versions: int = 0,
+        on_change: Callable[[str, str, float], None] = lambda *_: None,
+    ) -> None:
+        """Makes a manager that serves nothing before `start`.
+
+        Args:
+          models: the directory of all models.
+          configs: the models to serve; None for every directory in `models` with a version.
+          load: the name of a model and a complete version → the version, warmed up. Whatever it
+            raises is reported, and the version is not tried again before its files change.
+          poll_seconds: time between two looks at the disk.
+          prune_versions: how many of the newest versions stay on disk; 0 for all.
+          on_change: called with a model, "loaded", "failed" or "unloaded", and the seconds.
+
+        Raises:
+          ValueError: there is no directory of models.
+        """
+        self._homes = ModelHomes(models, configs or ())
+        self.catalogue: Catalogue[S] = Catalogue()
+        self._load_version = load
+        self._poll_seconds = poll_seconds
+        self._prune_versions = prune_versions
+        self._on_change = on_change
+        self._discovers = configs is None
+        self._requested: Sequence[ModelConfig] | None = configs
+        self._looked = threading.Condition()
+        self._requests = self._answered = 0  # reloads
+        self._stopping = False
+        self._was_ready = False
+        self._thread = threading.Thread(target=self._watch, name="versions", daemon=True)
+
+    def start(self) -> None:
+        """Begins to look for versions and to load them."""
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread is there."""
+        return self._thread.is_alive()
+
+    @property
+    def ready(self) -> bool:
+        """Whether every model had a version once, and nothing but a reload took one away.
+
+        Where models are discovered, one of which all versions are broken does not hold up the
+        others; and a model that comes later does not take readiness away.
+        """
+        with self.catalogue.lock:
+            models = list(self.catalogue.models.values())
+            some = any(model.available for model in models)
+            done = [model.available or (self._discovers and model.settled) for model in models]
+            self._was_ready |= some and all(done) and self._requested is None
+            return self._was_ready and some
+
+    def wait_until_ready(self, seconds: float) -> bool:
+        """Waits at most so long; whether it is ready."""
+        with self._looked:
+            return self._looked.wait_for(lambda: self.ready, seconds)
+
+    def reload(self, configs: Sequence[ModelConfig], wait_seconds: float = 0.0) -> None:
+        """Serves these models and versions from now on; see `Service.reload`."""
+        for config in configs:
+            self._check(config)
+        with self._looked:
+            self._requests += 1
+            request = self._requests
+            self._requested = list(configs)
+        self.catalogue.attention.set()
+        if not wait_seconds:
+            return
+
+        def is_over() -> bool:
+            return self._answered >= request and all(self._outcome(one)[0] for one in configs)
+
+        with self._looked:
+            self._looked.wait_for(is_over, wait_seconds)
+        for over, missing in map(self._outcome, configs):
+            if missing or not over:
+                raise Unavailable(missing or "The reload has not begun yet.")
+
+    def close(self) -> None:
+        """Ends the thread, and frees everything; no request may be under way."""
+        self._stopping = True
+        self.catalogue.attention.set()
+        if self._thread.ident:
+            self._thread.join()
+        for model in self.catalogue.models.values():
+            self._retire(model, list(model.available))
+        self._free()
+
+    # --- the thread --------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        while not self._stopping:
+            request = self._requests
+            try:
+                self._look()
+            except Exception:  # what cannot be read now may be readable the next time
+                _log.exception("Looking for versions in %s failed.", self._homes.root)
+            with self._looked:
+                self._answered = request
+                self._looked.notify_all()
+            self.catalogue.attention.wait(self._poll_seconds)
+            self.catalogue.attention.clear()
+
+    def _look(self) -> None:
+        self._adopt()
+        for name, model in self.catalogue.models.items():
+            try:
+                self._attend(model)
+            except OSError as error:
+                _log.warning("Looking for versions of %s failed: %s", name, error)
+        self._free()
+
+    def _attend(self, model: ModelVersions[S]) -> None:
+        while (arrivals := self._find(model)) and not self._stopping:
+            model.settled = False
+            self._load(model, arrivals[0])
+        model.settled = True
+        self._retire(model, model.surplus())
+        self._free()
+        if self._prune_versions:
+            self._prune(model)
+
+    def _adopt(self) -> None:
+        """Takes over what was asked for, or finds new models."""
+        with self._looked:
+            requested, self._requested = self._requested, None
+        models = dict(self.catalogue.models)
+        if requested is not None:
+            self._discovers = False
+            models = {config.name: self._adopt_one(config) for config in requested}
+        elif self._discovers:
+            for name, path in self._homes.find():
+                models.setdefault(name, ModelVersions(ModelConfig(name), path))
+        gone = [model for name, model in self.catalogue.models.items() if name not in models]
+        self.catalogue.models = models
+        for model in gone:
+            self._retire(model, list(model.available))
+
+    def _adopt_one(self, config: ModelConfig) -> ModelVersions[S]:
+        model = self.catalogue.models.get(config.name)
+        if model is None:
+            return ModelVersions(config, self._homes.path(config))
+        model.config = config
+        return model
+
+    def _find(self, model: ModelVersions[S]) -> list[Arrival]:
+        before = model.statuses
+        arrivals = model.find()
+        for number, status in model.statuses.items():
+            if status.error_message and status != before.get(number):
+                self._report(model, logging.WARNING, "waiting", number, status.error_message)
+        return arrivals
+
+    def _load(self, model: ModelVersions[S], arrival: Arrival) -> None:
+        name, number = model.config.name, arrival.number
+        model.report(number, State.LOADING)
+        start = time.monotonic()
+        try:
+            servable = self._load_version(name, arrival)
+        except Exception as error:  # whatever the files of a version can cause
+            message = f"{type(error).__name__}: {error}"[:_LONGEST_ERROR]
+            _log.debug("Loading %s failed.", arrival.path, exc_info=True)
+            model.failed(arrival, message)
+            self._report(model, logging.ERROR, "failed", number, message, start)
+            return
+        self.catalogue.serve(model, number, servable)
+        self._report(model, logging.INFO, "loaded", number, "", start)
+
+    def _retire(self, model: ModelVersions[S], numbers: Sequence[int]) -> None:
+        for number in numbers:
+            self.catalogue.retire(model, number)
+
+    def _free(self) -> None:
+        unused = self.catalogue.take_unused()
+        freed = [(model, held.number) for model, held in unused]
+        start = time.monotonic()
+        while unused:
+            try:
+                unused.pop().held.servable.close()
+            except Exception:  # it is gone for requests in any case
+                _log.exception("A version did not close.")
+        if freed:
+            gc.collect()  # the graphs are full of cycles, which hold the variables
+        for model, number in freed:
+            model.report(number, State.END)
+            self._report(model, logging.INFO, "unloaded", number, "", start)
+
+    def _prune(self, model: ModelVersions[S]) -> None:
+        for leftover in model.base_path.glob(f"{_PRUNED}*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        for path in model.removable(self._prune_versions):
+            pruned = path.with_name(f"{_PRUNED}{path.name}")
+            path.rename(pruned)
+            shutil.rmtree(pruned, ignore_errors=True)
+            self._report(model, logging.INFO, "pruned", int(path.name))
+
+    def _report(
+        self,
+        model: ModelVersions[S],
+        level: int,
+        what: str,
+        number: int,
+        error: str = "",
+        start: float | None = None,
+    ) -> None:
+        seconds = 0.0 if start is None else time.monotonic() - start
+        name = model.config.name
+        message = f"Version {number} of model {name} {what}{': ' if error else ''}{error}"
+        event(_log, level, message, model=name, version=number, change=what, seconds=seconds)
+        self._on_change(name, what, seconds)
+
+    # --- reload ------------------------------------------------------------------------------
+
+    def _check(self, config: ModelConfig) -> None:
+        served = self.catalogue.models.get(config.name)
+        if served is not None and served.base_path != self._homes.path(config):
+            raise InvalidRequest(
+                f"base_path of model {config.name!r} is {served.base_path} and cannot be changed "
+                "while it is served: leave it empty, or choose another name."
+            )
+        self._homes.check(config)
+
+    def _outcome(self, config: ModelConfig) -> tuple[bool, str]:
+        """Whether the reload of a model is over, and what is missing, "" for nothing."""
+        with self.catalogue.lock:
+            model = self.catalogue.models.get(config.name)
+            return (False, "") if model is None else model.outcome()

@@ -1,0 +1,182 @@
+"""Around the REST API: request ids, the token, limits on bodies, and clients that go away."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import time
+from collections.abc import Coroutine
+from typing import Any, NoReturn, TypeVar
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serving.call import REQUEST_ID, Call, counted, request_id
+from serving.config import ServeConfig
+from serving.errors import ServiceError
+from serving.rest_codec import encode_error
+from serving.service import Service
+
+ENTRYPOINT = "REST"
+OPEN_PATHS = (
+    "/",
+    "/docs",
+    "/healthz",
+    "/readyz",
+)  # without the token: they show nothing of the models
+
+_TIMEOUT = b"x-timeout-ms"
+_MOST_MILLISECONDS = 10**9
+_THROWN_AWAY = 4  # times the limit, of a body that is too large
+_THROWING_SECONDS = 2.0
+_Result = TypeVar("_Result")
+
+
+class Refused(ServiceError):  # noqa: N818 - it names what happened, not a fault
+    """A request that HTTP itself refuses, before it means anything to the service."""
+
+    def __init__(self, http: int, message: str, grpc: str = "INVALID_ARGUMENT") -> None:
+        super().__init__(message)
+        self.http, self.grpc = http, grpc
+
+
+class Guard:
+    """ASGI middleware around all routes; it puts a `Call` into the state of each request."""
+
+    def __init__(self, app: ASGIApp, service: Service, config: ServeConfig) -> None:
+        self._app = app
+        self._service = service
+        self._expected = f"Bearer {config.token}".encode() if config.token else b""
+        self._most_bytes = config.max_body_mb << 20
+        self._seconds = config.deadline_ms / 1000.0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes a request on, or answers in place of the routes."""
+        if scope["type"] != "http":
+            return
+        now = time.monotonic()
+        headers = dict(scope["headers"])
+        name = request_id(headers.get(REQUEST_ID.encode(), b"").decode("latin-1"))
+        answered = _Named(send, name)
+        call = Call(ENTRYPOINT, now + self._seconds, name)
+        limited = _Limited(receive, self._most_bytes)
+        try:
+            with counted(self._service, call, ""):
+                self._check(scope["path"], headers)
+                await limited.check(headers)
+                call = call._replace(deadline=now + self._timeout(headers))
+        except Refused as refusal:
+            return await _send_error(answered, refusal)
+        scope["state"] = {"call": call}
+        with contextlib.suppress(ClientDisconnect):  # there is nobody to answer
+            await self._app(scope, limited, answered)
+
+    def _check(self, path: str, headers: dict[bytes, bytes]) -> None:
+        given = headers.get(b"authorization", b"")
+        needed = self._expected and path not in OPEN_PATHS
+        if needed and not hmac.compare_digest(given, self._expected):
+            raise Refused(
+                401, "The header Authorization must be 'Bearer TOKEN'.", "UNAUTHENTICATED"
+            )
+        if headers.get(b"content-encoding", b"identity") != b"identity":
+            raise Refused(415, "A body must be plain, without Content-Encoding.")
+
+    def _timeout(self, headers: dict[bytes, bytes]) -> float:
+        """Seconds for a request: the client's header, at most the service's own deadline."""
+        given = headers.get(_TIMEOUT)
+        if given is None:
+            return self._seconds
+        if not given.isdigit() or not 0 < int(given[:20]) <= _MOST_MILLISECONDS:
+            raise Refused(400, "The header X-Timeout-Ms must be a positive number.")
+        return min(self._seconds, int(given) / 1000.0)
+
+
+class _Named:
+    """`send` that adds the request id and the time it took to the headers of an answer."""
+
+    def __init__(self, send: Send, name: str) -> None:
+        self._send = send
+        self._header = (REQUEST_ID.encode(), name.encode())
+        self._start = time.perf_counter()
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            took = b"total;dur=%.2f" % (1000.0 * (time.perf_counter() - self._start))
+            added = (self._header, (b"server-timing", took))
+            message["headers"] = [*message.get("headers", ()), *added]
+        await self._send(message)
+
+
+class _Limited:
+    """`receive` that gives up on a body that is too large, whatever length it claimed.
+
+    What comes of a body that is not much too large is thrown away first: a client that still
+    sends when the connection is closed does not see the answer.
+    """
+
+    def __init__(self, receive: Receive, most_bytes: int) -> None:
+        self._receive = receive
+        self._most_bytes = most_bytes
+        self._read = 0
+
+    async def __call__(self) -> Message:
+        message = await self._receive()
+        self._read += len(message.get("body", b""))
+        if self._read > self._most_bytes:
+            await self._refuse(message)
+        return message
+
+    async def check(self, headers: dict[bytes, bytes]) -> None:
+        """Raises Refused where the claimed length is above the limit."""
+        length = headers.get(b"content-length", b"0")
+        if length.isdigit() and int(length[:20]) > self._most_bytes:
+            is_far_above = int(length[:20]) > _THROWN_AWAY * self._most_bytes
+            await self._refuse({"more_body": not is_far_above})
+
+    async def _refuse(self, message: Message) -> NoReturn:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_THROWING_SECONDS):
+                while message.get("more_body") and self._read <= _THROWN_AWAY * self._most_bytes:
+                    message = await self._receive()
+                    self._read += len(message.get("body", b""))
+        raise Refused(413, f"The body must be at most {self._most_bytes >> 20} MB (max_body_mb).")
+
+
+async def read_body(request: Request) -> bytes:
+    """The whole body, as long as it comes before the deadline of the request."""
+    try:
+        async with asyncio.timeout(request.state.call.deadline - time.monotonic()):
+            return await request.body()
+    except TimeoutError as error:
+        raise Refused(
+            408, "The body did not arrive before the deadline.", "DEADLINE_EXCEEDED"
+        ) from error
+
+
+async def unless_gone(request: Request, work: Coroutine[Any, Any, _Result]) -> _Result:
+    """Does the work of a request whose body is read, and drops it once the client is gone."""
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_goodbye(request.receive))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        working.cancel()
+        leaving.cancel()
+
+
+async def _goodbye(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _send_error(send: Send, refusal: Refused) -> None:
+    body = encode_error(str(refusal))
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    if refusal.http == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    await send({"type": "http.response.start", "status": refusal.http, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,123 @@
+"""The bodies of `:retrieve` and of errors, as they stand in the OpenAPI description."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import to_json
+
+from serving.errors import InvalidRequest
+from serving.json_tensors import short_floats
+from serving.requests import RetrieveRequest, RetrieveResponse
+
+_MOST_MISTAKES = 3  # that a message names
+
+
+class RetrieveBody(BaseModel):
+    """A question: the best candidates of each query."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    query_ids: list[str] | None = Field(
+        None, description="Raw ids of the queries.", examples=[["user 1"]]
+    )
+    features: dict[str, list[Any]] | None = Field(
+        None,
+        description="In place of ids, the inputs of a model without a query model: "
+        '{"embedding": [[...], ...]}, one row for each query.',
+    )
+    k: int = Field(10, ge=1, description="Results for each query; the service has a limit.")
+    exclude_seen: bool = Field(False, description="Leave out what a query had in training.")
+    exclude: list[str] = Field([], description="Ids of candidates to leave out.")
+    allow: list[str] | None = Field(None, description="Ids of the only candidates to choose from.")
+    min_score: float | None = Field(None, description="Leave out candidates below it.")
+    index: Literal["default", "exact", "scann"] = Field(
+        "default", description="default is the faster one that keeps the promised recall."
+    )
+    unknown_queries: Literal["popular", "empty", "error"] | None = Field(
+        None, description="What an unknown query gets; null for what the service is set to."
+    )
+
+
+class CandidateAnswer(BaseModel):
+    """One result."""
+
+    id: str
+    score: float
+
+
+class ResultAnswer(BaseModel):
+    """The answer to one query, best candidate first."""
+
+    query_id: str
+    known: bool = Field(description="Whether the model knows the query.")
+    fallback: Literal["", "popular"] = Field(
+        description="popular: these are popular candidates in place of an answer."
+    )
+    candidates: list[CandidateAnswer]
+
+
+class RetrieveAnswer(BaseModel):
+    """The answers to all queries, in their order."""
+
+    model: str
+    version: int
+    index: Literal["exact", "scann"]
+    unknown_ids: int = Field(description="Ids of `exclude` and `allow` not in the corpus.")
+    results: list[ResultAnswer]
+
+
+class ErrorAnswer(BaseModel):
+    """Why there is no answer."""
+
+    error: str
+
+
+def parse_retrieve(body: bytes) -> RetrieveRequest:
+    """Reads a body of `:retrieve`.
+
+    Raises:
+      InvalidRequest: it is not JSON or breaks a rule; the message names the field.
+    """
+    try:
+        content = RetrieveBody.model_validate_json(body)
+        return RetrieveRequest(**dict(content))
+    except ValidationError as error:
+        raise InvalidRequest("; ".join(_mistakes(error))) from error
+    except ValueError as error:
+        raise InvalidRequest(str(error)) from error
+
+
+def encode_retrieve(model: str, response: RetrieveResponse) -> bytes:
+    """The body that answers `:retrieve`, a `RetrieveAnswer`."""
+    scores = iter(short_floats([score for one in response.results for score in one.scores]))
+    content = {
+        "model": model,
+        "version": response.version,
+        "index": response.index,
+        "unknown_ids": response.unknown_ids,
+        "results": [
+            {
+                "query_id": one.query_id,
+                "known": one.known,
+                "fallback": one.fallback,
+                "candidates": [
+                    {"id": candidate_id, "score": next(scores)}
+                    for candidate_id in one.candidate_ids
+                ],
+            }
+            for one in response.results
+        ],
+    }
+    return to_json(content)
+
+
+def _mistakes(error: ValidationError) -> Iterator[str]:
+    mistakes = error.errors(include_url=False, include_context=False, include_input=False)
+    for mistake in mistakes[:_MOST_MISTAKES]:
+        place = ".".join(str(part)[:40] for part in mistake["loc"]) or "body"
+        yield f"{place}: {mistake['msg'][:200]}"
+    if len(mistakes) > _MOST_MISTAKES:
+        yield f"and {len(mistakes) - _MOST_MISTAKES} more"

@@ -1,0 +1,183 @@
+"""`twotower serve`: the REST and the gRPC server over one service, in one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, NamedTuple
+
+import grpc
+import uvicorn
+from starlette.types import ASGIApp
+
+from serving import grpc_api, logs, rest_api
+from serving.config import ServeConfig
+from serving.service import Service
+
+_BACKLOG = 2048
+_CLOSING_SECONDS = 1.0  # for answers that are on their way once the service is drained
+_KEEP_ALIVE_SECONDS = 75  # longer than load balancers keep theirs: they, not we, close first
+_POLL_SECONDS = 0.05
+_log = logging.getLogger(__name__)
+
+
+class Addresses(NamedTuple):
+    """Where a server listens; a port that the system chose included."""
+
+    rest: str
+    grpc: str
+
+
+def serve(config: ServeConfig) -> int:
+    """Serves until SIGTERM or SIGINT, then ends what is running; a second signal does not wait.
+
+    Prints one line once every model can answer.
+
+    Returns:
+      0.
+
+    Raises:
+      ValueError: a port is taken or cannot be opened, or the configuration cannot be read.
+    """
+    start = time.monotonic()
+
+    def announce(at: Addresses, models: list[str]) -> None:
+        seconds = time.monotonic() - start
+        print(
+            f"Serving {', '.join(models)} of {config.models} after {seconds:.1f} s: "
+            f"REST {at.rest}, gRPC {at.grpc}.",
+            flush=True,
+        )
+
+    async def until_signalled() -> None:
+        await run(config, _signals(), announce)
+
+    logs.install()
+    asyncio.run(until_signalled())
+    return 0
+
+
+async def run(
+    config: ServeConfig,
+    stop: asyncio.Queue[int],
+    announce: Callable[[Addresses, list[str]], None],
+) -> None:
+    """Serves until there is something in `stop`, drains; a second item there ends the drain.
+
+    Args:
+      config: see there.
+      stop: numbers of signals.
+      announce: called with the names of the models once every one can answer.
+
+    Raises:
+      ValueError: see `serve`.
+    """
+    with _listening(config) as rest_socket:
+        service = Service(config)
+        grpc_server = grpc_api.build(service, config)
+        port = _add_port(grpc_server, config)
+        at = Addresses(
+            f"http://{_host(config)}:{rest_socket.getsockname()[1]}", f"{_host(config)}:{port}"
+        )
+        rest_server = _RestServer(_rest_config(rest_api.build(service, config)))
+        service.start()
+        await grpc_server.start()
+        rest = asyncio.create_task(rest_server.serve([rest_socket]))
+        _log.info("Listening at %s and %s; looking for versions in %s.", *at, config.models)
+        announcing = asyncio.create_task(_announce(service, at, announce))
+        await _first(rest, stop.get())
+        announcing.cancel()
+        _log.info("Stopping: requests under way have %g s to end.", config.drain_seconds)
+        await _first(service.drain(config.drain_seconds), stop.get())
+        rest_server.should_exit = True
+        await asyncio.gather(rest, grpc_server.stop(_CLOSING_SECONDS))
+        await asyncio.to_thread(service.close)
+
+
+async def _first(*awaitables: Awaitable[Any]) -> None:
+    """Waits for one of them; those that are not tasks of somebody else are cancelled then."""
+    tasks = {asyncio.ensure_future(one) for one in awaitables}
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks.difference(awaitables):
+        task.cancel()
+
+
+async def _announce(
+    service: Service, at: Addresses, announce: Callable[[Addresses, list[str]], None]
+) -> None:
+    while not service.ready:
+        await asyncio.sleep(_POLL_SECONDS)
+    announce(at, service.models)
+
+
+class _RestServer(uvicorn.Server):
+    """Leaves the signals to us: both servers and the service end together."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _rest_config(app: ASGIApp) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http="h11",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,  # the service has its own log, with request ids
+        server_header=False,
+        backlog=_BACKLOG,
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=round(_CLOSING_SECONDS),
+    )
+
+
+@contextlib.contextmanager
+def _listening(config: ServeConfig) -> Iterator[socket.socket]:
+    """The socket of the REST API, opened first: a port that is taken is told at once."""
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    # asyncio switches Nagle's algorithm off only where it reads TCP; it costs 40 ms an answer.
+    with socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((config.host, config.rest_port))
+            listener.listen(_BACKLOG)
+        except OSError as error:
+            raise ValueError(
+                f"The REST API cannot listen on {config.host}:{config.rest_port} "
+                f"({error.strerror or error}): choose another --rest_port or --host."
+            ) from error
+        listener.setblocking(False)
+        yield listener
+
+
+def _add_port(server: grpc.aio.Server, config: ServeConfig) -> int:
+    address = f"{_host(config)}:{config.grpc_port}"
+    try:
+        port = server.add_insecure_port(address)
+    except RuntimeError:
+        port = 0
+    if not port:
+        raise ValueError(
+            f"The gRPC API cannot listen on {address}: choose another --grpc_port or --host."
+        )
+    return port
+
+
+def _host(config: ServeConfig) -> str:
+    """The host as it stands in an address."""
+    return f"[{config.host}]" if ":" in config.host else config.host
+
+
+def _signals() -> asyncio.Queue[int]:
+    """SIGTERM and SIGINT, as they come."""
+    queue: asyncio.Queue[int] = asyncio.Queue()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, queue.put_nowait, number)
+    return queue

@@ -1,0 +1,125 @@
+"""What a function of a version takes and gives, and whether a request fits it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from tensorflow.core.protobuf import meta_graph_pb2
+
+from serving.errors import InvalidRequest
+
+
+@dataclasses.dataclass(frozen=True)
+class Signature:
+    """Inputs and outputs of one function of a version.
+
+    Attributes:
+      name: what clients call it.
+      inputs, outputs: dtype and shape of each, by name; None in a shape is any size.
+      proto: the same for `GetModelMetadata`.
+      by_rows: whether row i of every output comes from row i of every input alone, as far as the
+        shapes tell: all inputs have a first dimension of any size, and so have the outputs.
+    """
+
+    name: str
+    inputs: dict[str, tf.TensorSpec]
+    outputs: dict[str, tf.TensorSpec]
+    proto: meta_graph_pb2.SignatureDef
+    by_rows: bool = False
+
+    @classmethod
+    def of(cls, name: str, proto: meta_graph_pb2.SignatureDef) -> Signature:
+        """Reads a signature as a SavedModel describes it."""
+        inputs = {key: _spec(key, proto.inputs[key]) for key in sorted(proto.inputs)}
+        outputs = {key: _spec(key, proto.outputs[key]) for key in sorted(proto.outputs)}
+        by_rows = bool(inputs) and all(map(_any_rows, inputs.values()))
+        by_rows &= all(_any_rows(spec) or spec.shape.rank is None for spec in outputs.values())
+        return cls(name, inputs, outputs, proto, by_rows)
+
+    def fit(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """The inputs as arrays that the function takes; str becomes UTF-8 bytes, no other cast.
+
+        Raises:
+          InvalidRequest: names, dtypes, shapes or numbers of rows do not fit.
+        """
+        if inputs.keys() != self.inputs.keys():
+            raise InvalidRequest(
+                f"Signature {self.name!r} takes {self._shown()}, got inputs {_names(inputs)}."
+            )
+        arrays = {name: self._fit_one(spec, inputs[name]) for name, spec in self.inputs.items()}
+        if self.by_rows and len({len(array) for array in arrays.values()}) > 1:
+            rows = ", ".join(f"{name} {len(array)}" for name, array in arrays.items())
+            raise InvalidRequest(f"All inputs must have the same number of rows, got {rows}.")
+        return arrays
+
+    def rows(self, inputs: Mapping[str, np.ndarray]) -> int:
+        """How many rows inputs that fit have; 1 where the function does not go by rows."""
+        return len(next(iter(inputs.values()))) if self.by_rows else 1
+
+    def row_shapes(self, inputs: Mapping[str, np.ndarray]) -> Hashable:
+        """Equal for inputs whose rows can be joined."""
+        return tuple(inputs[name].shape[1:] for name in self.inputs)
+
+    def _fit_one(self, spec: tf.TensorSpec, value: Any) -> np.ndarray:
+        got = _as_array(value)
+        array = _as_bytes(value) if spec.dtype == tf.string else got
+        fits = array is not None and array.dtype == spec.dtype.as_numpy_dtype
+        if array is None or not fits or not spec.shape.is_compatible_with(array.shape):
+            raise InvalidRequest(
+                f"Input {spec.name!r} of signature {self.name!r} must be {_shown(spec)}, "
+                f"got {_dtype_name(got)} {list(got.shape)}."
+            )
+        return array
+
+    def _shown(self) -> str:
+        return ", ".join(f"{name!r}: {_shown(spec)}" for name, spec in self.inputs.items())
+
+
+def _spec(name: str, info: meta_graph_pb2.TensorInfo) -> tf.TensorSpec:
+    sizes = [dim.size if dim.size >= 0 else None for dim in info.tensor_shape.dim]
+    shape = None if info.tensor_shape.unknown_rank else sizes
+    return tf.TensorSpec(shape, tf.dtypes.as_dtype(info.dtype), name)
+
+
+def _any_rows(spec: tf.TensorSpec) -> bool:
+    return bool(spec.shape.rank) and spec.shape[0] is None
+
+
+def _as_array(value: Any) -> np.ndarray:
+    """Lists as an array; of objects where they hold bytes or lists of several lengths."""
+    try:
+        return np.asarray(value)
+    except ValueError:
+        return np.asarray(value, object)
+
+
+def _as_bytes(value: Any) -> np.ndarray | None:
+    """Strings as an object array of bytes; None where there is something else among them."""
+    # NumPy's own arrays of bytes would lose a zero at the end.
+    array = value if isinstance(value, np.ndarray) else np.asarray(value, object)
+    flat = array.ravel().tolist()
+    if array.dtype.kind == "O" and all(isinstance(one, bytes) for one in flat):
+        return array
+    if not all(isinstance(one, bytes | str) for one in flat):
+        return None
+    strings = np.empty(len(flat), object)
+    strings[:] = [one.encode() if isinstance(one, str) else one for one in flat]
+    return strings.reshape(array.shape)
+
+
+def _dtype_name(array: np.ndarray) -> str:
+    return "string" if array.dtype.kind in "SU" else array.dtype.name
+
+
+def _shown(spec: tf.TensorSpec) -> str:
+    shape = "" if spec.shape.rank is None else f" {spec.shape.as_list()}".replace("None", "any")
+    return f"{spec.dtype.name}{shape}"
+
+
+def _names(inputs: Mapping[str, Any]) -> str:
+    shown = ", ".join(repr(name[:80]) for name in list(inputs)[:20])
+    return shown or "none"

@@ -1,0 +1,38 @@
+import pytest
+
+from serving.config import TOKEN_VARIABLE, ServeConfig
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"models": ""}, "models must be a directory, got an empty path"),
+        ({"index": "fast"}, "index must be one of default, exact, scann, got 'fast'"),
+        ({"unknown_queries": "guess"}, "unknown_queries must be one of popular, empty, error"),
+        ({"max_batch_size": 0}, "max_batch_size must be at least 1, got 0"),
+        ({"max_k": 0}, "max_k must be at least 1, got 0"),
+        ({"num_batch_threads": 0}, "num_batch_threads must be at least 1, got 0"),
+        ({"batch_timeout_micros": -1}, "batch_timeout_micros must be at least 0, got -1"),
+        ({"prune_versions": -1}, "prune_versions must be at least 0, got -1"),
+        ({"rest_port": 65536}, "rest_port must be at most 65535, got 65536"),
+        ({"grpc_port": -1}, "grpc_port must be at least 0, got -1"),
+        ({"poll_seconds": 0.0}, "poll_seconds must be above 0, got 0"),
+        ({"poll_seconds": float("nan")}, "poll_seconds must be above 0, got nan"),
+    ],
+)
+def test_a_service_refuses(change, message):
+    with pytest.raises(ValueError, match=message):
+        ServeConfig(**{"models": "models", **change})
+
+
+def test_it_listens_to_this_machine_alone_unless_told_otherwise():
+    assert ServeConfig("models").host == "127.0.0.1"
+
+
+def test_a_token_comes_from_the_environment_and_is_not_shown(monkeypatch):
+    monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
+    assert ServeConfig("models").token == ""
+    monkeypatch.setenv(TOKEN_VARIABLE, "secret")
+    assert ServeConfig("models").token == "secret"
+    assert "secret" not in repr(ServeConfig("models"))
+    assert ServeConfig("models", token="given").token == "given"

@@ -1,0 +1,253 @@
+"""Both servers together: slow requests, overload, leaving clients, shutting down, processes."""
+
+import asyncio
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+import tensorflow as tf
+from gated_model import GatedModel
+from running_server import READY_SECONDS, running
+from tensorflow_serving.apis import predict_pb2
+
+from serving import server
+from serving.config import ServeConfig
+
+ROOT = Path(__file__).parents[2]
+PREDICT = "/v1/models/gated:predict"
+SECONDS = 30  # far longer than anything here takes
+
+
+@pytest.fixture(scope="module")
+def gated(tmp_path_factory):
+    """A model whose answers wait for a gate, and the directory of its version."""
+    model = GatedModel()
+    models = tmp_path_factory.mktemp("gated")
+    (models / "gated").mkdir()
+    model.save(models / "gated" / "1")
+    model.models = models
+    yield model
+    model.gate.set()
+
+
+@pytest.fixture
+def slow(gated):
+    """A server where one request runs at a time and one may wait; its gate starts closed."""
+    settings = {"num_batch_threads": 1, "max_batch_size": 1, "max_enqueued_batches": 1}
+    with running(gated.models, poll_seconds=0.05, **settings) as place:
+        place.gate = gated
+        gated.close_gate()
+        yield place
+        gated.gate.set()
+
+
+@pytest.fixture
+def pool():
+    with ThreadPoolExecutor(8) as threads:
+        yield threads
+
+
+def request_for(*values):
+    request = predict_pb2.PredictRequest()
+    request.model_spec.name = "gated"
+    request.inputs["x"].CopyFrom(tf.make_tensor_proto(np.array(values, np.float32)))
+    return request
+
+
+def fill(place, pool):
+    """One request in the model and one in the queue, from two clients."""
+    first = pool.submit(place.post, PREDICT, {"instances": [1.0]})
+    assert place.gate.arrived.acquire(timeout=SECONDS)
+    second = pool.submit(place.prediction.Predict, request_for(2.0))
+    until(place, "twotower_queue_depth 1.0")
+    return first, second
+
+
+def until(place, line):
+    """Waits for a line of the metrics."""
+    waiting = threading.Event()
+    for _ in range(SECONDS * 100):
+        if line in place.get("/monitoring/prometheus/metrics").body.decode().splitlines():
+            return
+        waiting.wait(0.01)
+    raise AssertionError(f"{line} did not appear")
+
+
+def test_overload_is_refused_at_once(slow, pool):
+    first, second = fill(slow, pool)
+    answer = slow.post(PREDICT, {"instances": [3.0]})
+    assert (answer.status, "try again later" in answer.error) == (429, True)
+    assert answer.headers["retry-after"] == "1"
+    with pytest.raises(grpc.RpcError) as refused:
+        slow.prediction.Predict(request_for(4.0))
+    assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert slow.get("/healthz").status == 200
+    slow.gate.gate.set()
+    assert first.result(SECONDS).json == {"predictions": [1.0]}
+    assert tf.make_ndarray(second.result(SECONDS).outputs["y"]).tolist() == [2.0]
+
+
+def test_deadlines_pass_while_a_request_waits(slow, pool):
+    first = pool.submit(slow.post, PREDICT, {"instances": [1.0]})
+    assert slow.gate.arrived.acquire(timeout=SECONDS)
+    answer = slow.post(PREDICT, {"instances": [2.0]}, **{"X-Timeout-Ms": "30"})
+    assert (answer.status, "deadline" in answer.error) == (504, True)
+    with pytest.raises(grpc.RpcError) as refused:
+        slow.prediction.Predict(request_for(3.0), timeout=0.03)
+    assert refused.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+    slow.gate.gate.set()
+    assert first.result(SECONDS).status == 200
+    assert slow.post(PREDICT, {"instances": [4.0]}).json == {"predictions": [4.0]}
+    assert slow.gate.arrived.acquire(timeout=SECONDS)  # of the last one, and of no other
+    assert not slow.gate.arrived.acquire(blocking=False)
+
+
+def test_the_services_own_deadline(gated):
+    with running(gated.models, poll_seconds=0.05, deadline_ms=50) as place:
+        gated.close_gate()
+        answer = place.post(PREDICT, {"instances": [1.0]}, **{"X-Timeout-Ms": "60000"})
+        with pytest.raises(grpc.RpcError) as refused:
+            place.prediction.Predict(request_for(1.0))
+        gated.gate.set()
+    assert answer.status == 504
+    assert refused.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+def test_clients_that_leave_give_up_their_place(slow, pool):
+    first = pool.submit(slow.post, PREDICT, {"instances": [1.0]})
+    assert slow.gate.arrived.acquire(timeout=SECONDS)
+    body = b'{"instances": [2.0]}'
+    head = f"POST {PREDICT} HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n\r\n"
+    with socket.create_connection((slow.host, slow.rest_port)) as connection:
+        connection.sendall(head.encode() + body)
+        until(slow, "twotower_queue_depth 1.0")
+    until(slow, 'twotower_requests_total{api="predict",model="gated",status="CANCELLED"} 1.0')
+    call = slow.prediction.Predict.future(request_for(3.0))  # there is room for it again
+    until(slow, 'twotower_stage_seconds_count{api="predict",model="gated",stage="decode"} 3.0')
+    call.cancel()
+    until(slow, 'twotower_requests_total{api="predict",model="gated",status="CANCELLED"} 2.0')
+    slow.gate.gate.set()
+    assert first.result(SECONDS).status == 200
+    assert slow.post(PREDICT, {"instances": [4.0]}).json == {"predictions": [4.0]}
+    assert slow.gate.arrived.acquire(timeout=SECONDS)
+    assert not slow.gate.arrived.acquire(blocking=False)  # nothing ran for those who left
+
+
+def test_stopping_ends_what_runs_and_takes_nothing_new(gated, pool):
+    with running(gated.models, poll_seconds=0.05) as place:
+        gated.close_gate()
+        running_one = pool.submit(place.post, PREDICT, {"instances": [1.0]})
+        assert gated.arrived.acquire(timeout=SECONDS)
+        place.stop()
+        until(place, "twotower_ready 0.0")
+        assert place.get("/readyz").status == 503
+        assert place.get("/healthz").status == 200
+        answer = place.post(PREDICT, {"instances": [2.0]})
+        assert (answer.status, "shutting down" in answer.error) == (503, True)
+        with pytest.raises(grpc.RpcError) as refused:
+            place.prediction.Predict(request_for(3.0))
+        assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
+        gated.gate.set()
+        assert running_one.result(SECONDS).json == {"predictions": [1.0]}
+        place.wait_until_stopped()
+        with pytest.raises(OSError, match="refused"):
+            place.get("/healthz")
+
+
+def test_a_second_signal_does_not_wait(gated, pool):
+    with running(gated.models, poll_seconds=0.05, drain_seconds=SECONDS * 10) as place:
+        gated.close_gate()
+        left = pool.submit(place.post, PREDICT, {"instances": [1.0]})
+        assert gated.arrived.acquire(timeout=SECONDS)
+        place.stop()
+        until(place, "twotower_ready 0.0")
+        place.stop()
+        failure = left.exception(SECONDS)
+        assert failure or left.result().status == 500
+        gated.gate.set()  # the batch itself cannot be interrupted
+        place.wait_until_stopped()
+
+
+@pytest.mark.parametrize("field", ["rest_port", "grpc_port"])
+def test_a_port_in_use_is_told_in_one_line(small, field):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        ports = {"rest_port": 0, "grpc_port": 0, field: other.getsockname()[1]}
+        config = ServeConfig(str(small.models), **ports)
+        with pytest.raises(ValueError, match=rf"cannot listen on .*--{field}") as error:
+            asyncio.run(server.run(config, asyncio.Queue(), print))
+    assert "\n" not in str(error.value)
+
+
+def test_an_address_of_another_machine(small):
+    config = ServeConfig(str(small.models), host="192.0.2.1", rest_port=0, grpc_port=0)
+    with pytest.raises(ValueError, match=r"cannot listen on 192\.0\.2\.1"):
+        asyncio.run(server.run(config, asyncio.Queue(), print))
+
+
+START = """
+import logging
+import sys
+from serving.config import ServeConfig
+from serving.server import serve
+logging.getLogger("serving").setLevel(logging.INFO)  # as the command `twotower` does
+sys.exit(serve(ServeConfig(sys.argv[1], rest_port=int(sys.argv[2]), grpc_port=0)))
+"""
+
+
+def start(models, port=0):
+    """A server in its own process, and where its REST API is."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", START, str(models), str(port)],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    for line in process.stdout:
+        if line.startswith("Serving "):
+            break
+    else:
+        raise AssertionError(f"the server ended with {process.wait()}")
+    return process, line.split("REST ")[1].split(",")[0]
+
+
+def ask(address):
+    body = json.dumps({"instances": ["query 0"]}).encode()
+    request = urllib.request.Request(f"{address}/v1/models/twotower:predict", body)
+    with urllib.request.urlopen(request, timeout=SECONDS) as answer:
+        return json.load(answer)["predictions"][0]["candidate_id"]
+
+
+def test_a_process_ends_well_on_sigterm(small):
+    process, address = start(small.models)
+    with process:
+        assert ask(address) == small.sample.best_ids(0)[:40]
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(READY_SECONDS) == 0
+        rest = process.stdout.read()
+    assert "Stopping" in rest
+    assert "Traceback" not in rest
+
+
+@pytest.mark.long
+def test_a_killed_process_starts_again_on_its_port(small):
+    process, address = start(small.models)
+    with process:
+        assert ask(address)
+        process.kill()
+    process, again = start(small.models, int(address.rsplit(":", 1)[1]))
+    with process:
+        assert again == address
+        assert ask(again) == small.sample.best_ids(0)[:40]
+        process.send_signal(signal.SIGINT)
+        assert process.wait(READY_SECONDS) == 0

@@ -1,0 +1,86 @@
+"""Settings of the towers; field names are flags and options of `TwoTower`, comments their help."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+TOWERS = ("id", "gmf", "features", "light_gcn", "ngcf")
+POOLINGS = ("mean", "attention")
+INPUTS = ("id", "history", "features")  # what is no name of a column
+_GRAPHS = ("light_gcn", "ngcf")
+_MEANT_FOR = {"num_layers": _GRAPHS}  # field → towers; the other fields are for `features`
+
+
+@dataclasses.dataclass(frozen=True)
+class TowerConfig:
+    """Which towers, and what they are made of."""
+
+    tower: str = "id"  # of both sides: id, gmf, features, light_gcn or ngcf
+    num_layers: int = 3  # light_gcn, ngcf: L, steps along the edges of the graph
+    query_inputs: tuple[str, ...] = ("history", "features")  # features: of id, history, features
+    # (all columns of the attributes of users), or names of columns
+    candidate_inputs: tuple[str, ...] = ("id", "features")  # features: of id, features (all columns
+    # of the attributes of items), or names of columns; without id items differ by columns only
+    hidden: tuple[int, ...] = (64,)  # features: units of each hidden layer of the network
+    feature_dim: int = 16  # features: numbers of a row for a value of a column
+    history: int = 20  # features: H, the last candidates of a query that it is known by
+    history_pooling: str = "mean"  # features: how they become one vector: mean or attention
+    share_items: bool = True  # features: the history reads the table of the ids of candidates
+    id_dropout: float = 0.1  # features: share of ids whose row a step drops, so that ids without
+    # rows can be served
+    text_buckets: int = 16_384  # features: codes that the n-grams of texts are hashed to
+
+    def __post_init__(self) -> None:
+        """Checks every field.
+
+        Raises:
+          ValueError: a field breaks its rule; the message names rule, value and remedy.
+        """
+        for name in ("query_inputs", "candidate_inputs", "hidden"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        _require(self.tower in TOWERS, "tower", f"must be one of {TOWERS}", self.tower)
+        for field in dataclasses.fields(TowerConfig):
+            value, towers = getattr(self, field.name), _MEANT_FOR.get(field.name, ("features",))
+            if field.name != "tower" and value != field.default and self.tower not in towers:
+                raise ValueError(
+                    f"{field.name} is for --tower {' or '.join(towers)}, got {value!r} with "
+                    f"{self.tower}; leave out --{field.name}."
+                )
+        for name in ("num_layers", "feature_dim", "history", "text_buckets"):
+            _require(getattr(self, name) >= 1, name, "must be at least 1", getattr(self, name))
+        units, pooling = self.hidden, self.history_pooling
+        _require(all(n >= 1 for n in units), "hidden", "must be numbers of at least 1", units)
+        _require(pooling in POOLINGS, "history_pooling", f"must be one of {POOLINGS}", pooling)
+        rate = self.id_dropout
+        _require(0 <= rate < 1, "id_dropout", "must be at least 0 and below 1", rate)
+        for name in ("query_inputs", "candidate_inputs"):
+            _require(bool(getattr(self, name)), name, "must name an input", getattr(self, name))
+        rule = "must be without history, which only queries have"
+        given = self.candidate_inputs
+        _require("history" not in given, "candidate_inputs", rule, given)
+
+    def inputs(self, side: str) -> tuple[str, ...]:
+        """The inputs of a side, query or candidate."""
+        return self.query_inputs if side == "query" else self.candidate_inputs
+
+    @property
+    def tower_settings(self) -> dict[str, Any]:
+        """The fields of this class by name, without those of a class that extends it."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(TowerConfig)}
+
+
+def split_options(options: dict[str, Any]) -> tuple[TowerConfig, dict[str, Any]]:
+    """What of some options is for the towers, and the rest, which is for the method.
+
+    Raises:
+      ValueError: a setting of the towers breaks its rule.
+    """
+    names = {field.name for field in dataclasses.fields(TowerConfig)}
+    config = TowerConfig(**{name: value for name, value in options.items() if name in names})
+    return config, {name: value for name, value in options.items() if name not in names}
+
+
+def _require(holds: bool, name: str, rule: str, got: Any) -> None:
+    if not holds:
+        raise ValueError(f"{name} {rule}, got {got!r}; change --{name}.")
