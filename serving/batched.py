@@ -107,7 +107,10 @@ class BatchedVersion:
         return dataclasses.replace(responses[0], results=results)
 
     def close(self) -> None:
-        """Frees the version."""
+        """Frees the version, once nothing runs that its last requests did not wait for."""
+        for batcher in self._predict.values():
+            batcher.wait_until_idle()
+        self._retrieve.wait_until_idle()
         self.loaded.close()
 
 

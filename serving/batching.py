@@ -19,6 +19,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from serving.errors import DeadlineExceeded, Overloaded, ServiceError, Unavailable
 
+_IDLE_SECONDS = 0.001  # between two looks at whether a function is idle
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
@@ -123,6 +124,11 @@ class Batcher(Generic[T, R]):
             self._rows += rows
             self._threads.announce(self)
         return future
+
+    def wait_until_idle(self) -> None:
+        """Waits for the batches that run, also those whose requests have all gone away."""
+        while self.running:
+            time.sleep(_IDLE_SECONDS)
 
     # The methods below are for BatchThreads.
 

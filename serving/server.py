@@ -17,6 +17,7 @@ from starlette.types import ASGIApp
 
 from serving import grpc_api, logs, rest_api
 from serving.config import ServeConfig
+from serving.process import settle
 from serving.service import Service
 
 _BACKLOG = 2048
@@ -58,6 +59,7 @@ def serve(config: ServeConfig) -> int:
         await run(config, _signals(), announce)
 
     logs.install()
+    settle()
     asyncio.run(until_signalled())
     return 0
 

@@ -178,14 +178,16 @@ def test_a_second_signal_does_not_wait(gated, pool):
 
 
 @pytest.mark.parametrize("field", ["rest_port", "grpc_port"])
-def test_a_port_in_use_is_told_in_one_line(small, field):
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", 0))
-        other.listen()
-        ports = {"rest_port": 0, "grpc_port": 0, field: other.getsockname()[1]}
-        config = ServeConfig(str(small.models), **ports)
+def test_a_port_in_use_is_told_in_one_line(gated, field):
+    with running(gated.models, poll_seconds=0.05) as other:
+        taken = {"rest_port": other.rest_port, "grpc_port": int(other.grpc.split(":")[1])}
+        ports = {"rest_port": 0, "grpc_port": 0, field: taken[field]}
+        config = ServeConfig(str(gated.models), **ports)
+        at_once = asyncio.Queue()
+        at_once.put_nowait(signal.SIGTERM)  # if it can listen after all, it does not stay
         with pytest.raises(ValueError, match=rf"cannot listen on .*--{field}") as error:
-            asyncio.run(server.run(config, asyncio.Queue(), print))
+            asyncio.run(server.run(config, at_once, print))
+        assert other.get("/readyz").status == 200
     assert "\n" not in str(error.value)
 
 

@@ -22,6 +22,7 @@ from serving.errors import (
     ServiceError,
     Unavailable,
 )
+from serving.loaded import LoadedVersion
 from serving.model_config import ModelConfig, State, VersionPolicy
 from serving.publish import publish
 from serving.requests import RetrieveRequest
@@ -449,6 +450,41 @@ def test_no_request_fails_while_versions_are_swapped(small, models, start):
     assert {version for pair in answered for version in pair} == {1, 2, 3, 4}
     assert answered[-1] == (2, 2)
     assert metric(service, "twotower_refusals_total") == 0
+
+
+def test_a_version_is_not_freed_under_a_batch_whose_clients_have_left(
+    small, models, start, monkeypatch
+):
+    gate, running, run_all = threading.Event(), threading.Event(), LoadedVersion.run_all
+    outcome = []
+
+    def held(self, name, requests):
+        running.set()
+        assert gate.wait(60)
+        outcome.append(run_all(self, name, requests))
+        return outcome[-1]
+
+    monkeypatch.setattr(LoadedVersion, "run_all", held)
+    put(small.version, models, 1)
+    service = start(models)
+
+    async def main():
+        client = asyncio.create_task(service.predict("shop", ids("query 1")))
+        assert await asyncio.to_thread(running.wait, 60)
+        client.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await client
+        await asyncio.to_thread(put, small.version, models, 2)
+        await until(lambda: service.status("shop", 1)[0].state == State.UNLOADING)
+        for _ in range(10):
+            await asyncio.sleep(0.005)
+            assert service.status("shop", 1)[0].state == State.UNLOADING
+        gate.set()
+        await until(lambda: service.status("shop", 1)[0].state == State.END)
+
+    run(main())
+    [[outputs]] = outcome  # it could still be run
+    assert outputs["candidate_id"][0, 0].decode() == small.sample.best_ids(1)[0]
 
 
 def test_what_is_replaced_is_freed(clustered, models, start, monkeypatch):
