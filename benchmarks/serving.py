@@ -1,10 +1,18 @@
-"""Times the index of a published version against exact search in TensorFlow, in one process.
+"""Times a published version: its index against exact search, the service against the SavedModel.
 
-    python -m benchmarks.serving [--quick] [--bundle DIR] [--json FILE]
+    python -m benchmarks.serving [--quick] [--bundle DIR] [--only PART ...] [--json FILE]
 
-Both sides are the two SavedModels of one version, called by embedding in batches of 64 with two
-threads; they take turns, and the speed-up is the median of the ratio within a round. The index was
-tuned by `publish`; the queries here are others than those it was tuned with.
+The index (`ann`): both sides are the two SavedModels of one version, called in process by
+embedding in batches of 64 with two threads; they take turns, and the speed-up is the median of the
+ratio within a round. The index was tuned by `publish`; the queries here are others than those it
+was tuned with. Other libraries search the same vectors at the same recall.
+
+The service (`network`): `twotower serve` in a process of its own on the same machine, asked through
+loopback by clients in this process; both sides, client and service, are paid for by the same cores
+that the SavedModel in process has to itself. See `benchmarks.service`.
+
+The corpus is synthetic, in clusters; with `--bundle`, the bundle of a trained model is measured
+as well, and it is the one that is reloaded under load.
 """
 
 from __future__ import annotations
@@ -13,6 +21,7 @@ import argparse
 import json
 import os
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -24,12 +33,13 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks.ann_opponents import opponents
+from benchmarks.service import NAME, RELOADS, network, synthetic_bundle
 from pipeline import schema
 from serving.bundle import read_bundle
-from serving.bundle_writer import write_bundle
 from serving.measuring import BATCH, Judge, Search
 from serving.publish import publish
 from serving.retriever import Retriever
+from serving.versions import ANN_REPORT
 
 THREADS = 2
 CORPUS, QUICK_CORPUS, DIMENSIONS = 1_000_000, 100_000, 64
@@ -37,6 +47,15 @@ IN_CLUSTER = 1000  # candidates, on average
 SPREAD = 1.0  # standard deviation within a cluster; that of the centres is 1
 TARGET_RECALL, K = 0.95, 100
 QUERIES, ROUNDS = 1024, 5
+PARTS = ["ann", "network"]
+HEADLINE = (
+    "grpc_fraction",
+    "rest_fraction",
+    "added_ms_median",
+    "added_ms_p99",
+    "failed_during_reload",
+    "p99_ratio_during_reload",
+)
 
 
 def main() -> None:
@@ -44,53 +63,64 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--json", help="where to write the results")
     parser.add_argument("--bundle", help="of a trained model, measured beside the synthetic one")
-    parser.add_argument("--quick", action="store_true", help="a tenth of the corpus")
+    parser.add_argument("--quick", action="store_true", help="a tenth of the corpus, less time")
+    parser.add_argument("--only", nargs="*", choices=PARTS, default=PARTS, help="only these parts")
     options = parser.parse_args()
     tf.config.threading.set_intra_op_parallelism_threads(THREADS)
     tf.config.threading.set_inter_op_parallelism_threads(THREADS)
-    results = ann(options.quick)
+    with tempfile.TemporaryDirectory() as directory:
+        results = synthetic(Path(directory), options.only, options.quick, bool(options.bundle))
     if options.bundle:
-        results["trained"] = trained(Path(options.bundle))
+        with tempfile.TemporaryDirectory() as directory:
+            found = trained(Path(options.bundle), Path(directory), options.only, options.quick)
+        for name in ("failed_during_reload", "p99_ratio_during_reload"):
+            if name in found:
+                results[name] = found[name]
+        results["trained"] = found
+    results["command"] = " ".join(["python -m benchmarks.serving", *_without_paths(sys.argv[1:])])
+    results["software"] = {"tensorflow": tf.__version__, "cores": os.cpu_count()}
     print(json.dumps(results, indent=2))
     if options.json:
         schema.write_atomically(Path(options.json), json.dumps(results, indent=2) + "\n")
 
 
-def ann(quick: bool) -> dict[str, Any]:
-    """ScaNN on a synthetic corpus in clusters, with other libraries beside it.
-
-    Returns:
-      scann_speedup: queries a second by those of exact search in TensorFlow.
-      scann_recall: recall@100 on queries that had no part in the tuning.
-      ann: the rest, times in milliseconds a batch of 64.
-    """
+def synthetic(directory: Path, parts: list[str], quick: bool, is_reloaded: bool) -> dict[str, Any]:
+    """All figures of a corpus in clusters; without the reload where another model has it."""
     vectors, queries = clustered(QUICK_CORPUS if quick else CORPUS)
-    with tempfile.TemporaryDirectory() as directory:
-        bundle = write_bundle(
-            Path(directory) / "bundle",
-            vectors,
-            [f"candidate {row}" for row in range(len(vectors))],
-            source="synthetic clusters",
-            sample_queries=queries[QUERIES:],
-        )
-        figures, judge = _measure(bundle, Path(directory) / "models", queries[:QUERIES])
-    figures |= opponents(vectors, K, judge, TARGET_RECALL, THREADS)
-    return {
-        "scann_speedup": figures.pop("speedup"),
-        "scann_recall": figures.pop("recall"),
-        "ann": {"candidates": len(vectors), "dimensions": DIMENSIONS, "k": K, **figures},
-    }
+    others, mine = queries[:QUERIES], queries[QUERIES:]
+    bundle = synthetic_bundle(directory, vectors, mine)
+    models = directory / "models"
+    results: dict[str, Any] = {}
+    published = _publish(bundle, models)
+    if "ann" in parts:
+        figures, judge = compare_indexes(models, others)
+        figures |= published | opponents(vectors, K, judge, TARGET_RECALL, THREADS)
+        results = {
+            "scann_speedup": figures.pop("speedup"),
+            "scann_recall": figures.pop("recall"),
+            "ann": {"candidates": len(vectors), "dimensions": DIMENSIONS, "k": K, **figures},
+        }
+    if "network" in parts:
+        ids = read_bundle(bundle).query_ids(1 << 62)
+        found = network(models, ids, quick, 0 if is_reloaded else RELOADS)
+        results |= {name: found.pop(name) for name in HEADLINE if name in found}
+        results["network"] = found
+    return results
 
 
-def trained(bundle: Path) -> dict[str, Any]:
+def trained(bundle: Path, models: Path, parts: list[str], quick: bool) -> dict[str, Any]:
     """The same of a bundle with a query model, asked with queries of its own."""
     ids = read_bundle(bundle).query_ids(1 << 62)
-    chosen = np.random.default_rng(1).choice(len(ids), min(QUERIES, len(ids)), replace=False)
-    model = tf.saved_model.load(str(bundle / schema.BUNDLE_QUERY_MODEL))
-    queries = model.signatures["serving_default"](query_id=tf.constant([ids[at] for at in chosen]))
-    with tempfile.TemporaryDirectory() as directory:
-        figures, _ = _measure(bundle, Path(directory), queries["embedding"].numpy())
-    return figures
+    results = _publish(bundle, models)
+    if "ann" in parts:
+        chosen = np.random.default_rng(1).choice(len(ids), min(QUERIES, len(ids)), replace=False)
+        model = tf.saved_model.load(str(bundle / schema.BUNDLE_QUERY_MODEL))
+        asked = tf.constant([ids[place] for place in chosen])
+        queries = model.signatures["serving_default"](query_id=asked)["embedding"].numpy()
+        results |= compare_indexes(models, queries)[0]
+    if "network" in parts:
+        results |= network(models, ids, quick)
+    return results
 
 
 def clustered(num_candidates: int) -> tuple[np.ndarray, np.ndarray]:
@@ -106,32 +136,49 @@ def clustered(num_candidates: int) -> tuple[np.ndarray, np.ndarray]:
     return draw(num_candidates), draw(2 * QUERIES)
 
 
-def _measure(bundle: Path, models: Path, queries: np.ndarray) -> tuple[dict[str, Any], Judge]:
-    """Publishes a bundle and times both of its indexes; the queries with their exact results."""
+def _publish(bundle: Path, models: Path) -> dict[str, Any]:
+    """Publishes a bundle; what its report says of the index."""
     start = time.perf_counter()
-    version = publish(bundle, models, k=K, target_recall=TARGET_RECALL)
+    version = publish(bundle, models, name=NAME, k=K, target_recall=TARGET_RECALL)
     seconds = time.perf_counter() - start
-    report = json.loads((version / "ann_report.json").read_text())
-    retriever = Retriever.load(models)
+    report = json.loads((version / ANN_REPORT).read_text())
+    chosen = ("num_leaves", "leaves_to_search", "num_reordered", "build_seconds")
+    return {
+        "publish_seconds": round(seconds, 1),
+        "default_index": report["default_index"],
+        "recall_reported": report["scann"]["recall"],
+        **{name: report["scann"][name] for name in chosen},
+    }
+
+
+def compare_indexes(models: Path, queries: np.ndarray) -> tuple[dict[str, Any], Judge]:
+    """Times both indexes of a version, in milliseconds a batch of 64.
+
+    Returns:
+      speedup: queries a second of ScaNN by those of exact search in TensorFlow.
+      recall: recall@100 of ScaNN on these queries.
+      ... and who knows the exact results.
+    """
+    retriever = Retriever.load(models, name=NAME)
     exact, scann = _searching(retriever, "exact"), _searching(retriever, "scann")
-    judge = Judge(queries, exact, report["at"])
+    judge = Judge(queries, exact, K)
     rounds = [(judge.measure(exact), judge.measure(scann)) for _ in range(ROUNDS)]
     retriever.close()
     exact_ms, scann_ms = (
         statistics.median(pair[side].batch_ms for pair in rounds) for side in (0, 1)
     )
-    chosen = ("num_leaves", "leaves_to_search", "num_reordered", "build_seconds")
     return {
         "speedup": round(statistics.median(e.batch_ms / s.batch_ms for e, s in rounds), 2),
         "recall": round(rounds[0][1].recall, 4),
-        "recall_reported": report["scann"]["recall"],
-        "default_index": report["default_index"],
-        "publish_seconds": round(seconds, 1),
         "exact_batch_ms": round(exact_ms, 3),
         "scann_batch_ms": round(scann_ms, 3),
         "scann_queries_per_second": round(1000 * BATCH / scann_ms),
-        **{name: report["scann"][name] for name in chosen},
     }, judge
+
+
+def _without_paths(arguments: list[str]) -> list[str]:
+    """The arguments as anybody may give them: of a path, the last part."""
+    return [argument.rstrip("/").rsplit("/", 1)[-1] for argument in arguments]
 
 
 def _searching(retriever: Retriever, index: str) -> Search:

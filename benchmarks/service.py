@@ -1,0 +1,208 @@
+"""What the service costs over calling the SavedModel in process; see `benchmarks.serving`."""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import tensorflow as tf
+from tensorflow_serving.apis import get_model_status_pb2, model_service_pb2_grpc
+
+from benchmarks import load
+from benchmarks.load import Call, Load
+from serving.bundle_writer import write_bundle
+from serving.versions import find_version
+
+NAME = "model"
+BATCH = 64
+THREADS = 2  # in process: more or fewer are slower on two cores
+CLIENTS = 4  # of requests with 64 queries
+SINGLE_CLIENTS = 16  # of requests with one query
+RELOADS = 5
+_BEFORE_SECONDS, _BETWEEN_SECONDS = 12.0, 3.0
+_END = get_model_status_pb2.ModelVersionStatus.State.END
+_AVAILABLE = get_model_status_pb2.ModelVersionStatus.State.AVAILABLE
+
+
+def network(models: Path, ids: list[str], quick: bool, reloads: int = RELOADS) -> dict[str, Any]:
+    """Serves the newest version of the model `NAME`, and puts load on the service.
+
+    Args:
+      models: directory of all models.
+      ids: raw ids of queries.
+      quick: shorter loads.
+      reloads: how many versions replace each other under load; they are copies.
+
+    Returns:
+      grpc_fraction, rest_fraction: queries a second at 64 queries a request, by those of the
+        same SavedModel called in process; median over rounds.
+      added_ms_median, added_ms_p99: what gRPC adds to requests with one query, which come at
+        random times, half as many as can be answered; in process they come at the same times.
+      failed_during_reload, p99_ratio_during_reload: while versions replace each other under full
+        load; only with `reloads`.
+      The rest: what these come from.
+    """
+    seconds, rounds = (3.0, 1) if quick else (6.0, 5)
+    version = find_version(models, NAME)
+    local = load.in_process(version.load(version.manifest.details["default_index"]))
+    with (
+        load.served(models) as server,
+        load.by_grpc(server, NAME) as by_grpc,
+        load.by_rest(server, NAME) as by_rest,
+    ):
+        results = _throughput(local, by_grpc, by_rest, ids, seconds, rounds)
+        results |= _latency(local, {"": by_grpc, "rest_": by_rest}, ids, seconds, rounds)
+        if reloads:
+            results |= _reload(server, version.path, by_grpc, ids, reloads)
+    return results
+
+
+def synthetic_bundle(directory: Path, vectors: np.ndarray, queries: np.ndarray) -> Path:
+    """A bundle whose query model looks its embedding up, as a trained one does."""
+    ids = [f"query {row}" for row in range(len(queries))]
+    model = _Lookup(ids, queries)
+    saved = directory / "query_model"
+    tf.saved_model.save(model, str(saved), signatures={load.SIGNATURE: model.embed})
+    rng = np.random.default_rng(2)
+    return write_bundle(
+        directory / "bundle",
+        vectors,
+        [f"candidate {row}" for row in range(len(vectors))],
+        source="synthetic clusters",
+        query_model=saved,
+        sample_queries=queries[:1024],
+        query_ids=ids,
+        seen=rng.integers(len(vectors), size=(len(queries), 20)).tolist(),
+    )
+
+
+class _Lookup(tf.Module):
+    """A query SavedModel of a table."""
+
+    def __init__(self, ids: Sequence[str], embeddings: np.ndarray) -> None:
+        super().__init__()
+        self.table = tf.Variable(embeddings, trainable=False)
+        rows = tf.range(len(ids), dtype=tf.int64)
+        initializer = tf.lookup.KeyValueTensorInitializer(tf.constant(list(ids)), rows)
+        self.rows = tf.lookup.StaticHashTable(initializer, default_value=-1)
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "query_id")])
+    def embed(self, query_id: tf.Tensor) -> dict[str, tf.Tensor]:
+        row = self.rows.lookup(query_id)
+        found = tf.gather(self.table, tf.maximum(row, 0))
+        return {"embedding": found, "known": row >= 0}
+
+
+def _throughput(
+    local: Call, by_grpc: Call, by_rest: Call, ids: list[str], seconds: float, rounds: int
+) -> dict[str, Any]:
+    """Requests with 64 queries, taking turns."""
+    ways = {"in_process": (local, THREADS), "grpc": (by_grpc, CLIENTS), "rest": (by_rest, CLIENTS)}
+    rates: dict[str, list[float]] = {way: [] for way in ways}
+    for call, clients in ways.values():
+        load.closed_loop(call, ids, BATCH, clients, 1.0)
+    for turn in range(rounds):
+        for way, (call, clients) in ways.items():
+            rates[way].append(
+                _good(load.closed_loop(call, ids, BATCH, clients, seconds, turn)).rate
+            )
+    fractions = {
+        way: statistics.median(a / b for a, b in zip(rates[way], rates["in_process"], strict=True))
+        for way in ("grpc", "rest")
+    }
+    return {f"{way}_fraction": round(value, 3) for way, value in fractions.items()} | {
+        f"{way}_queries_per_second": round(BATCH * statistics.median(some))
+        for way, some in rates.items()
+    }
+
+
+def _latency(
+    local: Call, ways: dict[str, Call], ids: list[str], seconds: float, rounds: int
+) -> dict[str, Any]:
+    """Requests with one query at half of the peak, through the service and in process."""
+    found: dict[str, list[float]] = {}
+    for turn in range(rounds):
+        for prefix, call in ways.items():
+            peak = _good(load.closed_loop(call, ids, 1, SINGLE_CLIENTS, seconds, turn)).rate
+            found.setdefault(f"{prefix}one_query_peak_per_second", []).append(peak)
+            through, alone = (
+                _good(load.open_loop(one, ids, peak / 2, SINGLE_CLIENTS, seconds, turn))
+                for one in (call, local)
+            )
+            for name, percent in (("median", 50.0), ("p99", 99.0)):
+                ms = through.percentile(percent)
+                added = ms - alone.percentile(percent)
+                found.setdefault(f"{prefix}added_ms_{name}", []).append(added)
+                found.setdefault(f"{prefix}one_query_ms_{name}", []).append(ms)
+    return {name: round(statistics.median(some), 3) for name, some in found.items()}
+
+
+def _reload(
+    server: load.Server, version: Path, call: Call, ids: list[str], reloads: int
+) -> dict[str, Any]:
+    """New versions, one after the other, under full load."""
+    loads: list[Load] = []
+    asking = threading.Event()
+    asking.set()
+
+    def work() -> None:
+        while asking.is_set():
+            loads.append(load.closed_loop(call, ids, BATCH, CLIENTS, 5.0, len(loads)))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    time.sleep(_BEFORE_SECONDS)
+    windows = [_replace(server, version, turn) for turn in range(reloads)]
+    asking.clear()
+    thread.join()
+    begun, latencies = (
+        np.concatenate([getattr(one, field) for one in loads]) for field in ("started", "latencies")
+    )
+    ended = begun + latencies
+    during = np.any([(ended >= start) & (begun <= end) for start, end in windows], axis=0)
+    early = (begun >= begun[0] + 1.0) & (ended < windows[0][0])
+    before_ms, during_ms = (
+        1000.0 * float(np.percentile(latencies[some], 99)) for some in (early, during)
+    )
+    return {
+        "failed_during_reload": sum(one.failed for one in loads),
+        "p99_ratio_during_reload": round(during_ms / before_ms, 2),
+        "reloads": reloads,
+        "reload_seconds": round(statistics.median(end - start for start, end in windows), 2),
+        "requests_during_reload": int(during.sum()),
+        "p99_ms_before_reload": round(before_ms, 2),
+        "p99_ms_during_reload": round(during_ms, 2),
+    }
+
+
+def _replace(server: load.Server, version: Path, turn: int) -> tuple[float, float]:
+    """Copies a version to the next number; from when to when the service was busy with it."""
+    time.sleep(_BETWEEN_SECONDS)
+    number = int(version.name) + turn + 1
+    begun = time.perf_counter()
+    aside = version.parent / ".arriving"
+    shutil.copytree(version, aside)
+    aside.rename(version.parent / str(number))
+    request = get_model_status_pb2.GetModelStatusRequest()
+    request.model_spec.name = version.parent.name
+    with grpc.insecure_channel(server.grpc) as channel:
+        stub = model_service_pb2_grpc.ModelServiceStub(channel)
+        while True:
+            rows = stub.GetModelStatus(request).model_version_status
+            states = {row.version: row.state for row in rows}
+            if states.get(number) == _AVAILABLE and states.get(number - 1, _END) == _END:
+                return begun, time.perf_counter()
+            time.sleep(0.05)
+
+
+def _good(one: Load) -> Load:
+    if one.failed:
+        raise RuntimeError(f"{one.failed} requests failed; the figures would say nothing.")
+    return one
