@@ -1,0 +1,198 @@
+"""The published tables: which methods, with which settings, and what the papers report.
+
+Settings follow the authors' code where it departs from the paper, as named options: the positive
+counted twice, the cache of XIR redrawn from this step's draws, sums in place of means.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+Metrics = Mapping[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A method of a table.
+
+    Attributes:
+      settings: what differs from those of the table; fields of `TrainConfig`.
+      options: of the method.
+      paper: metric → the published value.
+      method: its name in `samplers.METHODS`, where the row has another name.
+    """
+
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    paper: Metrics = dataclasses.field(default_factory=dict)
+    method: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A published table on one data set.
+
+    Attributes:
+      title: for the page.
+      paper: where it comes from.
+      settings: of all rows; fields of `TrainConfig`.
+      metrics: the columns.
+      rows: name → row.
+    """
+
+    title: str
+    paper: str
+    settings: Mapping[str, Any]
+    metrics: tuple[str, ...]
+    rows: Mapping[str, Row]
+
+
+_MEAN = {
+    "dim": 32,
+    "batch_size": 2048,
+    "learning_rate": 0.01,
+    "learning_rate_decay": 0.95,
+    "decay_epochs": 5,
+    "l2": 1e-5,
+    "init_stddev": 1.0,
+    "reduction": "mean",
+}
+_SUM = _MEAN | {"batch_size": 4096, "learning_rate": 0.001, "init_stddev": 0.1, "reduction": "sum"}
+_TWICE = {"positive_twice": True}
+_DRAWN = {"redraw": "drawn"}
+
+
+def _bmns(r10: float, r20: float, r50: float, n10: float, n50: float | None) -> Metrics:
+    found = {"recall@10": r10, "recall@20": r20, "recall@50": r50, "ndcg_xir@10": n10}
+    return found if n50 is None else found | {"ndcg_xir@50": n50}
+
+
+def _xir(n10: float, r10: float) -> Metrics:
+    return {"recall@10": r10, "ndcg_xir@10": n10}
+
+
+def _hard(r50: float, n50: float) -> Metrics:
+    return {"recall@50": r50, "ndcg@50": n50}
+
+
+def _xir_rows(values: Mapping[str, tuple[float, float]]) -> Mapping[str, Row]:
+    """The rows of a table of the XIR paper, from (NDCG as it defines it, recall) at 10."""
+    options: dict[str, Mapping[str, Any]] = {
+        "ssl": _TWICE,
+        "ssl_pop": _TWICE,
+        "correct_sfx": _TWICE,
+        "mns": _TWICE,
+        "bir": {},
+        "xir": _DRAWN,
+    }
+    return {name: Row({}, options[name], _xir(*pair)) for name, pair in values.items()}
+
+
+TABLES: Mapping[tuple[str, str], Table] = {
+    ("bmns", "gowalla"): Table(
+        "Batch-Mix Negative Sampling, Gowalla",
+        "CIKM 2023, Table 2 and the table of its code",
+        _MEAN,
+        ("recall@10", "recall@20", "recall@50", "ndcg_xir@10", "ndcg_xir@50", "ndcg@50"),
+        {
+            "ssl": Row({}, _TWICE, _bmns(0.1154, 0.1678, 0.2653, 0.1440, 0.2942)),
+            "ssl_pop": Row({}, _TWICE, _bmns(0.1201, 0.1709, 0.2640, 0.1597, 0.3027)),
+            "correct_sfx": Row({}, _TWICE, _bmns(0.1223, 0.1765, 0.2767, 0.1560, 0.3100)),
+            "mns": Row({}, _TWICE, _bmns(0.1207, 0.1718, 0.2651, 0.1602, 0.3038)),
+            "bir": Row({}, {}, _bmns(0.1207, 0.1715, 0.2650, 0.1607, None)),
+            "xir": Row({}, _DRAWN, _xir(0.1543, 0.1169)),
+            "bmns": Row(
+                {"l2": 1e-6},
+                _TWICE | {"num_mixed": 128},
+                _bmns(0.1344, 0.1935, 0.3022, 0.1720, 0.3392),
+            ),
+            "bmns, K = B": Row(
+                {"l2": 1e-6},
+                _TWICE | {"num_mixed": 2048},
+                _bmns(0.1344, 0.1935, 0.3022, 0.1720, 0.3392),
+                method="bmns",
+            ),
+        },
+    ),
+    ("xir", "gowalla"): Table(
+        "Cache-Augmented Inbatch Importance Resampling, Gowalla",
+        "NeurIPS 2022",
+        _MEAN,
+        ("recall@10", "ndcg_xir@10", "recall@50", "ndcg@50"),
+        _xir_rows(
+            {
+                "ssl": (0.1381, 0.1105),
+                "ssl_pop": (0.1479, 0.1124),
+                "correct_sfx": (0.1500, 0.1176),
+                "mns": (0.1486, 0.1130),
+                "bir": (0.1523, 0.1157),
+                "xir": (0.1543, 0.1169),
+            }
+        ),
+    ),
+    ("xir", "tafeng"): Table(
+        "Cache-Augmented Inbatch Importance Resampling, Ta-Feng",
+        "NeurIPS 2022",
+        _MEAN,
+        ("recall@10", "ndcg_xir@10", "recall@50", "ndcg@50"),
+        _xir_rows(
+            {
+                "ssl": (0.0437, 0.0375),
+                "ssl_pop": (0.0625, 0.0506),
+                "mns": (0.0634, 0.0514),
+                "correct_sfx": (0.0496, 0.0415),
+                "bir": (0.0675, 0.0549),
+                "xir": (0.0730, 0.0589),
+            }
+        ),
+    ),
+    ("adasir", "gowalla"): Table(
+        "Importance Resampling for Implicit Feedback, Gowalla",
+        "WWW 2022; where it differs from the second run in WWW 2023, the lower value",
+        _SUM | {"l2": 0.01},
+        ("recall@50", "ndcg@50"),
+        {
+            "bpr": Row({}, {}, _hard(0.1985, 0.1214)),
+            "aobpr": Row({}, {}, _hard(0.2369, 0.1385)),
+            "warp": Row({}, {}, _hard(0.2240, 0.1248)),
+            "dns": Row({}, {}, _hard(0.1839, 0.1412)),
+            "pris_u": Row({}, {}, _hard(0.2217, 0.1334)),
+            "pris_p": Row({}, {}, _hard(0.2282, 0.1385)),
+            "kernel": Row({}, {}, _hard(0.2264, 0.1399)),
+            "adasir_u": Row({}, {}, _hard(0.2500, 0.1489)),
+            "adasir_p": Row({}, {}, _hard(0.2516, 0.1519)),
+            "adasir_w": Row({}, {}, _hard(0.2543, 0.1503)),
+        },
+    ),
+    ("dns_softmax", "gowalla"): Table(
+        "On the Theories behind Hard Negative Sampling, Gowalla",
+        "WWW 2023",
+        _SUM | {"l2": 0.01},
+        ("recall@50", "ndcg@50"),
+        {
+            "dns_mn": Row({}, {"sum_over_kept": True}, _hard(0.2989, 0.1811)),
+            "softmax_v": Row({}, {}, _hard(0.2993, 0.1837)),
+        },
+    ),
+    **{
+        ("sdns", name): Table(
+            f"Soft BPR on LightGCN, {name.capitalize()}",
+            "Soft BPR, Table 2",
+            _MEAN
+            | {"tower": "light_gcn", "num_layers": 3, "dim": 64, "init_stddev": 0.1}
+            | {"learning_rate": 0.005, "l2": 0.0},
+            ("recall@50", "ndcg@50"),
+            {
+                "bpr": Row({}, {}, _hard(*uniform)),
+                "dns": Row({}, {"num_negatives": 16}, _hard(*dns)),
+                "soft_bpr": Row({}, {"num_negatives": 16, "soft_factor": 0.2}, _hard(*soft)),
+            },
+        )
+        for name, uniform, dns, soft in (
+            ("tmall", (0.0895, 0.0476), (0.0951, 0.0504), (0.1051, 0.0552)),
+            ("taobao", (0.1041, 0.0378), (0.1107, 0.0410), (0.1162, 0.0425)),
+        )
+    },
+}
