@@ -22,8 +22,7 @@ from serving.versions import find_version
 
 NAME = "model"
 BATCH = 64
-THREADS = 2  # in process: more or fewer are slower on two cores
-CLIENTS = 4  # of requests with 64 queries
+CALLERS = 4  # of requests with 64 queries, in process as through the service
 SINGLE_CLIENTS = 16  # of requests with one query
 RELOADS = 5
 _BEFORE_SECONDS, _BETWEEN_SECONDS = 12.0, 3.0
@@ -42,7 +41,7 @@ def network(models: Path, ids: list[str], quick: bool, reloads: int = RELOADS) -
 
     Returns:
       grpc_fraction, rest_fraction: queries a second at 64 queries a request, by those of the
-        same SavedModel called in process; median over rounds.
+        same SavedModel called in process by as many threads; median over rounds.
       added_ms_median, added_ms_p99: what gRPC adds to requests with one query, which come at
         random times, half as many as can be answered; in process they come at the same times.
       failed_during_reload, p99_ratio_during_reload: while versions replace each other under full
@@ -104,14 +103,14 @@ def _throughput(
     local: Call, by_grpc: Call, by_rest: Call, ids: list[str], seconds: float, rounds: int
 ) -> dict[str, Any]:
     """Requests with 64 queries, taking turns."""
-    ways = {"in_process": (local, THREADS), "grpc": (by_grpc, CLIENTS), "rest": (by_rest, CLIENTS)}
+    ways = {"in_process": local, "grpc": by_grpc, "rest": by_rest}
     rates: dict[str, list[float]] = {way: [] for way in ways}
-    for call, clients in ways.values():
-        load.closed_loop(call, ids, BATCH, clients, 1.0)
+    for call in ways.values():
+        load.closed_loop(call, ids, BATCH, CALLERS, 1.0)
     for turn in range(rounds):
-        for way, (call, clients) in ways.items():
+        for way, call in ways.items():
             rates[way].append(
-                _good(load.closed_loop(call, ids, BATCH, clients, seconds, turn)).rate
+                _good(load.closed_loop(call, ids, BATCH, CALLERS, seconds, turn)).rate
             )
     fractions = {
         way: statistics.median(a / b for a, b in zip(rates[way], rates["in_process"], strict=True))
@@ -154,7 +153,7 @@ def _reload(
 
     def work() -> None:
         while asking.is_set():
-            loads.append(load.closed_loop(call, ids, BATCH, CLIENTS, 5.0, len(loads)))
+            loads.append(load.closed_loop(call, ids, BATCH, CALLERS, 5.0, len(loads)))
 
     thread = threading.Thread(target=work)
     thread.start()
