@@ -23,6 +23,8 @@ EXTRAS = {
         "tf-keras>=2.20.1,<2.21",
         "tensorboard>=2.20,<2.21",
         "pandas>=2.2",
+        "optuna>=5,<6",  # `twotower tune`, and its plot
+        "matplotlib>=3.9",
     ],
     "serve": [
         "scann[tf]==1.4.2",

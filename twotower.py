@@ -41,15 +41,35 @@ COMMANDS = {
     "train": Command(
         "towers.config:TrainConfig", "towers.train:train", "train a two-tower model on them"
     ),
+    "tune": Command(
+        "towers.tune_config:TuneConfig",
+        "towers.tune:tune",
+        "search good settings of training on the validation split",
+    ),
     "evaluate": Command(
         "towers.config:EvaluateConfig",
         "towers.evaluate:evaluate",
-        "rank the whole corpus for every test user",
+        "rank the whole corpus for every test user, and write a report",
+    ),
+    "compare": Command(
+        "towers.config:CompareConfig",
+        "towers.compare:compare",
+        "set evaluated runs side by side, with tests over the users",
+    ),
+    "audit": Command(
+        "towers.config:AuditConfig",
+        "towers.audit:audit",
+        "measure how far each sampler is from the full softmax on a trained run",
     ),
     "export": Command(
         "serving.config:ExportConfig",
         "twotower:_export",
         "publish a trained model as a version with exact and ScaNN top-k",
+    ),
+    "recommend": Command(
+        "towers.config:RecommendConfig",
+        "twotower:_recommend",
+        "write the top-k of all users to Parquet files",
     ),
     "serve": Command(
         "serving.config:ServeConfig",
@@ -121,6 +141,8 @@ def _dispatch(name: str, arguments: list[str]) -> int:
     command = COMMANDS[name]
     config_class = _resolve(command.config)
     sections: dict[str, Any] = {}
+    if name == "compare" and arguments and not arguments[0].startswith("-"):
+        arguments = ["--runs", *arguments]
     if "--config" in arguments:
         arguments, sections = _take_config_file(arguments)
         own = sections.get(name, sections)
@@ -251,6 +273,42 @@ def _export(config: Any) -> None:
     options = dataclasses.asdict(config.version_options())
     version = publish(bundle, config.models, **options)
     print(f"bundle: {bundle}\nversion: {version}")
+    if config.run and (Path(config.run) / "metrics.json").is_file():
+        from towers.report import write_report
+
+        print(f"report: {write_report(config.run, config.data, version)}")
+
+
+def _recommend(config: Any) -> None:
+    """The top-k of all users: by the trained run alone, or by the index of its version."""
+    from towers.recommend import Ranker, recommend
+
+    if config.index == "exact":
+        recommend(config)
+        return
+    import numpy
+
+    from pipeline import schema
+    from serving.bundle import read_raw_ids
+    from serving.retriever import Retriever
+    from serving.versions import RETRIEVAL
+
+    retriever = Retriever.load(config.models, config.name)
+    version = retriever.version.path
+    if config.k > retriever.k:
+        raise ValueError(
+            f"k must be at most {retriever.k}, the k of {version}, got {config.k}: export with a "
+            "larger --k, or use --index exact."
+        )
+
+    def top_k(users: list[str]) -> list[tuple[list[str], list[float]]]:
+        seen_out = not config.keep_seen
+        found = retriever.top_k(users, config.k, index=config.index, exclude_seen=seen_out)
+        return [(one.candidate_ids, one.scores) for one in found]
+
+    ids = read_raw_ids(version / RETRIEVAL / schema.BUNDLE_CANDIDATE_IDS)
+    vectors = numpy.load(version / RETRIEVAL / schema.BUNDLE_VECTORS, mmap_mode="r")
+    recommend(config, Ranker(str(version), ids, vectors, top_k))
 
 
 def _table(rows: list[tuple[Any, Any]]) -> str:
@@ -287,8 +345,13 @@ def _run(config: RunConfig, sections: dict[str, Any]) -> None:
         stage: _resolve(COMMANDS[stage].call) for stage in STAGES if stage != "prepare"
     }
     runners["prepare"] = lambda settings: _prepare(settings, left)
-    for stage in STAGES:
-        _run_stage(stage, parsed[stage], runners[stage], work)
+    started = [stage for stage in STAGES if _run_stage(stage, parsed[stage], runners[stage], work)]
+    if "export" not in started:
+        from towers.report import write_report
+
+        export = parsed["export"]
+        version = _version_of(work / "run" / "bundle", Path(export.models) / export.name)
+        write_report(export.run, export.data, version)
     print("\n" + _results(json.loads((work / "run" / "metrics.json").read_text())) + "\n")
     print(
         _table(
@@ -296,6 +359,7 @@ def _run(config: RunConfig, sections: dict[str, Any]) -> None:
                 ("prepared data", work / "prepared"),
                 ("run directory", work / "run"),
                 ("results", work / "run" / "metrics.json"),
+                ("report", work / "run" / "report.html"),
                 ("model versions", work / "models"),
             ]
         )
@@ -312,7 +376,22 @@ def _results(metrics: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _run_stage(stage: str, settings: Any, call: Callable[[Any], Any], work: Path) -> None:
+def _version_of(bundle: Path, models: Path) -> Path | None:
+    """The newest version that was made of a bundle, if there is one."""
+    from pipeline import schema
+    from serving.versions import numbered_directories
+
+    made_of = schema.read_manifest(bundle, "bundle").fingerprint
+    for _, path in sorted(numbered_directories(models).items(), reverse=True):
+        if (path / schema.MANIFEST).is_file():
+            details = schema.read_manifest(path, "version").details
+            if details["bundle_fingerprint"] == made_of:
+                return path
+    return None
+
+
+def _run_stage(stage: str, settings: Any, call: Callable[[Any], Any], work: Path) -> bool:
+    """Runs a stage, if it must be; whether it did."""
     from pipeline.schema import write_atomically
 
     record_path = work / "stages.json"
@@ -321,7 +400,7 @@ def _run_stage(stage: str, settings: Any, call: Callable[[Any], Any], work: Path
     before = record.get(stage, {})
     if before == {"key": key, "done": True} and _has_output(stage, work):
         print(f"[{stage}] skipped: its inputs and settings are those of the last run.")
-        return
+        return False
     print(f"[{stage}] starts.")
     if stage == "prepare" or (stage == "train" and before.get("key") != key):
         settings = dataclasses.replace(settings, overwrite=True)
@@ -329,6 +408,7 @@ def _run_stage(stage: str, settings: Any, call: Callable[[Any], Any], work: Path
     call(settings)
     record[stage] = {"key": key, "done": True}
     write_atomically(record_path, json.dumps(record, indent=2))
+    return True
 
 
 def _stage_key(stage: str, settings: Any, work: Path) -> str:

@@ -6,7 +6,8 @@ DIR holds interactions.parquet, users.parquet and items.parquet. Of the distinct
 order of time the first 70 % are train, the next 10 % validation, the rest test; times are days,
 and a day is not cut. Cold are items without train rows: those that are new (few in this data),
 and a share of all items (`--withheld`), chosen by a hash, whose train rows are left out. Every
-run stops by recall@50 on validation; the test split is looked at once, at the end.
+run stops by recall@50 on validation; the test split is looked at once, at the end. FILE is
+written after every run.
 
 Groups of test rows: all; warm and cold items, ranked among the whole corpus; cold items ranked
 among the cold ones alone; and rows of users without train rows.
@@ -61,7 +62,7 @@ RUNS: dict[str, dict[str, Any]] = {  # name in the results → what differs
 
 
 def main() -> None:
-    """Parses, trains and measures every run, and writes the JSON after each."""
+    """Parses, then trains and measures every run."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", required=True, help="directory of the three Parquet files")
     parser.add_argument("--json", required=True, help="where to write the results")
@@ -70,14 +71,16 @@ def main() -> None:
     parser.add_argument("--withheld", type=float, default=0.05, help="share of items made cold")
     parser.add_argument("--epochs", type=int, default=40, help="at most")
     options = parser.parse_args()
+    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
     results: dict[str, Any] = {
-        "command": " ".join(["python -m benchmarks.features", *sys.argv[1:]]),
+        "command": " ".join(["python -m benchmarks.features", *words]),
         "settings": SHARED | {"epochs": 2 if options.quick else options.epochs},
     }
     with tempfile.TemporaryDirectory() as work:
         data = prepared(Path(options.data), Path(work), options.withheld)
         groups = test_groups(data)
         results["rows"] = {name: len(group["queries"]) for name, group in groups.items()}
+        results["chance"] = {name: chance(group) for name, group in groups.items()}
         results["popularity"] = {name: popular(data, group) for name, group in groups.items()}
         results["runs"] = {}
         for name in options.runs or RUNS:
@@ -171,6 +174,12 @@ def measure(
     return _rounded(find_hits(ranked, users, held_out), held_out, users)
 
 
+def chance(group: dict[str, np.ndarray]) -> dict[str, float]:
+    """Recall of a ranking at random, but for the few candidates that a query chose before."""
+    size = len(group["corpus"])
+    return {f"recall@{k}": round(min(1.0, k / size), 5) for k in KS} | {"corpus": size}
+
+
 def popular(data: RetrievalData, group: dict[str, np.ndarray]) -> dict[str, float]:
     """Metrics of the ranking by train counts."""
     held_out, known, users, order = _in_corpus(data, group)
@@ -206,6 +215,8 @@ def table(results: dict[str, Any]) -> str:
     """Recall@50 of every run by group, as plain text."""
     width = max(len(name) for name in [*results["runs"], "popularity"])
     lines = [f"{'recall@50, test':{width}}" + "".join(f"{name:>24}" for name in results["rows"])]
+    cells = "".join(f"{group['recall@50']:>15.4f}{'':9}" for group in results["chance"].values())
+    lines.append(f"{'chance':{width}}{cells}")
     rows = {name: values["test"] for name, values in results["runs"].items()}
     for name, groups in ({"popularity": results["popularity"]} | rows).items():
         cells = "".join(

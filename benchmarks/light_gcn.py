@@ -1,13 +1,15 @@
-"""Trains LightGCN on Tmall with `soft_bpr` and with `dns`: recall and NDCG epoch by epoch.
+"""Trains LightGCN on Tmall with `dns` and with `soft_bpr`: recall and NDCG epoch by epoch.
 
-    python -m benchmarks.light_gcn --data DIR [--method soft_bpr|dns] [--epochs 40] --json FILE
+    python -m benchmarks.light_gcn --data DIR [--search 6] --json FILE [--plot PNG]
 
-DIR holds train.parquet, validation.parquet and test.parquet with user_id and item_id, or is what
-`twotower prepare --split given` made of them. Both methods have one setting: d = 64, three
-layers, Adam, B = 2048, pool H = 16, and what the flags say. The curves of both stand in FILE
-beside the end values of the paper (Soft BPR, Table 2), which were tuned on validation.
+DIR holds train.parquet, validation.parquet and test.parquet with user_id and item_id. Both methods
+have one setting: d = 64, three layers, Adam, B = 2048, and what the flags say. Their curves stand
+in FILE, which is written after every point, beside the end values of the paper (Soft BPR,
+Table 2).
 
-FILE and a checkpoint are written after every epoch: the same command goes on where it stopped.
+With --search both methods are first trained for some epochs at each setting of SEARCHED, all of
+them from the grids of the paper, and measured on validation. That is what the defaults of the
+flags come from; the curves follow the flags.
 """
 
 from __future__ import annotations
@@ -15,151 +17,199 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import tensorflow as tf
-
 from pipeline import schema
+from pipeline.config import PrepareConfig
+from pipeline.job import prepare
 from towers.data import RetrievalData, open_data
 from towers.held_out import HeldOut
 from towers.optimizers import CoupledAdam
 from towers.two_tower import TwoTower
 
 METHODS = ("dns", "soft_bpr")
+DIM, LAYERS, BATCH = 64, 3, 2048
 KS = (10, 20, 50)
-# Recall@50 and true NDCG@50 on the test split, LightGCN with d = 64 and three layers.
+SHOWN = ("recall@50", "ndcg@50")
+# Test split, LightGCN with d = 64 and three layers, each method at the best setting of its own.
 PAPER = {
     "uniform": {"recall@50": 0.0895, "ndcg@50": 0.0476},
     "dns": {"recall@50": 0.0951, "ndcg@50": 0.0504},
     "mixgcf": {"recall@50": 0.0963, "ndcg@50": 0.0508},
     "soft_bpr": {"recall@50": 0.1051, "ndcg@50": 0.0552},
 }
+SEARCHED: tuple[dict[str, float], ...] = (  # what differs from the flags
+    *({"learning_rate": rate} for rate in (0.0005, 0.001, 0.005, 0.01)),
+    *({"l2": l2} for l2 in (1e-4, 1e-3)),
+    *({"pool": pool} for pool in (8, 32)),
+    *({"soft_factor": factor} for factor in (0.05, 0.1, 0.2, 0.4)),
+)
 
 
 def main() -> None:
-    """Parses, trains and measures, and writes the JSON after every epoch."""
+    """Parses, trains and measures, and writes the JSON after every point."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data", required=True, help="directory of the split files, or prepared")
+    parser.add_argument("--data", required=True, help="directory of the files of the splits")
     parser.add_argument("--json", required=True, help="where to write the results")
-    parser.add_argument("--method", choices=METHODS, help="only this one; both by default")
-    parser.add_argument("--epochs", type=int, default=40)
-    parser.add_argument("--layers", type=int, default=3, help="0: matrix factorisation")
+    parser.add_argument("--plot", help="where to write the picture of the curves")
+    parser.add_argument("--search", type=int, default=0, help="epochs at each searched setting")
+    parser.add_argument("--epochs", type=int, default=40, help="of the curves")
+    parser.add_argument("--every", type=int, default=2, help="epochs between two points of a curve")
     parser.add_argument("--learning_rate", type=float, default=0.005)
-    parser.add_argument("--l2", type=float, default=0.0, help="coupled, on every row")
+    parser.add_argument("--l2", type=float, default=1e-7, help="coupled, on every row")
+    parser.add_argument("--init_stddev", type=float, default=0.01, help="of the tables at first")
     parser.add_argument("--pool", type=int, default=16, help="H, uniform draws for each pair")
     parser.add_argument("--soft_factor", type=float, default=0.2, help="1 - α of soft_bpr")
     parser.add_argument("--seed", type=int, default=10)
     options = parser.parse_args()
-    path = Path(options.json)
-    data = prepared(Path(options.data), path.with_suffix(".prepared"))
-    for method in [options.method] if options.method else METHODS:
-        for curve in train(data, method, options, path.with_suffix(f".{method}")):
-            write(path, method, curve, options)
-    print(table(json.loads(path.read_text())))
-
-
-def prepared(source: Path, output: Path) -> RetrievalData:
-    """The data, prepared first where it is not yet."""
-    if (source / schema.MANIFEST).is_file():
-        return open_data(source)
-    if not (output / schema.MANIFEST).is_file():
-        from pipeline.config import PrepareConfig
-        from pipeline.job import prepare
-
-        parts = "{" + ",".join(schema.SPLITS) + "}"
-        pattern = str(source / f"{parts}.parquet")
-        prepare(PrepareConfig(source=pattern, output=str(output), split="given"), [])
-    return open_data(output)
-
-
-def settings_of(method: str, options: argparse.Namespace) -> dict[str, Any]:
-    """What decides a curve."""
-    settings = {
-        "method": method,
-        "dim": 64,
-        "batch_size": 2048,
-        "num_negatives": options.pool,
-        **{name: getattr(options, name) for name in ("layers", "learning_rate", "l2", "seed")},
+    names = ("learning_rate", "l2", "init_stddev", "pool", "soft_factor", "seed")
+    setting = {name: getattr(options, name) for name in names}
+    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
+    results: dict[str, Any] = {
+        "command": " ".join(["python -m benchmarks.light_gcn", *words]),
+        "setting": {"dim": DIM, "layers": LAYERS, "batch_size": BATCH} | setting,
+        "paper": PAPER,
     }
-    return settings | ({"soft_factor": options.soft_factor} if method == "soft_bpr" else {})
+    with tempfile.TemporaryDirectory() as work:
+        output = str(Path(work) / "prepared")
+        prepare(PrepareConfig(source=options.data, output=output, split="given"), [])
+        data = open_data(output)
+        results["popularity"] = rounded(HeldOut(data, "test").measure_popularity(KS)[0])
+        results["search"], results["curves"] = [], {}
+        if options.search:
+            search(data, setting, options, results)
+        for method in METHODS:
+            for curve in train(data, method, setting, options, ("validation", "test")):
+                results["curves"][method] = curve
+                results["best"] = {name: best(points) for name, points in results["curves"].items()}
+                write(results, options.json)
+                show(method, curve[-1])
+    print(table(results))
+    if options.plot:
+        draw(results, options.plot)
 
 
-def train(data: RetrievalData, method: str, options: argparse.Namespace, directory: Path) -> Any:
-    """Yields the curve after every epoch; goes on where a checkpoint of the same settings is."""
-    settings = settings_of(method, options)
-    knobs = {name: settings[name] for name in ("num_negatives", "soft_factor") if name in settings}
-    tower = {"tower": "light_gcn", "num_layers": options.layers} if options.layers else {}
-    model = TwoTower(data, dim=64, method=method, seed=options.seed, **tower, **knobs)
-    model.compile(optimizer=CoupledAdam(options.learning_rate, options.l2))
-    model.optimizer.build(model.trainable_variables)
-    manager = tf.train.CheckpointManager(
-        tf.train.Checkpoint(model=model), str(directory), max_to_keep=1
+def search(
+    data: RetrievalData,
+    setting: dict[str, Any],
+    options: argparse.Namespace,
+    results: dict[str, Any],
+) -> None:
+    """Adds validation curves of both methods at the searched settings to the results."""
+    for changed in SEARCHED:
+        for method in METHODS:
+            if method == "dns" and "soft_factor" in changed:
+                continue
+            short = argparse.Namespace(epochs=options.search, every=options.every)
+            *_, curve = train(data, method, setting | changed, short, ("validation",))
+            values = [point["validation"]["recall@50"] for point in curve]
+            results["search"].append({"method": method} | changed | {"recall@50": values})
+            write(results, options.json)
+            print(f"search: {method} {changed}: validation recall@50 {values[-1]:.4f}", flush=True)
+
+
+def train(
+    data: RetrievalData,
+    method: str,
+    setting: dict[str, Any],
+    length: argparse.Namespace,
+    splits: tuple[str, ...],
+) -> Iterator[list[dict[str, Any]]]:
+    """The curve so far, after every point of it."""
+    knobs = {"soft_factor": setting["soft_factor"]} if method == "soft_bpr" else {}
+    model = TwoTower(
+        data,
+        dim=DIM,
+        method=method,
+        seed=setting["seed"],
+        tower="light_gcn",
+        num_layers=LAYERS,
+        num_negatives=setting["pool"],
+        init_stddev=setting["init_stddev"],
+        **knobs,
     )
-    record = directory / "curve.json"
-    curve: dict[str, Any] = {"settings": settings, "epochs": []}
-    if manager.restore_or_initialize():
-        curve = json.loads(record.read_text())
-        if curve["settings"] != settings:
-            raise SystemExit(f"{directory} holds a run of {curve['settings']}; name another file.")
-    splits = {split: HeldOut(data, split) for split in ("validation", "test")}
-    steps = data.steps_per_epoch(2048)
-    yield curve
-    for epoch in range(len(curve["epochs"]), options.epochs):
+    model.compile(optimizer=CoupledAdam(setting["learning_rate"], setting["l2"]))
+    held_out = {split: HeldOut(data, split) for split in splits}
+    rows = data.train(BATCH, seed=setting["seed"])
+    curve: list[dict[str, Any]] = []
+    seconds, every = 0.0, length.every
+    for epoch in range(every, length.epochs + 1, every):
         started = time.monotonic()
-        rows = data.train(2048, seed=options.seed, first_step=epoch * steps)
-        loss = model.fit(rows, verbose=0).history["loss"][0]
-        seconds = time.monotonic() - started
-        point = {"epoch": epoch + 1, "loss": loss, "seconds": round(seconds, 2)}
-        curve["epochs"].append(point | {name: measure(model, splits[name]) for name in splits})
-        record.parent.mkdir(parents=True, exist_ok=True)
-        schema.write_atomically(record, json.dumps(curve))
-        manager.save(checkpoint_number=epoch + 1)
+        losses = model.fit(rows, epochs=every, verbose=0).history["loss"]
+        seconds += time.monotonic() - started
+        point: dict[str, Any] = {"epoch": epoch, "loss": round(losses[-1], 5)}
+        point["training_seconds"] = round(seconds, 1)
+        vectors = model.query_embeddings().numpy(), model.candidate_embeddings().numpy()
+        for split, rows_of in held_out.items():
+            point[split] = rounded(rows_of.measure(*vectors, KS)[0])
+        curve.append(point)
         yield curve
 
 
-def measure(model: TwoTower, held_out: HeldOut) -> dict[str, float]:
-    """Recall and NDCG of a split."""
-    queries, candidates = model.query_embeddings().numpy(), model.candidate_embeddings().numpy()
-    means, _ = held_out.measure(queries, candidates, KS)
-    return {name: round(means[name], 5) for name in means if name.split("@")[0] in _SHOWN}
+def rounded(means: dict[str, float]) -> dict[str, float]:
+    """Recall and NDCG alone."""
+    kept = [name for name in means if name.split("@")[0] in ("recall", "ndcg")]
+    return {name: round(means[name], 5) for name in kept}
 
 
-_SHOWN = ("recall", "ndcg")
-
-
-def write(path: Path, method: str, curve: dict[str, Any], options: argparse.Namespace) -> None:
-    """Puts the curve of a method into the results, and prints its last point."""
-    results = json.loads(path.read_text()) if path.exists() else {"curves": {}}
-    results["command"] = " ".join(["python -m benchmarks.light_gcn", *sys.argv[1:]])
-    results |= {"paper": PAPER, "data": options.data}
-    results["curves"][method] = curve
-    results["best"] = {name: best(points) for name, points in results["curves"].items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    schema.write_atomically(path, json.dumps(results, indent=1) + "\n")
-    if curve["epochs"]:
-        last = curve["epochs"][-1]
-        shown = " ".join(f"{name} {last['test'][name]:.4f}" for name in ("recall@50", "ndcg@50"))
-        print(f"{method} epoch {last['epoch']}: loss {last['loss']:.4f}, test {shown}", flush=True)
-
-
-def best(curve: dict[str, Any]) -> dict[str, Any] | None:
+def best(curve: list[dict[str, Any]]) -> dict[str, Any]:
     """The point with the best validation recall@50."""
-    return max(curve["epochs"], key=lambda point: point["validation"]["recall@50"], default=None)
+    return max(curve, key=lambda point: point["validation"]["recall@50"])
+
+
+def write(results: dict[str, Any], path: str) -> None:
+    """Writes the JSON in one step."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    schema.write_atomically(Path(path), json.dumps(results, indent=1) + "\n")
+
+
+def show(method: str, point: dict[str, Any]) -> None:
+    """Prints a point of a curve."""
+    shown = " ".join(f"{name} {point['test'][name]:.4f}" for name in SHOWN)
+    print(f"{method} epoch {point['epoch']}: loss {point['loss']:.4f}, test {shown}", flush=True)
 
 
 def table(results: dict[str, Any]) -> str:
-    """The best points and the paper's as plain text."""
-    lines = [f"{'test split':24}{'recall@50':>10}{'ndcg@50':>10}"]
-    for name, point in results["best"].items():
-        if point:
-            label, values = f"{name}, epoch {point['epoch']}", point["test"]
-            lines.append(f"{label:24}{values['recall@50']:10.4f}{values['ndcg@50']:10.4f}")
-    for name, values in results["paper"].items():
-        label = f"paper: {name}"
-        lines.append(f"{label:24}{values['recall@50']:10.4f}{values['ndcg@50']:10.4f}")
+    """The best points and the values of the paper as plain text."""
+    rows = {
+        f"{name}, epoch {point['epoch']}": point["test"] for name, point in results["best"].items()
+    }
+    rows["popularity"] = results["popularity"]
+    rows |= {f"paper: {name}": values for name, values in results["paper"].items()}
+    lines = [f"{'test split':24}" + "".join(f"{name:>12}" for name in SHOWN)]
+    for label, values in rows.items():
+        lines.append(f"{label:24}" + "".join(f"{values[name]:12.4f}" for name in SHOWN))
     return "\n".join(lines)
+
+
+def draw(results: dict[str, Any], path: str) -> None:
+    """The curves of both methods on test, the paper's end values as lines."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, places = plt.subplots(1, len(SHOWN), figsize=(11, 4), layout="constrained")
+    colors = dict(zip(METHODS, ("tab:orange", "tab:blue"), strict=True))
+    for axes, metric in zip(places, SHOWN, strict=True):
+        for method, curve in results["curves"].items():
+            values = [point["test"][metric] for point in curve]
+            epochs = [point["epoch"] for point in curve]
+            axes.plot(epochs, values, color=colors[method], label=method)
+            chosen = results["best"][method]
+            axes.plot(chosen["epoch"], chosen["test"][metric], "o", color=colors[method])
+            value = results["paper"][method][metric]
+            label = f"{method}, paper: {value:.4f}"
+            axes.axhline(value, color=colors[method], linestyle="--", label=label)
+        axes.set(xlabel="epoch", title=f"{metric}, test split of Tmall")
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+        axes.legend(loc="lower right")
+    figure.savefig(path, dpi=110)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ loopback by clients in this process; both sides, client and service, are paid fo
 that the SavedModel in process has to itself. See `benchmarks.service`.
 
 The corpus is synthetic, in clusters; with `--bundle`, the bundle of a trained model is measured
-as well, and it is the one that is reloaded under load.
+as well, and it is the one that is reloaded under load. With `--only`, the figures of the other part
+stay in FILE.
 """
 
 from __future__ import annotations
@@ -77,11 +78,21 @@ def main() -> None:
             if name in found:
                 results[name] = found[name]
         results["trained"] = found
-    results["command"] = " ".join(["python -m benchmarks.serving", *_without_paths(sys.argv[1:])])
+    command = " ".join(["python -m benchmarks.serving", *_without_paths(sys.argv[1:])])
+    results["commands"] = dict.fromkeys(options.only, command)
     results["software"] = {"tensorflow": tf.__version__, "cores": os.cpu_count()}
-    print(json.dumps(results, indent=2))
     if options.json:
+        results = _merged(Path(options.json), results)
         schema.write_atomically(Path(options.json), json.dumps(results, indent=2) + "\n")
+    print(json.dumps(results, indent=2))
+
+
+def _merged(path: Path, results: dict[str, Any]) -> dict[str, Any]:
+    """What an earlier command wrote of the other parts, and these."""
+    before = json.loads(path.read_text()) if path.is_file() else {}
+    for name in ("commands", "trained"):
+        results[name] = before.get(name, {}) | results.get(name, {})
+    return before | results
 
 
 def synthetic(directory: Path, parts: list[str], quick: bool, is_reloaded: bool) -> dict[str, Any]:

@@ -28,6 +28,7 @@ class FullSoftmax(Method):
     """
 
     faster_with_xla: ClassVar[bool] = False
+    row_by_row: ClassVar[bool] = True
 
     block_size: int | None = None  # candidates scored at once, to save memory; none: all
 

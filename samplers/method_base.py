@@ -28,6 +28,7 @@ class Method(tf.Module):
 
     needs: ClassVar[tuple[str, ...]] = ()  # of "frequency", "num_candidates", "num_queries"
     faster_with_xla: ClassVar[bool] = True  # on a CPU; compiled by default where True
+    row_by_row: ClassVar[bool] = False  # `select` and `loss` of a row look at no other row
 
     frequency: np.ndarray | None = dataclasses.field(default=None, repr=False)  # [N], train rows
     num_candidates: int | None = dataclasses.field(default=None, repr=False)  # N

@@ -33,6 +33,8 @@ class PerQueryMethod(Method):
     left in `_weights`. Where no negative of a row is valid, its loss is 0.
     """
 
+    row_by_row: ClassVar[bool] = True
+
     mask_accidental_hits: bool = False  # leave out draws of the row's own positive
 
     def loss(

@@ -38,6 +38,7 @@ class SlAtK(Method):
     """
 
     faster_with_xla: ClassVar[bool] = False
+    row_by_row: ClassVar[bool] = True
     needs: ClassVar[tuple[str, ...]] = ("num_candidates", "num_queries")
 
     num_negatives: int = 1000  # N, uniform candidates, shared by the batch

@@ -15,15 +15,24 @@ import tensorflow as tf
 from pipeline import schema
 from towers.config import TrainConfig
 from towers.legacy_keras import tf_keras
-from towers.run_directory import CHECKPOINTS, CONFIG, TRAINING, write_json
+from towers.run_directory import (
+    CHECKPOINTS,
+    CONFIG,
+    TRAINING,
+    UNREADABLE,
+    check_checkpoint,
+    fixed_settings,
+    write_json,
+)
 from towers.two_tower import TwoTower
 
 log = logging.getLogger(__name__)
 
-# What TensorFlow raises for a file that is cut, damaged or gone, depending on the place.
-_UNREADABLE = (tf.errors.OpError, ValueError, IndexError, RuntimeError)
 _KEPT = 2  # checkpoints: the last one, and one more in case it cannot be read
-_REMEMBERED = ("seconds", "epoch_seconds", "history", "best", "waited", "stopped")
+_REMEMBERED = (
+    *("seconds", "epoch_seconds", "history", "best", "waited", "stopped"),
+    "configuration",
+)
 
 
 class Progress(tf.train.experimental.PythonState):
@@ -36,9 +45,11 @@ class Progress(tf.train.experimental.PythonState):
       best: the epoch (from 1) with the best validation metric, 0 for none, and its value.
       waited: epochs since then.
       stopped: whether `patience` has ended the run.
+      configuration: the settings that no resume may change.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, configuration: dict[str, Any]) -> None:
+        self.configuration = configuration
         self.seconds = self.epoch_seconds = 0.0
         self.history: list[dict[str, float]] = []
         self.best: tuple[int, float] = (0, -math.inf)
@@ -91,21 +102,27 @@ class RunRecorder(tf_keras.callbacks.Callback):
       config: the settings of the run.
       model: compiled, its optimizer built.
       steps_per_epoch: batches of an epoch.
+      chief: whether this process writes; the others follow, and restore what it wrote.
     """
 
     _supports_tf_logs = True  # spares a copy of the loss to the host at every step
 
-    def __init__(self, config: TrainConfig, model: TwoTower, steps_per_epoch: int) -> None:
+    def __init__(
+        self, config: TrainConfig, model: TwoTower, steps_per_epoch: int, *, chief: bool = True
+    ) -> None:
         super().__init__()
-        self.progress = Progress()
+        self._chief = chief
+        self.progress = Progress(fixed_settings(config))
         self._config, self._steps = config, steps_per_epoch
         self._directory = Path(config.run) / CHECKPOINTS
         self._checkpoint = tf.train.Checkpoint(model=model, progress=self.progress)
+        # A variable, which workers can only make together; the first save is the chief's alone.
+        assert self._checkpoint.save_counter is not None
         self._manager = tf.train.CheckpointManager(
             self._checkpoint, str(self._directory), max_to_keep=_KEPT
         )
         self._mean_loss = model.mean_loss
-        self._best = tf.train.Checkpoint(model=model)
+        self._best = tf.train.Checkpoint(model=model, progress=self.progress)
         self._interrupted_loss: list[Any] | None = None
         self._clock = self._saved = time.monotonic()
 
@@ -119,8 +136,9 @@ class RunRecorder(tf_keras.callbacks.Callback):
         last = self._manager.checkpoints
         for path in reversed(last):
             try:
+                check_checkpoint(path, self._config)
                 self._checkpoint.restore(path).assert_existing_objects_matched()
-            except _UNREADABLE as error:
+            except UNREADABLE as error:
                 log.warning("train: %s cannot be read: %s", path, str(error).splitlines()[0])
                 continue
             self._interrupted_loss = [variable.numpy() for variable in self._mean_loss.variables]
@@ -133,7 +151,7 @@ class RunRecorder(tf_keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Starts the clock; goes on with the mean loss of an epoch that was interrupted."""
-        if self._interrupted_loss is not None and int(self.model.iteration) % self._steps:
+        if self._interrupted_loss is not None and int(self.model.iteration.numpy()) % self._steps:
             for variable, value in zip(
                 self._mean_loss.variables, self._interrupted_loss, strict=True
             ):
@@ -146,7 +164,7 @@ class RunRecorder(tf_keras.callbacks.Callback):
         now = time.monotonic()
         self.progress.epoch_seconds += now - self._clock
         due = now - self._saved >= 60 * self._config.checkpoint_minutes
-        if due and int(self.model.iteration) % self._steps:
+        if due and int(self.model.iteration.numpy()) % self._steps:
             self.save()
         self._clock = time.monotonic()
 
@@ -166,7 +184,8 @@ class RunRecorder(tf_keras.callbacks.Callback):
         progress = self.progress
         if value > progress.best[1]:
             progress.best, progress.waited = (epoch, value), 0
-            self._best.write(str(self._directory / f"best-{epoch}"))
+            if self._chief:
+                self._best.write(str(self._directory / f"best-{epoch}"))
         else:
             progress.waited += 1
         progress.stopped = progress.waited >= self._config.patience
@@ -174,7 +193,9 @@ class RunRecorder(tf_keras.callbacks.Callback):
 
     def save(self) -> None:
         """Writes a checkpoint, then the record that names it; both as a whole or not at all."""
-        steps = int(self._checkpoint.model.iteration)
+        if not self._chief:
+            return
+        steps = int(self._checkpoint.model.iteration.numpy())
         try:
             path = self._manager.save(checkpoint_number=steps)
             write_json(Path(self._config.run) / TRAINING, self.summary(Path(path).name))
@@ -185,6 +206,8 @@ class RunRecorder(tf_keras.callbacks.Callback):
 
     def _sweep(self) -> None:
         """Removes what was half written when a process was killed or a disk was full."""
+        if not self._chief:
+            return
         kept = {Path(path).name for path in self._manager.checkpoints}
         for path in self._directory.glob("ckpt-*"):
             if path.is_dir():
@@ -198,7 +221,7 @@ class RunRecorder(tf_keras.callbacks.Callback):
     def summary(self, checkpoint: str = "") -> dict[str, Any]:
         """What training.json says; `checkpoint` is the last one by default."""
         progress = self.progress
-        steps = int(self._checkpoint.model.iteration)
+        steps = int(self._checkpoint.model.iteration.numpy())
         best_epoch = progress.best[0]
         last = checkpoint or Path(self._manager.latest_checkpoint or "").name
         return {
@@ -213,6 +236,8 @@ class RunRecorder(tf_keras.callbacks.Callback):
         }
 
     def _delete_all_but_best(self) -> None:
+        if not self._chief:
+            return
         for path in self._directory.glob("best-*"):
             if path.name.split(".")[0] != f"best-{self.progress.best[0]}":
                 path.unlink()

@@ -41,6 +41,10 @@ class TrainConfig(TowerConfig):
     init_from: str = ""  # directory of a run whose vectors this one starts with, by raw id
     overwrite: bool = False  # delete what is in the run directory and start anew
     jit_compile: bool | None = None  # compile steps with XLA; none: where that is faster
+    precision: str = "float32"  # or bfloat16, of what towers compute; weights stay float32
+    strategy: str = "none"  # none; mirrored, the devices of this machine; or multi_worker, several
+    # machines, which the environment variable TF_CONFIG names
+    devices: int = 0  # mirrored: how many; 0: all GPUs. Without GPUs: parts of the CPU, for tests
 
     def __post_init__(self) -> None:
         """Checks every field.
@@ -57,7 +61,7 @@ class TrainConfig(TowerConfig):
             _require(bool(getattr(self, name)), name, "must be given", getattr(self, name))
         for name in ("dim", "epochs", "decay_epochs"):
             _require(getattr(self, name) >= 1, name, "must be at least 1", getattr(self, name))
-        for name in ("l2", "init_stddev", "seed", "patience"):
+        for name in ("l2", "init_stddev", "seed", "patience", "devices"):
             _require(getattr(self, name) >= 0, name, "must be at least 0", getattr(self, name))
         for name in ("temperature", "learning_rate", "checkpoint_minutes"):
             _require(getattr(self, name) > 0, name, "must be above 0", getattr(self, name))
@@ -65,6 +69,14 @@ class TrainConfig(TowerConfig):
         _require(self.batch_size >= 2, "batch_size", "must be at least 2", self.batch_size)
         _require(0 < decay <= 1, "learning_rate_decay", "must be in (0, 1]", decay)
         _require(reduction in ("mean", "sum"), "reduction", "must be mean or sum", reduction)
+        _one_of("precision", ("float32", "bfloat16"), self.precision)
+        _one_of("strategy", ("none", "mirrored", "multi_worker"), self.strategy)
+        several = self.strategy == "mirrored" or not self.devices
+        _require(several, "devices", "must be 0 without --strategy mirrored", self.devices)
+        enough = self.batch_size >= self.devices
+        _require(
+            enough, "batch_size", f"must be at least devices = {self.devices}", self.batch_size
+        )
         for option in self.options:
             _require("=" in option[1:], "options", "must be name=value", option)
         kind, _, path = self.frequency.partition(":")
@@ -88,7 +100,9 @@ class TrainConfig(TowerConfig):
     def recorded(self) -> dict[str, Any]:
         """What a record of the trained model holds: all fields but paths and the running of it."""
         fields = dataclasses.asdict(self)
-        for name in ("data", "run", "checkpoint_minutes", "overwrite", "jit_compile"):
+        for name in ("data", "run", "checkpoint_minutes", "overwrite"):
+            del fields[name]
+        for name in ("jit_compile", "strategy", "devices"):
             del fields[name]
         fields["frequency"] = "".join(self.frequency.partition(":")[:2])  # without its path
         fields["init_from"] = bool(self.init_from)
@@ -126,17 +140,126 @@ class EvaluateConfig:
         _require(self.block_size >= 1, "block_size", "must be at least 1", self.block_size)
 
 
-def parse_metric(metric: str) -> tuple[str, int]:
+@dataclasses.dataclass(frozen=True)
+class RecommendConfig:
+    """Settings of the top-k of all users, written to files."""
+
+    data: str = ""  # directory that `twotower prepare` made
+    run: str = ""  # directory of the trained run
+    output: str = ""  # directory to write: Parquet files of query_id, candidate_ids and scores
+    k: int = 100  # K, candidates for each user
+    index: str = "exact"  # exact: all candidates are scored; scann: by the index of a version
+    models: str = ""  # scann: directory of published versions of this run
+    name: str = "twotower"  # scann: name of the model there; its newest version answers
+    keep_seen: bool = False  # recommend also what a user chose in train or validation
+    block_size: int = 256  # users ranked at a time; fewer where the corpus is large
+    shard_size: int = 100_000  # users of a file
+    overwrite: bool = False  # replace what is in the output directory
+
+    def __post_init__(self) -> None:
+        """Checks every field.
+
+        Raises:
+          ValueError: a field breaks its rule; the message names rule, value and remedy.
+        """
+        for name in ("data", "run", "output"):
+            _require(bool(getattr(self, name)), name, "must be given", getattr(self, name))
+        for name in ("k", "block_size", "shard_size"):
+            _require(getattr(self, name) >= 1, name, "must be at least 1", getattr(self, name))
+        _require(self.index in ("exact", "scann"), "index", "must be exact or scann", self.index)
+        needed = self.index == "exact" or bool(self.models)
+        _require(needed, "models", "must be given with --index scann", self.models)
+        for name in ("data", "run", "models"):
+            place = os.path.abspath(getattr(self, name) or self.data)
+            output = os.path.abspath(self.output)
+            apart = os.path.commonpath([place, output]) != output
+            _require(apart, "output", f"must not be or hold {name}", self.output)
+
+
+@dataclasses.dataclass(frozen=True)
+class AuditConfig:
+    """Settings of the audit of samplers on a trained run."""
+
+    data: str = ""  # directory that `twotower prepare` made
+    run: str = ""  # directory of the trained run, whose embeddings stay as they are
+    output: str = ""  # directory for audit.json, audit.md and audit.png; none: RUN/audit
+    methods: tuple[str, ...] = ()  # what to audit, as name or name:option=value,...; none: all,
+    # and dns_mn and softmax_v with options for k
+    k: int = 50  # K, the cut-off that you care about
+    batches: int = 8  # batches that are audited
+    pairs: int = 16  # audited pairs of a batch, at most a quarter of it
+    draws: int = 16  # draws of each batch: of its other rows and of the method's negatives
+    batch_size: int = 0  # B; 0: that of the run
+    warm_up: int = 5  # steps, each an epoch to the method, before a method with state is audited
+    timed_steps: int = 5  # steps whose median is the cost
+    seed: int = 10  # of pairs and draws
+    max_seconds: float = 1800.0  # no further method is begun after this time
+
+    def __post_init__(self) -> None:
+        """Checks every field.
+
+        Raises:
+          ValueError: a field breaks its rule; the message names rule, value and remedy.
+        """
+        object.__setattr__(self, "methods", tuple(self.methods))
+        for name in ("data", "run"):
+            _require(bool(getattr(self, name)), name, "must be given", getattr(self, name))
+        for name in ("k", "pairs", "warm_up", "timed_steps"):
+            _require(getattr(self, name) >= 1, name, "must be at least 1", getattr(self, name))
+        for name in ("batches", "draws"):  # an error needs two of each
+            _require(getattr(self, name) >= 2, name, "must be at least 2", getattr(self, name))
+        size = self.batch_size
+        _require(size == 0 or size >= 2, "batch_size", "must be 0 or at least 2", size)
+        _require(self.seed >= 0, "seed", "must be at least 0", self.seed)
+        _require(self.max_seconds > 0, "max_seconds", "must be above 0", self.max_seconds)
+
+
+@dataclasses.dataclass(frozen=True)
+class CompareConfig:
+    """Settings of a comparison of evaluated runs."""
+
+    runs: tuple[str, ...] = ()  # two run directories or more; others are compared with the first
+    metric: tuple[str, ...] = ()  # such as ndcg@50; none: ndcg and recall, as deep as can be
+    output: str = ""  # file to write beside the table, .html or .json
+    resamples: int = 10_000  # random assignments of signs that a p-value is estimated from
+    seed: int = 10  # of these
+
+    def __post_init__(self) -> None:
+        """Checks every field.
+
+        Raises:
+          ValueError: a field breaks its rule; the message names rule, value and remedy.
+        """
+        for name in ("runs", "metric"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        _require(len(self.runs) >= 2, "runs", "must be two or more directories", self.runs)
+        for metric in self.metric:
+            parse_metric(metric, "metric")
+        known = not self.output or self.output.endswith((".html", ".json"))
+        _require(known, "output", "must end in .html or .json", self.output)
+        _require(self.resamples >= 100, "resamples", "must be at least 100", self.resamples)
+        _require(self.seed >= 0, "seed", "must be at least 0", self.seed)
+
+
+def parse_metric(metric: str, name: str = "validation_metric") -> tuple[str, int]:
     """The name and the cut-off of a metric such as "recall@50".
+
+    Args:
+      metric: to be parsed.
+      name: the setting that it comes from.
 
     Raises:
       ValueError: it is not a metric with a cut-off.
     """
-    name, _, cut_off = metric.partition("@")
+    kind, _, cut_off = metric.partition("@")
     rule = f"must be one of {', '.join(METRICS)}, then @ and a cut-off, as in recall@50"
-    _require(name in METRICS, "validation_metric", rule, metric)
-    _require(cut_off.isdigit() and int(cut_off) > 0, "validation_metric", rule, metric)
-    return name, int(cut_off)
+    _require(kind in METRICS, name, rule, metric)
+    _require(cut_off.isdigit() and int(cut_off) > 0, name, rule, metric)
+    return kind, int(cut_off)
+
+
+def _one_of(name: str, values: tuple[str, ...], got: str) -> None:
+    _require(got in values, name, f"must be one of {', '.join(values)}", got)
 
 
 def _require(holds: bool, name: str, rule: str, got: Any) -> None:

@@ -13,13 +13,13 @@ from pipeline import schema
 from towers.config import TrainConfig
 from towers.data import RetrievalData
 from towers.epochs import step_rows
-from towers.gradients import MUST_BE_FINITE
+from towers.gradients import MUST_BE_FINITE, Diverged
 from towers.run_directory import DIVERGED
 
 
 def explain(
     error: tf.errors.InvalidArgumentError, config: TrainConfig, data: RetrievalData, step: int
-) -> ValueError | None:
+) -> Diverged | None:
     """Saves the batch of an error of `finite_loss`, and says what to raise; None for other errors.
 
     Args:
@@ -36,7 +36,7 @@ def explain(
     path = Path(config.run) / DIVERGED
     save_batch(path, config, data, step)
     value = "infinity" if "Inf" in error.message.rpartition(MUST_BE_FINITE)[2] else "NaN"
-    return ValueError(
+    return Diverged(
         f"the {what} must be finite, got {value} in epoch "
         f"{step // data.steps_per_epoch(config.batch_size) + 1}, after {step} steps: the batch is "
         f"in {path}, and nothing of it in the weights. Look at it, or begin again with --overwrite "

@@ -6,10 +6,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+from pipeline import schema
+from towers.breakdown import breakdown
 from towers.config import EvaluateConfig
-from towers.data import open_data
-from towers.held_out import HeldOut, Means
+from towers.data import RetrievalData, open_data
+from towers.held_out import HeldOut, Means, Ranking
+from towers.hits_by_query import HitsByQuery
 from towers.metrics import METRICS
+from towers.report import BREAKDOWN, write_report
 from towers.run_directory import METRICS as METRICS_FILE
 from towers.run_directory import TRAINING, open_run, read_json, write_json
 
@@ -17,8 +21,9 @@ from towers.run_directory import TRAINING, open_run, read_json, write_json
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Measures a trained run, and the ranking by popularity beside it, on a held-out split.
 
-    Writes metrics.json into the run directory and prints it as a table. A candidate that the
-    query chose in train (before test: or in validation) is not ranked.
+    Writes metrics.json, breakdown.json, hits_by_query.parquet and report.html into the run
+    directory and prints the metrics as a table. A candidate that the query chose in train (before
+    test: or in validation) is not ranked.
 
     Returns:
       {split: metrics, "popularity": metrics, "confidence_95": half-widths, "users": number of
@@ -31,14 +36,16 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     held_out = HeldOut(data, config.split)
     model, training = open_run(config.run, data)
     started = time.monotonic()
-    means = held_out.measure(
+    ranking = held_out.rank(
         model.query_embeddings().numpy(),
         model.candidate_embeddings().numpy(),
-        config.ks,
+        max(config.ks),
         block_size=config.block_size,
     )
+    means = held_out.means(ranking, config.ks)
     measured = time.monotonic()
-    popularity = held_out.measure_popularity(config.ks)
+    by_popularity = held_out.rank_by_popularity(max(config.ks))
+    popularity = held_out.means(by_popularity, config.ks)
     progress = read_json(Path(config.run) / TRAINING)
     result = {
         config.split: means[0],
@@ -56,9 +63,34 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             "popularity": round(time.monotonic() - measured, 3),
         },
     }
+    _keep(config, data, held_out, ranking, by_popularity)
     write_json(Path(config.run) / METRICS_FILE, result)
     print(format_table({training.method: means, "popularity": popularity}, config))
+    print(f"report: {write_report(config.run, config.data)}")
     return result
+
+
+def _keep(
+    config: EvaluateConfig,
+    data: RetrievalData,
+    held_out: HeldOut,
+    ranking: Ranking,
+    by_popularity: Ranking,
+) -> None:
+    """Writes what the report and a comparison need beside the means."""
+    run = Path(config.run)
+    rankings = {"model": ranking, "popularity": by_popularity}
+    write_json(run / BREAKDOWN, breakdown(held_out, rankings, max(config.ks)))
+    HitsByQuery(
+        data.query_vocabulary.fingerprints[held_out.query_ids],
+        held_out.train_rows,
+        held_out.num_positives,
+        ranking.hits,
+        config.split,
+        config.ks,
+        data.fingerprint,
+        schema.checksum(run / TRAINING),
+    ).write(run)
 
 
 def format_table(rows: dict[str, Means], config: EvaluateConfig) -> str:

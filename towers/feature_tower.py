@@ -101,7 +101,7 @@ class FeatureTower(Tower):
             ids = tf.range(self.vocabulary_size, dtype=tf.int64)
         inputs = self._tensors.inputs(ids, self.columns)
         if self._history is not None and positives is not None:
-            inputs["history"] = self._history.without(ids, positives)
+            inputs["history"] = self._history.earlier(ids, positives)
         return self.rows(inputs, seed=seed)
 
     def rows(self, inputs: dict[str, Any], *, seed: tf.Tensor | None = None) -> dict[str, Any]:

@@ -15,8 +15,12 @@ _FULL = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EFBIG, errno.ED
 
 
 @contextlib.contextmanager
-def told_when_full(run: str | os.PathLike[str]) -> Iterator[None]:
-    """What writes into a run directory, the names of whose errors depend on who writes.
+def told_when_full(directory: str | os.PathLike[str], then: str = "") -> Iterator[None]:
+    """A context in which a directory is written, by whatever library.
+
+    Args:
+      directory: what is written.
+      then: what giving the same command again will do.
 
     Raises:
       ValueError: the disk is full, or a quota or the largest size of a file is reached.
@@ -28,6 +32,6 @@ def told_when_full(run: str | os.PathLike[str]) -> Iterator[None]:
         if reason is None:
             raise
         raise ValueError(
-            f"{Path(run)} cannot be written: {reason.lower()}; make room and give the same "
-            "command again: the run goes on from its last checkpoint."
+            f"{Path(directory)} cannot be written: {reason.lower()}; make room and give the same "
+            f"command again{then}."
         ) from error

@@ -1,13 +1,11 @@
 """What a query chose before: the candidates of its train rows, by time where there are times.
 
-The history of a query holds train rows only. A query that is trained on must not see the
-candidate that it is to find:
+The history of a query holds train rows only. A query that is trained on a candidate sees what it
+chose earlier, and nothing of the same time or later, so that training looks back as serving does.
+Without timestamps the order of the rows, which is that of a hash, stands for time. To leave out
+the candidate alone would give it away: it would be the one of the query's choices that is missing.
 
-- with timestamps, it sees what it chose at an earlier time, and nothing of the same time or
-  later, so that training looks back as serving does;
-- without them, it sees its other train rows, in the order of the rows, without that candidate.
-
-Everywhere else (negatives drawn for a query, evaluation, serving) it sees its whole history.
+Everywhere else (queries that a method draws, evaluation, serving) a query has its whole history.
 """
 
 from __future__ import annotations
@@ -40,45 +38,37 @@ class History:
         self.length, self._num_candidates = length, num_candidates
         query = np.asarray(rows[schema.QUERY_ID], np.int64)
         candidate = np.asarray(rows[schema.CANDIDATE_ID], np.int64)
-        times = rows.get(schema.TIMESTAMP)
+        times = np.asarray(rows.get(schema.TIMESTAMP, np.arange(len(query))))
         # Equal times stay in the order of the rows, a hash that knows nothing of popularity.
-        order = np.argsort(query, kind="stable") if times is None else np.lexsort((times, query))
-        sizes = np.bincount(query, minlength=num_queries)
-        lists = Lists.of(candidate[order] + 1, sizes)
-        self._ends_of_rows: tuple[tf.Tensor, tf.Tensor] | None = None
-        if times is not None:
-            pairs = query * num_candidates + candidate
-            ends = np.empty(len(order), np.int64)
-            ends[order] = _first_of_time(query[order], np.asarray(times)[order])
-            by_pair = np.argsort(pairs, kind="stable")
-            self._ends_of_rows = tf.constant(pairs[by_pair]), tf.constant(ends[by_pair])
+        order = np.lexsort((times, query))
+        lists = Lists.of(candidate[order] + 1, np.bincount(query, minlength=num_queries))
         self._lists = Lists(tf.constant(lists.values), tf.constant(lists.offsets))
+        pairs, ends = query * num_candidates + candidate, np.empty(len(order), np.int64)
+        ends[order] = _first_of_time(query[order], times[order])
+        by_pair = np.argsort(pairs, kind="stable")
+        self._pairs, self._ends = tf.constant(pairs[by_pair]), tf.constant(ends[by_pair])
         self.last = self.of(tf.range(num_queries, dtype=tf.int64)).numpy()
 
     def of(self, query_ids: tf.Tensor) -> tf.Tensor:
         """The whole history: dense ids [...] → int32 [..., H]."""
         return self._before(query_ids, tf.gather(self._lists.offsets, query_ids + 1))
 
-    def without(self, query_ids: tf.Tensor, positives: tf.Tensor) -> tf.Tensor:
+    def earlier(self, query_ids: tf.Tensor, positives: tf.Tensor) -> tf.Tensor:
         """What a query may see of itself when it is trained on a candidate.
 
         Args:
           query_ids, positives: dense ids [...], train rows. The history of a pair that is none
-            is the whole one, without the candidate.
+            is the whole one.
 
         Returns:
           int32 [..., H].
         """
-        ends = tf.gather(self._lists.offsets, query_ids + 1)
-        if self._ends_of_rows is not None:
-            pairs, ends_of_rows = self._ends_of_rows
-            sought = query_ids * self._num_candidates + positives
-            places = tf.searchsorted(pairs, tf.reshape(sought, [-1]), out_type=tf.int64)
-            places = tf.minimum(tf.reshape(places, tf.shape(sought)), len(pairs) - 1)
-            found = tf.gather(pairs, places) == sought
-            ends = tf.where(found, tf.gather(ends_of_rows, places), ends)
-        seen = self._before(query_ids, ends)
-        return tf.where(seen == tf.cast(positives, tf.int32)[..., None] + 1, 0, seen)
+        sought = query_ids * self._num_candidates + positives
+        places = tf.searchsorted(self._pairs, tf.reshape(sought, [-1]), out_type=tf.int64)
+        places = tf.minimum(tf.reshape(places, tf.shape(sought)), len(self._pairs) - 1)
+        whole = tf.gather(self._lists.offsets, query_ids + 1)
+        known = tf.gather(self._pairs, places) == sought
+        return self._before(query_ids, tf.where(known, tf.gather(self._ends, places), whole))
 
     def _before(self, query_ids: tf.Tensor, ends: tf.Tensor) -> tf.Tensor:
         """The last H candidates before places in the lists, the latest at the end."""

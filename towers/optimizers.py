@@ -72,17 +72,19 @@ class CoupledAdam(CoupledOptimizer):
             grad=self._coupled(gradient, variable),
         )
 
+    def _deduplicate_sparse_grad(self, grads: list[Any]) -> list[Any]:
+        """Leaves repeated rows to `_coupled`, unless they would race with each other there."""
+        races = self.l2 and tf.config.list_physical_devices("GPU")
+        return super()._deduplicate_sparse_grad(grads) if races else grads
+
     def _coupled(self, gradient: Any, variable: tf.Variable) -> tf.Tensor:
         """gradient + l2 · θ as one tensor of the shape of θ."""
         if not self.l2:
             return dense_gradient(gradient)
-        # The kernel below writes into what it is given. A product with a constant 1 would be
-        # optimized away and leave θ itself there, so the factor is one that only a step knows.
-        l2 = tf.where(self.iterations >= 0, tf.constant(self.l2, variable.dtype), 0)
-        decay = l2 * variable
+        decay = self.l2 * variable  # a new tensor, which nothing else reads
         if not isinstance(gradient, tf.IndexedSlices):
             return gradient + decay
-        # Keras has added up repeated rows, so every row is here once.
+        # On a CPU rows are added one after the other, so that a repeated one is added up.
         ids = tf.cast(gradient.indices, tf.int32)
         return tf.raw_ops.InplaceAdd(x=decay, i=ids, v=gradient.values)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import tensorflow as tf
 
 from pipeline import schema
 from towers.data import Positives
+from towers.gradients import Diverged
 
 _TIES_SEED = 0
 
@@ -46,39 +48,66 @@ def rank_corpus(
     Returns:
       int64 [U, k], dense ids; -1 at the end of a row with fewer than k candidates left.
     """
+    ranked = np.full((len(query_ids), k), -1, np.int64)
+    start = 0
+    for found, _ in rank_blocks(
+        query_embeddings,
+        candidate_embeddings,
+        query_ids,
+        known,
+        k=k,
+        order=order,
+        block_size=block_size,
+    ):
+        ranked[start : start + len(found), : found.shape[1]] = found
+        start += len(found)
+    return ranked
+
+
+def rank_blocks(
+    query_embeddings: np.ndarray,
+    candidate_embeddings: np.ndarray,
+    query_ids: np.ndarray,
+    known: Positives,
+    *,
+    k: int,
+    order: np.ndarray,
+    block_size: int,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """As `rank_corpus`, block after block, with scores.
+
+    Yields:
+      Candidates int64 [b, min(k, N)] and scores float32 of the same shape, best first; -1 and
+      -inf at the end of a row with fewer candidates left.
+    """
     _check_finite(query_embeddings, candidate_embeddings)
     num_candidates = len(candidate_embeddings)
-    shown = min(k, num_candidates)
     column_of = np.empty(num_candidates, np.int32)
     column_of[order] = np.arange(num_candidates, dtype=np.int32)
     corpus = tf.constant(np.ascontiguousarray(candidate_embeddings[order]))
-    top = _top_k_function(corpus, shown)
-    ranked = np.full((len(query_ids), k), -1, np.int64)
+    shown = tf.constant(min(k, num_candidates))
     for start in range(0, len(query_ids), block_size):
         block = query_ids[start : start + block_size]
         rows, candidates = _known_pairs(block, known)
         masked = np.stack([rows.astype(np.int32), column_of[candidates]], axis=1)
-        scores, columns = top(tf.constant(query_embeddings[block]), tf.constant(masked))
-        found = np.where(np.isneginf(scores.numpy()), -1, order[columns.numpy()])
-        ranked[start : start + len(block), :shown] = found
-    return ranked
+        queries = tf.constant(query_embeddings[block])
+        scores, columns = _top_k(corpus, queries, tf.constant(masked), shown)
+        yield np.where(np.isneginf(scores), -1, order[columns.numpy()]), scores.numpy()
 
 
-def _top_k_function(corpus: tf.Tensor, k: int) -> Any:
-    """(queries [b, D], (row, column) pairs to leave out) → scores and columns, [b, k]."""
-
-    @tf.function(
-        input_signature=[
-            tf.TensorSpec([None, corpus.shape[1]], tf.float32),
-            tf.TensorSpec([None, 2], tf.int32),
-        ]
-    )
-    def top(queries: tf.Tensor, masked: tf.Tensor) -> Any:
-        scores = tf.matmul(queries, corpus, transpose_b=True)
-        nothing = tf.fill([tf.shape(masked)[0]], -float("inf"))
-        return tf.math.top_k(tf.tensor_scatter_nd_update(scores, masked, nothing), k)
-
-    return top
+@tf.function(
+    input_signature=[
+        tf.TensorSpec([None, None], tf.float32),
+        tf.TensorSpec([None, None], tf.float32),
+        tf.TensorSpec([None, 2], tf.int32),
+        tf.TensorSpec([], tf.int32),
+    ]
+)
+def _top_k(corpus: tf.Tensor, queries: tf.Tensor, masked: tf.Tensor, k: tf.Tensor) -> Any:
+    """Scores and columns of the best k, [b, k], without the (row, column) pairs of `masked`."""
+    scores = tf.matmul(queries, corpus, transpose_b=True)
+    nothing = tf.fill([tf.shape(masked)[0]], -float("inf"))
+    return tf.math.top_k(tf.tensor_scatter_nd_update(scores, masked, nothing), k)
 
 
 def rank_by_popularity(
@@ -144,7 +173,7 @@ def find_hits(ranked: np.ndarray, query_ids: np.ndarray, held_out: Positives) ->
 def _check_finite(query_embeddings: np.ndarray, candidate_embeddings: np.ndarray) -> None:
     for name, rows in (("query", query_embeddings), ("candidate", candidate_embeddings)):
         if not np.isfinite(rows).all():
-            raise ValueError(
+            raise Diverged(
                 f"{name} embeddings must be finite, got NaN or infinity: the training diverged; "
                 "train with a smaller learning_rate."
             )

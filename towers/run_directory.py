@@ -17,6 +17,7 @@ import tensorflow as tf
 from pipeline.schema import write_atomically
 from towers.config import TrainConfig
 from towers.data import RetrievalData
+from towers.legacy_keras import tf_keras
 from towers.two_tower import TwoTower
 
 CONFIG = "config.json"  # the configuration, and the fingerprint of the data
@@ -28,8 +29,17 @@ CHECKPOINTS = "checkpoints"
 LOGS = "logs"  # for TensorBoard
 _LOCK = ".lock"
 
+_PROGRESS = "progress/.ATTRIBUTES/py_state"  # of `checkpoints.Progress`, in a checkpoint
+
+# What TensorFlow raises, depending on the place, for a checkpoint that is cut, damaged or gone, or
+# of another model.
+UNREADABLE = (tf.errors.OpError, ValueError, IndexError, RuntimeError, AssertionError)
+
 # What a run may go on with although it is not what it began with.
-_FREE = ("data", "run", "epochs", "checkpoint_minutes", "overwrite", "jit_compile")
+_FREE = (
+    *("data", "run", "epochs", "checkpoint_minutes", "overwrite"),
+    *("jit_compile", "strategy", "devices"),
+)
 
 
 def claim(config: TrainConfig, data: RetrievalData) -> None:
@@ -52,21 +62,44 @@ def claim(config: TrainConfig, data: RetrievalData) -> None:
 
 
 def _check_same(config: TrainConfig, data: RetrievalData, record: dict[str, Any]) -> None:
-    before, now = record["configuration"], _as_json(dataclasses.asdict(config))
-    differing = [
-        f"{name} {before.get(name)!r} → {now[name]!r}"
-        for name in now
-        if name not in _FREE and before.get(name) != now[name]
-    ]
+    differing = _differing(record["configuration"], config)
     if record["data_fingerprint"] != data.fingerprint:
         differing.append("the content of the data")
-    if config.epochs < before["epochs"]:
-        differing.append(f"epochs {before['epochs']} → {config.epochs}")
+    before = record["configuration"]["epochs"]
+    if config.epochs < before:
+        differing.append(f"epochs {before} → {config.epochs}")
     if differing:
         raise ValueError(
             f"{config.run} holds a run with another configuration: {', '.join(differing)}. "
             "Give a new --run, or --overwrite to delete it."
         )
+
+
+def fixed_settings(config: TrainConfig) -> dict[str, Any]:
+    """What a run keeps from its first step to its last, and with it each of its checkpoints."""
+    fields = _as_json(dataclasses.asdict(config))
+    return {name: value for name, value in fields.items() if name not in _FREE}
+
+
+def _differing(before: dict[str, Any], config: TrainConfig) -> list[str]:
+    """The settings that are not those of before; a setting that is new since had its default."""
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    before, now = _as_json(defaults) | before, fixed_settings(config)
+    return [f"{n} {before.get(n)!r} → {now[n]!r}" for n in now if before.get(n) != now[n]]
+
+
+def check_checkpoint(path: str, config: TrainConfig) -> None:
+    """Looks whether a checkpoint was written by a run of this configuration.
+
+    Raises:
+      ValueError: it was written by another one.
+    """
+    reader = tf.train.load_checkpoint(path)
+    if reader.has_tensor(_PROGRESS):
+        before = json.loads(reader.get_tensor(_PROGRESS)).get("configuration")
+        differing = _differing(before, config) if before else []
+        if differing:
+            raise ValueError(f"it is of another configuration: {', '.join(differing)}")
 
 
 @contextlib.contextmanager
@@ -93,26 +126,39 @@ def make_model(config: TrainConfig, data: RetrievalData) -> TwoTower:
     Raises:
       ValueError: the method or one of its options is unknown, or the data lack attributes.
     """
-    return TwoTower(
-        data,
-        dim=config.dim,
-        method=config.method,
-        normalize=config.normalize,
-        temperature=config.temperature,
-        seed=config.seed,
-        init_stddev=config.init_stddev,
-        reduction=config.reduction,
-        jit_compile=config.jit_compile,
-        **config.tower_settings,
-        **config.method_options,
-    )
+    with _precision(config.precision):
+        return TwoTower(
+            data,
+            dim=config.dim,
+            method=config.method,
+            normalize=config.normalize,
+            temperature=config.temperature,
+            seed=config.seed,
+            init_stddev=config.init_stddev,
+            reduction=config.reduction,
+            jit_compile=config.jit_compile,
+            **config.tower_settings,
+            **config.method_options,
+        )
+
+
+@contextlib.contextmanager
+def _precision(name: str) -> Iterator[None]:
+    """Layers that are made here compute in float32, or in bfloat16 with weights of float32."""
+    before = tf_keras.mixed_precision.global_policy()
+    tf_keras.mixed_precision.set_global_policy("mixed_bfloat16" if name == "bfloat16" else name)
+    try:
+        yield
+    finally:
+        tf_keras.mixed_precision.set_global_policy(before)
 
 
 def open_run(run: str | os.PathLike[str], data: RetrievalData) -> tuple[TwoTower, TrainConfig]:
     """The trained model of a run, with the weights that the run chose.
 
     Raises:
-      ValueError: there is no run, it has no checkpoint yet, or it was trained on other data.
+      ValueError: there is no run, it has no checkpoint yet or one of another configuration, or it
+        was trained on other data.
     """
     root = Path(run)
     if not (root / TRAINING).is_file():
@@ -130,7 +176,16 @@ def open_run(run: str | os.PathLike[str], data: RetrievalData) -> tuple[TwoTower
     config = TrainConfig(**fields)
     model = make_model(config, data)
     weights = root / CHECKPOINTS / read_json(root / TRAINING)["weights"]
-    tf.train.Checkpoint(model=model).restore(str(weights)).expect_partial()
+    try:
+        check_checkpoint(str(weights), config)
+        status = tf.train.Checkpoint(model=model).read(str(weights)).expect_partial()
+        status.assert_existing_objects_matched()
+    except UNREADABLE as error:
+        raise ValueError(
+            f"{weights} cannot be read into the run of {root / CONFIG} "
+            f"({str(error).splitlines()[0]}): put the checkpoints of this run back, or train it "
+            "again with --overwrite."
+        ) from error
     return model, config
 
 

@@ -45,7 +45,7 @@ class Tower(tf_keras.layers.Layer):
           ids: dense ids.
           table: [V, D'], what to gather from in place of the tower's own table of ids.
           positives: dense ids of the other side, [...]: the candidate that each query is trained
-            on, which a tower that knows what its query chose must leave out.
+            on, which a tower that knows what its query chose must not see.
           seed: int [2], of what a tower drops at random in training; None: nothing.
         """
         raise NotImplementedError

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -12,6 +13,12 @@ from towers.propagation import Propagation
 from towers.tower import Rows, Tower, in_blocks
 
 Tables = dict[str, tf.Tensor]  # side → embeddings of the graph, empty where there is none
+
+
+class Embedded(NamedTuple):
+    """Rows that were embedded already."""
+
+    embeddings: tf.Tensor  # [..., D]
 
 
 class TowerPair:
@@ -68,8 +75,8 @@ class TowerPair:
             return self.candidate.embed(ids, table=tables.get("candidate"), seed=seed)
 
         return Encoders(
-            query=self.embed_queries(query),
-            positive=self.candidate(positive),
+            query=_embeddings(query, self.embed_queries),
+            positive=_embeddings(positive, self.candidate),
             candidates=candidates,
             corpus=candidates,
             queries=lambda ids: self.queries(ids, tables),
@@ -94,6 +101,10 @@ class TowerPair:
     def candidates(self, ids: tf.Tensor | None = None) -> tf.Tensor:
         """Embeddings of candidates [...] or of the whole corpus: [..., D]."""
         return _embed(self.candidate, ids, self.tables().get("candidate"))
+
+
+def _embeddings(rows: Rows, embed: Callable[[Rows], tf.Tensor]) -> tf.Tensor:
+    return rows.embeddings if isinstance(rows, Embedded) else embed(rows)
 
 
 def _embed(tower: Tower, ids: tf.Tensor | None, table: tf.Tensor | None) -> tf.Tensor:

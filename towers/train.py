@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import tensorflow as tf
 from towers.checkpoints import CheckData, RunRecorder
 from towers.config import TrainConfig, parse_metric
 from towers.data import RetrievalData, open_data
+from towers.distribution import is_chief, make_strategy, wait_for_all
 from towers.divergence import explain
 from towers.frequency import open_frequency
 from towers.full_corpus_metrics import FullCorpusMetrics
@@ -25,12 +27,16 @@ from towers.warm_start import keep_vocabularies, start_from_run
 log = logging.getLogger(__name__)
 
 
-def train(config: TrainConfig) -> dict[str, Any]:
+def train(config: TrainConfig, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
     """Trains a model, or goes on with the run that its directory holds.
 
     A run that was killed goes on at the exact step of its last checkpoint: the order of the rows
     and all draws are functions of the seed and the step, so its final weights are, on the same
     machine, those of a run that was never interrupted.
+
+    Args:
+      config: what to do.
+      callbacks: of Keras, told after an epoch is measured and its checkpoint written.
 
     Returns:
       The content of training.json: steps, seconds, history by epoch, which weights to use.
@@ -40,6 +46,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         or early stopping has no validation part to look at; later, the loss is no longer finite,
         the data were changed, or the disk is full: the last checkpoint is as good as ever.
     """
+    strategy = make_strategy(config)
     data = open_data(config.data)
     if config.patience and data.num_rows("validation") == 0:
         raise ValueError(
@@ -47,16 +54,21 @@ def train(config: TrainConfig) -> dict[str, Any]:
             "data with --validation_ratio above 0, or leave out --patience."
         )
     config, frequency = open_frequency(config, data)
-    model = make_model(config, frequency.counted(data))
-    frequency.start(model.method)
-    _compile(config, data, model)
-    if config.init_from and not _has_begun(config):
-        start_from_run(config, model, data)
-    with told_when_full(config.run), only_writer(config.run):
+    with strategy.scope():
+        model = make_model(config, frequency.counted(data))
+        frequency.start(model.method)
+        _compile(config, data, model)
+        if config.init_from and not _has_begun(config):
+            start_from_run(config, model, data)
+    again = ": the run goes on from its last checkpoint"
+    wait_for_all(strategy)  # all have read what the run directory held before
+    if not is_chief(strategy):
+        return _train(config, data, model, strategy, callbacks)
+    with told_when_full(config.run, again), only_writer(config.run):
         claim(config, data)
         frequency.keep(config.run)
         keep_vocabularies(config.run, data)
-        return _train(config, data, model)
+        return _train(config, data, model, strategy, callbacks)
 
 
 def _has_begun(config: TrainConfig) -> bool:
@@ -77,33 +89,45 @@ def _compile(config: TrainConfig, data: RetrievalData, model: TwoTower) -> None:
     model.optimizer.build(model.trainable_variables)
 
 
-def _train(config: TrainConfig, data: RetrievalData, model: TwoTower) -> dict[str, Any]:
-    steps = data.steps_per_epoch(config.batch_size)
-    recorder = RunRecorder(config, model, steps)
+def _train(
+    config: TrainConfig,
+    data: RetrievalData,
+    model: TwoTower,
+    strategy: tf.distribute.Strategy,
+    further: Sequence[Any],
+) -> dict[str, Any]:
+    steps, chief = data.steps_per_epoch(config.batch_size), is_chief(strategy)
+    wait_for_all(strategy)  # the chief has claimed the run directory
+    recorder = RunRecorder(config, model, steps, chief=chief)
     resumed = recorder.restore()
+    wait_for_all(strategy)  # all have restored what the chief may now replace
     if config.init_from and not resumed:
         recorder.save()  # the earlier run may change before this one goes on after a kill
     _announce(config, data, recorder.summary(), resumed, steps)
-    callbacks = _callbacks(config, data, recorder)
+    callbacks = [*_callbacks(config, data, recorder, chief), *further]
     while not recorder.summary()["finished"]:
-        done = int(model.iteration)
+        done = int(model.iteration.numpy())
         epoch = done // steps
         # Keras takes the length of the first epoch for that of all: a rest of one goes alone.
         last = epoch + 1 if done % steps else config.epochs
+        rest = steps - done % steps if strategy.num_replicas_in_sync > 1 else None
         try:
             model.fit(
                 data.train(config.batch_size, seed=config.seed, first_step=done),
                 initial_epoch=epoch,
                 epochs=last,
+                steps_per_epoch=rest,
                 callbacks=callbacks,
                 verbose=1 if sys.stdout.isatty() else 2,
             )
         except tf.errors.InvalidArgumentError as error:
-            raise explain(error, config, data, int(model.iteration)) or error from error
+            raise explain(error, config, data, int(model.iteration.numpy())) or error from error
     return _report(config, recorder)
 
 
-def _callbacks(config: TrainConfig, data: RetrievalData, recorder: RunRecorder) -> list[Any]:
+def _callbacks(
+    config: TrainConfig, data: RetrievalData, recorder: RunRecorder, chief: bool
+) -> list[Any]:
     """Metrics before the recorder and TensorBoard, which read them from the logs."""
     callbacks: list[Any] = [CheckData(config.data, data.fingerprint)]
     if data.num_rows("validation"):
@@ -116,6 +140,8 @@ def _callbacks(config: TrainConfig, data: RetrievalData, recorder: RunRecorder) 
                 ks=sorted({10, 20, 50, cut_off}),
             )
         )
+    if not chief:
+        return [*callbacks, recorder]
     board = tf_keras.callbacks.TensorBoard(
         str(Path(config.run) / LOGS), write_graph=False, profile_batch=0
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -10,12 +11,14 @@ import tensorflow as tf
 
 from pipeline import schema
 from samplers.candidates import Batch, Candidates
-from samplers.method_base import split_seed, without_gradient
+from samplers.method_base import split_seed, state_variable, without_gradient
 from samplers.methods import build
 from towers.data import RetrievalData
+from towers.distribution import check_strategy, cut_into_parts
 from towers.gradients import finite_loss, sum_gradients
 from towers.legacy_keras import tf_keras, tfrs
 from towers.make_towers import make_towers
+from towers.replica_part import MeanOfAll, WholeBatch, check_alone, part_of
 from towers.tower_config import split_options
 from towers.tower_pair import Tables, floats_in
 
@@ -60,6 +63,7 @@ class TwoTower(tfrs.Model):
         **options: Any,
     ) -> None:
         _check(dim, temperature, seed, init_stddev, reduction)
+        check_strategy()
         super().__init__()
         config, options = split_options(options)
         self._towers = make_towers(
@@ -83,8 +87,8 @@ class TwoTower(tfrs.Model):
             **options,
         )
         self.temperature, self.reduction, self._seed = temperature, reduction, seed
-        self.iteration = tf.Variable(0, dtype=tf.int64, trainable=False, name="iteration")
-        self.mean_loss = tf_keras.metrics.Mean(name="loss")
+        self.iteration = state_variable(tf.constant(0, tf.int64), "iteration")
+        self.mean_loss = MeanOfAll(name="loss")
         if jit_compile is None:
             jit_compile = self.method.faster_with_xla or bool(
                 tf.config.list_physical_devices("GPU")
@@ -108,8 +112,13 @@ class TwoTower(tfrs.Model):
         return tf.cast(self._towers.candidates(ids), tf.float32)
 
     def compute_loss(self, inputs: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
-        """The reduced loss of a batch, as TFRS asks for it; a scalar."""
+        """The reduced loss of a batch, as TFRS asks for it; a scalar.
+
+        Raises:
+          ValueError: a strategy has several replicas, and the batch is one part of what they have.
+        """
         del training
+        check_alone()
         batch = _as_batch(inputs)
         seed = self._step_seed()
         tables, rows = self._look_up(batch, _drop_seed(seed))
@@ -123,29 +132,44 @@ class TwoTower(tfrs.Model):
         drop = _drop_seed(seed)
         with tf.GradientTape() as tape:
             tables, rows = self._look_up(batch, drop)
+            part = part_of(batch, rows, self._towers, row_by_row=self.method.row_by_row)
             with tape.stop_recording():
-                proposed = self._propose(batch, tables, rows, first, drop)
+                proposed = self._propose(part, tables, first, drop)
             if proposed is not None:
-                rows["proposed"] = self._towers.candidate_rows(proposed.ids, tables, drop)
+                part.add_proposed(
+                    proposed.ids, lambda ids: self._towers.candidate_rows(ids, tables, drop)
+                )
         loss, by_rows, by_variables = self._differentiate(
-            batch, proposed, tables, rows, second, drop, self._loss_scale()
+            part.batch, part.num_rows, proposed, tables, part.rows, second, drop, self._loss_scale()
         )
+        loss = part.total(loss)
         # Scaled gradients may overflow: the optimizer that scales them leaves such a step out.
         scaled = isinstance(self.optimizer, tf_keras.mixed_precision.LossScaleOptimizer)
         loss = finite_loss(loss, [] if scaled else [*by_rows, *by_variables])
         # Or the counters would run ahead of a step that finds no more data.
         with tf.control_dependencies([loss]):
-            by_look_ups = self._through_look_ups(tape, floats_in(tables, rows), by_rows)
-            self._apply(by_look_ups, by_variables)
-            self.method.update(batch)
+            by_look_ups = self._through_look_ups(
+                tape, floats_in(tables, part.own), part.by_looked_up(tables, by_rows)
+            )
+            self._apply(by_look_ups, part.by_variables(by_variables))
+            self.method.update(part.joined)
             self.iteration.assign_add(1)
             self.mean_loss.update_state(loss)
         return {"loss": self.mean_loss.result()}
 
     def fit(self, *args: Any, callbacks: Iterable[Any] | None = None, **kwargs: Any) -> Any:
-        """`tf_keras.Model.fit`; the method is told when an epoch has ended."""
+        """`tf_keras.Model.fit`; the method is told when an epoch has ended.
+
+        On several replicas a `tf.data.Dataset` holds joined batches, which are cut into parts.
+
+        Raises:
+          ValueError: on several replicas, the length of such a data set is not known.
+        """
         callbacks = [_EndOfEpoch(), *(callbacks or ())]
-        return super().fit(*args, callbacks=callbacks, **kwargs)
+        given = inspect.signature(super().fit).bind(*args, callbacks=callbacks, **kwargs).arguments
+        if self.distribute_strategy.num_replicas_in_sync > 1:
+            given = cut_into_parts(given, self.distribute_strategy)
+        return super().fit(**given)
 
     def end_epoch(self) -> None:
         """Tells the method that an epoch has ended; `fit` does it."""
@@ -160,30 +184,31 @@ class TwoTower(tfrs.Model):
         }
 
     def _propose(
-        self,
-        batch: Batch,
-        tables: Tables,
-        rows: dict[str, Any],
-        seed: tf.Tensor,
-        drop: tf.Tensor,
+        self, part: WholeBatch, tables: Tables, seed: tf.Tensor, drop: tf.Tensor
     ) -> Candidates | None:
         """The method's steps before its loss, none of which has a gradient."""
         encoders = without_gradient(
-            self._towers.encoders(rows["query"], rows["positive"], tables, drop)
+            self._towers.encoders(part.rows["query"], part.rows["positive"], tables, drop)
         )
         self.method.refresh(encoders, seed=seed)
-        proposed = self.method.propose(encoders.query, batch, seed=seed)
-        return None if proposed is None else self.method.select(encoders, batch, proposed)
+        proposed = self.method.propose(part.queries(encoders.query), part.joined, seed=seed)
+        if proposed is None:
+            return None
+        return self.method.select(encoders, part.batch, part.drawn(proposed))
 
     def _step_seed(self) -> tf.Tensor:
         """int64 [2], another one at every step of every run."""
         return tf.stack([tf.constant(self._seed, tf.int64), self.iteration.read_value()])
 
-    def _reduce(self, losses: tf.Tensor, batch: Batch) -> tf.Tensor:
-        """Sum of the losses, or their mean over the rows that are not padding."""
+    def _reduce(
+        self, losses: tf.Tensor, batch: Batch, num_rows: tf.Tensor | None = None
+    ) -> tf.Tensor:
+        """Sum of the losses, or their mean: over `num_rows`, or the rows that are not padding."""
         total = tf.reduce_sum(losses)
         if self.reduction == "sum":
             return total
+        if num_rows is not None:
+            return tf.math.divide_no_nan(total, tf.cast(num_rows, total.dtype))
         if batch.valid is None:
             return total / tf.cast(tf.size(losses), total.dtype)
         return tf.math.divide_no_nan(total, tf.reduce_sum(tf.cast(batch.valid, total.dtype)))
@@ -191,6 +216,7 @@ class TwoTower(tfrs.Model):
     def _loss_and_gradients(
         self,
         batch: Batch,
+        num_rows: tf.Tensor | None,
         proposed: Candidates | None,
         tables: Tables,
         rows: dict[str, Any],
@@ -212,7 +238,7 @@ class TwoTower(tfrs.Model):
                     candidates=lambda ids: gathered if ids is proposed.ids else embed(ids)
                 )
             losses = self.method.loss(encoders, batch, proposed, seed=seed)
-            loss = self._reduce(losses, batch)
+            loss = self._reduce(losses, batch, num_rows)
             scaled = loss * loss_scale
         by_rows, by_variables = tape.gradient(scaled, (looked_up, self.trainable_variables))
         return loss, by_rows, by_variables

@@ -104,6 +104,25 @@ def test_every_op_of_an_optimizer_has_one(data, optimizer):
     assert missing(step_of(data, "ssl_pop", optimizer)) == {}
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"tower": "gmf"},
+        {"tower": "light_gcn"},
+        {"tower": "ngcf"},
+        {
+            "tower": "features",
+            "query_inputs": ("id", "history"),
+            "candidate_inputs": ("id",),
+            "history_pooling": "attention",
+        },
+    ],
+    ids=["gmf", "light_gcn", "ngcf", "features"],
+)
+def test_every_op_of_every_tower_has_a_kernel_on_an_accelerator(data, settings):
+    assert missing(step_of(data, "dns", **settings)) == {}
+
+
 def test_the_audit_finds_an_op_that_has_none():
     @tf.function(jit_compile=True)
     def compiled(x):

@@ -98,3 +98,23 @@ def test_a_full_disk_is_left_for_the_next_place(data, make_prepared, tmp_path, f
     assert done.returncode == 0, done.stderr[-2000:]
     assert text.format(rows=data.num_rows("train")) in done.stdout
     assert list((directory / ".arrays").iterdir()) == []  # nothing half decoded
+
+
+def test_a_disk_that_fills_up_under_mapped_files_kills_nobody(data, make_prepared, tmp_path):
+    directory = make_prepared(data)
+    (directory / ".arrays").mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", str(directory / ".arrays")]
+    if os.getuid() or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("only root may mount a small file system")
+    script = FULL.replace("resource.setrlimit", "0 and resource.setrlimit")
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", script, str(directory), "all"],
+            capture_output=True,
+            text=True,
+            env=os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")},
+        )
+    finally:
+        subprocess.run(["umount", "-l", str(directory / ".arrays")], check=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert f"ROWS {data.num_rows('train')}" in done.stdout

@@ -1,0 +1,122 @@
+"""Trains models on one replica and on several, and compares all that training has changed.
+
+    python tests/support/replicas.py REPLICAS '[{"method": "ssl_pop"}, ...]' [DATA]
+
+A process of its own, since the CPU is cut into logical devices before TensorFlow is used; and one
+for each number of replicas, since the strategies of a process number their gathers alike.
+"""
+
+import contextlib
+import json
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import tensorflow as tf
+
+import towers
+from towers.legacy_keras import tf_keras
+from towers.sparse_optimizers import LazyAdam, SparseAdagrad
+from towers.two_tower import TwoTower
+
+BATCH = 61  # no multiple of a number of replicas
+ROUGH = {"rtol": 0.02, "atol": 0.01}  # for bfloat16
+
+
+OPTIMIZERS = {
+    "sgd": lambda: tf_keras.optimizers.SGD(1.0),
+    "adam": lambda: towers.CoupledAdam(0.01, l2=1e-3),
+    "lazy_adam": lambda: LazyAdam(0.01, l2=1e-3),
+    "adagrad": lambda: SparseAdagrad(0.1, l2=1e-3),
+}
+
+
+def make_data(last_rows):
+    """Pairs with popular candidates, for epochs of two whole batches and `last_rows`."""
+    rng = np.random.default_rng(0)
+    users, items = rng.integers(0, 30, 900), (25 * rng.random(900) ** 2).astype(int)
+    pairs = pd.DataFrame({"user_id": users, "item_id": items}).drop_duplicates(ignore_index=True)
+    pairs["weight"] = 1 + pairs["user_id"] % 3 / 2
+    data = towers.from_dataframe(pairs, user="user_id", item="item_id", train_ratio=0.8)
+    kept = {name: values[: 2 * BATCH + last_rows] for name, values in data.arrays("train").items()}
+    kept["weight"] = (1 + kept["query_id"] % 3 / 2).astype(np.float32)
+    counts = np.bincount(kept["candidate_id"], minlength=data.num_candidates)
+    return towers.RetrievalData(
+        data.query_vocabulary,
+        data.candidate_vocabulary,
+        counts,
+        lambda split: kept if split == "train" else data.arrays(split),
+        fingerprint="",
+    )
+
+
+def trained(data, case, strategy):
+    case = {"jit_compile": False, "normalize": True, "temperature": 0.3} | case
+    optimizer, epochs = case.pop("optimizer", "sgd"), case.pop("epochs", 2)
+    tf_keras.mixed_precision.set_global_policy(case.pop("policy", "float32"))
+    with contextlib.nullcontext() if strategy is None else strategy.scope():
+        model = TwoTower(data, 6, init_stddev=0.5, **case)
+        model.compile(optimizer=OPTIMIZERS[optimizer]())
+    history = model.fit(data.train(BATCH, seed=3), epochs=epochs, verbose=0).history
+    return model, history["loss"]
+
+
+def values_of(model):
+    """All that a run changes: weights, states of the method and of the optimizer, the counter."""
+    variables = {f"weight {number}": v for number, v in enumerate(model.trainable_variables)}
+    variables |= {f"optimizer {number}": v for number, v in enumerate(model.optimizer.variables)}
+    variables |= {f"method {number}": v for number, v in enumerate(model.method.variables)}
+    return {name: v.numpy() for name, v in (variables | {"iteration": model.iteration}).items()}
+
+
+def compare(alone, together, rtol=1e-4, atol=2e-6):
+    """Raises an AssertionError that names what differs."""
+    assert alone.keys() == together.keys()
+    for name, expected in alone.items():
+        np.testing.assert_allclose(together[name], expected, rtol=rtol, atol=atol, err_msg=name)
+
+
+def copies_of(model):
+    """What each replica holds of every variable."""
+    strategy = model.distribute_strategy
+    variables = [*model.trainable_variables, *model.method.variables, model.iteration]
+    return [[c.numpy() for c in strategy.experimental_local_results(v)] for v in variables]
+
+
+def check_that_a_part_has_no_loss(model, batch):
+    """`compute_loss` of the part of one replica would leave out negatives."""
+    with pytest.raises(ValueError, match=r"^compute_loss must have the whole batch"):
+        model.distribute_strategy.run(model.compute_loss, args=(batch,))
+
+
+def main():
+    """Compares every case; the first difference ends it."""
+    replicas = int(sys.argv[1])
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    logical = [tf.config.LogicalDeviceConfiguration()] * replicas
+    tf.config.set_logical_device_configuration(cpu, logical)
+    strategy = tf.distribute.MirroredStrategy([f"CPU:{n}" for n in range(replicas)])
+    for case in json.loads(sys.argv[2]):
+        name, rows = str(case), case.pop("last_rows", 30)
+        data = towers.open_data(sys.argv[3]) if "tower" in case else make_data(rows)
+        alone, losses = trained(data, case, None)
+        together, joined_losses = trained(data, case, strategy)
+        try:
+            # A last bit that differs may round to another bfloat16, which has 8 bits.
+            rough = "policy" in case
+            rtol = 1e-3 if rough else 1e-5
+            np.testing.assert_allclose(joined_losses, losses, rtol=rtol, err_msg="loss")
+            compare(values_of(alone), values_of(together), **(ROUGH if rough else {}))
+            for copies in copies_of(together):
+                assert len(copies) == replicas
+                for copy in copies[1:]:
+                    np.testing.assert_array_equal(copy, copies[0], err_msg="copies of a variable")
+        except AssertionError as error:
+            raise AssertionError(f"{name}: {error}") from error
+        check_that_a_part_has_no_loss(together, next(iter(data.train(8))))
+        print("equal:", name, flush=True)
+
+
+if __name__ == "__main__":
+    main()

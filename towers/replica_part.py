@@ -1,0 +1,216 @@
+"""A training step on several replicas of `tf.distribute`: who has which rows, and how they join.
+
+Every replica looks up the rows of its part of a batch. Then there are two ways, both of which sum
+up, over the replicas, to the gradients that one replica would have with the joined batch:
+
+- `JoinedPart`, where the rows of a batch are negatives of each other: embeddings are gathered,
+  and every replica has the loss of the joined batch. Its gradient goes on, on each replica, to
+  the rows of that replica; what is the same on all of them is shared out.
+- `OwnPart`, where the loss of a row looks at no other row: each replica has the loss of its rows.
+
+Methods draw for the joined batch, by one seed, so that replicas draw the same. Gathers stand
+outside of what XLA compiles, and outside of inner functions, where replicas cannot meet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from samplers.candidates import Batch, Candidates
+from towers.legacy_keras import tf_keras
+from towers.tower import Rows
+from towers.tower_pair import Embedded, Tables, TowerPair, floats_in
+
+
+class WholeBatch:
+    """The batch of a single replica, which is joined with nothing.
+
+    Attributes:
+      batch: what the loss is taken of.
+      joined: what the method draws for, and remembers: the batch of all replicas.
+      rows: what the loss is a function of, by name.
+      own: what of it is differentiated further on this replica; the same names.
+      num_rows: what a mean is divided by, float32; None: the rows of `batch`.
+    """
+
+    def __init__(self, batch: Batch, rows: dict[str, Rows]) -> None:
+        self.batch = self.joined = batch
+        self.rows = self.own = rows
+        self.num_rows: tf.Tensor | None = None
+
+    def queries(self, query: tf.Tensor) -> tf.Tensor:
+        """The embeddings of the queries of `joined` from those of `rows`: [B, D]."""
+        return query
+
+    def drawn(self, proposed: Candidates) -> Candidates:
+        """What was drawn for `batch` of what was drawn for `joined`."""
+        return proposed
+
+    def add_proposed(self, ids: tf.Tensor, look_up: Callable[[tf.Tensor], Rows]) -> None:
+        """Looks up the proposed candidates; in the gradient tape of the step."""
+        self.rows["proposed"] = look_up(ids)
+
+    def by_looked_up(self, tables: Tables, gradients: list[Any]) -> list[Any]:
+        """Gradients by `tables` and `own` from those by `tables` and `rows`."""
+        del tables
+        return gradients
+
+    def by_variables(self, gradients: list[Any]) -> list[Any]:
+        """What this replica adds to the gradients by variables that the loss itself uses."""
+        return gradients
+
+    def total(self, loss: tf.Tensor) -> tf.Tensor:
+        """The loss of the joined batch."""
+        return loss
+
+
+class OwnPart(WholeBatch):
+    """The rows of one replica, whose losses need no other rows; in replica context.
+
+    Args:
+      batch: of this replica.
+      rows: the look-ups of the batch.
+    """
+
+    def __init__(self, batch: Batch, rows: dict[str, Rows]) -> None:
+        super().__init__(batch, rows)
+        self.joined, self._first = _join(batch)
+        self._end = self._first + tf.size(batch.query_ids)
+        valid = self.joined.valid
+        counted = tf.ones_like(self.joined.query_ids) if valid is None else valid
+        self.num_rows = tf.reduce_sum(tf.cast(counted, tf.float32))
+
+    def queries(self, query: tf.Tensor) -> tf.Tensor:
+        return _gather(query)
+
+    def drawn(self, proposed: Candidates) -> Candidates:
+        if proposed.ids.shape.rank == 1:  # all queries share them
+            return proposed
+        return Candidates(*(None if x is None else x[self._first : self._end] for x in proposed))
+
+    def total(self, loss: tf.Tensor) -> tf.Tensor:
+        return _context().all_reduce(tf.distribute.ReduceOp.SUM, loss)
+
+
+class JoinedPart(WholeBatch):
+    """The joined batch, of which one replica has some rows; in replica context and a tape.
+
+    Args:
+      batch: of this replica.
+      rows: the look-ups of the batch.
+      towers: turn them into embeddings.
+    """
+
+    def __init__(self, batch: Batch, rows: dict[str, Rows], towers: TowerPair) -> None:
+        query, positive = towers.embed_queries(rows["query"]), towers.candidate(rows["positive"])
+        joined, first = _join(batch)
+        super().__init__(joined, {})
+        self.own = {"query": Embedded(query), "positive": Embedded(positive)}
+        both = tf.stop_gradient(_gather(tf.concat([query, positive], axis=1)))
+        queries, positives = tf.split(both, [query.shape[1], positive.shape[1]], axis=1)
+        self.rows = {"query": Embedded(queries), "positive": Embedded(positives)}
+        rows_here = (first, first + tf.size(batch.query_ids))
+        self._places = {"query": rows_here, "positive": rows_here}
+
+    def add_proposed(self, ids: tf.Tensor, look_up: Callable[[tf.Tensor], Rows]) -> None:
+        self.rows["proposed"] = tf.nest.map_structure(tf.stop_gradient, look_up(ids))
+        # All replicas have the same gradient by them: each goes on with its share.
+        context, size = _context(), tf.shape(ids)[0]
+        number, replicas = context.replica_id_in_sync_group, context.num_replicas_in_sync
+        first, end = number * size // replicas, (number + 1) * size // replicas
+        self._places["proposed"] = (first, end)
+        self.own["proposed"] = look_up(ids[first:end])
+
+    def by_looked_up(self, tables: Tables, gradients: list[Any]) -> list[Any]:
+        num_tables = len(floats_in(tables))
+        shares = self.by_variables(gradients[:num_tables])
+        names = [name for name in sorted(self.rows) for _ in floats_in(self.rows[name])]
+        for name, gradient in zip(names, gradients[num_tables:], strict=True):
+            first, end = self._places[name]
+            shares.append(None if gradient is None else gradient[first:end])
+        return shares
+
+    def by_variables(self, gradients: list[Any]) -> list[Any]:
+        return [_scaled(gradient, 1 / _context().num_replicas_in_sync) for gradient in gradients]
+
+
+class MeanOfAll(tf_keras.metrics.Mean):
+    """A mean of numbers that are the same on all replicas: that of the first, so none is sent."""
+
+    def add_weight(self, *args: Any, **kwargs: Any) -> tf.Variable:
+        """A variable whose value is that of the first replica."""
+        first = tf.VariableAggregation.ONLY_FIRST_REPLICA
+        return super().add_weight(*args, **kwargs | {"aggregation": first})
+
+
+def part_of(
+    batch: Batch, rows: dict[str, Rows], towers: TowerPair, *, row_by_row: bool
+) -> WholeBatch:
+    """What the replica that one is in has to do with a batch; of a single one, all."""
+    context = _context()
+    if context is None or context.num_replicas_in_sync == 1:
+        return WholeBatch(batch, rows)
+    return OwnPart(batch, rows) if row_by_row else JoinedPart(batch, rows, towers)
+
+
+def check_alone() -> None:
+    """Looks at the number of replicas of the replica context that one is in.
+
+    Raises:
+      ValueError: there are several.
+    """
+    context = _context()
+    if context is not None and context.num_replicas_in_sync > 1:
+        raise ValueError(
+            f"compute_loss must have the whole batch, and here it has the part of one of "
+            f"{context.num_replicas_in_sync} replicas, without the negatives of the others: call "
+            "fit or train_step, or compute_loss outside of the strategy."
+        )
+
+
+def _context() -> Any:
+    return tf.distribute.get_replica_context()
+
+
+def _gather(values: tf.Tensor) -> tf.Tensor:
+    """The rows of all replicas, in their order: [b, ...] → [B, ...]."""
+    # No collective operation of TensorFlow carries bfloat16.
+    sent = tf.cast(values, tf.float32) if values.dtype == tf.bfloat16 else values
+    return tf.cast(_context().all_gather(sent, axis=0), values.dtype)
+
+
+def _join(batch: Batch) -> tuple[Batch, tf.Tensor]:
+    """The rows of all replicas, and the place in them of the first row of this one.
+
+    All columns travel in one tensor, with the number of the replica: parts may differ in size.
+    """
+    number = tf.cast(_context().replica_id_in_sync_group, tf.int64)
+    columns = {"number": tf.fill([tf.size(batch.query_ids), 1], number)}
+    for name, column in batch._asdict().items():
+        if column is not None:
+            bits = tf.bitcast(column, tf.int32) if column.dtype == tf.float32 else column
+            bits = tf.cast(bits, tf.int64)
+            columns[name] = bits[:, None] if column.shape.rank == 1 else bits
+    widths = [tf.shape(column)[1] for column in columns.values()]
+    gathered = _gather(tf.concat(list(columns.values()), axis=1))
+    found = dict(zip(columns, tf.split(gathered, widths, axis=1), strict=True))
+    first = tf.math.count_nonzero(found.pop("number") < number, dtype=tf.int32)
+    joined = {}
+    for name, bits in found.items():
+        column = getattr(batch, name)
+        if column.dtype == tf.float32:
+            values = tf.bitcast(tf.cast(bits, tf.int32), tf.float32)
+        else:
+            values = tf.cast(bits, column.dtype)
+        joined[name] = tf.reshape(values, [-1]) if column.shape.rank == 1 else values
+    return Batch(**joined), first
+
+
+def _scaled(gradient: Any, factor: float) -> Any:
+    if isinstance(gradient, tf.IndexedSlices):
+        values = gradient.values * factor
+        return tf.IndexedSlices(values, gradient.indices, gradient.dense_shape)
+    return None if gradient is None else gradient * factor

@@ -1,0 +1,250 @@
+"""The plots of a run report: matplotlib → inline SVG in the colours of the page around it."""
+
+from __future__ import annotations
+
+import html
+import io
+import itertools
+import re
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Colours that nothing else has, and what stands for them on the page, which knows light and dark.
+_INK, _LINE, MODEL, OTHER, THIRD = "#010203", "#010204", "#010205", "#010206", "#010207"
+_ON_PAGE = {
+    _INK: "var(--ink)",
+    _LINE: "var(--line)",
+    MODEL: "var(--model)",
+    OTHER: "var(--other)",
+    THIRD: "var(--third)",
+}
+_STYLE: Any = {  # of matplotlib, whose own type lists every name
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.edgecolor": _INK,
+    "axes.labelcolor": _INK,
+    "text.color": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "grid.color": _LINE,
+    "svg.fonttype": "none",  # text stays text
+    "svg.hashsalt": "report",  # ids that do not change from page to page
+}
+_WIDTH = 5.4  # inches; 389 units of the SVG, so that letters keep their size in a narrow window
+_STYLES = ("-", "--", ":")
+
+
+def plot_loss(history: Sequence[dict[str, float]], best: int | None) -> str:
+    """The mean loss by epoch; the best epoch, where there is one, is marked."""
+
+    def draw(axes: Axes) -> None:
+        epochs = [one["epoch"] for one in history]
+        axes.plot(epochs, [one["loss"] for one in history], "o-", color=MODEL, markersize=3)
+        _mark_best(axes, best)
+        _by_epoch(axes, "mean loss of the epoch")
+
+    return _figure("Loss", "loss", draw)
+
+
+def plot_metric(history: Sequence[dict[str, float]], metric: str, best: int | None) -> str:
+    """A metric on the validation split by epoch, a line for each cut-off."""
+    names = [name for name in history[0] if name.startswith(f"val_{metric}@")]
+    names.sort(key=lambda name: int(name.split("@")[1]))
+
+    def draw(axes: Axes) -> None:
+        epochs = [one["epoch"] for one in history]
+        for number, name in enumerate(names):
+            values = [one[name] for one in history]
+            style = _STYLES[(len(names) - 1 - number) % len(_STYLES)]  # the deepest is whole
+            axes.plot(epochs, values, style, marker="o", color=MODEL, markersize=3)
+            axes.annotate(
+                f"@{name.split('@')[1]}",
+                (epochs[-1], values[-1]),
+                (5, 0),
+                textcoords="offset points",
+                va="center",
+            )
+        axes.set_ylim(bottom=0)
+        _mark_best(axes, best)
+        _by_epoch(axes, f"{metric} on validation")
+
+    return _figure(f"{metric} by epoch", f"by-epoch-{metric}", draw)
+
+
+def plot_buckets(name: str, labels: list[str], buckets: list[dict[str, Any]], k: int) -> str:
+    """Recall in buckets: the model and popularity, with 95 % intervals.
+
+    Args:
+      name: part of the ids of its elements.
+      labels: of the buckets.
+      buckets: from `breakdown`.
+      k: the cut-off.
+    """
+
+    title = f"Recall@{k} of the model and of popularity"
+
+    def draw(axes: Axes) -> None:
+        for ranking, colour, offset in (("model", MODEL, -0.2), ("popularity", OTHER, 0.2)):
+            shown = [
+                (place + offset, one[ranking]) for place, one in enumerate(buckets)
+                if one[ranking]["mean"] is not None
+            ]  # fmt: skip
+            axes.barh(
+                [place for place, _ in shown],
+                [found["mean"] for _, found in shown],
+                0.36,
+                xerr=[found["half_width"] or 0.0 for _, found in shown],
+                color=colour,
+                error_kw={"ecolor": _INK, "elinewidth": 1, "capsize": 1.5},
+                label=ranking,
+            )
+        axes.set_yticks(range(len(labels)), labels)
+        axes.tick_params(axis="y", length=0)
+        axes.set_ylim(len(labels) - 0.4, -0.6)
+        axes.set_xlim(left=0)
+        axes.set_ylabel("train rows")
+        axes.set_xlabel(f"recall@{k}, with 95 % intervals")
+        axes.grid(axis="x")
+        # Above the bars, which leave no corner free.
+        axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderpad=0)
+
+    height = 1.15 + 0.32 * len(labels)
+    return _figure(title, name, draw, height=height, left=0.22, top=0.35)
+
+
+def plot_index(report: dict[str, Any]) -> str:
+    """Recall of the approximate index against the time of a batch, of each tree that was tried.
+
+    Args:
+      report: the content of `ann_report.json`, with a tree.
+    """
+    scann = report["scann"]
+
+    def draw(axes: Axes) -> None:
+        trees = sorted({one["num_leaves"] for one in scann["sweep"]})
+        for num_leaves, colour in zip(trees, itertools.cycle((MODEL, OTHER, THIRD)), strict=False):
+            tried = [one for one in scann["sweep"] if one["num_leaves"] == num_leaves]
+            points = [(one["recall"], one["batch_ms"]) for one in tried]
+            recalls, times = zip(*points, strict=True)
+            axes.scatter(recalls, times, s=6, alpha=0.35, color=colour, linewidth=0)
+            axes.plot(
+                *zip(*_undominated(points), strict=True),
+                color=colour,
+                label=f"{num_leaves:,} leaves",
+            )
+        axes.plot(scann["recall"], scann["batch_ms"], "*", color=_INK, markersize=13, zorder=3,
+                  label="chosen, other queries")  # fmt: skip
+        axes.axhline(report["exact"]["batch_ms"], color=_INK, linestyle=":", label="exact search")
+        axes.axvline(report["target_recall"], color=_INK, linewidth=0.8, linestyle="--",
+                     label="promised recall")  # fmt: skip
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.yaxis.set_minor_formatter(lambda value, _: "")
+        axes.set_xlabel(f"recall of the exact top {report['at']}")
+        axes.set_ylabel("milliseconds a batch")
+        axes.grid()
+        axes.legend(frameon=False, fontsize=9)
+
+    return _figure("Recall and latency of the index", "index", draw, height=3.4)
+
+
+def plot_differences(metric: str, first: str, rows: list[tuple[str, float, float]]) -> str:
+    """Differences of some runs to the first one, with 95 % intervals.
+
+    Args:
+      metric: with its cut-off.
+      first: the name of the first run.
+      rows: name, difference and half-width of its interval, a row a run.
+    """
+
+    def draw(axes: Axes) -> None:
+        for place, (_, difference, half_width) in enumerate(rows):
+            axes.errorbar(difference, place, xerr=half_width, fmt="o", color=MODEL, capsize=3)
+        axes.axvline(0, color=_INK, linewidth=1)
+        axes.set_yticks(range(len(rows)), [_shortened(name) for name, *_ in rows])
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.locator_params(axis="x", nbins=5)
+        axes.set_xlabel(f"difference of {metric}, with 95 % intervals")
+        axes.grid(axis="x")
+
+    name = f"difference-{metric.replace('@', '-')}"
+    return _figure(f"Difference to {first}", name, draw, height=1.0 + 0.35 * len(rows), left=0.3)
+
+
+def _undominated(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """(recall, time) pairs that no other one beats in both, by ascending recall."""
+    best: list[tuple[float, float]] = []
+    for point in sorted(points, key=lambda point: (point[1], -point[0])):
+        if not best or point[0] > best[-1][0]:
+            best.append(point)
+    return best
+
+
+def _by_epoch(axes: Axes, label: str) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(label)
+    axes.grid()
+
+
+def _mark_best(axes: Axes, best: int | None) -> None:
+    if best:
+        axes.axvline(best, color=_INK, linewidth=0.8, linestyle="--", label="best epoch, kept")
+        axes.legend(frameon=False)
+
+
+def _shortened(name: str) -> str:
+    """A name that fits beside a plot; between dollars it would be a formula to matplotlib."""
+    return (name if len(name) <= 18 else "…" + name[-17:]).replace("$", r"\$")
+
+
+def _figure(
+    title: str,
+    name: str,
+    draw: Callable[[Axes], None],
+    *,
+    height: float = 3.0,
+    left: float = 0.13,
+    top: float = 0.15,
+) -> str:
+    """A plot as inline SVG.
+
+    Args:
+      title: over it, and what is read out in its place.
+      name: part of the ids of its elements.
+      draw: does it.
+      height: inches.
+      left: share of the width that is left to labels.
+      top: inches above the axes.
+    """
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # whatever the user's own settings are
+        matplotlib.rcParams.update(_STYLE)
+        figure = Figure(figsize=(_WIDTH, height))
+        FigureCanvasSVG(figure)
+        # Fixed, so that no font decides it.
+        figure.subplots_adjust(left, 0.48 / height, 0.93, 1 - top / height)
+        draw(figure.subplots())
+        text = io.StringIO()
+        figure.savefig(text, format="svg", metadata={"Date": None}, transparent=True)
+    svg = text.getvalue()
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    svg = re.sub(r' id="', f' id="{name}-', svg)  # ids of one page are different
+    svg = re.sub(r'(href="|url\()#', rf"\g<1>#{name}-", svg)
+    svg = re.sub(r'(<svg [^>]*?) width="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'(<svg [^>]*?) height="[^"]*"', r"\1", svg, count=1)
+    for colour, variable in _ON_PAGE.items():
+        svg = svg.replace(colour, variable)
+    svg = svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(title)}" ', 1)
+    return f"<figure><figcaption>{html.escape(title)}</figcaption>\n{svg}</figure>"

@@ -1,0 +1,96 @@
+"""The directory of a study: what is in it, who may work on it, how it is opened again."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipeline import schema
+from towers.run_directory import read_json, write_json
+from towers.tune_config import TuneConfig
+from towers.tune_report import REPORTS
+
+STUDY = "study.json"  # the configuration, and the fingerprint of the data
+STORAGE = "study.sqlite3"  # Optuna's record of the trials
+TRIALS = "trials"  # run directories: that of the best trial, and of one that is not finished
+_LOCK = ".lock"
+
+# What a study may go on with although it is not what it began with.
+_FREE = (
+    *("data", "output", "run", "trials", "timeout", "overwrite"),
+    *("checkpoint_minutes", "jit_compile", "strategy", "devices"),
+)
+
+
+@contextmanager
+def only_one(output: str) -> Iterator[None]:
+    """Keeps other processes from the study; a killed one lets go of it."""
+    Path(output).mkdir(parents=True, exist_ok=True)
+    with open(Path(output) / _LOCK, "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ValueError(
+                f"another process tunes in {output}: wait for it, or give another --output."
+            ) from None
+        yield
+
+
+def claim(config: TuneConfig, fingerprint: str) -> None:
+    """Begins a study, or checks that the one that is there is the same."""
+    output = Path(config.output)
+    if config.overwrite or not (output / STUDY).exists():
+        shutil.rmtree(output / TRIALS, ignore_errors=True)
+        for name in (STUDY, STORAGE, *REPORTS):
+            (output / name).unlink(missing_ok=True)
+    record = {"configuration": _settings(config), "data_fingerprint": fingerprint}
+    if (output / STUDY).exists():
+        _check_same(config, record, read_json(output / STUDY))
+    write_json(output / STUDY, record)
+
+
+def _settings(config: TuneConfig) -> dict[str, Any]:
+    """The fields as JSON has them."""
+    fields: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    return fields
+
+
+def _check_same(config: TuneConfig, now: dict[str, Any], before: dict[str, Any]) -> None:
+    differing = [
+        f"{name} {before['configuration'].get(name)!r} → {value!r}"
+        for name, value in now["configuration"].items()
+        if name not in _FREE and before["configuration"].get(name) != value
+    ]
+    if now["data_fingerprint"] != before["data_fingerprint"]:
+        differing.append("the content of the data")
+    if differing:
+        raise ValueError(
+            f"{config.output} holds a study with another configuration: {', '.join(differing)}. "
+            "Give another --output, or --overwrite to delete it."
+        )
+
+
+def check_data(config: TuneConfig) -> None:
+    """Raises ValueError where the data are no longer those that the study began with."""
+    before = read_json(Path(config.output) / STUDY)["data_fingerprint"]
+    if schema.read_manifest(config.data, "prepared").fingerprint != before:
+        raise ValueError(
+            f"{config.data} was changed while a study ran on it: put the former data back and give "
+            "the same command again, or begin anew with another --output."
+        )
+
+
+def remove_runs(config: TuneConfig, result: dict[str, Any]) -> None:
+    """Removes the run directories of finished trials, but for the best one."""
+    kept = {f"{one['number']:04d}" for one in result["trials"] if one["state"] == "running"}
+    if "best" in result:
+        kept.add(f"{result['best']['number']:04d}")
+    for path in (Path(config.output) / TRIALS).glob("*"):
+        if path.name not in kept:
+            shutil.rmtree(path)

@@ -1,0 +1,67 @@
+"""The range in which `twotower tune` searches each setting where `--space` does not say it.
+
+A range is text: `log:LOW:HIGH` and `linear:LOW:HIGH` for numbers, `A,B,...` for a choice.
+"""
+
+FIXED = ""  # the range of what is searched only where --space asks for it
+
+# Settings of every method. Around the settings of the published tables; cosines need a temperature
+# of about 0.1, and dot products none, since embeddings may grow.
+SETTINGS = {
+    "learning_rate": "log:5e-4:5e-2",
+    "normalize": "false,true",
+    "temperature": "log:0.03:1",
+    "l2": "log:1e-8:1e-4",
+}
+L2_OF_SUMS = "log:1e-4:1e-1"  # with --reduction sum the gradient is larger by the batch size
+
+# Options of methods; the line of a method goes before that of all. FIXED: a form of published code,
+# or one that costs memory or time and changes no result much.
+OPTIONS = {
+    "add_log_weights": FIXED,
+    "bmns.alpha": "none,0.5,1,2",
+    "correct_sfx.alpha": "log:1e-4:1e-1",
+    "kernel.alpha": "log:1:100",
+    "block_size": FIXED,
+    "cache_size": "log:512:8192",
+    "cache_weight": "linear:0:1",
+    "correct_weights": FIXED,
+    "count_below": FIXED,
+    "gamma": "linear:0:1",
+    "k": "log:5:100",
+    "leaf_size": FIXED,
+    "margin": "linear:0:1",
+    "mask_accidental_hits": FIXED,
+    "mixture_for_positive": "false,true",
+    "num_buckets": FIXED,
+    "num_estimated": FIXED,
+    "num_hashes": FIXED,
+    "num_kept": "log:1:16",
+    "num_mixed": "log:32:1024",
+    "num_negatives": "log:1:16",
+    "dns.num_negatives": "log:2:64",
+    "dns_mn.num_negatives": "log:32:400",
+    "sl_at_k.num_negatives": "log:250:4000",
+    "soft_bpr.num_negatives": "log:2:64",
+    "softmax_v.num_negatives": "log:32:400",
+    "warp.num_negatives": "log:20:400",
+    "num_resampled": FIXED,
+    "num_uniform": "none,256,1024,4096",
+    "pool_size": "log:50:400",
+    "positive_correction": "false,true",
+    "positive_in_mixture": FIXED,
+    "positive_in_sum": FIXED,
+    "positive_twice": FIXED,
+    "power": "linear:0.25:1",
+    "rank_scale": "log:50:2000",
+    "redraw": FIXED,
+    "refresh_epochs": FIXED,
+    "rho": "log:0.1:10",
+    "soft_factor": "linear:0.05:0.4",
+    "sum_over_kept": FIXED,
+    "swap_shares": FIXED,
+    "systematic": FIXED,
+    "tau": FIXED,
+    "weight_gradient": FIXED,
+    "weight_temperature": "log:2:50",
+}
