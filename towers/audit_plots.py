@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 
 from pipeline.schema import written_aside
 
@@ -17,24 +17,27 @@ _EXACT = 1e-4  # biases below it are drawn there
 
 def draw(result: dict[str, Any], path: Path) -> None:
     """Writes the picture of an audit."""
-    methods = result["methods"]
-    figure = Figure(figsize=(15, 5 + 0.42 * len(methods)), layout="constrained")
-    grid = figure.add_gridspec(2, 2, height_ratios=[0.42 * len(methods) + 1, 5])
-    _buckets(figure.add_subplot(grid[0, 0]), figure, result)
-    _shares(figure.add_subplot(grid[0, 1]), result)
-    _depth(figure.add_subplot(grid[1, 0]), result)
-    _cost(figure.add_subplot(grid[1, 1]), result)
+    height = 1.5 + 0.4 * len(result["methods"])
+    figure = Figure(figsize=(15, 5 + height), layout="constrained")
+    grid = figure.add_gridspec(2, 1, height_ratios=[height, 5])
+    top, bottom = (figure.add_subfigure(place) for place in grid)  # with widths of their own
+    axes = top.subplots(1, 2, sharey=True)
+    _buckets(axes[0], top, result)
+    _shares(axes[1], result)
+    axes = bottom.subplots(1, 2)
+    _depth(axes[0], result)
+    _cost(axes[1], result)
     with written_aside(path) as aside:
         figure.savefig(aside, format="png", dpi=100)
 
 
-def _buckets(axes: Axes, figure: Figure, result: dict[str, Any]) -> None:
+def _buckets(axes: Axes, figure: SubFigure, result: dict[str, Any]) -> None:
     full = np.array(result["full_softmax_buckets"])
     implied = np.array([one["buckets"] for one in result["methods"].values()], float)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.clip(np.log2(implied / full), -_MOST, _MOST)
     shown = axes.imshow(ratio, cmap="RdBu_r", vmin=-_MOST, vmax=_MOST, aspect="auto")
-    axes.set_yticks(range(len(implied)), list(result["methods"]))
+    axes.set_yticks(range(len(implied)), [_name(label) for label in result["methods"]], fontsize=8)
     heads = [f"{n + 1}\n{100 * share:.0f} %" for n, share in enumerate(full)]
     axes.set_xticks(range(len(full)), heads)
     axes.set_xlabel(
@@ -49,18 +52,17 @@ def _shares(axes: Axes, result: dict[str, Any]) -> None:
     methods, k = result["methods"], result["k"]
     places = np.arange(len(methods))
     for offset, name, label in (
-        (-0.2, "top_share", f"on the top {k} that the query has not chosen"),
-        (0.2, "seen_share", "on what the query has chosen itself"),
+        (-0.2, "top_share", f"top {k} of what the query has not chosen"),
+        (0.2, "seen_share", "chosen by the query"),
     ):
         values = [100 * (one[name]["value"] or 0) for one in methods.values()]
         errors = [100 * (one[name]["error"] or 0) for one in methods.values()]
         axes.barh(places + offset, values, 0.38, xerr=errors, label=label)
-    axes.set_yticks(places, list(methods))
-    axes.set_ylim(len(methods) - 0.4, -0.6)
     axes.set_xlabel("% of the negatives' mass")
     axes.set_title("Hardness", pad=24)
     axes.grid(axis="x", alpha=0.3)
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
+    legend = axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2, frameon=False)
+    legend.set_in_layout(False)
 
 
 def _depth(axes: Axes, result: dict[str, Any]) -> None:
@@ -74,7 +76,7 @@ def _depth(axes: Axes, result: dict[str, Any]) -> None:
         axes.plot(
             result["ranks"],
             [100 * share for share in one["mass_by_rank"]],
-            label=label if known else None,
+            label=_name(label) if known else None,
             color=None if known else "0.8",
             linewidth=1.8 if known else 0.8,
             zorder=2 if known else 1,
@@ -86,7 +88,7 @@ def _depth(axes: Axes, result: dict[str, Any]) -> None:
     axes.set_ylabel("% of the negatives' mass on them")
     axes.set_ylim(0, 100)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, loc="upper left")
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
 
 
 def _cost(axes: Axes, result: dict[str, Any]) -> None:
@@ -98,12 +100,23 @@ def _cost(axes: Axes, result: dict[str, Any]) -> None:
         place = (one["cost_ratio"], max(bias, _EXACT))
         error = one["bias"]["error"] or 0.0
         axes.errorbar(*place, yerr=[[min(error, place[1] / 2)], [error]], fmt="o", markersize=4)
-        axes.annotate(
-            label, place, xytext=(4, 3), textcoords="offset points", fontsize=7, rotation=20
+        note = axes.annotate(
+            label.partition(":")[0] + "*" * (":" in label),
+            place,
+            xytext=(4, 3),
+            textcoords="offset points",
+            fontsize=7,
+            rotation=20,
         )
+        note.set_in_layout(False)  # or long names would make the axes small
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.margins(x=0.15)  # for the labels
     axes.set_xlabel("time of a step ÷ that of ssl_pop (without the optimizer)")
-    axes.set_ylabel("bias: 1 - cosine with the full softmax")
+    axes.set_ylabel("bias: 1 - cosine with the full softmax (* with options)")
     axes.grid(alpha=0.3)
+
+
+def _name(label: str) -> str:
+    """A method, and its options below it."""
+    return label.replace(":", "\n").replace(",", ", ")

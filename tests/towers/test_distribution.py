@@ -16,7 +16,7 @@ from towers.two_tower import TwoTower
 REPLICAS = Path(__file__).parents[1] / "support" / "replicas.py"
 QUICK = [
     {"method": "xir", "cache_size": 32, "optimizer": "lazy_adam"},
-    {"method": "adasir_w", "pool_size": 10, "last_rows": 1},
+    {"method": "bpr", "last_rows": 1, "epochs": 1},
 ]
 OPTIONS = {
     "sl_at_k": {"k": 3, "num_negatives": 20, "refresh_epochs": 1},
