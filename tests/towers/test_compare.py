@@ -141,6 +141,12 @@ def test_three_runs(runs, capsys, tmp_path):
         min(1, 2 * smaller),
         max(min(1, 2 * smaller), larger),
     }
+    for name, (first, *others) in result["metrics"].items():
+        metric, k = name.split("@")
+        values = [run.values(metric, int(k)) for run in hits]
+        for number, one in enumerate(others, 1):
+            assert one["mean"] - first["mean"] == pytest.approx(one["difference"], abs=1e-12)
+            assert one["better"] == (values[number] > values[0]).sum()
     for one in (second, third):
         assert f"{one['difference']:+.4f} ± {one['half_width']:.4f}" in text
 
