@@ -20,7 +20,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     height = 1.5 + 0.4 * len(result["methods"])
     figure = Figure(figsize=(15, 5 + height), layout="constrained")
     grid = figure.add_gridspec(2, 1, height_ratios=[height, 5])
-    top, bottom = (figure.add_subfigure(place) for place in grid)  # with widths of their own
+    top, bottom = (figure.add_subfigure(grid[row, 0]) for row in (0, 1))  # with widths of their own
     axes = top.subplots(1, 2, sharey=True)
     _buckets(axes[0], top, result)
     _shares(axes[1], result)

@@ -24,6 +24,7 @@ CONFIG = "config.json"  # the configuration, and the fingerprint of the data
 TRAINING = "training.json"  # steps, seconds, history, and which weights to use
 METRICS = "metrics.json"  # what `twotower evaluate` measured
 VOCABULARIES = "vocabularies.npz"  # the fingerprints of the ids of each side, by dense id
+EVALUATED = ("breakdown.json", "hits_by_query.parquet", "report.html")  # of an evaluation, too
 DIVERGED = "diverged.parquet"  # the rows of the step whose loss was not finite
 CHECKPOINTS = "checkpoints"
 LOGS = "logs"  # for TensorBoard
@@ -52,7 +53,7 @@ def claim(config: TrainConfig, data: RetrievalData) -> None:
     if config.overwrite:
         for name in (CHECKPOINTS, LOGS):
             shutil.rmtree(run / name, ignore_errors=True)
-        for name in (CONFIG, TRAINING, METRICS, VOCABULARIES, DIVERGED):
+        for name in (CONFIG, TRAINING, METRICS, *EVALUATED, VOCABULARIES, DIVERGED):
             (run / name).unlink(missing_ok=True)
     run.mkdir(parents=True, exist_ok=True)
     if (run / CONFIG).exists():
