@@ -179,7 +179,8 @@ def _gather(values: tf.Tensor) -> tf.Tensor:
     """The rows of all replicas, in their order: [b, ...] → [B, ...]."""
     # No collective operation of TensorFlow carries bfloat16.
     sent = tf.cast(values, tf.float32) if values.dtype == tf.bfloat16 else values
-    return tf.cast(_context().all_gather(sent, axis=0), values.dtype)
+    gathered = tf.cast(_context().all_gather(sent, axis=0), values.dtype)
+    return tf.ensure_shape(gathered, [None, *values.shape[1:]])  # a gather forgets it
 
 
 def _join(batch: Batch) -> tuple[Batch, tf.Tensor]:
