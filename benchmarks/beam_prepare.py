@@ -28,7 +28,7 @@ import pandas as pd
 import psutil
 
 from benchmarks import estimator_error
-from pipeline import schema
+from benchmarks.record import command, write
 
 GOWALLA = (29_858, 40_981, 1_027_464)  # users, items, rows
 SMALL, LARGE = 1_000_000, 10_000_000
@@ -46,10 +46,10 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         results = measure(options, Path(directory))
-    results["command"] = "python -m benchmarks.beam_prepare " + " ".join(sys.argv[1:])
+    results["command"] = command("beam_prepare")
     print(json.dumps(results, indent=2))
     if options.json:
-        schema.write_atomically(Path(options.json), json.dumps(results, indent=2) + "\n")
+        write(options.json, results)
 
 
 def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:

@@ -13,12 +13,11 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.record import command, write
 from pipeline import schema
 from pipeline.streaming_frequency import STATE, advance
 
@@ -35,10 +34,10 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a tenth of the steps")
     options = parser.parse_args()
     results = measure(1000 if options.quick else 10_000)
-    results["command"] = "python -m benchmarks.estimator_error " + " ".join(sys.argv[1:])
+    results["command"] = command("estimator_error")
     print(json.dumps(results["deciles"], indent=2))
     if options.json:
-        schema.write_atomically(Path(options.json), json.dumps(results, indent=2) + "\n")
+        write(options.json, results)
     if options.plot:
         draw(results, options.plot)
 

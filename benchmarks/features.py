@@ -16,8 +16,6 @@ among the cold ones alone; and rows of users without train rows.
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -26,6 +24,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from benchmarks.record import command, write
 from pipeline import schema
 from pipeline.config import PrepareConfig
 from pipeline.job import prepare
@@ -71,9 +70,8 @@ def main() -> None:
     parser.add_argument("--withheld", type=float, default=0.05, help="share of items made cold")
     parser.add_argument("--epochs", type=int, default=40, help="at most")
     options = parser.parse_args()
-    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
     results: dict[str, Any] = {
-        "command": " ".join(["python -m benchmarks.features", *words]),
+        "command": command("features"),
         "settings": SHARED
         | {"learning_rate": LEARNING_RATE, "batch_size": BATCH}
         | {"epochs": 2 if options.quick else options.epochs},
@@ -87,8 +85,7 @@ def main() -> None:
         results["runs"] = {}
         for name in options.runs or RUNS:
             results["runs"][name] = run(data, groups, RUNS[name], results["settings"]["epochs"])
-            Path(options.json).parent.mkdir(parents=True, exist_ok=True)
-            schema.write_atomically(Path(options.json), json.dumps(results, indent=1) + "\n")
+            write(options.json, results)
             print(f"{name}: {results['runs'][name]['epochs']} epochs", flush=True)
     print(table(results))
 

@@ -17,15 +17,13 @@ of a batch over B, as in the published code of LightGCN, 1e-3 adds about as much
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline import schema
+from benchmarks.record import command, write
 from pipeline.config import PrepareConfig
 from pipeline.job import prepare
 from towers.data import RetrievalData, open_data
@@ -71,9 +69,8 @@ def main() -> None:
     options = parser.parse_args()
     names = ("learning_rate", "l2", "init_stddev", "pool", "soft_factor", "seed")
     setting = {name: getattr(options, name) for name in names}
-    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
     results: dict[str, Any] = {
-        "command": " ".join(["python -m benchmarks.light_gcn", *words]),
+        "command": command("light_gcn"),
         "setting": {"dim": DIM, "layers": LAYERS, "batch_size": BATCH} | setting,
         "paper": PAPER,
     }
@@ -89,7 +86,7 @@ def main() -> None:
             for curve in train(data, method, setting, options, ("validation", "test")):
                 results["curves"][method] = curve
                 results["best"] = {name: best(points) for name, points in results["curves"].items()}
-                write(results, options.json)
+                write(options.json, results)
                 show(method, curve[-1])
     print(table(results))
     if options.plot:
@@ -111,7 +108,7 @@ def search(
             *_, curve = train(data, method, setting | changed, short, ("validation",))
             values = [point["validation"]["recall@50"] for point in curve]
             results["search"].append({"method": method} | changed | {"recall@50": values})
-            write(results, options.json)
+            write(options.json, results)
             print(f"search: {method} {changed}: validation recall@50 {values[-1]:.4f}", flush=True)
 
 
@@ -162,12 +159,6 @@ def rounded(means: dict[str, float]) -> dict[str, float]:
 def best(curve: list[dict[str, Any]]) -> dict[str, Any]:
     """The point with the best validation recall@50."""
     return max(curve, key=lambda point: point["validation"]["recall@50"])
-
-
-def write(results: dict[str, Any], path: str) -> None:
-    """Writes the JSON in one step."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    schema.write_atomically(Path(path), json.dumps(results, indent=1) + "\n")
 
 
 def show(method: str, point: dict[str, Any]) -> None:

@@ -13,11 +13,11 @@ and the smaller K, the smaller the best β ("On the Theories behind Hard Negativ
 from __future__ import annotations
 
 import argparse
-import json
 from typing import Any
 
 import numpy as np
 
+from benchmarks.record import write
 from towers.metrics import ndcg, recall
 from towers.opauc import opauc
 
@@ -38,8 +38,7 @@ def main() -> None:
         beta = results["beta"][best]
         print(f"{name}: best at β = {beta:.4f} ({curve[best]:.3f}); AUC {curve[-1]:.3f}")
     if options.json:
-        with open(options.json, "w", encoding="utf-8") as file:
-            json.dump(results, file, indent=1)
+        write(options.json, results)
     if options.plot:
         draw(results, options.plot)
 

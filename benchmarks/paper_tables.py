@@ -23,12 +23,12 @@ import datetime
 import json
 import statistics
 import subprocess
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from benchmarks.paper_settings import TABLES, Row, Table
+from benchmarks.record import command, write
 from pipeline import schema
 
 ROOT = Path(__file__).parents[1]
@@ -90,7 +90,7 @@ def run(options: argparse.Namespace, dataset: str, method: str, seed: int) -> No
     summary = train(config)
     metrics = evaluate(EvaluateConfig(data=str(data), run=str(place), ks=KS))
     shared = {"table": options.table, "dataset": dataset, "commit": commit()}
-    shared |= {"date": datetime.date.today().isoformat(), "command": command()}
+    shared |= {"date": datetime.date.today().isoformat(), "command": command("paper_tables")}
     shown = {key: value for key, value in settings.items() if key != "method"}
     protocol = {"validation_ratio": 0.1 if options.patience else 0.0}
     rows = [
@@ -140,8 +140,7 @@ def note(table: str, dataset: str, rows: Iterable[Mapping[str, Any]]) -> None:
     for row in rows:
         kept = [other for other in kept if identity(other) != identity(row)] + [dict(row)]
     kept.sort(key=lambda row: (row["method"], row["seed"], row["epochs"]))
-    path.parent.mkdir(exist_ok=True)
-    schema.write_atomically(path, json.dumps(kept, indent=1) + "\n")
+    write(path, kept)
 
 
 def identity(row: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -165,15 +164,6 @@ def commit() -> str:
         check=False,
     )
     return done.stdout.strip()
-
-
-def command() -> str:
-    """What was typed, without the directories."""
-    words = sys.argv[1:]
-    for at, word in enumerate(words[:-1]):
-        if word in ("--data", "--work"):
-            words[at + 1] = word[2:].upper()
-    return " ".join(["python -m benchmarks.paper_tables", *words])
 
 
 def render() -> str:

@@ -22,7 +22,6 @@ import argparse
 import json
 import os
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -34,6 +33,7 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks.ann_opponents import opponents
+from benchmarks.record import command, write
 from benchmarks.service import NAME, RELOADS, network, synthetic_bundle
 from pipeline import schema
 from serving.bundle import read_bundle
@@ -78,12 +78,11 @@ def main() -> None:
             if name in found:
                 results[name] = found[name]
         results["trained"] = found
-    command = " ".join(["python -m benchmarks.serving", *_without_paths(sys.argv[1:])])
-    results["commands"] = dict.fromkeys(options.only, command)
+    results["commands"] = dict.fromkeys(options.only, command("serving"))
     results["software"] = {"tensorflow": tf.__version__, "cores": os.cpu_count()}
     if options.json:
         results = _merged(Path(options.json), results)
-        schema.write_atomically(Path(options.json), json.dumps(results, indent=2) + "\n")
+        write(options.json, results)
     print(json.dumps(results, indent=2))
 
 
@@ -185,11 +184,6 @@ def compare_indexes(models: Path, queries: np.ndarray) -> tuple[dict[str, Any], 
         "scann_batch_ms": round(scann_ms, 3),
         "scann_queries_per_second": round(1000 * BATCH / scann_ms),
     }, judge
-
-
-def _without_paths(arguments: list[str]) -> list[str]:
-    """The arguments as anybody may give them: of a path, the last part."""
-    return [argument.rstrip("/").rsplit("/", 1)[-1] for argument in arguments]
 
 
 def _searching(retriever: Retriever, index: str) -> Search:

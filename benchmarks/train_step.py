@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from benchmarks.record import command, write
 from towers.data import RetrievalData, open_data
 from towers.dataframe import from_dataframe
 from towers.legacy_keras import tf_keras, tfrs
@@ -62,12 +63,11 @@ def main() -> None:
         "batch_size": BATCH,
         "dim": DIM,
         "data": options.data or "synthetic",
-        "command": " ".join(["python -m benchmarks.train_step", *sys.argv[1:]]),
+        "command": command("train_step"),
     }
     print(table(results))
     if options.json:
-        with open(options.json, "w", encoding="utf-8") as file:
-            json.dump(results, file, indent=2)
+        write(options.json, results)
 
 
 def synthetic(

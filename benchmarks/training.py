@@ -27,7 +27,6 @@ import argparse
 import gc
 import json
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -36,6 +35,7 @@ import numpy as np
 import pyarrow as pa
 import tensorflow as tf
 
+from benchmarks.record import command, write
 from benchmarks.time_to_recall import CONFIGURATIONS, TARGETS, race
 from benchmarks.train_step import StockRetrieval, synthetic
 from benchmarks.worker_overhead import overhead
@@ -83,10 +83,9 @@ def main() -> None:
         results |= PARTS[part](setting)
         gc.collect()  # models that the next part need not share the memory with
         print(json.dumps(results, indent=2), flush=True)
-    results["command"] = " ".join(["python -m benchmarks.training", *sys.argv[1:]])
+    results["command"] = command("training")
     if options.json:
-        with open(options.json, "w", encoding="utf-8") as file:
-            json.dump(results, file, indent=2)
+        write(options.json, results)
 
 
 def ratio(ours: Callable[[], Any], theirs: Callable[[], Any], rounds: int, calls: int) -> float:

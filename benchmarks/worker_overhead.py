@@ -25,6 +25,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from benchmarks.record import write
+
 BATCH, DIM = 2048, 32
 METHODS = ("ssl_pop", "bpr")  # one whose rows are negatives of each other, one that goes row by row
 _WORKERS = 2
@@ -45,8 +47,7 @@ def main() -> None:
     results = overhead(options.data, options.methods, quick=options.quick)
     print(json.dumps(results, indent=2))
     if options.json:
-        with open(options.json, "w", encoding="utf-8") as file:
-            json.dump(results, file, indent=2)
+        write(options.json, results)
 
 
 def overhead(

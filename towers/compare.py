@@ -10,9 +10,9 @@ import numpy as np
 
 from pipeline import schema
 from towers.config import CompareConfig, parse_metric
-from towers.hits_by_query import FILE, HitsByQuery, read_hits
+from towers.hits_by_query import HitsByQuery, read_hits
 from towers.report_compare import p_text, write_comparison
-from towers.run_directory import CONFIG, TRAINING, read_json, write_json
+from towers.run_directory import CONFIG, HITS, TRAINING, read_json, write_json
 from towers.significance import compare_paired, holm
 
 _DEFAULT = ("ndcg", "recall")  # at the deepest cut-off that all runs have
@@ -108,7 +108,7 @@ def _check_alike(paths: list[Path], evaluated: list[HitsByQuery]) -> None:
         for name in ("fingerprints", "num_positives"):
             if not np.array_equal(getattr(hits, name), getattr(first, name)):
                 raise ValueError(
-                    f"{both} hold other users in {FILE}: evaluate both again on the same data."
+                    f"{both} hold other users in {HITS}: evaluate both again on the same data."
                 )
 
 

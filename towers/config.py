@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from towers.metrics import METRICS
-from towers.tower_config import TowerConfig
+from towers.tower_config import TowerConfig, require
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,29 +58,27 @@ class TrainConfig(TowerConfig):
             object.__setattr__(self, "options", pairs)
         object.__setattr__(self, "options", tuple(self.options))
         for name in ("data", "run", "method"):
-            _require(bool(getattr(self, name)), name, "must be given", getattr(self, name))
+            require(bool(getattr(self, name)), name, "must be given", getattr(self, name))
         for name in ("dim", "epochs", "decay_epochs"):
-            _require(getattr(self, name) >= 1, name, "must be at least 1", getattr(self, name))
+            require(getattr(self, name) >= 1, name, "must be at least 1", getattr(self, name))
         for name in ("l2", "init_stddev", "seed", "patience", "devices"):
-            _require(getattr(self, name) >= 0, name, "must be at least 0", getattr(self, name))
+            require(getattr(self, name) >= 0, name, "must be at least 0", getattr(self, name))
         for name in ("temperature", "learning_rate", "checkpoint_minutes"):
-            _require(getattr(self, name) > 0, name, "must be above 0", getattr(self, name))
+            require(getattr(self, name) > 0, name, "must be above 0", getattr(self, name))
         decay, reduction = self.learning_rate_decay, self.reduction
-        _require(self.batch_size >= 2, "batch_size", "must be at least 2", self.batch_size)
-        _require(0 < decay <= 1, "learning_rate_decay", "must be in (0, 1]", decay)
-        _require(reduction in ("mean", "sum"), "reduction", "must be mean or sum", reduction)
+        require(self.batch_size >= 2, "batch_size", "must be at least 2", self.batch_size)
+        require(0 < decay <= 1, "learning_rate_decay", "must be in (0, 1]", decay)
+        require(reduction in ("mean", "sum"), "reduction", "must be mean or sum", reduction)
         _one_of("precision", ("float32", "bfloat16"), self.precision)
         _one_of("strategy", ("none", "mirrored", "multi_worker"), self.strategy)
         several = self.strategy == "mirrored" or not self.devices
-        _require(several, "devices", "must be 0 without --strategy mirrored", self.devices)
+        require(several, "devices", "must be 0 without --strategy mirrored", self.devices)
         enough = self.batch_size >= self.devices
-        _require(
-            enough, "batch_size", f"must be at least devices = {self.devices}", self.batch_size
-        )
+        require(enough, "batch_size", f"must be at least devices = {self.devices}", self.batch_size)
         for option in self.options:
-            _require("=" in option[1:], "options", "must be name=value", option)
+            require("=" in option[1:], "options", "must be name=value", option)
         kind, _, path = self.frequency.partition(":")
-        _require(
+        require(
             self.frequency == "counts" or bool(kind in ("counts", "streaming") and path),
             "frequency",
             "must be counts, counts:DIR or streaming:DIR",
@@ -88,7 +86,7 @@ class TrainConfig(TowerConfig):
         )
         start = self.init_from
         other = not start or os.path.abspath(start) != os.path.abspath(self.run)
-        _require(other, "init_from", "must be another directory than run", start)
+        require(other, "init_from", "must be another directory than run", start)
         parse_metric(self.validation_metric)
 
     @property
@@ -127,17 +125,17 @@ class EvaluateConfig:
         """
         object.__setattr__(self, "ks", tuple(self.ks))
         for name in ("data", "run"):
-            _require(bool(getattr(self, name)), name, "must be given", getattr(self, name))
-        _require(
+            require(bool(getattr(self, name)), name, "must be given", getattr(self, name))
+        require(
             bool(self.ks) and min(self.ks) >= 1, "ks", "must be one or more numbers >= 1", self.ks
         )
-        _require(
+        require(
             self.split in ("test", "validation"),
             "split",
             "must be test or validation",
             self.split,
         )
-        _require(self.block_size >= 1, "block_size", "must be at least 1", self.block_size)
+        require(self.block_size >= 1, "block_size", "must be at least 1", self.block_size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,17 +161,17 @@ class RecommendConfig:
           ValueError: a field breaks its rule; the message names rule, value and remedy.
         """
         for name in ("data", "run", "output"):
-            _require(bool(getattr(self, name)), name, "must be given", getattr(self, name))
+            require(bool(getattr(self, name)), name, "must be given", getattr(self, name))
         for name in ("k", "block_size", "shard_size"):
-            _require(getattr(self, name) >= 1, name, "must be at least 1", getattr(self, name))
-        _require(self.index in ("exact", "scann"), "index", "must be exact or scann", self.index)
+            require(getattr(self, name) >= 1, name, "must be at least 1", getattr(self, name))
+        require(self.index in ("exact", "scann"), "index", "must be exact or scann", self.index)
         needed = self.index == "exact" or bool(self.models)
-        _require(needed, "models", "must be given with --index scann", self.models)
+        require(needed, "models", "must be given with --index scann", self.models)
         for name in ("data", "run", "models"):
             place = os.path.abspath(getattr(self, name) or self.data)
             output = os.path.abspath(self.output)
             apart = os.path.commonpath([place, output]) != output
-            _require(apart, "output", f"must not be or hold {name}", self.output)
+            require(apart, "output", f"must not be or hold {name}", self.output)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,15 +201,15 @@ class AuditConfig:
         """
         object.__setattr__(self, "methods", tuple(self.methods))
         for name in ("data", "run"):
-            _require(bool(getattr(self, name)), name, "must be given", getattr(self, name))
+            require(bool(getattr(self, name)), name, "must be given", getattr(self, name))
         for name in ("k", "pairs", "warm_up", "timed_steps"):
-            _require(getattr(self, name) >= 1, name, "must be at least 1", getattr(self, name))
+            require(getattr(self, name) >= 1, name, "must be at least 1", getattr(self, name))
         for name in ("batches", "draws"):  # an error needs two of each
-            _require(getattr(self, name) >= 2, name, "must be at least 2", getattr(self, name))
+            require(getattr(self, name) >= 2, name, "must be at least 2", getattr(self, name))
         size = self.batch_size
-        _require(size == 0 or size >= 2, "batch_size", "must be 0 or at least 2", size)
-        _require(self.seed >= 0, "seed", "must be at least 0", self.seed)
-        _require(self.max_seconds > 0, "max_seconds", "must be above 0", self.max_seconds)
+        require(size == 0 or size >= 2, "batch_size", "must be 0 or at least 2", size)
+        require(self.seed >= 0, "seed", "must be at least 0", self.seed)
+        require(self.max_seconds > 0, "max_seconds", "must be above 0", self.max_seconds)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,13 +230,13 @@ class CompareConfig:
         """
         for name in ("runs", "metric"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        _require(len(self.runs) >= 2, "runs", "must be two or more directories", self.runs)
+        require(len(self.runs) >= 2, "runs", "must be two or more directories", self.runs)
         for metric in self.metric:
             parse_metric(metric, "metric")
         known = not self.output or self.output.endswith((".html", ".json"))
-        _require(known, "output", "must end in .html or .json", self.output)
-        _require(self.resamples >= 100, "resamples", "must be at least 100", self.resamples)
-        _require(self.seed >= 0, "seed", "must be at least 0", self.seed)
+        require(known, "output", "must end in .html or .json", self.output)
+        require(self.resamples >= 100, "resamples", "must be at least 100", self.resamples)
+        require(self.seed >= 0, "seed", "must be at least 0", self.seed)
 
 
 def parse_metric(metric: str, name: str = "validation_metric") -> tuple[str, int]:
@@ -253,15 +251,10 @@ def parse_metric(metric: str, name: str = "validation_metric") -> tuple[str, int
     """
     kind, _, cut_off = metric.partition("@")
     rule = f"must be one of {', '.join(METRICS)}, then @ and a cut-off, as in recall@50"
-    _require(kind in METRICS, name, rule, metric)
-    _require(cut_off.isdigit() and int(cut_off) > 0, name, rule, metric)
+    require(kind in METRICS, name, rule, metric)
+    require(cut_off.isdigit() and int(cut_off) > 0, name, rule, metric)
     return kind, int(cut_off)
 
 
 def _one_of(name: str, values: tuple[str, ...], got: str) -> None:
-    _require(got in values, name, f"must be one of {', '.join(values)}", got)
-
-
-def _require(holds: bool, name: str, rule: str, got: Any) -> None:
-    if not holds:
-        raise ValueError(f"{name} {rule}, got {got!r}; change --{name}.")
+    require(got in values, name, f"must be one of {', '.join(values)}", got)

@@ -13,9 +13,9 @@ from towers.data import RetrievalData, open_data
 from towers.held_out import HeldOut, Means, Ranking
 from towers.hits_by_query import HitsByQuery
 from towers.metrics import METRICS
-from towers.report import BREAKDOWN, write_report
+from towers.report import write_report
+from towers.run_directory import BREAKDOWN, TRAINING, open_run, read_json, write_json
 from towers.run_directory import METRICS as METRICS_FILE
-from towers.run_directory import TRAINING, open_run, read_json, write_json
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:

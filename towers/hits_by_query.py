@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 
 from pipeline import schema
 from towers.metrics import METRICS
+from towers.run_directory import HITS
 
-FILE = "hits_by_query.parquet"
 _COLUMNS = ("fingerprint", "train_rows", "num_positives", "hit_ranks")
 _ABOUT = b"twotower"  # the key of what describes the file, in its metadata
 
@@ -70,7 +70,7 @@ class HitsByQuery:
             "data_fingerprint": self.data_fingerprint,
             "training": self.training,
         }
-        with schema.written_aside(run / FILE) as aside:
+        with schema.written_aside(run / HITS) as aside:
             pq.write_table(table.replace_schema_metadata({_ABOUT: json.dumps(about)}), aside)
 
 
@@ -80,9 +80,9 @@ def read_hits(run: Path) -> HitsByQuery:
     Raises:
       ValueError: there is nothing, or it cannot be read.
     """
-    path = run / FILE
+    path = run / HITS
     if not path.is_file():
-        raise ValueError(f"{run} has no {FILE}: make it with `twotower evaluate`.")
+        raise ValueError(f"{run} has no {HITS}: make it with `twotower evaluate`.")
     try:
         table = pq.read_table(path)
         about = json.loads(table.schema.metadata[_ABOUT])

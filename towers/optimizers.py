@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
 
 from towers.gradients import dense_gradient
 from towers.legacy_keras import tf_keras
-from towers.optimizer_base import CoupledOptimizer
+from towers.optimizer_base import AdamArguments, CoupledOptimizer
 from towers.sparse_optimizers import LazyAdam, SparseAdagrad
 
 
-class CoupledAdam(CoupledOptimizer):
+class CoupledAdam(AdamArguments):
     """Adam whose gradient gets l2 · θ at every row of every table, in the batch or not.
 
     Kingma and Ba, ICLR 2015, arXiv 1412.6980, Algorithm 1, on g = gradient + l2 · θ:
@@ -30,28 +30,10 @@ class CoupledAdam(CoupledOptimizer):
       beta_1, beta_2, epsilon: β₁, β₂ and ε.
     """
 
-    def __init__(
-        self,
-        learning_rate: Any = 0.01,
-        l2: float = 0.0,
-        *,
-        beta_1: float = 0.9,
-        beta_2: float = 0.999,
-        epsilon: float = 1e-8,
-        name: str = "CoupledAdam",
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(name, learning_rate, l2, **kwargs)
-        self.beta_1, self.beta_2, self.epsilon = beta_1, beta_2, epsilon
-
-    def build(self, var_list: Iterable[tf.Variable]) -> None:
-        """Makes the moments of each variable, once."""
-        super().build(var_list)
-        if getattr(self, "_built", False):
-            return
-        self._built = True
-        self._first = [self.add_variable_from_reference(var, "m") for var in var_list]
-        self._second = [self.add_variable_from_reference(var, "v") for var in var_list]
+    def make_states(self, variables: list[tf.Variable]) -> None:
+        """The moments of each variable."""
+        self._first = [self.add_variable_from_reference(var, "m") for var in variables]
+        self._second = [self.add_variable_from_reference(var, "v") for var in variables]
 
     def update_step(self, gradient: Any, variable: tf.Variable) -> None:
         """One update of one variable and its moments, in place."""
@@ -87,14 +69,6 @@ class CoupledAdam(CoupledOptimizer):
         # On a CPU rows are added one after the other, so that a repeated one is added up.
         ids = tf.cast(gradient.indices, tf.int32)
         return tf.raw_ops.InplaceAdd(x=decay, i=ids, v=gradient.values)
-
-    def get_config(self) -> dict[str, Any]:
-        """The arguments, for `from_config`."""
-        return super().get_config() | {
-            "beta_1": self.beta_1,
-            "beta_2": self.beta_2,
-            "epsilon": self.epsilon,
-        }
 
 
 OPTIMIZERS: dict[str, Callable[[Any, float], CoupledOptimizer]] = {

@@ -16,10 +16,8 @@ from towers.report_data import data_html
 from towers.report_html import columns, page, paragraph, section, table, tiles
 from towers.report_plots import plot_buckets, plot_index, plot_loss, plot_metric
 from towers.report_settings import settings_html
-from towers.run_directory import CONFIG, METRICS, TRAINING, read_json
+from towers.run_directory import BREAKDOWN, CONFIG, METRICS, REPORT, TRAINING, read_json
 
-REPORT = "report.html"
-BREAKDOWN = "breakdown.json"  # recall by popularity and by activity, see `towers.breakdown`
 _INDEX, _CARD = "ann_report.json", "model_card.md"  # files of a version
 
 

@@ -24,7 +24,9 @@ CONFIG = "config.json"  # the configuration, and the fingerprint of the data
 TRAINING = "training.json"  # steps, seconds, history, and which weights to use
 METRICS = "metrics.json"  # what `twotower evaluate` measured
 VOCABULARIES = "vocabularies.npz"  # the fingerprints of the ids of each side, by dense id
-EVALUATED = ("breakdown.json", "hits_by_query.parquet", "report.html")  # of an evaluation, too
+BREAKDOWN = "breakdown.json"  # recall by popularity and by activity, see `towers.breakdown`
+HITS = "hits_by_query.parquet"  # of an evaluation, see `towers.hits_by_query`
+REPORT = "report.html"  # the page of all this, see `towers.report`
 DIVERGED = "diverged.parquet"  # the rows of the step whose loss was not finite
 CHECKPOINTS = "checkpoints"
 LOGS = "logs"  # for TensorBoard
@@ -53,7 +55,7 @@ def claim(config: TrainConfig, data: RetrievalData) -> None:
     if config.overwrite:
         for name in (CHECKPOINTS, LOGS):
             shutil.rmtree(run / name, ignore_errors=True)
-        for name in (CONFIG, TRAINING, METRICS, *EVALUATED, VOCABULARIES, DIVERGED):
+        for name in (CONFIG, TRAINING, VOCABULARIES, DIVERGED, METRICS, BREAKDOWN, HITS, REPORT):
             (run / name).unlink(missing_ok=True)
     run.mkdir(parents=True, exist_ok=True)
     if (run / CONFIG).exists():
@@ -104,19 +106,24 @@ def check_checkpoint(path: str, config: TrainConfig) -> None:
 
 
 @contextlib.contextmanager
-def only_writer(run: str | os.PathLike[str]) -> Iterator[None]:
-    """Keeps other processes from training in the same directory; a killed one lets go of it.
+def only_writer(directory: str | os.PathLike[str], told: str = "") -> Iterator[None]:
+    """Keeps other processes from working in a directory; a killed one lets go of it.
+
+    Args:
+      directory: made where it is not there.
+      told: the error, where it is not about a run.
 
     Raises:
-      ValueError: another process trains there.
+      ValueError: another process works there.
     """
-    Path(run).mkdir(parents=True, exist_ok=True)
-    with open(Path(run) / _LOCK, "w") as lock:
+    Path(directory).mkdir(parents=True, exist_ok=True)
+    with open(Path(directory) / _LOCK, "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise ValueError(
-                f"another process is training in {run}: wait for it, or give a new --run."
+                told
+                or f"another process is training in {directory}: wait for it, or give a new --run."
             ) from None
         yield
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import tensorflow as tf
 
-from towers.optimizer_base import CoupledOptimizer
+from towers.optimizer_base import AdamArguments, CoupledOptimizer
 
 
 class SparseOptimizer(CoupledOptimizer):
@@ -18,13 +17,9 @@ class SparseOptimizer(CoupledOptimizer):
     trained on. A variable whose gradient is dense is updated as a whole by the same rule.
     """
 
-    def build(self, var_list: Iterable[tf.Variable]) -> None:
-        """Makes the state of each variable, once."""
-        super().build(var_list)
-        if getattr(self, "_built", False):
-            return
-        self._built = True
-        self._states = [self.make_state(variable) for variable in var_list]
+    def make_states(self, variables: list[tf.Variable]) -> None:
+        """The state of each variable."""
+        self._states = [self.make_state(variable) for variable in variables]
 
     def make_state(self, variable: tf.Variable) -> list[tf.Variable]:
         """What is remembered of a variable: tables with its number of rows."""
@@ -57,7 +52,7 @@ class SparseOptimizer(CoupledOptimizer):
             tf.raw_ops.ResourceScatterUpdate(resource=table.handle, indices=ids, updates=value)
 
 
-class LazyAdam(SparseOptimizer):
+class LazyAdam(SparseOptimizer, AdamArguments):
     """Adam of the rows of the batch, each with a step count of its own.
 
     Kingma and Ba, ICLR 2015, arXiv 1412.6980, Algorithm 1, where t is the number of batches that
@@ -71,20 +66,6 @@ class LazyAdam(SparseOptimizer):
       l2: the coefficient, at least 0; of the rows of the batch.
       beta_1, beta_2, epsilon: β₁, β₂ and ε.
     """
-
-    def __init__(
-        self,
-        learning_rate: Any = 0.01,
-        l2: float = 0.0,
-        *,
-        beta_1: float = 0.9,
-        beta_2: float = 0.999,
-        epsilon: float = 1e-8,
-        name: str = "LazyAdam",
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(name, learning_rate, l2, **kwargs)
-        self.beta_1, self.beta_2, self.epsilon = beta_1, beta_2, epsilon
 
     def make_state(self, variable: tf.Variable) -> list[tf.Variable]:
         """m, v and t; the count of a row is a row of one number, to multiply rows with."""
@@ -105,14 +86,6 @@ class LazyAdam(SparseOptimizer):
         unbiased_v = v / (1 - tf.pow(self.beta_2, t))
         rate = tf.cast(self.learning_rate, gradient.dtype)
         return theta - rate * unbiased_m / (tf.sqrt(unbiased_v) + self.epsilon), m, v, t
-
-    def get_config(self) -> dict[str, Any]:
-        """The arguments, for `from_config`."""
-        return super().get_config() | {
-            "beta_1": self.beta_1,
-            "beta_2": self.beta_2,
-            "epsilon": self.epsilon,
-        }
 
 
 class SparseAdagrad(SparseOptimizer):

@@ -39,7 +39,7 @@ class TowerConfig:
         """
         for name in ("query_inputs", "candidate_inputs", "hidden"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        _require(self.tower in TOWERS, "tower", f"must be one of {TOWERS}", self.tower)
+        require(self.tower in TOWERS, "tower", f"must be one of {TOWERS}", self.tower)
         for field in dataclasses.fields(TowerConfig):
             value, towers = getattr(self, field.name), _MEANT_FOR.get(field.name, ("features",))
             if field.name != "tower" and value != field.default and self.tower not in towers:
@@ -48,17 +48,17 @@ class TowerConfig:
                     f"{self.tower}; leave out --{field.name}."
                 )
         for name in ("num_layers", "feature_dim", "history", "text_buckets"):
-            _require(getattr(self, name) >= 1, name, "must be at least 1", getattr(self, name))
+            require(getattr(self, name) >= 1, name, "must be at least 1", getattr(self, name))
         units, pooling = self.hidden, self.history_pooling
-        _require(all(n >= 1 for n in units), "hidden", "must be numbers of at least 1", units)
-        _require(pooling in POOLINGS, "history_pooling", f"must be one of {POOLINGS}", pooling)
+        require(all(n >= 1 for n in units), "hidden", "must be numbers of at least 1", units)
+        require(pooling in POOLINGS, "history_pooling", f"must be one of {POOLINGS}", pooling)
         rate = self.id_dropout
-        _require(0 <= rate < 1, "id_dropout", "must be at least 0 and below 1", rate)
+        require(0 <= rate < 1, "id_dropout", "must be at least 0 and below 1", rate)
         for name in ("query_inputs", "candidate_inputs"):
-            _require(bool(getattr(self, name)), name, "must name an input", getattr(self, name))
+            require(bool(getattr(self, name)), name, "must name an input", getattr(self, name))
         rule = "must be without history, which only queries have"
         given = self.candidate_inputs
-        _require("history" not in given, "candidate_inputs", rule, given)
+        require("history" not in given, "candidate_inputs", rule, given)
 
     def inputs(self, side: str) -> tuple[str, ...]:
         """The inputs of a side, query or candidate."""
@@ -81,6 +81,7 @@ def split_options(options: dict[str, Any]) -> tuple[TowerConfig, dict[str, Any]]
     return config, {name: value for name, value in options.items() if name not in names}
 
 
-def _require(holds: bool, name: str, rule: str, got: Any) -> None:
+def require(holds: bool, name: str, rule: str, got: Any) -> None:
+    """Raises ValueError unless a setting holds its rule; the message names value and flag."""
     if not holds:
         raise ValueError(f"{name} {rule}, got {got!r}; change --{name}.")

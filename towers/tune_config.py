@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
 from simple_parsing import field
 
 from towers.config import TrainConfig
+from towers.tower_config import require
 
 SEARCHED = ("learning_rate", "temperature", "normalize", "l2")  # where they are not given
 
@@ -49,19 +49,19 @@ class TuneConfig(TrainConfig):
         """
         if isinstance(self.space, Mapping):
             object.__setattr__(self, "space", [f"{k}={v}" for k, v in self.space.items()])
-        _require(bool(self.output), "output", "must be given", self.output)
-        _require(not self.run, "run", "must be left out: trials lie in --output", self.run)
+        require(bool(self.output), "output", "must be given", self.output)
+        require(not self.run, "run", "must be left out: trials lie in --output", self.run)
         watched, unset = self.validation_metric, TrainConfig.validation_metric
-        _require(watched in (unset, self.metric), "validation_metric", "is --metric here", watched)
+        require(watched in (unset, self.metric), "validation_metric", "is --metric here", watched)
         for name in ("trials", "startup_trials"):
-            _require(getattr(self, name) >= 1, name, "must be at least 1", getattr(self, name))
+            require(getattr(self, name) >= 1, name, "must be at least 1", getattr(self, name))
         rule = "must be median, hyperband or none"
-        _require(self.pruner in ("median", "hyperband", "none"), "pruner", rule, self.pruner)
-        _require(self.timeout >= 0, "timeout", "must be at least 0", self.timeout)
+        require(self.pruner in ("median", "hyperband", "none"), "pruner", rule, self.pruner)
+        require(self.timeout >= 0, "timeout", "must be at least 0", self.timeout)
         one = self.strategy != "multi_worker"
-        _require(one, "strategy", "must be none or mirrored for a study", self.strategy)
+        require(one, "strategy", "must be none or mirrored for a study", self.strategy)
         for pair in self.space:
-            _require("=" in pair[1:], "space", "must be NAME=RANGE", pair)
+            require("=" in pair[1:], "space", "must be NAME=RANGE", pair)
         object.__setattr__(self, "options", self.base.options)  # checks what training has, too
 
     @property
@@ -80,8 +80,3 @@ class TuneConfig(TrainConfig):
         """Names of what is fixed, though it would be searched by default."""
         settings = {name for name in SEARCHED if getattr(self, name) is not None}
         return settings | {f"method.{name}" for name in self.method_options}
-
-
-def _require(holds: bool, name: str, rule: str, got: Any) -> None:
-    if not holds:
-        raise ValueError(f"{name} {rule}, got {got!r}; change --{name}.")

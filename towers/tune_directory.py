@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import json
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from pipeline import schema
-from towers.run_directory import read_json, write_json
+from towers.run_directory import only_writer, read_json, write_json
 from towers.tune_config import TuneConfig
 from towers.tune_report import REPORTS
 
 STUDY = "study.json"  # the configuration, and the fingerprint of the data
 STORAGE = "study.sqlite3"  # Optuna's record of the trials
 TRIALS = "trials"  # run directories: that of the best trial, and of one that is not finished
-_LOCK = ".lock"
 
 # What a study may go on with although it is not what it began with.
 _FREE = (
@@ -28,18 +25,11 @@ _FREE = (
 )
 
 
-@contextmanager
-def only_one(output: str) -> Iterator[None]:
+def only_one(output: str) -> AbstractContextManager[None]:
     """Keeps other processes from the study; a killed one lets go of it."""
-    Path(output).mkdir(parents=True, exist_ok=True)
-    with open(Path(output) / _LOCK, "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ValueError(
-                f"another process tunes in {output}: wait for it, or give another --output."
-            ) from None
-        yield
+    return only_writer(
+        output, f"another process tunes in {output}: wait for it, or give another --output."
+    )
 
 
 def claim(config: TuneConfig, fingerprint: str) -> None:

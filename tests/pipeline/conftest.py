@@ -3,6 +3,9 @@
 import numpy as np
 import pyarrow as pa
 import pytest
+from streaming_log import BY_TIME, config_for, make_rows, state_of, write_parts
+
+from pipeline.streaming_job import estimate
 
 
 def make_log(num_rows=3000, num_users=120, num_items=80, seed=7):
@@ -23,3 +26,17 @@ def make_log(num_rows=3000, num_users=120, num_items=80, seed=7):
 @pytest.fixture(scope="session")
 def log():
     return make_log()
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    """A log of streaming in three files; rows of one may be older than the last of another."""
+    return write_parts(tmp_path_factory.mktemp("source") / "log", make_rows(), 3)
+
+
+@pytest.fixture(scope="module")
+def expected(parts, tmp_path_factory):
+    """The state after one run over all three files, by event time."""
+    out = tmp_path_factory.mktemp("expected") / "out"
+    estimate(config_for(parts, out, **BY_TIME))
+    return state_of(out)

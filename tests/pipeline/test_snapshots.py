@@ -3,17 +3,11 @@
 import shutil
 
 import pytest
-from streaming_log import BY_ROWS, config_for, make_rows, newest, write, write_parts
+from streaming_log import BY_ROWS, config_for, make_rows, newest, write
 
 from pipeline import schema
 from pipeline.snapshots import only_writer
 from pipeline.streaming_job import estimate
-
-
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory):
-    """A log in three files; rows of one file may be older than the last ones of another."""
-    return write_parts(tmp_path_factory.mktemp("source") / "log", make_rows(), 3)
 
 
 @pytest.fixture(scope="module")

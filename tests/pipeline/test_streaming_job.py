@@ -39,20 +39,6 @@ from pipeline.streaming_job import estimate
 MODES = pytest.mark.parametrize("mode", [BY_ROWS, BY_TIME], ids=["rows", "time"])
 
 
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory):
-    """A log in three files; rows of one file may be older than the last ones of another."""
-    return write_parts(tmp_path_factory.mktemp("source") / "log", make_rows(), 3)
-
-
-@pytest.fixture(scope="module")
-def expected(parts, tmp_path_factory):
-    """The state after one run over all three files, by event time."""
-    out = tmp_path_factory.mktemp("expected") / "out"
-    estimate(config_for(parts, out, **BY_TIME))
-    return state_of(out)
-
-
 # --- the result -----------------------------------------------------------------------------
 
 

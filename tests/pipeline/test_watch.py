@@ -27,20 +27,6 @@ from pipeline import micro_batch, schema, watch
 from pipeline.streaming_job import estimate
 
 
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory):
-    """A log in three files; rows of one file may be older than the last ones of another."""
-    return write_parts(tmp_path_factory.mktemp("source") / "log", make_rows(), 3)
-
-
-@pytest.fixture(scope="module")
-def expected(parts, tmp_path_factory):
-    """The state after one run over all three files, by event time."""
-    out = tmp_path_factory.mktemp("expected") / "out"
-    estimate(config_for(parts, out, **BY_TIME))
-    return state_of(out)
-
-
 def watched(source, output, **settings):
     return config_for(source, output, watch=True, poll_seconds=0.01, **(BY_TIME | settings))
 

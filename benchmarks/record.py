@@ -1,0 +1,22 @@
+"""What a benchmark leaves behind: its results, and the command that makes them again."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from pipeline import schema
+
+
+def command(benchmark: str) -> str:
+    """The command that is running; of an absolute path, the last part: others have other places."""
+    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
+    return " ".join([f"python -m benchmarks.{benchmark}", *words])
+
+
+def write(path: str | Path, results: Any) -> None:
+    """Writes results as JSON, in one step, so that a killed benchmark leaves the earlier ones."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    schema.write_atomically(Path(path), json.dumps(results, indent=2) + "\n")
