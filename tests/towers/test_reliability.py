@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -306,6 +307,15 @@ def test_a_run_that_started_from_another_goes_on_without_it(prepared, tmp_path, 
     shutil.rmtree(old.run)
     train(cut)
     assert_same(last_of(tmp_path / "cut"), last_of(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("towers", [("id", "features"), ("features", "id")])
+def test_vectors_of_attributes_start_no_run(attributed, tmp_path, towers):
+    old, new = (config_for(attributed, tmp_path / name, epochs=1, tower=name) for name in towers)
+    train(old)
+    with pytest.raises(ValueError, match=r"--tower features makes them .*: leave out --init_from"):
+        train(dataclasses.replace(new, init_from=old.run))
+    assert not Path(new.run).exists()
 
 
 def test_wrong_runs_to_start_from_are_errors(prepared, checkerboard, make_prepared, tmp_path):
