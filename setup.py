@@ -51,6 +51,8 @@ EXTRAS = {
         "psutil>=5",
         "schemathesis>=4",
         "selenium>=4",
+        "nbclient>=0.10",  # the tests run the notebooks
+        "ipykernel>=6.29",
         "setuptools>=77",
         "wheel",
     ],

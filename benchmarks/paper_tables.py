@@ -155,15 +155,16 @@ def rounded(metrics: Mapping[str, float]) -> dict[str, float]:
 
 
 def commit() -> str:
-    """The commit of the code that ran, with a mark where files were changed."""
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--exclude=*"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
+    """The commit of the code that ran, with a mark where anything but results was changed."""
+    code = [".", ":!benchmarks/results", ":!docs"]
+    short = _git("rev-parse", "--short", "HEAD").stdout.strip()
+    return short + ("-dirty" if _git("diff", "--quiet", "HEAD", "--", *code).returncode else "")
+
+
+def _git(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    return done.stdout.strip()
 
 
 def render() -> str:
