@@ -14,8 +14,10 @@ from towers.feature_source import FeatureSource
 from towers.feature_tower import FeatureTower
 from towers.features import Features, columns_of
 from towers.history import History
+from towers.history_tower import HistoryTower
 from towers.id_tower import GmfTower, IdTower
 from towers.propagation import LightGcn, Ngcf, Propagation
+from towers.tower import Tower
 from towers.tower_config import INPUTS, TowerConfig
 from towers.tower_pair import TowerPair
 
@@ -48,18 +50,36 @@ def make_towers(
     Raises:
       ValueError: the data have no such attributes.
     """
+    query: Tower
     shared: dict[str, Any] = {"normalize": normalize, "init_stddev": init_stddev}
     if config.tower == "features":
         query, candidate = _feature_towers(data, config, dim, seed, shared)
         return TowerPair(query, candidate, temperature=temperature)
-    query_tower = GmfTower if config.tower == "gmf" else IdTower
-    return TowerPair(
-        query_tower(data.num_queries, dim, seed=(seed, _QUERY_SEED), name="query_tower", **shared),
-        IdTower(
-            data.num_candidates, dim, seed=(seed, _CANDIDATE_SEED), name="candidate_tower", **shared
-        ),
-        _propagation(data, config, dim, seed, jit_compile),
-        temperature=temperature,
+    candidate = IdTower(
+        data.num_candidates, dim, seed=(seed, _CANDIDATE_SEED), name="candidate_tower", **shared
+    )
+    shared |= {"seed": (seed, _QUERY_SEED), "name": "query_tower"}
+    if config.tower in ("fism", "svdpp"):
+        query = _history_tower(data, config, candidate, shared)
+    else:
+        query_tower = GmfTower if config.tower == "gmf" else IdTower
+        query = query_tower(data.num_queries, dim, **shared)
+    propagation = _propagation(data, config, dim, seed, jit_compile)
+    return TowerPair(query, candidate, propagation, temperature=temperature)
+
+
+def _history_tower(
+    data: RetrievalData, config: TowerConfig, candidate: IdTower, shared: dict[str, Any]
+) -> Tower:
+    return HistoryTower(
+        data.arrays("train"),
+        data.num_queries,
+        data.num_candidates,
+        candidate.dim,
+        length=config.history,
+        items=candidate.table if config.share_items else None,
+        has_table=config.tower == "svdpp",
+        **shared,
     )
 
 

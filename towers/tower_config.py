@@ -5,18 +5,20 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-TOWERS = ("id", "gmf", "features", "light_gcn", "ngcf")
+TOWERS = ("id", "gmf", "features", "fism", "svdpp", "light_gcn", "ngcf")
 POOLINGS = ("mean", "attention")
 INPUTS = ("id", "history", "features")  # what is no name of a column
 _GRAPHS = ("light_gcn", "ngcf")
-_MEANT_FOR = {"num_layers": _GRAPHS}  # field → towers; the other fields are for `features`
+_HISTORIES = ("features", "fism", "svdpp")
+# field → towers; the other fields are for `features`
+_MEANT_FOR = {"num_layers": _GRAPHS, "history": _HISTORIES, "share_items": _HISTORIES}
 
 
 @dataclasses.dataclass(frozen=True)
 class TowerConfig:
     """Which towers, and what they are made of."""
 
-    tower: str = "id"  # of both sides: id, gmf, features, light_gcn or ngcf
+    tower: str = "id"  # of both sides: id, gmf, features, fism, svdpp, light_gcn or ngcf
     num_layers: int = 3  # light_gcn, ngcf: L, steps along the edges of the graph
     query_inputs: tuple[str, ...] = ("history", "features")  # features: of id, history, features
     # (all columns of the attributes of users), or names of columns
@@ -24,9 +26,11 @@ class TowerConfig:
     # of the attributes of items), or names of columns; without id items differ by columns only
     hidden: tuple[int, ...] = (64,)  # features: units of each hidden layer of the network
     feature_dim: int = 16  # features: numbers of a row for a value of a column
-    history: int = 20  # features: H, the last candidates of a query that it is known by
+    history: int = 20  # features: H, the last candidates of a query that it is known by; fism,
+    # svdpp: how many of all of them a step of training reads
     history_pooling: str = "mean"  # features: how they become one vector: mean or attention
-    share_items: bool = True  # features: the history reads the table of the ids of candidates
+    share_items: bool = True  # features, fism, svdpp: the history reads the table of the ids of
+    # candidates
     id_dropout: float = 0.1  # features: share of ids whose row a step drops, so that ids without
     # rows can be served
     text_buckets: int = 16_384  # features: codes that the n-grams of texts are hashed to

@@ -19,6 +19,12 @@ from towers.two_tower import TwoTower
 log = logging.getLogger(__name__)
 
 _VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"  # what TensorFlow appends to the path of a variable
+_ITEMS = "query_tower/items"
+_TABLES = (  # side that the rows are ids of, table, and the one that it may be shared with
+    ("query", "query_tower/table", "query_tower/table"),
+    ("candidate", _ITEMS, "candidate_tower/table"),
+    ("candidate", "candidate_tower/table", _ITEMS),
+)
 
 
 def keep_vocabularies(run: str | os.PathLike[str], data: RetrievalData) -> None:
@@ -56,15 +62,27 @@ def start_from_run(config: TrainConfig, model: TwoTower, data: RetrievalData) ->
     path = root / CHECKPOINTS / read_json(root / TRAINING)["weights"]
     weights = tf.train.load_checkpoint(str(path))
     with np.load(root / VOCABULARIES) as known:
-        for side in schema.SIDES:
-            table = getattr(model, f"{side}_tower").table
-            old = weights.get_tensor(f"model/{side}_tower/table{_VALUE}")
+        for side, path, other in _TABLES:
+            table, old = _table_of(model, path), _saved(weights, path, other)
+            if table is None or old is None:
+                continue
             if old.shape[1] != table.shape[1]:
                 raise ValueError(
                     f"dim must be {old.shape[1]} as in {root}, got {table.shape[1]}; change --dim."
                 )
             table.assign(_joined(table.numpy(), _fingerprints(data, side), old, known[side], root))
     _take_the_rest(model, weights)
+
+
+def _table_of(model: TwoTower, path: str) -> tf.Variable | None:
+    tower, name = path.split("/")
+    return getattr(getattr(model, tower), name, None)
+
+
+def _saved(weights: Any, *paths: str) -> np.ndarray | None:
+    """A table under the first of its names: one that towers share is saved under one of two."""
+    keys = [f"model/{path}{_VALUE}" for path in paths]
+    return next((weights.get_tensor(key) for key in keys if weights.has_tensor(key)), None)
 
 
 def _fingerprints(data: RetrievalData, side: str) -> np.ndarray:
@@ -91,7 +109,10 @@ def _take_the_rest(model: TwoTower, weights: Any) -> None:
     """Weights of towers and propagation that belong to no id, where both runs have them."""
     for key in weights.get_variable_to_shape_map():
         part, *names = key.removesuffix(_VALUE).removeprefix("model/").split("/")
-        if part not in ("query_tower", "candidate_tower", "propagation") or names == ["table"]:
+        if part not in ("query_tower", "candidate_tower", "propagation") or names[0] in (
+            "table",
+            "items",
+        ):
             continue
         variable: Any = model
         for name in (part, *names):

@@ -30,6 +30,8 @@ TOWERS = [
     {"tower": "gmf", "method": "mns"},
     {"tower": "light_gcn", "method": "mns"},
     {"tower": "ngcf", "method": "bpr", "num_layers": 2},
+    {"tower": "fism", "method": "mns", "history": 4},
+    {"tower": "svdpp", "method": "dns_mn", "history": 4, "share_items": False},
     {"tower": "features", "method": "mns", "history": 4, "hidden": [8], "feature_dim": 4},
     {"tower": "features", "method": "dns_mn", "history": 4, "hidden": [8], "feature_dim": 4},
 ]

@@ -263,7 +263,7 @@ def grown(pairs):
     return from_dataframe(df, user="user_id", item="item_id", validation_ratio=0.2)
 
 
-@pytest.mark.parametrize("tower", ["id", "gmf"])
+@pytest.mark.parametrize("tower", ["id", "gmf", "svdpp"])
 def test_a_run_starts_from_the_vectors_of_another_by_raw_id(
     prepared, pairs, make_prepared, tmp_path, tower
 ):

@@ -39,6 +39,8 @@ SETTINGS = {
     "light_gcn": {"tower": "light_gcn"},
     "light_gcn_segments": {"tower": "light_gcn", "jit_compile": True},
     "ngcf": {"tower": "ngcf", "num_layers": 2},
+    "fism": {"tower": "fism", "history": 4},
+    "svdpp": {"tower": "svdpp", "history": 4, "share_items": False},
     "features": FEATURES,
     "attention": FEATURES | {"history_pooling": "attention", "share_items": False},
 }
@@ -71,7 +73,8 @@ def batch_of(data, size):
             for m in sorted(samplers.METHODS)
         ),
         *((name, m) for name in ("light_gcn", "ngcf") for m in ("dns", "full_softmax")),
-        *((name, "mns") for name in ("gmf", "light_gcn_segments", "attention")),
+        *((name, "mns") for name in ("gmf", "light_gcn_segments", "attention", "svdpp")),
+        *(("fism", m) for m in ("dns", "adasir_u")),
     ],
 )
 def test_step_takes_the_gradients_of_compute_loss(attributed_data, name, method):
@@ -95,14 +98,15 @@ def test_step_takes_the_gradients_of_compute_loss(attributed_data, name, method)
         if ours is not None:
             np.testing.assert_allclose(ours, tf.convert_to_tensor(theirs), atol=2e-5)
             known += bool(tf.reduce_any(ours != 0))
-    assert known >= 2
+    assert known >= min(2, len(expected))  # fism has one table
 
 
 @pytest.mark.parametrize(
     ("name", "method"),
     [
         *((name, "ssl_pop") for name in ("light_gcn", "ngcf")),
-        *((name, "dns") for name in ("gmf", "light_gcn", "features")),
+        *((name, "dns") for name in ("gmf", "light_gcn", "features", "fism")),
+        ("svdpp", "ssl_pop"),
         pytest.param("light_gcn_segments", "dns", marks=pytest.mark.long),
         pytest.param("ngcf", "dns", marks=pytest.mark.long),
         pytest.param("gmf", "ssl_pop", marks=pytest.mark.long),
@@ -174,7 +178,7 @@ def checkpoint_of(run):
     return {name: reader.get_tensor(name) for name in names}
 
 
-@pytest.fixture(scope="module", params=["light_gcn", "ngcf", "features"])
+@pytest.fixture(scope="module", params=["light_gcn", "ngcf", "features", "svdpp"])
 def trained(request, attributed, tmp_path_factory):
     """The name of a tower and a run of two epochs."""
     run = tmp_path_factory.mktemp(request.param) / "run"
