@@ -23,7 +23,8 @@ class HistoryTower(Tower):
     Koren, KDD 2008, doi:10.1145/1401890.1401944, eq. (15), as the query of a two-tower model;
     without row(u): FISM, Kabbur et al., KDD 2013, doi:10.1145/2487575.2487589, eq. (6), whose
     rule it is that a query which is trained on a candidate i does not know it: N(u)∖i. There is no
-    order in N(u); what came after i is in it. Of long histories a step of training reads `length`
+    order in N(u); what came after i is in it. Where scores are cosines, y_j has length 1, as the
+    embedding of the candidate has. Of long histories a step of training reads `length`
     candidates, others in every step, and scales their sum; everywhere else the whole history is
     read.
 
@@ -99,7 +100,7 @@ class HistoryTower(Tower):
         lists = tf.RaggedTensor.from_row_lengths(tf.range(tf.reduce_sum(sizes)), sizes)
         owners = lists.value_rowids()
         places = lists.values + tf.gather(starts - lists.row_starts(), owners)
-        rows = tf.gather(self.items, tf.gather(self._lists.values, places) - 1)
+        rows = self._embed_items(tf.gather(self._lists.values, places) - 1)
         total = tf.math.unsorted_segment_sum(rows, owners, tf.size(flat))
         scaled = total * tf.math.rsqrt(tf.cast(tf.maximum(sizes, 1), total.dtype))[:, None]
         return tf.reshape(scaled, tf.concat([tf.shape(ids), [self.dim]], 0))
@@ -119,12 +120,17 @@ class HistoryTower(Tower):
         chosen = tf.cast(tf.gather(self._lists.values, places), tf.int64) - 1
         other = (steps < sizes[:, None]) & (chosen != positives[:, None])
         weights = tf.cast(other, self.items.dtype)
-        rows = tf.gather(self.items, tf.maximum(chosen, 0))
+        rows = self._embed_items(tf.maximum(chosen, 0))
         total = tf.reduce_sum(rows * weights[..., None], axis=1)
         # mean of the read ones · n / sqrt(n), n = |N(u)∖i|: a pair of the train split is in N(u)
         num_others = tf.cast(tf.maximum(sizes - 1, 0), total.dtype)
         num_read = tf.maximum(tf.reduce_sum(weights, axis=1), 1)
         return total * (tf.sqrt(num_others) / num_read)[:, None]
+
+    def _embed_items(self, ids: tf.Tensor) -> tf.Tensor:
+        """y_j: [...] → [..., D]."""
+        rows = tf.gather(self.items, ids)
+        return tf.math.l2_normalize(rows, axis=-1) if self.normalize else rows
 
     def _spans(self, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Where the histories of queries start in the lists, and how long they are."""

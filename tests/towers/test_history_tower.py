@@ -21,16 +21,20 @@ def make_tower(length=20, **settings):
 
 def in_numpy(tower, query, without=None):
     """row + |N(u)∖i|^(-1/2) Σ y_j, in float64."""
+    items = tower.items.numpy().astype(float)
+    if tower.normalize:
+        items /= np.linalg.norm(items, axis=1, keepdims=True)
     others = [item for item in CHOSEN[query] if item != without]
     total = np.zeros(DIM) if tower.table is None else tower.table.numpy()[query].astype(float)
     for item in others:
-        total = total + tower.items.numpy()[item] / np.sqrt(len(others))
-    return total
+        total = total + items[item] / np.sqrt(len(others))
+    return total / (np.linalg.norm(total) or 1) if tower.normalize else total
 
 
+@pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("has_table", [False, True])
-def test_whole_histories(has_table):
-    tower = make_tower(length=2, has_table=has_table)
+def test_whole_histories(has_table, normalize):
+    tower = make_tower(length=2, has_table=has_table, normalize=normalize)
     expected = [in_numpy(tower, query) for query in CHOSEN]
     np.testing.assert_allclose(tower.embed(None), expected, atol=1e-5)
     ids = tf.constant([[3, 0], [4, 4]], tf.int64)
@@ -41,7 +45,7 @@ def test_whole_histories(has_table):
 @pytest.mark.parametrize("has_table", [False, True])
 @pytest.mark.parametrize("seed", [None, (3, 4)])
 def test_a_query_does_not_know_what_it_is_trained_on(has_table, seed):
-    tower = make_tower(has_table=has_table)
+    tower = make_tower(has_table=has_table, normalize=seed is None)
     found = tower.embed(tf.constant(PAIRS[:, 0]), positives=tf.constant(PAIRS[:, 1]), seed=seed)
     expected = [in_numpy(tower, query, without=item) for query, item in PAIRS]
     np.testing.assert_allclose(found, expected, atol=1e-5)
