@@ -76,7 +76,8 @@ def run(options: argparse.Namespace, dataset: str, method: str, seed: int) -> No
     table = TABLES[options.table, dataset]
     data = prepared(options, dataset)
     settings = settings_of(table.rows[method], table, method)
-    name = f"{options.table}-{dataset}-{method}-{seed}".replace(", ", "-").replace(" ", "")
+    owner = table.runs or options.table
+    name = f"{owner}-{dataset}-{method}-{seed}".replace(", ", "-").replace(" ", "")
     place = Path(options.work) / "runs" / f"{name}{'-validated' if options.patience else ''}"
     config = TrainConfig(
         data=str(data),
@@ -89,7 +90,7 @@ def run(options: argparse.Namespace, dataset: str, method: str, seed: int) -> No
     print(f"{options.table} {dataset} {method} seed {seed}: {place}", flush=True)
     summary = train(config)
     metrics = evaluate(EvaluateConfig(data=str(data), run=str(place), ks=KS))
-    shared = {"table": options.table, "dataset": dataset, "commit": commit()}
+    shared = {"table": owner, "dataset": dataset, "commit": commit()}
     shared |= {"date": datetime.date.today().isoformat(), "command": command("paper_tables")}
     shown = {key: value for key, value in settings.items() if key != "method"}
     protocol = {"validation_ratio": 0.1 if options.patience else 0.0}
@@ -135,12 +136,17 @@ def prepared(options: argparse.Namespace, dataset: str) -> Path:
 
 def note(table: str, dataset: str, rows: Iterable[Mapping[str, Any]]) -> None:
     """Puts rows into the file of a table, in place of those of the same run."""
-    path = RESULTS / f"paper_{table}_{dataset}.json"
+    path = results_of(table, dataset)
     kept = json.loads(path.read_text()) if path.exists() else []
     for row in rows:
         kept = [other for other in kept if identity(other) != identity(row)] + [dict(row)]
     kept.sort(key=lambda row: (row["method"], row["seed"], row["epochs"]))
     write(path, kept)
+
+
+def results_of(table: str, dataset: str) -> Path:
+    """The file of a table; tables whose rows are the same runs share one."""
+    return RESULTS / f"paper_{TABLES[table, dataset].runs or table}_{dataset}.json"
 
 
 def identity(row: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -178,8 +184,9 @@ def render() -> str:
         "[methods](methods.md)).\n",
     ]
     for (name, dataset), table in TABLES.items():
-        path = RESULTS / f"paper_{name}_{dataset}.json"
+        path = results_of(name, dataset)
         rows = json.loads(path.read_text()) if path.exists() else []
+        rows = [row for row in rows if row["method"] in (POPULARITY, *table.rows)]
         parts.append(section(table, rows, path))
     return "\n".join(parts)
 
@@ -189,7 +196,7 @@ def section(table: Table, rows: list[dict[str, Any]], path: Path) -> str:
     groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for row in rows:
         groups.setdefault((row["method"], row["epochs"]), []).append(row)
-    lines = [f"## {table.title}\n", f"Published in: {table.paper}.\n"]
+    lines = [f"## {table.title}\n", f"In brackets: {table.paper}.\n"]
     if groups:
         heads = ["method", "epochs", "seeds", *table.metrics, "seconds"]
         lines += [f"| {' | '.join(heads)} |", "|" + " --- |" * len(heads)]
@@ -210,6 +217,8 @@ def section(table: Table, rows: list[dict[str, Any]], path: Path) -> str:
             f"\n{newest['date']}, commit {newest['commit']}, "
             f"[results](../{path.relative_to(ROOT)}), such as by\n`{newest['command']}`.\n"
         )
+    if groups and table.note:
+        lines.append(f"{table.note}\n")
     missing = [name for name in table.rows if not any(name == method for method, _ in groups)]
     if missing:
         lines.append(f"Not run: {', '.join(f'`{name}`' for name in missing)}.\n")
