@@ -103,6 +103,8 @@ _FISM = {
     "batch_size": 1024,
     "optimizer": "adagrad",
     "learning_rate": 2.5,
+    "learning_rate_decay": 0.8,
+    "decay_epochs": 1,
     "init_stddev": 0.03,
     "l2": 0.0,
 }
