@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
+
+os.environ["TF_USE_LEGACY_KERAS"] = "1"  # read when tf.keras is first used; TFRS needs Keras 2
 
 if TYPE_CHECKING:
     from towers.data import RetrievalData, open_data

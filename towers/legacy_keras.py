@@ -1,15 +1,11 @@
 """The one place where Keras and TensorFlow Recommenders are loaded.
 
 TensorFlow Recommenders works with Keras 2 alone, which `tf.keras` is only where
-TF_USE_LEGACY_KERAS=1 was set before its first use. Other modules import `tf_keras` and `tfrs`
+TF_USE_LEGACY_KERAS=1 was set before its first use, as the package `towers` does. Other modules import `tf_keras` and `tfrs`
 from here.
 """
 
 from __future__ import annotations
-
-import os
-
-os.environ["TF_USE_LEGACY_KERAS"] = "1"
 
 import tensorflow as tf
 import tf_keras
