@@ -1,8 +1,8 @@
 """The one place where Keras and TensorFlow Recommenders are loaded.
 
 TensorFlow Recommenders works with Keras 2 alone, which `tf.keras` is only where
-TF_USE_LEGACY_KERAS=1 was set before its first use, as the package `towers` does. Other modules import `tf_keras` and `tfrs`
-from here.
+TF_USE_LEGACY_KERAS=1 was set before its first use, as the package `towers` does. Other modules
+import `tf_keras` and `tfrs` from here.
 """
 
 from __future__ import annotations
