@@ -27,10 +27,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.paper_settings import TABLES, Row, Table
+from benchmarks.paper_settings import FIGURES, TABLES, Row, Table
 from benchmarks.record import command, write
 from pipeline import schema
 
+ALL = {**TABLES, **FIGURES}
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "paper_tables.md"
@@ -44,7 +45,7 @@ def main() -> None:
     """Parses, then trains and measures, or renders."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--render", action="store_true", help="write the page and end")
-    parser.add_argument("--table", choices=sorted({table for table, _ in TABLES}))
+    parser.add_argument("--table", choices=sorted({table for table, _ in ALL}))
     parser.add_argument("--dataset", nargs="*", help="all that the table has by default")
     parser.add_argument("--method", nargs="*", help="rows of the table; all by default")
     parser.add_argument("--seeds", nargs="*", type=int, default=[10])
@@ -58,8 +59,8 @@ def main() -> None:
         return
     if not (options.table and options.data and options.work):
         parser.error("--table, --data and --work must be given, or --render.")
-    for dataset in options.dataset or [name for table, name in TABLES if table == options.table]:
-        table = TABLES[options.table, dataset]
+    for dataset in options.dataset or [name for table, name in ALL if table == options.table]:
+        table = ALL[options.table, dataset]
         for method in options.method or table.rows:
             if method not in table.rows:
                 parser.error(f"--method must be of {', '.join(table.rows)}, got {method!r}.")
@@ -73,7 +74,7 @@ def run(options: argparse.Namespace, dataset: str, method: str, seed: int) -> No
     from towers.evaluate import evaluate
     from towers.train import train
 
-    table = TABLES[options.table, dataset]
+    table = ALL[options.table, dataset]
     data = prepared(options, dataset)
     settings = settings_of(table.rows[method], table, method)
     owner = table.runs or options.table
@@ -146,7 +147,7 @@ def note(table: str, dataset: str, rows: Iterable[Mapping[str, Any]]) -> None:
 
 def results_of(table: str, dataset: str) -> Path:
     """The file of a table; tables whose rows are the same runs share one."""
-    return RESULTS / f"paper_{TABLES[table, dataset].runs or table}_{dataset}.json"
+    return RESULTS / f"paper_{ALL[table, dataset].runs or table}_{dataset}.json"
 
 
 def identity(row: Mapping[str, Any]) -> tuple[Any, ...]:
