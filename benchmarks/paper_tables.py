@@ -57,6 +57,7 @@ def main() -> None:
     if options.render:
         schema.write_atomically(PAGE, render())
         return
+    options.commit = commit()  # now: the checkout may move on while a run lasts
     if not (options.table and options.data and options.work):
         parser.error("--table, --data and --work must be given, or --render.")
     for dataset in options.dataset or [name for table, name in ALL if table == options.table]:
@@ -91,7 +92,7 @@ def run(options: argparse.Namespace, dataset: str, method: str, seed: int) -> No
     print(f"{options.table} {dataset} {method} seed {seed}: {place}", flush=True)
     summary = train(config)
     metrics = evaluate(EvaluateConfig(data=str(data), run=str(place), ks=KS))
-    shared = {"table": owner, "dataset": dataset, "commit": commit()}
+    shared = {"table": owner, "dataset": dataset, "commit": options.commit}
     shared |= {"date": datetime.date.today().isoformat(), "command": command("paper_tables")}
     shown = {key: value for key, value in settings.items() if key != "method"}
     protocol = {"validation_ratio": 0.1 if options.patience else 0.0}
@@ -199,7 +200,7 @@ def section(table: Table, rows: list[dict[str, Any]], path: Path) -> str:
         groups.setdefault((row["method"], row["epochs"]), []).append(row)
     lines = [f"## {table.title}\n", f"In brackets: {table.paper}.\n"]
     if groups:
-        heads = ["method", "epochs", "seeds", *table.metrics, "seconds"]
+        heads = ["method", "epochs", "seeds", *table.metrics]
         lines += [f"| {' | '.join(heads)} |", "|" + " --- |" * len(heads)]
         order = [POPULARITY, *table.rows]
         for (method, epochs), some in sorted(
@@ -209,10 +210,8 @@ def section(table: Table, rows: list[dict[str, Any]], path: Path) -> str:
             values = [
                 cell([row["metrics"][m] for row in some], paper.get(m)) for m in table.metrics
             ]
-            seconds = [row.get("train_seconds", 0.0) for row in some]
             counts = [str(epochs or "–"), str(len(some) if epochs else "–")]
-            spent = f"{statistics.mean(seconds):.0f}" if epochs else "–"
-            lines.append(f"| {' | '.join([f'`{method}`', *counts, *values, spent])} |")
+            lines.append(f"| {' | '.join([f'`{method}`', *counts, *values])} |")
         newest = max(rows, key=lambda row: row["date"])
         lines.append(
             f"\n{newest['date']}, commit {newest['commit']}, "
