@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from towers.initial import normal
@@ -12,6 +13,9 @@ from towers.tower import Tower
 
 class IdTower(Tower):
     """The embedding of an id is its row of a table.
+
+    Args:
+      lengths: float32 [V], of the embeddings where `normalize` is set; None: 1.
 
     Attributes:
       table: float32 [V, D], at first N(0, init_stddev²), a function of the seed.
@@ -23,11 +27,13 @@ class IdTower(Tower):
         dim: int,
         *,
         normalize: bool = False,
+        lengths: np.ndarray | None = None,
         init_stddev: float = 0.1,
         seed: tuple[int, int] = (10, 0),
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self._lengths = None if lengths is None else tf.constant(lengths[:, None], tf.float32)
         self.normalize, self.dim, self.vocabulary_size = normalize, dim, vocabulary_size
         self.table = self.add_weight(
             name="table",
@@ -45,14 +51,22 @@ class IdTower(Tower):
         positives: tf.Tensor | None = None,
         seed: tf.Tensor | None = None,
     ) -> tf.Tensor:
-        """Rows of the table, or of another: ids [...] → float32 [..., D]."""
+        """Rows of the table, or of another: ids [...] → float32 [..., D], then their lengths."""
         del positives, seed
         source = self.table if table is None else table
-        return tf.convert_to_tensor(source) if ids is None else tf.gather(source, ids)
+        rows = tf.convert_to_tensor(source) if ids is None else tf.gather(source, ids)
+        if self._lengths is None:
+            return rows
+        lengths = self._lengths if ids is None else tf.gather(self._lengths, ids)
+        return tf.concat([rows, tf.cast(lengths, rows.dtype)], axis=-1)
 
     def call(self, rows: tf.Tensor) -> tf.Tensor:
-        """Rows → embeddings [..., D]; of length 1 when scores are cosines."""
-        return tf.math.l2_normalize(rows, axis=-1) if self.normalize else rows
+        """Rows → embeddings [..., D]; of their lengths when scores are cosines."""
+        if not self.normalize:
+            return rows
+        if self._lengths is None:
+            return tf.math.l2_normalize(rows, axis=-1)
+        return tf.math.l2_normalize(rows[..., :-1], axis=-1) * tf.stop_gradient(rows[..., -1:])
 
 
 class GmfTower(IdTower):

@@ -18,7 +18,7 @@ from towers.history_tower import HistoryTower
 from towers.id_tower import GmfTower, IdTower
 from towers.propagation import LightGcn, Ngcf, Propagation
 from towers.tower import Tower
-from towers.tower_config import INPUTS, TowerConfig
+from towers.tower_config import INPUTS, TowerConfig, require
 from towers.tower_pair import TowerPair
 
 _QUERY_SEED, _CANDIDATE_SEED = 0, 1
@@ -56,7 +56,12 @@ def make_towers(
         query, candidate = _feature_towers(data, config, dim, seed, shared)
         return TowerPair(query, candidate, temperature=temperature)
     candidate = IdTower(
-        data.num_candidates, dim, seed=(seed, _CANDIDATE_SEED), name="candidate_tower", **shared
+        data.num_candidates,
+        dim,
+        lengths=_lengths(data, config, normalize),
+        seed=(seed, _CANDIDATE_SEED),
+        name="candidate_tower",
+        **shared,
     )
     shared |= {"seed": (seed, _QUERY_SEED), "name": "query_tower"}
     if config.tower in ("fism", "svdpp"):
@@ -66,6 +71,16 @@ def make_towers(
         query = query_tower(data.num_queries, dim, **shared)
     propagation = _propagation(data, config, dim, seed, jit_compile)
     return TowerPair(query, candidate, propagation, temperature=temperature)
+
+
+def _lengths(data: RetrievalData, config: TowerConfig, normalize: bool) -> np.ndarray | None:
+    """Of the embeddings of candidates, by their train rows: [N]; 1 for the mean of them."""
+    power = config.popularity_power
+    if not power:
+        return None
+    require(normalize, "popularity_power", "must be 0 without --normalize", power)
+    counts = np.maximum(data.train_counts, 1)
+    return (counts / counts.mean()) ** power
 
 
 def _history_tower(

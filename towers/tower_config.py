@@ -11,7 +11,12 @@ INPUTS = ("id", "history", "features")  # what is no name of a column
 _GRAPHS = ("light_gcn", "ngcf")
 _HISTORIES = ("features", "fism", "svdpp")
 # field → towers; the other fields are for `features`
-_MEANT_FOR = {"num_layers": _GRAPHS, "history": _HISTORIES, "share_items": _HISTORIES}
+_MEANT_FOR = {
+    "num_layers": _GRAPHS,
+    "popularity_power": tuple(name for name in TOWERS if name != "features"),
+    "history": _HISTORIES,
+    "share_items": _HISTORIES,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +25,8 @@ class TowerConfig:
 
     tower: str = "id"  # of both sides: id, gmf, features, fism, svdpp, light_gcn or ngcf
     num_layers: int = 3  # light_gcn, ngcf: L, steps along the edges of the graph
+    popularity_power: float = 0.0  # all but features, with normalize: embeddings of candidates have
+    # the length (train rows / their mean)^popularity_power
     query_inputs: tuple[str, ...] = ("history", "features")  # features: of id, history, features
     # (all columns of the attributes of users), or names of columns
     candidate_inputs: tuple[str, ...] = ("id", "features")  # features: of id, features (all columns

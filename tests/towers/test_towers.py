@@ -40,6 +40,7 @@ SETTINGS = {
     "light_gcn_segments": {"tower": "light_gcn", "jit_compile": True},
     "ngcf": {"tower": "ngcf", "num_layers": 2},
     "fism": {"tower": "fism", "history": 4},
+    "by_popularity": {"normalize": True, "popularity_power": 0.5},
     "svdpp": {"tower": "svdpp", "history": 4, "share_items": False},
     "features": FEATURES,
     "attention": FEATURES | {"history_pooling": "attention", "share_items": False},
@@ -74,7 +75,7 @@ def batch_of(data, size):
         ),
         *((name, m) for name in ("light_gcn", "ngcf") for m in ("dns", "full_softmax")),
         *((name, "mns") for name in ("gmf", "light_gcn_segments", "attention", "svdpp")),
-        *(("fism", m) for m in ("dns", "adasir_u")),
+        *((name, m) for name in ("fism", "by_popularity") for m in ("dns", "full_softmax")),
     ],
 )
 def test_step_takes_the_gradients_of_compute_loss(attributed_data, name, method):
@@ -137,6 +138,17 @@ def test_checkerboard(checkerboard, name, method):
         model.query_embeddings().numpy(), model.candidate_embeddings().numpy(), (1,)
     )
     assert means["recall@1"] == 1
+
+
+def test_embeddings_are_longer_by_popularity(checkerboard):
+    counts = checkerboard.train_counts
+    model = TwoTower(checkerboard, 4, normalize=True, popularity_power=0.5)
+    lengths = np.linalg.norm(model.candidate_embeddings(), axis=1)
+    np.testing.assert_allclose(lengths, np.sqrt(counts / counts.mean()), rtol=1e-5)
+    np.testing.assert_allclose(model.candidate_embeddings([3]), model.candidate_embeddings()[3:4])
+    np.testing.assert_allclose(np.linalg.norm(model.query_embeddings(), axis=1), 1, rtol=1e-5)
+    with pytest.raises(ValueError, match=r"^popularity_power must be 0 without --normalize"):
+        TwoTower(checkerboard, 4, popularity_power=0.5)
 
 
 def test_cold_items_are_ranked_by_their_attributes(checkerboard):
