@@ -40,7 +40,6 @@ class Table:
       settings: of all rows; fields of `TrainConfig`.
       metrics: the columns.
       rows: name → row.
-      note: what the numbers do not say, for the page.
       runs: another table of the data set whose runs are these too; none: it has its own.
     """
 
@@ -49,7 +48,6 @@ class Table:
     settings: Mapping[str, Any]
     metrics: tuple[str, ...]
     rows: Mapping[str, Row]
-    note: str = ""
     runs: str = ""
 
 

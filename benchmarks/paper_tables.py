@@ -34,6 +34,7 @@ from pipeline import schema
 ALL = {**TABLES, **FIGURES}
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+NOTES = ROOT / "benchmarks" / "paper_notes.md"
 PAGE = ROOT / "docs" / "paper_tables.md"
 KS = (10, 20, 50)
 POPULARITY = "popularity"
@@ -177,20 +178,28 @@ def _git(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def render() -> str:
     """The page of all tables."""
+    notes = noted()
     parts = [
         "# The papers' tables\n",
         "Each cell is ours, beside it in brackets the published value; `±` is the standard "
         "deviation over seeds. Bold: not below it. A value more than 3 % below it carries a `▼`. "
         "Metrics are means over all test users of the ranking of the whole corpus, train items "
-        "left out; `ndcg_xir` is what the code of XIR and BMNS calls NDCG (see "
-        "[methods](methods.md)).\n",
+        "left out; `ndcg_xir` is what the code of XIR and BMNS calls NDCG.\n",
     ]
     for (name, dataset), table in TABLES.items():
         path = results_of(name, dataset)
         rows = json.loads(path.read_text()) if path.exists() else []
         rows = [row for row in rows if row["method"] in (POPULARITY, *table.rows)]
         parts.append(section(table, rows, path))
+        if rows and f"{name} {dataset}" in notes:
+            parts.append(notes[f"{name} {dataset}"] + "\n")
     return "\n".join(parts)
+
+
+def noted() -> dict[str, str]:
+    """ "table dataset" → what is to be said about it."""
+    parts = NOTES.read_text().split("\n## ")[1:]
+    return {head: text.strip() for head, _, text in (part.partition("\n") for part in parts)}
 
 
 def section(table: Table, rows: list[dict[str, Any]], path: Path) -> str:
@@ -217,8 +226,6 @@ def section(table: Table, rows: list[dict[str, Any]], path: Path) -> str:
             f"\n{newest['date']}, commit {newest['commit']}, "
             f"[results](../{path.relative_to(ROOT)}), such as by\n`{newest['command']}`.\n"
         )
-    if groups and table.note:
-        lines.append(f"{table.note}\n")
     missing = [name for name in table.rows if not any(name == method for method, _ in groups)]
     if missing:
         lines.append(f"Not run: {', '.join(f'`{name}`' for name in missing)}.\n")
