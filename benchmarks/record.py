@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from pipeline import schema
 def command(benchmark: str) -> str:
     """The command that is running; of an absolute path, the last part: others have other places."""
     words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
-    return " ".join([f"python -m benchmarks.{benchmark}", *words])
+    return " ".join([f"python -m benchmarks.{benchmark}", *map(shlex.quote, words)])
 
 
 def write(path: str | Path, results: Any) -> None:
