@@ -95,6 +95,7 @@ def test_change_one_line(kernel, tmp_path):
     assert max(floored) < 13.82 < max(asked)
 
 
+@pytest.mark.long  # seven methods
 def test_choosing_a_sampler(kernel, tmp_path):
     table, floor, both, median = run(
         "3_choosing_a_sampler",

@@ -107,7 +107,7 @@ def test_step_takes_the_gradients_of_compute_loss(attributed_data, name, method)
     [
         *((name, "ssl_pop") for name in ("light_gcn", "ngcf")),
         *((name, "dns") for name in ("gmf", "light_gcn", "features", "fism")),
-        ("svdpp", "ssl_pop"),
+        pytest.param("svdpp", "ssl_pop", marks=pytest.mark.long),
         pytest.param("light_gcn_segments", "dns", marks=pytest.mark.long),
         pytest.param("ngcf", "dns", marks=pytest.mark.long),
         pytest.param("gmf", "ssl_pop", marks=pytest.mark.long),
@@ -190,7 +190,10 @@ def checkpoint_of(run):
     return {name: reader.get_tensor(name) for name in names}
 
 
-@pytest.fixture(scope="module", params=["light_gcn", "ngcf", "features", "svdpp"])
+@pytest.fixture(
+    scope="module",
+    params=["light_gcn", "ngcf", "features", pytest.param("svdpp", marks=pytest.mark.long)],
+)
 def trained(request, attributed, tmp_path_factory):
     """The name of a tower and a run of two epochs."""
     run = tmp_path_factory.mktemp(request.param) / "run"
