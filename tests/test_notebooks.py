@@ -119,6 +119,7 @@ def test_choosing_a_sampler(kernel, tmp_path):
     assert both["dns_mn, hardest 2 of 50"]["recall@10"] < floor["recall@10"] / 2
 
 
+@pytest.mark.long  # a server; tests/serving cover what it calls
 def test_serving(kernel, tmp_path):
     anything, new, other, on_shelf, shelf, from_tensorflow, from_http, times, left = run(
         "4_serving",
