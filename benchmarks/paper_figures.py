@@ -11,11 +11,10 @@ option depends on the K that one cares about. Dots are runs of one seed.
 from __future__ import annotations
 
 import argparse
-import json
 from typing import Any
 
 from benchmarks.paper_settings import FIGURES, Table
-from benchmarks.paper_tables import ROOT, results_of
+from benchmarks.paper_tables import ROOT, results_of, rows_of
 
 PLOT = ROOT / "docs" / "paper_figures.png"
 COLOURS = ("#0b5fa5", "#c65a11", "#4b7f52")
@@ -29,9 +28,7 @@ def main() -> None:
     options = parser.parse_args()
     panels = []
     for (name, dataset), table in FIGURES.items():
-        path = results_of(name, dataset)
-        rows = json.loads(path.read_text()) if path.exists() else []
-        points = points_of(table, rows)
+        points = points_of(table, rows_of(results_of(name, dataset)))
         if len(points) > 1:
             panels.append((table, points))
     if not panels:
@@ -57,9 +54,7 @@ def draw(panels: list[tuple[Table, list[tuple[float, dict[str, float]]]]], path:
     from matplotlib import pyplot
 
     height = -(-len(panels) // _COLUMNS)
-    figure, grid = pyplot.subplots(
-        height, _COLUMNS, figsize=(10, 2.7 * height), squeeze=False, sharey=False
-    )
+    figure, grid = pyplot.subplots(height, _COLUMNS, figsize=(10, 2.7 * height), squeeze=False)
     for axes, (table, points) in zip(grid.flat, panels, strict=False):
         places = range(len(points))
         for metric, colour in zip(table.metrics, COLOURS, strict=True):

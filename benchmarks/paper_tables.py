@@ -140,7 +140,7 @@ def prepared(options: argparse.Namespace, dataset: str) -> Path:
 def note(table: str, dataset: str, rows: Iterable[Mapping[str, Any]]) -> None:
     """Puts rows into the file of a table, in place of those of the same run."""
     path = results_of(table, dataset)
-    kept = json.loads(path.read_text()) if path.exists() else []
+    kept = rows_of(path)
     for row in rows:
         kept = [other for other in kept if identity(other) != identity(row)] + [dict(row)]
     kept.sort(key=lambda row: (row["method"], row["seed"], row["epochs"]))
@@ -150,6 +150,11 @@ def note(table: str, dataset: str, rows: Iterable[Mapping[str, Any]]) -> None:
 def results_of(table: str, dataset: str) -> Path:
     """The file of a table; tables whose rows are the same runs share one."""
     return RESULTS / f"paper_{ALL[table, dataset].runs or table}_{dataset}.json"
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """What a file of results holds; none before the first run."""
+    return json.loads(path.read_text()) if path.exists() else []
 
 
 def identity(row: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -188,8 +193,7 @@ def render() -> str:
     ]
     for (name, dataset), table in TABLES.items():
         path = results_of(name, dataset)
-        rows = json.loads(path.read_text()) if path.exists() else []
-        rows = [row for row in rows if row["method"] in (POPULARITY, *table.rows)]
+        rows = [row for row in rows_of(path) if row["method"] in (POPULARITY, *table.rows)]
         parts.append(section(table, rows, path))
         if rows and f"{name} {dataset}" in notes:
             parts.append(notes[f"{name} {dataset}"] + "\n")

@@ -141,7 +141,7 @@ class FeatureTower(Tower):
                 hidden = layer(hidden)
             terms.append(hidden)
         embedding = tf.add_n(terms)
-        return tf.math.l2_normalize(embedding, axis=-1) if self.normalize else embedding
+        return self.scaled(embedding)
 
     def embed_cold(self) -> tf.Tensor:
         """The embeddings of `cold_ids`: float32 [C, D]."""

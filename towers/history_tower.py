@@ -91,7 +91,7 @@ class HistoryTower(Tower):
 
     def call(self, rows: tf.Tensor) -> tf.Tensor:
         """Rows → embeddings [..., D]; of length 1 when scores are cosines."""
-        return tf.math.l2_normalize(rows, axis=-1) if self.normalize else rows
+        return self.scaled(rows)
 
     def _whole(self, ids: tf.Tensor) -> tf.Tensor:
         """The scaled sum over whole histories: [...] → [..., D]."""
@@ -129,8 +129,7 @@ class HistoryTower(Tower):
 
     def _embed_items(self, ids: tf.Tensor) -> tf.Tensor:
         """y_j: [...] → [..., D]."""
-        rows = tf.gather(self.items, ids)
-        return tf.math.l2_normalize(rows, axis=-1) if self.normalize else rows
+        return self.scaled(tf.gather(self.items, ids))
 
     def _spans(self, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Where the histories of queries start in the lists, and how long they are."""

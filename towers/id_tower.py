@@ -15,7 +15,7 @@ class IdTower(Tower):
     """The embedding of an id is its row of a table.
 
     Args:
-      lengths: float32 [V], of the embeddings where `normalize` is set; None: 1.
+      lengths: float32 [V], what embeddings are multiplied by once scaled; None: 1.
 
     Attributes:
       table: float32 [V, D], at first N(0, init_stddev²), a function of the seed.
@@ -62,11 +62,9 @@ class IdTower(Tower):
 
     def call(self, rows: tf.Tensor) -> tf.Tensor:
         """Rows → embeddings [..., D]; of their lengths when scores are cosines."""
-        if not self.normalize:
-            return rows
         if self._lengths is None:
-            return tf.math.l2_normalize(rows, axis=-1)
-        return tf.math.l2_normalize(rows[..., :-1], axis=-1) * tf.stop_gradient(rows[..., -1:])
+            return self.scaled(rows)
+        return self.scaled(rows[..., :-1]) * tf.stop_gradient(rows[..., -1:])
 
 
 class GmfTower(IdTower):

@@ -24,11 +24,13 @@ class Tower(tf_keras.layers.Layer):
     Attributes:
       dim: D, the size of the embeddings.
       vocabulary_size: V, the number of dense ids.
+      normalize: whether scores are cosines.
       cold_ids: string [C], raw ids without a dense id that the tower can embed all the same.
     """
 
     dim: int
     vocabulary_size: int
+    normalize: bool
     cold_ids: pa.Array = pa.array([], pa.string())
 
     def lookup(
@@ -53,6 +55,10 @@ class Tower(tf_keras.layers.Layer):
     def call(self, rows: Rows) -> tf.Tensor:
         """Rows → embeddings [..., D]; of length 1 when scores are cosines."""
         raise NotImplementedError
+
+    def scaled(self, embeddings: tf.Tensor) -> tf.Tensor:
+        """Of length 1 when scores are cosines, or as they are: [..., D]."""
+        return tf.math.l2_normalize(embeddings, axis=-1) if self.normalize else embeddings
 
     def embed(self, ids: tf.Tensor | None = None, **how: Any) -> tf.Tensor:
         """Both phases: ids [...] → [..., D], or the whole vocabulary; `how` is for `lookup`."""

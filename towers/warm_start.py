@@ -59,8 +59,8 @@ def start_from_run(config: TrainConfig, model: TwoTower, data: RetrievalData) ->
             "init_from starts from vectors of ids, and --tower features makes them of attributes, "
             "whose codes are those of one preparation: leave out --init_from."
         )
-    path = root / CHECKPOINTS / read_json(root / TRAINING)["weights"]
-    weights = tf.train.load_checkpoint(str(path))
+    checkpoint = root / CHECKPOINTS / read_json(root / TRAINING)["weights"]
+    weights = tf.train.load_checkpoint(str(checkpoint))
     with np.load(root / VOCABULARIES) as known:
         for side, path, other in _TABLES:
             table, old = _table_of(model, path), _saved(weights, path, other)
