@@ -246,8 +246,25 @@ def _sweep(
     return Table(title, "", settings, ("recall@10", "recall@20", "recall@50"), rows, runs="figures")
 
 
-# What the papers show as curves, on one data set: option → its values.
+# What the papers show as curves, on one data set: option → its values; and quality by time, of runs
+# with --patience, since without a validation part there is nothing to follow.
 FIGURES: Mapping[tuple[str, str], Table] = {
+    ("time", "tafeng"): Table(
+        "Recall by training time",
+        "",
+        _MEAN,
+        ("recall@50",),
+        {
+            "ssl": Row({"learning_rate": 0.005}, _TWICE),
+            "ssl_pop": Row({}, _TWICE),
+            "mns": Row({}, _TWICE),
+            "bir": Row(),
+            "xir": Row({}, _DRAWN),
+            "bmns": Row({"l2": 1e-6}, _TWICE | {"num_mixed": 128}),
+        },
+        runs="figures",
+    ),
+} | {
     (name, "tafeng"): _sweep(title, method, option, values, settings)
     for name, title, method, option, values, settings in (
         ("gamma", "γ of BMNS", "bmns", "gamma", (0, 0.2, 0.4, 0.6, 0.8, 1), _MEAN | {"l2": 1e-6}),

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import itertools
 import json
 import statistics
 import subprocess
@@ -106,11 +107,19 @@ def run(options: argparse.Namespace, dataset: str, method: str, seed: int) -> No
             "config": shown | protocol,
             "metrics": rounded(metrics["test"]),
             "train_seconds": round(summary["seconds"], 1),
-        },
+        }
+        | ({"history": by_time(summary["history"])} if options.patience else {}),
         {"method": POPULARITY, "d": 0, "seed": 0, "epochs": 0, "config": protocol}
         | {"metrics": rounded(metrics["popularity"])},
     ]
     note(options.table, dataset, [shared | row for row in rows])
+
+
+def by_time(history: Iterable[Mapping[str, float]]) -> list[tuple[float, float]]:
+    """(seconds of training so far, Recall@50 on the validation part) after each epoch."""
+    seconds = itertools.accumulate(epoch["seconds"] for epoch in history)
+    values = (epoch["val_recall@50"] for epoch in history)
+    return [(round(t, 1), round(v, 5)) for t, v in zip(seconds, values, strict=True)]
 
 
 def settings_of(row: Row, table: Table, name: str) -> dict[str, Any]:
