@@ -9,11 +9,12 @@ from typing import ClassVar
 import tensorflow as tf
 
 from samplers.candidates import Batch, Candidates, Encoders
-from samplers.checks import check_at_least_1_or_none
+from samplers.checks import check_at_least_1, check_at_least_1_or_none
 from samplers.method_base import Method
 from samplers.popularity_table import PopularityTable
+from samplers.soft_targets import TargetTable
 from samplers.softmax_losses import in_batch_softmax_loss
-from samplers.streamed_softmax import Valid, dot_logsumexp, own_scores
+from samplers.streamed_softmax import Valid, dot_logsumexp, own_scores, target_scores
 from samplers.uniform import UniformSampler
 from samplers.validity import hit_filter, num_rows, weigh_rows, without_padding
 
@@ -25,31 +26,67 @@ class FullSoftmax(Method):
     Fan et al., CIKM 2023, doi:10.1145/3583780.3614789, section 3.1:
         loss = log Σ_j e^(s_uj) - s_ui over the corpus j
     Costs B·N scores and a dense gradient of the candidate table in every step.
+
+    With `targets` it distils: a row is not about its own positive but about all of its query,
+        loss = log Σ_j e^(s_uj) - Σ_i t_ui s_ui
+    where t_u shares its weight between what u chose and what a teacher ranks highest for it, see
+    `soft_targets`.
     """
 
     faster_with_xla: ClassVar[bool] = False
     row_by_row: ClassVar[bool] = True
 
     block_size: int | None = None  # candidates scored at once, to save memory; none: all
+    teacher_weight: float = 0.3  # λ, share of a teacher in the targets, in [0, 1]; it needs one
+    teacher_temperature: float = 0.4  # τ_t, what the teacher's scores are divided by
+    num_chosen: int = 64  # S, with a teacher: what a query chose that one step looks at, at most
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least_1_or_none(block_size=self.block_size)
+        check_at_least_1("num_chosen", self.num_chosen)
+        if not 0 <= self.teacher_weight <= 1:
+            raise ValueError(f"teacher_weight must be between 0 and 1, got {self.teacher_weight}.")
+        if not self.teacher_temperature > 0:
+            raise ValueError(
+                f"teacher_temperature must be above 0, got {self.teacher_temperature}."
+            )
+        self._table = None
+        if self.targets is not None:
+            self._table = TargetTable(
+                self.targets,
+                weight=self.teacher_weight,
+                temperature=self.teacher_temperature,
+                num_chosen=self.num_chosen,
+            )
+
+    def propose(self, query: tf.Tensor, batch: Batch, *, seed: tf.Tensor) -> Candidates | None:
+        """With a teacher, the targets and log t_ui: [B, S + T]; otherwise None."""
+        del query
+        return None if self._table is None else self._table.of(batch.query_ids, seed=seed)
 
     def loss(
         self, encoders: Encoders, batch: Batch, proposed: Candidates | None, *, seed: tf.Tensor
     ) -> tf.Tensor:
-        """log Σ_j e^(s_uj) - s_ui over the corpus j: float32 [B]."""
-        del proposed, seed
-        corpus = encoders.corpus()
+        """log Σ_j e^(s_uj) over the corpus j, less s_ui or Σ_i t_ui s_ui: float32 [B]."""
+        del seed
+        query, corpus = encoders.query, encoders.corpus()
+        if self._table is None:
+            valid = _unseen_or_own(batch, tf.range(tf.shape(corpus, tf.int64)[0]))
+            sought = own_scores(query, encoders.positive)
+        else:  # what the query chose is sought: `seen` leaves nothing out
+            assert proposed is not None
+            valid = None
+            embedded = encoders.candidates(proposed.ids)
+            sought = target_scores(query, embedded, tf.exp(proposed.log_q))
         log_total = dot_logsumexp(
-            encoders.query,
+            query,
             corpus,
             tf.zeros([tf.shape(corpus)[0]]),
-            valid=_unseen_or_own(batch, tf.range(tf.shape(corpus, tf.int64)[0])),
+            valid=valid,
             block_size=self.block_size,
         )
-        return weigh_rows(log_total - own_scores(encoders.query, encoders.positive), batch)
+        return weigh_rows(log_total - sought, batch)
 
 
 def _unseen_or_own(batch: Batch, corpus_ids: tf.Tensor) -> Valid | None:

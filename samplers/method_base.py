@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from samplers.candidates import Batch, Candidates, Encoders
+from samplers.soft_targets import SoftTargets
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
@@ -34,6 +35,7 @@ class Method(tf.Module):
     num_candidates: int | None = dataclasses.field(default=None, repr=False)  # N
     num_queries: int | None = dataclasses.field(default=None, repr=False)
     fingerprints: np.ndarray | None = dataclasses.field(default=None, repr=False)  # [N], int64
+    targets: SoftTargets | None = dataclasses.field(default=None, repr=False)  # of a teacher
 
     def __post_init__(self) -> None:
         super().__init__(name=type(self).__name__.lower())

@@ -17,6 +17,7 @@ from samplers.mixing_methods import Bmns, PositiveMixing
 from samplers.per_query_methods import Bpr, Pns, PrisP, PrisU, SoftmaxV
 from samplers.quantile_method import SlAtK
 from samplers.resampling_methods import Bir, Xir
+from samplers.soft_targets import SoftTargets
 
 METHODS: dict[str, type[Method]] = {
     "full_softmax": FullSoftmax,
@@ -53,6 +54,7 @@ def build(
     num_candidates: int | None = None,
     num_queries: int | None = None,
     fingerprints: np.ndarray | None = None,
+    targets: SoftTargets | None = None,
     **options: Any,
 ) -> Method:
     """Makes the method of that name, a `tf.Module` whose state checkpoints.
@@ -63,6 +65,7 @@ def build(
       num_candidates: N; not every method needs it.
       num_queries: the number of dense query ids; methods with state for each query need it.
       fingerprints: int64 [N], hashes of the raw ids of the candidates; correct_sfx uses them.
+      targets: what a teacher ranks highest; full_softmax alone learns from one.
       **options: fields of that method's dataclass. Text such as "0.5" or "true" is converted,
         so that options may come from a command line.
 
@@ -72,6 +75,8 @@ def build(
     if name not in METHODS:
         raise ValueError(_unknown("method", name, sorted(METHODS)))
     method = METHODS[name]
+    if targets is not None and method is not FullSoftmax:
+        raise ValueError(f"targets go with the method full_softmax alone, got {name}.")
     known = option_types(name)
     for option in options:
         if option not in known:
@@ -82,6 +87,7 @@ def build(
         num_candidates=num_candidates,
         num_queries=num_queries,
         fingerprints=fingerprints,
+        targets=targets,
         **given,
     )
 

@@ -82,6 +82,13 @@ def own_scores(query: tf.Tensor, positive: tf.Tensor) -> tf.Tensor:
     return tf.reduce_sum(at_least_float32(query) * at_least_float32(positive), axis=1)
 
 
+def target_scores(query: tf.Tensor, candidates: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+    """Each query with the weighted sum of its targets: [B, D], [B, K, D] and [B, K] → [B]."""
+    candidates = at_least_float32(candidates)
+    summed = tf.linalg.matvec(candidates, tf.cast(weights, candidates.dtype), transpose_a=True)
+    return own_scores(query, summed)
+
+
 def at_least_float32(embeddings: tf.Tensor) -> tf.Tensor:
     """As float32 where they are of half precision: scores and losses are never that."""
     return embeddings if embeddings.dtype == tf.float64 else tf.cast(embeddings, tf.float32)

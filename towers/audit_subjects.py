@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -158,7 +158,7 @@ class Maker:
         return subject, f"state after {warm_up} steps"
 
     def _build(self, spec: Spec) -> Method:
-        options = dict(spec.options)
+        options: dict[str, Any] = dict(spec.options)
         if spec.name == "full_softmax" and "block_size" not in options:
             rows = self._batches.batch_size
             if rows * self._data.num_candidates > _MOST_SCORES:

@@ -39,6 +39,9 @@ class TrainConfig(TowerConfig):
     frequency: str = "counts"  # of candidates: counts of the train split; counts:DIR of a log, or
     # streaming:DIR, a snapshot or a directory of them, both made by `twotower frequencies`
     init_from: str = ""  # directory of a run whose vectors this one starts with, by raw id
+    teacher: str = ""  # directory of a run of the same data, often a larger one, whose ranking
+    # full_softmax learns besides
+    teacher_candidates: int = 100  # T, the first of that ranking which it learns, for each query
     overwrite: bool = False  # delete what is in the run directory and start anew
     jit_compile: bool | None = None  # compile steps with XLA; none: where that is faster
     precision: str = "float32"  # or bfloat16, of what towers compute; weights stay float32
@@ -59,7 +62,7 @@ class TrainConfig(TowerConfig):
         object.__setattr__(self, "options", tuple(self.options))
         for name in ("data", "run", "method"):
             require(bool(getattr(self, name)), name, "must be given", getattr(self, name))
-        for name in ("dim", "epochs", "decay_epochs"):
+        for name in ("dim", "epochs", "decay_epochs", "teacher_candidates"):
             require(getattr(self, name) >= 1, name, "must be at least 1", getattr(self, name))
         for name in ("l2", "init_stddev", "seed", "patience", "devices"):
             require(getattr(self, name) >= 0, name, "must be at least 0", getattr(self, name))
@@ -84,9 +87,12 @@ class TrainConfig(TowerConfig):
             "must be counts, counts:DIR or streaming:DIR",
             self.frequency,
         )
-        start = self.init_from
-        other = not start or os.path.abspath(start) != os.path.abspath(self.run)
-        require(other, "init_from", "must be another directory than run", start)
+        for name in ("init_from", "teacher"):
+            start = getattr(self, name)
+            other = not start or os.path.abspath(start) != os.path.abspath(self.run)
+            require(other, name, "must be another directory than run", start)
+        learns = not self.teacher or self.method == "full_softmax"
+        require(learns, "teacher", "goes with --method full_softmax alone", self.teacher)
         parse_metric(self.validation_metric)
 
     @property
@@ -103,7 +109,8 @@ class TrainConfig(TowerConfig):
         for name in ("jit_compile", "strategy", "devices"):
             del fields[name]
         fields["frequency"] = "".join(self.frequency.partition(":")[:2])  # without its path
-        fields["init_from"] = bool(self.init_from)
+        for name in ("init_from", "teacher"):
+            fields[name] = bool(getattr(self, name))
         return fields
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import tensorflow as tf
 
 from pipeline.schema import write_atomically
+from samplers.soft_targets import SoftTargets
 from towers.config import TrainConfig
 from towers.data import RetrievalData
 from towers.legacy_keras import tf_keras
@@ -128,8 +129,10 @@ def only_writer(directory: str | os.PathLike[str], told: str = "") -> Iterator[N
         yield
 
 
-def make_model(config: TrainConfig, data: RetrievalData) -> TwoTower:
-    """The untrained model of a configuration.
+def make_model(
+    config: TrainConfig, data: RetrievalData, targets: SoftTargets | None = None
+) -> TwoTower:
+    """The untrained model of a configuration; its teacher's `targets`, if it is to be trained.
 
     Raises:
       ValueError: the method or one of its options is unknown, or the data lack attributes.
@@ -145,6 +148,7 @@ def make_model(config: TrainConfig, data: RetrievalData) -> TwoTower:
             init_stddev=config.init_stddev,
             reduction=config.reduction,
             jit_compile=config.jit_compile,
+            targets=targets,
             **config.tower_settings,
             **config.method_options,
         )

@@ -21,6 +21,7 @@ from towers.full_disk import told_when_full
 from towers.legacy_keras import tf_keras
 from towers.optimizers import make_optimizer, staircase_decay
 from towers.run_directory import CHECKPOINTS, LOGS, claim, make_model, only_writer
+from towers.teacher import targets_of_run
 from towers.two_tower import TwoTower
 from towers.warm_start import keep_vocabularies, start_from_run
 
@@ -54,8 +55,9 @@ def train(config: TrainConfig, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
             "data with --validation_ratio above 0, or leave out --patience."
         )
     config, frequency = open_frequency(config, data)
+    targets = targets_of_run(config, data) if config.teacher else None
     with strategy.scope():
-        model = make_model(config, frequency.counted(data))
+        model = make_model(config, frequency.counted(data), targets)
         frequency.start(model.method)
         _compile(config, data, model)
         if config.init_from and not _has_begun(config):

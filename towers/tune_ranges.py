@@ -34,6 +34,7 @@ OPTIONS = {
     "mask_accidental_hits": FIXED,
     "mixture_for_positive": "false,true",
     "num_buckets": FIXED,
+    "num_chosen": FIXED,
     "num_estimated": FIXED,
     "num_hashes": FIXED,
     "num_kept": "log:1:16",
@@ -62,6 +63,8 @@ OPTIONS = {
     "swap_shares": FIXED,
     "systematic": FIXED,
     "tau": FIXED,
+    "teacher_temperature": FIXED,
+    "teacher_weight": FIXED,
     "weight_gradient": FIXED,
     "weight_temperature": "log:2:50",
 }

@@ -13,6 +13,7 @@ from pipeline import schema
 from samplers.candidates import Batch, Candidates
 from samplers.method_base import split_seed, state_variable, without_gradient
 from samplers.methods import build
+from samplers.soft_targets import SoftTargets
 from towers.data import RetrievalData
 from towers.distribution import check_strategy, cut_into_parts
 from towers.gradients import finite_loss, sum_gradients
@@ -41,6 +42,7 @@ class TwoTower(tfrs.Model):
       init_stddev: standard deviation of the initial tables.
       reduction: "mean" or "sum" of the losses of a batch.
       jit_compile: compile the step from rows to gradients with XLA; None: where that is faster.
+      targets: what a teacher ranks highest, for the method full_softmax, see `towers.teacher`.
       **options: `tower` and other fields of `towers.tower_config.TowerConfig`, and options of the
         method.
 
@@ -60,6 +62,7 @@ class TwoTower(tfrs.Model):
         init_stddev: float = 0.1,
         reduction: str = "mean",
         jit_compile: bool | None = None,
+        targets: SoftTargets | None = None,
         **options: Any,
     ) -> None:
         _check(dim, temperature, seed, init_stddev, reduction)
@@ -84,6 +87,7 @@ class TwoTower(tfrs.Model):
             num_candidates=data.num_candidates,
             num_queries=data.num_queries,
             fingerprints=data.candidate_vocabulary.fingerprints,
+            targets=targets,
             **options,
         )
         self.temperature, self.reduction, self._seed = temperature, reduction, seed

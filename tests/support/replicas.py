@@ -18,6 +18,7 @@ import tensorflow as tf
 import towers
 from towers.legacy_keras import tf_keras
 from towers.sparse_optimizers import LazyAdam, SparseAdagrad
+from towers.teacher import soft_targets
 from towers.two_tower import TwoTower
 
 BATCH = 61  # no multiple of a number of replicas
@@ -55,6 +56,8 @@ def trained(data, case, strategy):
     case = {"jit_compile": False, "normalize": True, "temperature": 0.3} | case
     optimizer, epochs = case.pop("optimizer", "sgd"), case.pop("epochs", 2)
     tf_keras.mixed_precision.set_global_policy(case.pop("policy", "float32"))
+    if case.pop("teacher", False):
+        case["targets"] = soft_targets(TwoTower(data, 6, seed=5), data, 7)
     with contextlib.nullcontext() if strategy is None else strategy.scope():
         model = TwoTower(data, 6, init_stddev=0.5, **case)
         model.compile(optimizer=OPTIMIZERS[optimizer]())

@@ -57,9 +57,10 @@ def test_every_method(half):
 
 
 @pytest.mark.long
-def test_every_optimizer_xla_and_bfloat16():
+def test_a_teacher_every_optimizer_xla_and_bfloat16():
     run(
-        [{"method": "ssl_pop", "optimizer": name} for name in ("adam", "lazy_adam", "adagrad")]
+        [{"method": "full_softmax", "teacher": True, "num_chosen": 4}]
+        + [{"method": "ssl_pop", "optimizer": name} for name in ("adam", "lazy_adam", "adagrad")]
         + [{"method": "bir", "jit_compile": True, "epochs": 1, "last_rows": 0}]
         + [{"method": "ssl_pop", "policy": "mixed_bfloat16", "epochs": 1}]
     )
