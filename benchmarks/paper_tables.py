@@ -39,6 +39,7 @@ NOTES = ROOT / "benchmarks" / "paper_notes.md"
 PAGE = ROOT / "docs" / "paper_tables.md"
 KS = (10, 20, 50)
 POPULARITY = "popularity"
+TEACHER_SEED = 10  # of the one run that runs of all seeds learn from
 GIVEN = ("tmall", "taobao")  # data sets whose split is given
 _CLOSE = 0.97  # a value is reproduced from this share of the published one on
 
@@ -81,15 +82,17 @@ def run(options: argparse.Namespace, dataset: str, method: str, seed: int) -> No
     data = prepared(options, dataset)
     settings = settings_of(table.rows[method], table, method)
     owner = table.runs or options.table
-    name = f"{owner}-{dataset}-{method}-{seed}".replace(", ", "-").replace(" ", "")
-    place = Path(options.work) / "runs" / f"{name}{'-validated' if options.patience else ''}"
+    place = place_of(options, dataset, method, seed)
+    paths = {}
+    if "teacher" in settings:
+        paths["teacher"] = str(place_of(options, dataset, settings["teacher"], TEACHER_SEED))
     config = TrainConfig(
         data=str(data),
         run=str(place),
         epochs=options.epochs,
         patience=options.patience,
         seed=seed,
-        **settings,
+        **(settings | paths),
     )
     print(f"{options.table} {dataset} {method} seed {seed}: {place}", flush=True)
     summary = train(config)
@@ -113,6 +116,13 @@ def run(options: argparse.Namespace, dataset: str, method: str, seed: int) -> No
         | {"metrics": rounded(metrics["popularity"])},
     ]
     note(options.table, dataset, [shared | row for row in rows])
+
+
+def place_of(options: argparse.Namespace, dataset: str, method: str, seed: int) -> Path:
+    """The directory of a run; tables that share runs share it."""
+    owner = ALL[options.table, dataset].runs or options.table
+    name = f"{owner}-{dataset}-{method}-{seed}".replace(", ", "-").replace(" ", "")
+    return Path(options.work) / "runs" / f"{name}{'-validated' if options.patience else ''}"
 
 
 def by_time(history: Iterable[Mapping[str, float]]) -> list[tuple[float, float]]:
