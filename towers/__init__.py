@@ -12,29 +12,35 @@ if TYPE_CHECKING:
     from towers.data import RetrievalData, open_data
     from towers.dataframe import from_dataframe
     from towers.full_corpus_metrics import FullCorpusMetrics
+    from towers.held_out import HeldOut
     from towers.optimizers import CoupledAdam, staircase_decay
     from towers.retrieval_task import RetrievalTask
+    from towers.teacher import soft_targets
     from towers.two_tower import TwoTower
 
 __all__ = [
     "CoupledAdam",
     "FullCorpusMetrics",
+    "HeldOut",
     "RetrievalData",
     "RetrievalTask",
     "TwoTower",
     "from_dataframe",
     "open_data",
+    "soft_targets",
     "staircase_decay",
 ]
 
 _HOMES = {
     "CoupledAdam": "towers.optimizers",
     "FullCorpusMetrics": "towers.full_corpus_metrics",
+    "HeldOut": "towers.held_out",
     "RetrievalData": "towers.data",
     "RetrievalTask": "towers.retrieval_task",
     "TwoTower": "towers.two_tower",
     "from_dataframe": "towers.dataframe",
     "open_data": "towers.data",
+    "soft_targets": "towers.teacher",
     "staircase_decay": "towers.optimizers",
 }
 
