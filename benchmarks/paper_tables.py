@@ -226,7 +226,11 @@ def noted() -> dict[str, str]:
 
 
 def section(table: Table, rows: list[dict[str, Any]], path: Path) -> str:
-    """One table, its settings, and what has not been run."""
+    """One table, its settings, and what has not been run; of each method the longest runs."""
+    longest: dict[str, int] = {}
+    for row in rows:
+        longest[row["method"]] = max(row["epochs"], longest.get(row["method"], 0))
+    rows = [row for row in rows if row["epochs"] == longest[row["method"]]]
     groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for row in rows:
         groups.setdefault((row["method"], row["epochs"]), []).append(row)
