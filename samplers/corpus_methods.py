@@ -30,7 +30,7 @@ class FullSoftmax(Method):
     With `targets` it distils: a row is not about its own positive but about all of its query,
         loss = log Σ_j e^(s_uj) - Σ_i t_ui s_ui
     where t_u shares its weight between what u chose and what a teacher ranks highest for it, see
-    `soft_targets`.
+    `soft_targets`. So one row for each query does.
     """
 
     faster_with_xla: ClassVar[bool] = False

@@ -40,7 +40,7 @@ class TrainConfig(TowerConfig):
     # streaming:DIR, a snapshot or a directory of them, both made by `twotower frequencies`
     init_from: str = ""  # directory of a run whose vectors this one starts with, by raw id
     teacher: str = ""  # directory of a run of the same data, often a larger one, whose ranking
-    # full_softmax learns besides
+    # full_softmax learns besides; an epoch then has one row for each query
     teacher_candidates: int = 100  # T, the first of that ranking which it learns, for each query
     overwrite: bool = False  # delete what is in the run directory and start anew
     jit_compile: bool | None = None  # compile steps with XLA; none: where that is faster

@@ -108,6 +108,31 @@ class RetrievalData:
             self.num_queries,
         )
 
+    def by_query(self) -> RetrievalData:
+        """The same data with one train row for each query that has some, to train on alone.
+
+        For what is trained towards all that a query chose, such as distillation: the candidate
+        of a row is the first of these, its weight sqrt(n / mean n) for a query with n train rows.
+        Not to evaluate on: what else the query chose would count as new to it.
+        """
+        chosen = self.positives("train")
+        queries = np.flatnonzero(chosen.sizes)
+        sizes = chosen.sizes[queries]
+        rows = {
+            schema.QUERY_ID: queries,
+            schema.CANDIDATE_ID: chosen.candidate_ids[chosen.offsets[queries]].astype(np.int64),
+            schema.WEIGHT: np.sqrt(sizes / sizes.mean()).astype(np.float32),
+        }
+        return RetrievalData(
+            self.query_vocabulary,
+            self.candidate_vocabulary,
+            self.train_counts,
+            lambda split: rows if split == "train" else self._load(split),
+            fingerprint=self.fingerprint,
+            source=self.source,
+            features=self.features,
+        )
+
     def steps_per_epoch(self, batch_size: int) -> int:
         """Batches of an epoch; the last may be short."""
         return -(-self.num_rows("train") // batch_size)

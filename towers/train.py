@@ -59,7 +59,7 @@ def train(config: TrainConfig, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
     with strategy.scope():
         model = make_model(config, frequency.counted(data), targets)
         frequency.start(model.method)
-        _compile(config, data, model)
+        _compile(config, _rows_of(config, data), model)
         if config.init_from and not _has_begun(config):
             start_from_run(config, model, data)
     again = ": the run goes on from its last checkpoint"
@@ -77,6 +77,11 @@ def _has_begun(config: TrainConfig) -> bool:
     """Whether there is a checkpoint to go on from."""
     last = tf.train.latest_checkpoint(str(Path(config.run) / CHECKPOINTS))
     return last is not None and not config.overwrite
+
+
+def _rows_of(config: TrainConfig, data: RetrievalData) -> RetrievalData:
+    """The train rows that make up an epoch: with a teacher, one for each query."""
+    return data.by_query() if config.teacher else data
 
 
 def _compile(config: TrainConfig, data: RetrievalData, model: TwoTower) -> None:
@@ -98,14 +103,15 @@ def _train(
     strategy: tf.distribute.Strategy,
     further: Sequence[Any],
 ) -> dict[str, Any]:
-    steps, chief = data.steps_per_epoch(config.batch_size), is_chief(strategy)
+    rows = _rows_of(config, data)
+    steps, chief = rows.steps_per_epoch(config.batch_size), is_chief(strategy)
     wait_for_all(strategy)  # the chief has claimed the run directory
     recorder = RunRecorder(config, model, steps, chief=chief)
     resumed = recorder.restore()
     wait_for_all(strategy)  # all have restored what the chief may now replace
     if config.init_from and not resumed:
         recorder.save()  # the earlier run may change before this one goes on after a kill
-    _announce(config, data, recorder.summary(), resumed, steps)
+    _announce(config, rows, recorder.summary(), resumed, steps)
     callbacks = [*_callbacks(config, data, recorder, chief), *further]
     while not recorder.summary()["finished"]:
         done = int(model.iteration.numpy())
@@ -115,7 +121,7 @@ def _train(
         rest = steps - done % steps if strategy.num_replicas_in_sync > 1 else None
         try:
             model.fit(
-                data.train(config.batch_size, seed=config.seed, first_step=done),
+                rows.train(config.batch_size, seed=config.seed, first_step=done),
                 initial_epoch=epoch,
                 epochs=last,
                 steps_per_epoch=rest,
@@ -123,7 +129,7 @@ def _train(
                 verbose=1 if sys.stdout.isatty() else 2,
             )
         except tf.errors.InvalidArgumentError as error:
-            raise explain(error, config, data, int(model.iteration.numpy())) or error from error
+            raise explain(error, config, rows, int(model.iteration.numpy())) or error from error
     return _report(config, recorder)
 
 

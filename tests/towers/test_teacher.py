@@ -31,8 +31,8 @@ def student(prepared, teacher, tmp_path):
         teacher=str(teacher),
         teacher_candidates=5,
         dim=8,
-        batch_size=100,
-        epochs=8,
+        batch_size=16,
+        epochs=40,
         l2=0.0,
     )
 
@@ -66,6 +66,18 @@ def test_targets_are_the_top_of_the_teacher_without_what_was_chosen(data):
         np.testing.assert_allclose(found.scores[query], scores[query, expected], rtol=1e-5)
 
 
+def test_by_query_has_a_row_for_each_query(data):
+    rows = data.by_query().arrays("train")
+    sizes = data.positives("train").sizes
+    np.testing.assert_array_equal(rows["query_id"], np.flatnonzero(sizes))
+    for query, candidate in zip(rows["query_id"], rows["candidate_id"], strict=True):
+        assert candidate in data.positives("train").of(query)
+    sizes = sizes[sizes > 0]
+    np.testing.assert_allclose(rows["weight"] ** 2, sizes / sizes.mean(), rtol=1e-5)
+    held_out = data.arrays("validation"), data.by_query().arrays("validation")
+    np.testing.assert_array_equal(*(part["candidate_id"] for part in held_out))
+
+
 def test_a_small_corpus_leaves_the_end_of_a_ranking_empty(data):
     found = soft_targets(TwoTower(data, 4), data, 1000)
     assert found.ids.shape == (data.num_queries, data.num_candidates)
@@ -85,7 +97,8 @@ def test_a_student_ranks_as_its_teacher(prepared, teacher, student, tmp_path):
 
 def test_killed_and_resumed_is_never_interrupted(prepared, student, tmp_path):
     straight = dataclasses.replace(student, run=str(tmp_path / "straight"), epochs=2)
-    train(straight)
+    queries = len(np.unique(open_data(prepared).arrays("train")["query_id"]))
+    assert train(straight)["steps"] == 2 * -(-queries // 16)
     train(dataclasses.replace(student, epochs=1))
     train(dataclasses.replace(student, epochs=2))
     for mine, theirs in zip(*(top(c.run, prepared) for c in (student, straight)), strict=True):
