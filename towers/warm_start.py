@@ -13,12 +13,20 @@ import tensorflow as tf
 from pipeline import schema
 from towers.config import TrainConfig
 from towers.data import RetrievalData
-from towers.run_directory import CHECKPOINTS, CONFIG, TRAINING, VOCABULARIES, read_json
+from towers.run_directory import (
+    CHECKPOINTS,
+    CONFIG,
+    TRAINING,
+    VOCABULARIES,
+    open_run,
+    read_json,
+)
 from towers.two_tower import TwoTower
 
 log = logging.getLogger(__name__)
 
 _VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"  # what TensorFlow appends to the path of a variable
+WITH_ITEMS = ("fism", "svdpp")  # towers whose queries are sums of what they chose
 _ITEMS = "query_tower/items"
 _TABLES = (  # side that the rows are ids of, table, and the one that it may be shared with
     ("query", "query_tower/table", "query_tower/table"),
@@ -40,8 +48,9 @@ def start_from_run(config: TrainConfig, model: TwoTower, data: RetrievalData) ->
     """Gives a new model the weights of the run `config.init_from`.
 
     Ids are joined by the fingerprints of their raw ids; those that the earlier run did not know
-    keep their initial draw. What belongs to no id is taken as it is. The states of the optimizer
-    and of the method start anew.
+    keep their initial draw. What belongs to no id is taken as it is. Rows for queries that the
+    earlier run made of what they chose start as it embeds them. The states of the optimizer and of
+    the method start anew.
 
     Raises:
       ValueError: there is no trained run, it has no ids in common with the data or vectors of
@@ -72,6 +81,17 @@ def start_from_run(config: TrainConfig, model: TwoTower, data: RetrievalData) ->
                 )
             table.assign(_joined(table.numpy(), _fingerprints(data, side), old, known[side], root))
     _take_the_rest(model, weights)
+    if before["tower"] in WITH_ITEMS and config.tower not in WITH_ITEMS:
+        _embed_queries(root, model, data)
+
+
+def _embed_queries(root: Path, model: TwoTower, data: RetrievalData) -> None:
+    """Queries that the run made of what they chose start as it embeds them, if the data are its."""
+    if read_json(root / CONFIG)["data_fingerprint"] != data.fingerprint:
+        log.warning("train: queries start anew: %s made theirs of the rows of other data", root)
+        return
+    earlier, _ = open_run(root, data)
+    model.query_tower.table.assign(earlier.query_embeddings() * earlier.temperature)
 
 
 def _table_of(model: TwoTower, path: str) -> tf.Variable | None:

@@ -23,6 +23,7 @@ from towers.legacy_keras import tf_keras
 from towers.run_directory import make_model, open_run
 from towers.train import train
 from towers.two_tower import TwoTower
+from towers.warm_start import start_from_run
 
 TRAIN = """
 import json, resource, sys
@@ -316,6 +317,27 @@ def test_vectors_of_attributes_start_no_run(attributed, tmp_path, towers):
     with pytest.raises(ValueError, match=r"--tower features makes them .*: leave out --init_from"):
         train(dataclasses.replace(new, init_from=old.run))
     assert not Path(new.run).exists()
+
+
+def test_queries_start_as_an_earlier_run_embedded_them(prepared, pairs, make_prepared, tmp_path):
+    settings = {"dim": 4, "batch_size": 100, "epochs": 1, "normalize": True, "temperature": 0.2}
+    old = TrainConfig(data=str(prepared), run=str(tmp_path / "old"), tower="fism", **settings)
+    train(old)
+    data = open_data(prepared)
+    earlier, _ = open_run(old.run, data)
+    new = dataclasses.replace(old, run=str(tmp_path / "new"), tower="id", init_from=old.run)
+    model = make_model(new, data)
+    start_from_run(new, model, data)
+    for name in ("query_embeddings", "candidate_embeddings"):
+        found, expected = getattr(model, name)(), getattr(earlier, name)()
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    split = {"user": "user_id", "item": "item_id", "train_ratio": 0.7}
+    other = open_data(make_prepared(from_dataframe(pairs, **split)))
+    model = make_model(new, other)
+    drawn = model.query_embeddings()
+    start_from_run(new, model, other)  # of other rows: the ids are known, the queries are not
+    np.testing.assert_array_equal(model.query_embeddings(), drawn)
+    np.testing.assert_allclose(model.candidate_embeddings(), earlier.candidate_embeddings())
 
 
 def test_wrong_runs_to_start_from_are_errors(prepared, checkerboard, make_prepared, tmp_path):
