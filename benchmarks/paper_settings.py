@@ -104,10 +104,10 @@ _FISM = _COSINE | {
 }
 _TEACHER = "fism by popularity, d = 256"
 _DISTILLED = _COSINE | {
-    "teacher": _TEACHER,  # a row of the table; that of one seed for all seeds
+    "teacher": _TEACHER,  # a row of the table; that of one seed for all seeds. init_from: one too
     "popularity_power": 0.06,
     "learning_rate": 0.01,
-    "learning_rate_decay": 0.2,
+    "learning_rate_decay": 0.7,
     "init_stddev": 0.1,
 }
 _BEST = {
@@ -221,7 +221,12 @@ TABLES: Mapping[tuple[str, str], Table] = {
             )
         }
         | {
-            f"distilled, d = {dim}": Row(_DISTILLED | {"dim": dim}, {}, best, "full_softmax")
+            f"distilled, d = {dim}": Row(
+                _DISTILLED | {"dim": dim, "init_from": f"fism by popularity, d = {dim}"},
+                {},
+                best,
+                "full_softmax",
+            )
             for dim, best in _BEST.items()
         },
     ),

@@ -83,9 +83,11 @@ def run(options: argparse.Namespace, dataset: str, method: str, seed: int) -> No
     settings = settings_of(table.rows[method], table, method)
     owner = table.runs or options.table
     place = place_of(options, dataset, method, seed)
-    paths = {}
-    if "teacher" in settings:
-        paths["teacher"] = str(place_of(options, dataset, settings["teacher"], TEACHER_SEED))
+    paths = {
+        name: str(place_of(options, dataset, settings[name], of))
+        for name, of in (("teacher", TEACHER_SEED), ("init_from", seed))
+        if name in settings
+    }
     config = TrainConfig(
         data=str(data),
         run=str(place),
