@@ -75,6 +75,7 @@ def test_quick_start(kernel, tmp_path):
     ]
 
 
+@pytest.mark.long  # tests/towers/test_retrieval_task.py covers what it calls
 def test_change_one_line(kernel, tmp_path):
     stock, changed, mixed, floor, losses, floored, asked = run(
         "2_change_one_line",

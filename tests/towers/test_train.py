@@ -59,7 +59,7 @@ def history_of(run):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"jit_compile": False},
+        pytest.param({"jit_compile": False}, marks=pytest.mark.long),
         pytest.param({"jit_compile": True}, marks=pytest.mark.long),
         {"jit_compile": False, "optimizer": "lazy_adam"},
         pytest.param({"jit_compile": False, "optimizer": "adagrad"}, marks=pytest.mark.long),
