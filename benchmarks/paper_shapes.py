@@ -33,7 +33,7 @@ METHODS = ("full_softmax", "ssl", "ssl_pop", "bir", "xir", "dns_mn")
 COLOURS = dict(
     zip(
         (*METHODS, "mns", "bmns"),
-        ("#222222", "#888888", "#0b5fa5", "#4b7f52", "#c65a11", "#7b3f98", "#3aa6b9", "#b3262b"),
+        ("#bbbbbb", "#666666", "#0b5fa5", "#4b7f52", "#c65a11", "#7b3f98", "#3aa6b9", "#b3262b"),
         strict=True,
     )
 )
@@ -119,7 +119,8 @@ def draw(found: dict[str, Any], timed: dict[str, list[list[float]]], path: str) 
     figure, grid = pyplot.subplots(1, 3 if timed else 2, figsize=(12 if timed else 8, 3.6))
     ranks, cache, *rest = grid
     for name, mass in found["mass_by_rank"].items():
-        width = 2.6 if name == "full_softmax" else 1.3
+        # ssl_pop lies on the full softmax
+        width = {"full_softmax": 4.0}.get(name, 1.3)
         ranks.plot(found["ranks"], mass, label=name, color=COLOURS[name], linewidth=width)
     ranks.set_xlabel("down to rank, of the model")
     ranks.set_title("weight on negatives, accumulated", fontsize=10, loc="left")
