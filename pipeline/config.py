@@ -82,12 +82,14 @@ class PrepareConfig(SourceConfig):
     user_features_id: str = ""  # column of the raw id in --user_features; as in the log when empty
     item_features_id: str = ""  # column of the raw id in --item_features; as in the log when empty
     user_feature_kinds: tuple[str, ...] = ()  # COLUMN=KIND, as --item_feature_kinds
-    item_feature_kinds: tuple[str, ...] = ()  # COLUMN=KIND where the type of the column does not
-    # say it: categorical, multi, numeric, text, or skip to leave the column out
+    # COLUMN=KIND where the type of the column does not say it: categorical, multi, numeric, text,
+    # or skip to leave the column out
+    item_feature_kinds: tuple[str, ...] = ()
     feature_min_count: int = 1  # rarer values, among ids with train rows, count as unknown
     feature_separator: str = "|"  # between the values of a multi column that is text
-    max_empty_days: int | None = None  # more days without rows, between the first and the last, are
-    # an error; none: they are reported only
+    # more days without rows, between the first and the last, are an error; none: they are reported
+    # only
+    max_empty_days: int | None = None
     dry_run: bool = False  # read, count and report, but write nothing
 
     def __post_init__(self) -> None:

@@ -1,6 +1,8 @@
 """The front door: flags, files, exit statuses."""
 
+import inspect
 import json
+import re
 
 import pytest
 
@@ -28,6 +30,23 @@ def test_every_command_has_help_for_every_flag(capsys, name):
     out = capsys.readouterr().out
     config = twotower._resolve(twotower.COMMANDS[name].config)
     assert all(f"--{field}" in out for field in config.__dataclass_fields__)
+
+
+def test_help_of_several_lines_is_that_of_its_own_flag(capsys):
+    """A comment that goes on below its field would be taken for help of the next one."""
+    with pytest.raises(SystemExit):
+        twotower.main(["train", "--help"])
+    out = " ".join(capsys.readouterr().out.split())
+    assert (
+        "--frequency str of candidates: counts of the train split; counts:DIR of a log, or" in out
+    )
+    assert re.search("--init[-_]from str directory of a run whose vectors", out)
+    goes_on_below = re.compile(
+        r"^    (\w+): [^#\n]*  # .*\n    # .*\n    \w+: [^#\n]*  # \w+ ", re.M
+    )
+    for command in twotower.COMMANDS.values():
+        for kind in twotower._resolve(command.config).__mro__[:-1]:
+            assert not goes_on_below.findall(inspect.getsource(kind)), kind
 
 
 def test_flags_with_dashes_and_without_abbreviations(capsys):

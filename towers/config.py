@@ -27,8 +27,9 @@ class TrainConfig(TowerConfig):
     learning_rate: float = 0.01  # of the optimizer, at the start
     learning_rate_decay: float = 0.95  # the learning rate is multiplied by it ...
     decay_epochs: int = 5  # ... every so many epochs
-    l2: float = 1e-5  # coupled: l2 · θ is added to the gradient of every row at every step; with a
-    # sparse optimizer, to that of the rows of the batch
+    # coupled: l2 · θ is added to the gradient of every row at every step; with a sparse optimizer,
+    # to that of the rows of the batch
+    l2: float = 1e-5
     init_stddev: float = 0.1  # standard deviation of the initial embeddings
     reduction: str = "mean"  # mean or sum of the losses of a batch
     seed: int = 10  # of the initial embeddings, the order of rows and all draws
@@ -36,17 +37,20 @@ class TrainConfig(TowerConfig):
     validation_metric: str = "recall@50"  # metric and cut-off that `patience` watches
     checkpoint_minutes: float = 10.0  # between two checkpoints inside an epoch
     options: tuple[str, ...] = ()  # of the method, as name=value, such as positive_twice=true
-    frequency: str = "counts"  # of candidates: counts of the train split; counts:DIR of a log, or
-    # streaming:DIR, a snapshot or a directory of them, both made by `twotower frequencies`
+    # of candidates: counts of the train split; counts:DIR of a log, or streaming:DIR, a snapshot or
+    # a directory of them, both made by `twotower frequencies`
+    frequency: str = "counts"
     init_from: str = ""  # directory of a run whose vectors this one starts with, by raw id
-    teacher: str = ""  # directory of a run of the same data, often a larger one, whose ranking
-    # full_softmax learns besides; an epoch then has one row for each query
+    # directory of a run of the same data, often a larger one, whose ranking full_softmax learns
+    # besides; an epoch then has one row for each query
+    teacher: str = ""
     teacher_candidates: int = 100  # T, the first of that ranking which it learns, for each query
     overwrite: bool = False  # delete what is in the run directory and start anew
     jit_compile: bool | None = None  # compile steps with XLA; none: where that is faster
     precision: str = "float32"  # or bfloat16, of what towers compute; weights stay float32
-    strategy: str = "none"  # none; mirrored, the devices of this machine; or multi_worker, several
-    # machines, which the environment variable TF_CONFIG names
+    # none; mirrored, the devices of this machine; or multi_worker, several machines, which the
+    # environment variable TF_CONFIG names
+    strategy: str = "none"
     devices: int = 0  # mirrored: how many; 0: all GPUs. Without GPUs: parts of the CPU, for tests
 
     def __post_init__(self) -> None:
@@ -188,8 +192,9 @@ class AuditConfig:
     data: str = ""  # directory that `twotower prepare` made
     run: str = ""  # directory of the trained run, whose embeddings stay as they are
     output: str = ""  # directory for audit.json, audit.md and audit.png; none: RUN/audit
-    methods: tuple[str, ...] = ()  # what to audit, as name or name:option=value,...; none: all,
-    # and dns_mn and softmax_v with options for k
+    # what to audit, as name or name:option=value,...; none: all, and dns_mn and softmax_v with
+    # options for k
+    methods: tuple[str, ...] = ()
     k: int = 50  # K, the cut-off that you care about
     batches: int = 8  # batches that are audited
     pairs: int = 16  # audited pairs of a batch, at most a quarter of it

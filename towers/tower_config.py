@@ -25,21 +25,25 @@ class TowerConfig:
 
     tower: str = "id"  # of both sides: id, gmf, features, fism, svdpp, light_gcn or ngcf
     num_layers: int = 3  # light_gcn, ngcf: L, steps along the edges of the graph
-    popularity_power: float = 0.0  # all but features, with normalize: embeddings of candidates have
-    # the length (train rows / their mean)^popularity_power
-    query_inputs: tuple[str, ...] = ("history", "features")  # features: of id, history, features
-    # (all columns of the attributes of users), or names of columns
-    candidate_inputs: tuple[str, ...] = ("id", "features")  # features: of id, features (all columns
-    # of the attributes of items), or names of columns; without id items differ by columns only
+    # all but features, with normalize: embeddings of candidates have the length (train rows / their
+    # mean)^popularity_power
+    popularity_power: float = 0.0
+    # features: of id, history, features (all columns of the attributes of users), or names of
+    # columns
+    query_inputs: tuple[str, ...] = ("history", "features")
+    # features: of id, features (all columns of the attributes of items), or names of columns;
+    # without id items differ by columns only
+    candidate_inputs: tuple[str, ...] = ("id", "features")
     hidden: tuple[int, ...] = (64,)  # features: units of each hidden layer of the network
     feature_dim: int = 16  # features: numbers of a row for a value of a column
-    history: int = 20  # features: H, the last candidates of a query that it is known by; fism,
-    # svdpp: how many of all of them a step of training reads
+    # features: H, the last candidates of a query that it is known by; fism, svdpp: how many of all
+    # of them a step of training reads
+    history: int = 20
     history_pooling: str = "mean"  # features: how they become one vector: mean or attention
-    share_items: bool = True  # features, fism, svdpp: the history reads the table of the ids of
-    # candidates
-    id_dropout: float = 0.1  # features: share of ids whose row a step drops, so that ids without
-    # rows can be served
+    # features, fism, svdpp: the history reads the table of the ids of candidates
+    share_items: bool = True
+    # features: share of ids whose row a step drops, so that ids without rows can be served
+    id_dropout: float = 0.1
     text_buckets: int = 16_384  # features: codes that the n-grams of texts are hashed to
 
     def __post_init__(self) -> None:
