@@ -252,22 +252,22 @@ TABLES: Mapping[tuple[str, str], Table] = {
 }
 
 
-def _sweep(
-    title: str, method: str, option: str, values: tuple[float, ...], settings: Mapping[str, Any]
-) -> Table:
+_SHORT = _MEAN | {"normalize": True, "temperature": 0.1, "l2": 0.0, "init_stddev": 0.1}
+
+
+def _sweep(title: str, method: str, option: str, values: tuple[float, ...]) -> Table:
     """One option of a method over some values; the rows are named by them."""
     extra = {"bmns": _TWICE, "xir": _DRAWN}.get(method, {})
     rows = {
         f"{method} {option}={value}": Row({}, extra | {option: value}, {}, method)
         for value in values
     }
-    return Table(title, "", settings, ("recall@10", "recall@20", "recall@50"), rows, runs="figures")
+    return Table(title, "", _SHORT, ("recall@10", "recall@20", "recall@50"), rows, runs="figures")
 
 
-# What the papers show as curves, on one data set: option → its values. Cosines, which are near their
-# best after few epochs. And quality by time, of runs with --patience, since without a validation
-# part there is nothing to follow.
-_SHORT = _MEAN | {"normalize": True, "temperature": 0.1, "l2": 0.0, "init_stddev": 0.1}
+# What the papers show as curves, on one data set: option → its values. Cosines, which are near
+# their best after few epochs. And quality by time, of runs with --patience, since without a
+# validation part there is nothing to follow.
 FIGURES: Mapping[tuple[str, str], Table] = {
     ("time", "tafeng"): Table(
         "Recall by training time",
@@ -286,24 +286,17 @@ FIGURES: Mapping[tuple[str, str], Table] = {
         runs="figures",
     ),
 } | {
-    (name, "tafeng"): _sweep(title, method, option, values, settings)
-    for name, title, method, option, values, settings in (
-        ("gamma", "γ of BMNS", "bmns", "gamma", (0, 0.2, 0.4, 0.6, 0.8, 1), _SHORT),
-        ("mixed", "K of BMNS", "bmns", "num_mixed", (8, 32, 128, 512), _SHORT),
-        ("resampled", "|R_u| of BIR", "bir", "num_resampled", (32, 128, 512, 2048), _SHORT),
-        ("cache_weight", "λ of XIR", "xir", "cache_weight", (0, 0.2, 0.5, 0.8), _SHORT),
-        ("cache_size", "cache of XIR", "xir", "cache_size", (256, 1024, 4096), _SHORT),
-        ("pool", "pool of AdaSIR", "adasir_u", "pool_size", (10, 50, 200), _SHORT),
-        ("kept", "M of DNS(M, N), N = 200", "dns_mn", "num_kept", (1, 2, 5, 20, 60), _SHORT),
-        ("rho", "ρ of Softmax-v", "softmax_v", "rho", (0.03, 0.1, 0.3, 1, 3), _SHORT),
-        (
-            "soft",
-            "1 − α of soft BPR",
-            "soft_bpr",
-            "soft_factor",
-            (0.05, 0.1, 0.2, 0.4, 0.7),
-            _SHORT,
-        ),
-        ("drawn", "H of soft BPR", "soft_bpr", "num_negatives", (4, 8, 16, 32, 64), _SHORT),
+    (name, "tafeng"): _sweep(title, method, option, values)
+    for name, title, method, option, values in (
+        ("gamma", "γ of BMNS", "bmns", "gamma", (0, 0.2, 0.4, 0.6, 0.8, 1)),
+        ("mixed", "K of BMNS", "bmns", "num_mixed", (8, 32, 128, 512)),
+        ("resampled", "|R_u| of BIR", "bir", "num_resampled", (32, 128, 512, 2048)),
+        ("cache_weight", "λ of XIR", "xir", "cache_weight", (0, 0.2, 0.5, 0.8)),
+        ("cache_size", "cache of XIR", "xir", "cache_size", (256, 1024, 4096)),
+        ("pool", "pool of AdaSIR", "adasir_u", "pool_size", (10, 50, 200)),
+        ("kept", "M of DNS(M, N), N = 200", "dns_mn", "num_kept", (1, 2, 5, 20, 60)),
+        ("rho", "ρ of Softmax-v", "softmax_v", "rho", (0.03, 0.1, 0.3, 1, 3)),
+        ("soft", "1 − α of soft BPR", "soft_bpr", "soft_factor", (0.05, 0.1, 0.2, 0.4, 0.7)),
+        ("drawn", "H of soft BPR", "soft_bpr", "num_negatives", (4, 8, 16, 32, 64)),
     )
 }
