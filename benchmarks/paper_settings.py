@@ -257,7 +257,8 @@ _SHORT = _MEAN | {"normalize": True, "temperature": 0.1, "l2": 0.0, "init_stddev
 
 def _sweep(title: str, method: str, option: str, values: tuple[float, ...]) -> Table:
     """One option of a method over some values; the rows are named by them."""
-    extra = {"bmns": _TWICE, "xir": _DRAWN}.get(method, {})
+    few = {"num_negatives": 50}
+    extra = {"bmns": _TWICE, "xir": _DRAWN, "dns_mn": few, "softmax_v": few}.get(method, {})
     rows = {
         f"{method} {option}={value}": Row({}, extra | {option: value}, {}, method)
         for value in values
@@ -281,7 +282,7 @@ FIGURES: Mapping[tuple[str, str], Table] = {
             "bir": Row(),
             "xir": Row({}, _DRAWN),
             "bmns": Row({}, _TWICE | {"num_mixed": 128}),
-            "dns_mn": Row({}, {"num_kept": 5}),
+            "dns_mn": Row({}, {"num_negatives": 50}),
         },
         runs="figures",
     ),
@@ -294,8 +295,8 @@ FIGURES: Mapping[tuple[str, str], Table] = {
         ("cache_weight", "λ of XIR", "xir", "cache_weight", (0, 0.2, 0.5, 0.8)),
         ("cache_size", "cache of XIR", "xir", "cache_size", (256, 1024, 4096)),
         ("pool", "pool of AdaSIR", "adasir_u", "pool_size", (10, 50, 200)),
-        ("kept", "M of DNS(M, N), N = 200", "dns_mn", "num_kept", (1, 2, 5, 20, 60)),
-        ("rho", "ρ of Softmax-v", "softmax_v", "rho", (0.03, 0.1, 0.3, 1, 3)),
+        ("kept", "M of DNS(M, N), N = 50", "dns_mn", "num_kept", (1, 2, 5, 10, 25)),
+        ("rho", "ρ of Softmax-v, N = 50", "softmax_v", "rho", (0.03, 0.1, 0.3, 1, 3)),
         ("soft", "1 − α of soft BPR", "soft_bpr", "soft_factor", (0.05, 0.1, 0.2, 0.4, 0.7)),
         ("drawn", "H of soft BPR", "soft_bpr", "num_negatives", (4, 8, 16, 32, 64)),
     )
