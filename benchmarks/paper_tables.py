@@ -218,6 +218,7 @@ def render() -> str:
         parts.append(section(table, rows, path))
         if rows and f"{name} {dataset}" in notes:
             parts.append(notes[f"{name} {dataset}"] + "\n")
+    parts.append(f"## Figures\n\n{notes['figures']}\n")
     return "\n".join(parts)
 
 

@@ -15,12 +15,12 @@ from towers.audit_weights import Batches, Frozen, Subject
 from towers.config import AuditConfig, TrainConfig
 from towers.data import RetrievalData
 from towers.frequency import open_frequency
+from towers.ranking import MOST_SCORES
 from towers.two_tower import TwoTower
 
 BASELINE = "ssl_pop"  # whose step costs are compared with
 _MOST_DRAWS = 1000  # of a method for a small K
 _PAPER_DRAWS = 200  # N of Shi et al., WWW 2023, on Gowalla
-_MOST_SCORES = 1 << 26  # of a full softmax at once: 256 MiB
 
 
 class Target(NamedTuple):
@@ -161,8 +161,8 @@ class Maker:
         options: dict[str, Any] = dict(spec.options)
         if spec.name == "full_softmax" and "block_size" not in options:
             rows = self._batches.batch_size
-            if rows * self._data.num_candidates > _MOST_SCORES:
-                options["block_size"] = str(max(1, _MOST_SCORES // rows))
+            if rows * self._data.num_candidates > MOST_SCORES:
+                options["block_size"] = str(max(1, MOST_SCORES // rows))
         row_by_row = spec.name in METHODS and METHODS[spec.name].row_by_row
         return build(
             spec.name,

@@ -112,7 +112,8 @@ class RetrievalData:
         """The same data with one train row for each query that has some, to train on alone.
 
         For what is trained towards all that a query chose, such as distillation: the candidate
-        of a row is the first of these, its weight sqrt(n / mean n) for a query with n train rows.
+        of a row is the first of these, its weight sqrt(n / mean n) for a query with n train rows,
+        whatever the weights of those.
         Not to evaluate on: what else the query chose would count as new to it.
         """
         chosen = self.positives("train")

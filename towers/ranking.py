@@ -12,6 +12,7 @@ from pipeline import schema
 from towers.data import Positives
 from towers.gradients import Diverged
 
+MOST_SCORES = 1 << 26  # of a block of queries, in memory: 256 MiB
 _TIES_SEED = 0
 
 

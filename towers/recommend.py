@@ -22,7 +22,7 @@ from towers.config import RecommendConfig
 from towers.data import Positives, RetrievalData, open_data
 from towers.full_disk import told_when_full
 from towers.legacy_keras import tf_keras
-from towers.ranking import rank_blocks, tie_order
+from towers.ranking import MOST_SCORES, rank_blocks, tie_order
 from towers.run_directory import open_run
 from towers.two_tower import TwoTower
 
@@ -33,8 +33,6 @@ QUERY, CANDIDATES, SCORES = "query_id", "candidate_ids", "scores"  # their colum
 
 # Raw ids of some users → for each its raw candidate ids and their scores, best first.
 TopK = Callable[[list[str]], Iterable[tuple[Sequence[str], Sequence[float]]]]
-
-_MOST_SCORES = 1 << 26  # of a block, in memory: 256 MiB
 
 
 class Ranker(NamedTuple):
@@ -172,7 +170,7 @@ def _ranked(
         _left_out(config, data, len(users)),
         k=config.k,
         order=order,
-        block_size=max(1, min(config.block_size, _MOST_SCORES // len(candidates))),
+        block_size=max(1, min(config.block_size, MOST_SCORES // len(candidates))),
     )
     start = 0
     for found, scores in blocks:
