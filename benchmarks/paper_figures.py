@@ -75,7 +75,7 @@ def draw(panels: list[tuple[Table, list[tuple[float, dict[str, float]]]]], path:
     handles = [pyplot.Line2D([], [], color=c, marker="o", markersize=4) for c in COLOURS]
     labels = [name.replace("recall", "Recall") for name in panels[0][0].metrics]
     figure.legend(handles, labels, loc="upper right", ncols=3, frameon=False, fontsize=9)
-    figure.tight_layout(rect=(0, 0, 1, 0.96))
+    figure.tight_layout(rect=(0, 0, 1, 1 - 0.1 / height))
     figure.savefig(path, dpi=100)
 
 
