@@ -234,17 +234,16 @@ def section(table: Table, rows: list[dict[str, Any]], path: Path) -> str:
     for row in rows:
         longest[row["method"]] = max(row["epochs"], longest.get(row["method"], 0))
     rows = [row for row in rows if row["epochs"] == longest[row["method"]]]
-    groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    groups: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
-        groups.setdefault((row["method"], row["epochs"]), []).append(row)
+        groups.setdefault(row["method"], []).append(row)
     lines = [f"## {table.title}\n", f"In brackets: {table.paper}.\n"]
     if groups:
         heads = ["method", "epochs", "seeds", *table.metrics]
         lines += [f"| {' | '.join(heads)} |", "|" + " --- |" * len(heads)]
         order = [POPULARITY, *table.rows]
-        for (method, epochs), some in sorted(
-            groups.items(), key=lambda item: (order.index(item[0][0]), item[0][1])
-        ):
+        for method in sorted(groups, key=order.index):
+            some, epochs = groups[method], longest[method]
             paper = table.rows[method].paper if method in table.rows else {}
             values = [
                 cell([row["metrics"][m] for row in some], paper.get(m)) for m in table.metrics
@@ -256,7 +255,7 @@ def section(table: Table, rows: list[dict[str, Any]], path: Path) -> str:
             f"\n{newest['date']}, commit {newest['commit']}, "
             f"[results](../{path.relative_to(ROOT)}), such as by\n`{newest['command']}`.\n"
         )
-    missing = [name for name in table.rows if not any(name == method for method, _ in groups)]
+    missing = [name for name in table.rows if name not in groups]
     if missing:
         lines.append(f"Not run: {', '.join(f'`{name}`' for name in missing)}.\n")
     return "\n".join(lines)

@@ -18,7 +18,7 @@ from towers.history_tower import HistoryTower
 from towers.id_tower import GmfTower, IdTower
 from towers.propagation import LightGcn, Ngcf, Propagation
 from towers.tower import Tower
-from towers.tower_config import INPUTS, TowerConfig, require
+from towers.tower_config import INPUTS, SUMS, TowerConfig, require
 from towers.tower_pair import TowerPair
 
 _QUERY_SEED, _CANDIDATE_SEED = 0, 1
@@ -64,7 +64,7 @@ def make_towers(
         **shared,
     )
     shared |= {"seed": (seed, _QUERY_SEED), "name": "query_tower"}
-    if config.tower in ("fism", "svdpp"):
+    if config.tower in SUMS:
         query = _history_tower(data, config, candidate, shared)
     else:
         query_tower = GmfTower if config.tower == "gmf" else IdTower

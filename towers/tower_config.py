@@ -9,7 +9,8 @@ TOWERS = ("id", "gmf", "features", "fism", "svdpp", "light_gcn", "ngcf")
 POOLINGS = ("mean", "attention")
 INPUTS = ("id", "history", "features")  # what is no name of a column
 _GRAPHS = ("light_gcn", "ngcf")
-_HISTORIES = ("features", "fism", "svdpp")
+SUMS = ("fism", "svdpp")  # whose queries are sums of what they chose
+_HISTORIES = ("features", *SUMS)
 # field → towers; the other fields are for `features`
 _MEANT_FOR = {
     "num_layers": _GRAPHS,

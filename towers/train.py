@@ -56,32 +56,28 @@ def train(config: TrainConfig, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
         )
     config, frequency = open_frequency(config, data)
     targets = targets_of_run(config, data) if config.teacher else None
+    rows = data.by_query() if config.teacher else data  # whose train rows make up an epoch
     with strategy.scope():
         model = make_model(config, frequency.counted(data), targets)
         frequency.start(model.method)
-        _compile(config, _rows_of(config, data), model)
+        _compile(config, rows, model)
         if config.init_from and not _has_begun(config):
             start_from_run(config, model, data)
     again = ": the run goes on from its last checkpoint"
     wait_for_all(strategy)  # all have read what the run directory held before
     if not is_chief(strategy):
-        return _train(config, data, model, strategy, callbacks)
+        return _train(config, data, rows, model, strategy, callbacks)
     with told_when_full(config.run, again), only_writer(config.run):
         claim(config, data)
         frequency.keep(config.run)
         keep_vocabularies(config.run, data)
-        return _train(config, data, model, strategy, callbacks)
+        return _train(config, data, rows, model, strategy, callbacks)
 
 
 def _has_begun(config: TrainConfig) -> bool:
     """Whether there is a checkpoint to go on from."""
     last = tf.train.latest_checkpoint(str(Path(config.run) / CHECKPOINTS))
     return last is not None and not config.overwrite
-
-
-def _rows_of(config: TrainConfig, data: RetrievalData) -> RetrievalData:
-    """The train rows that make up an epoch: with a teacher, one for each query."""
-    return data.by_query() if config.teacher else data
 
 
 def _compile(config: TrainConfig, data: RetrievalData, model: TwoTower) -> None:
@@ -99,11 +95,11 @@ def _compile(config: TrainConfig, data: RetrievalData, model: TwoTower) -> None:
 def _train(
     config: TrainConfig,
     data: RetrievalData,
+    rows: RetrievalData,
     model: TwoTower,
     strategy: tf.distribute.Strategy,
     further: Sequence[Any],
 ) -> dict[str, Any]:
-    rows = _rows_of(config, data)
     steps, chief = rows.steps_per_epoch(config.batch_size), is_chief(strategy)
     wait_for_all(strategy)  # the chief has claimed the run directory
     recorder = RunRecorder(config, model, steps, chief=chief)

@@ -21,12 +21,12 @@ from towers.run_directory import (
     open_run,
     read_json,
 )
+from towers.tower_config import SUMS
 from towers.two_tower import TwoTower
 
 log = logging.getLogger(__name__)
 
 _VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"  # what TensorFlow appends to the path of a variable
-WITH_ITEMS = ("fism", "svdpp")  # towers whose queries are sums of what they chose
 _ITEMS = "query_tower/items"
 _TABLES = (  # side that the rows are ids of, table, and the one that it may be shared with
     ("query", "query_tower/table", "query_tower/table"),
@@ -81,7 +81,7 @@ def start_from_run(config: TrainConfig, model: TwoTower, data: RetrievalData) ->
                 )
             table.assign(_joined(table.numpy(), _fingerprints(data, side), old, known[side], root))
     _take_the_rest(model, weights)
-    if before["tower"] in WITH_ITEMS and config.tower not in WITH_ITEMS:
+    if before["tower"] in SUMS and config.tower not in SUMS:
         _embed_queries(root, model, data)
 
 
