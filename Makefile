@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DEMO := demo
 CUSTOMER := 01104905
 
-.PHONY: help env lock demo test test-long check clean
+.PHONY: help env lock demo test test-long soak check clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -33,11 +33,14 @@ demo: env  ## the whole path on real data: prepare, train, evaluate, export, que
 	@echo "make demo: done; everything lies in $(DEMO)/."
 
 test: env check  ## lint, types and all quick tests
-	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not long"
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not long and not soak"
 	@echo "make test: lint, types and tests passed."
 
 test-long: env  ## what takes longer: many processes, real data
 	@$(BIN)/python -m pytest -m "long"
+
+soak: env  ## an hour of attacks, kills, restarts and repeated runs; needs an idle machine
+	@$(BIN)/python -m pytest -m soak -s
 
 check: env  ## ruff and mypy
 	@$(BIN)/ruff check .

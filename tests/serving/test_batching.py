@@ -315,9 +315,10 @@ def test_a_batch_is_measured(threads):
 @pytest.mark.parametrize("seed", range(3))
 def test_everyone_gets_their_own_result_under_load(threads, seed):
     rng = np.random.default_rng(seed)
-    sizes = []
+    sizes, gate = [], threading.Event()
 
     def double(items):
+        assert gate.wait(30)
         sizes.append(len(items))
         return [2 * item for item in items]
 
@@ -331,7 +332,10 @@ def test_everyone_gets_their_own_result_under_load(threads, seed):
             assert await batcher.submit(item, int(rng.integers(1, 5)), key=number % 3) == 2 * item
 
     async def main():
-        await asyncio.gather(*map(client, range(40)))
+        clients = [asyncio.ensure_future(client(number)) for number in range(40)]
+        await asyncio.sleep(0)  # each has sent its first request, three batches at most have begun
+        gate.set()
+        await asyncio.gather(*clients)
         while batcher.waiting_rows:  # what was cancelled last is swept out, too
             await asyncio.sleep(0.001)
 
