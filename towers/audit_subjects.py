@@ -14,7 +14,6 @@ from samplers.methods import METHODS, build
 from towers.audit_weights import Batches, Frozen, Subject
 from towers.config import AuditConfig, TrainConfig
 from towers.data import RetrievalData
-from towers.frequency import open_frequency
 from towers.ranking import MOST_SCORES
 from towers.two_tower import TwoTower
 
@@ -127,8 +126,7 @@ class Maker:
         frozen: Frozen,
         batches: Batches,
     ) -> None:
-        trained, frequency = open_frequency(trained, data)
-        self._counts = frequency.counted(data).train_counts
+        self._counts = model.method.frequency
         self._trained, self._model, self._data = trained, model, data
         self._frozen, self._batches = frozen, batches
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import os
@@ -107,6 +108,12 @@ class RetrievalData:
             np.concatenate([part[schema.CANDIDATE_ID] for part in parts]),
             self.num_queries,
         )
+
+    def with_counts(self, counts: np.ndarray) -> RetrievalData:
+        """The same data with other counts [N] in place of its train rows of each candidate."""
+        data = copy.copy(self)
+        data.train_counts = counts
+        return data
 
     def by_query(self) -> RetrievalData:
         """The same data with one train row for each query that has some, to train on alone.

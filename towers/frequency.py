@@ -6,7 +6,6 @@ log's counts or of the stream in the meantime.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import logging
 import os
@@ -23,10 +22,9 @@ from samplers.method_base import Method
 from samplers.methods import METHODS
 from towers.config import TrainConfig
 from towers.data import RetrievalData
-from towers.run_directory import CONFIG, read_json
+from towers.run_directory import CONFIG, FREQUENCY, read_json
 
 log = logging.getLogger(__name__)
-_KEPT = "frequency.npz"
 _SIZES = ("num_buckets", "num_hashes", "alpha")  # options that a stream decides
 
 
@@ -47,11 +45,7 @@ class Frequency(NamedTuple):
 
     def counted(self, data: RetrievalData) -> RetrievalData:
         """The data as the method shall see them: with these counts for its train rows."""
-        if self.counts is None:
-            return data
-        data = copy.copy(data)
-        data.train_counts = self.counts
-        return data
+        return data if self.counts is None else data.with_counts(self.counts)
 
     def start(self, method: Method) -> None:
         """Gives the state of the stream to a new method."""
@@ -62,7 +56,7 @@ class Frequency(NamedTuple):
 
     def keep(self, run: str) -> None:
         """Writes it into the directory of its run."""
-        path = Path(run) / _KEPT
+        path = Path(run) / FREQUENCY
         if self.stream is None and self.counts is None:
             path.unlink(missing_ok=True)  # of a run that was overwritten
             return
@@ -123,7 +117,7 @@ def _record(config: TrainConfig) -> dict[str, Any]:
 
 def _kept(config: TrainConfig, name: str) -> Frequency | None:
     """What the run began with; None for a new one. `name` is an array that it must hold."""
-    path = Path(config.run) / _KEPT
+    path = Path(config.run) / FREQUENCY
     if _record(config).get("frequency") != config.frequency or not path.exists():
         return None
     with np.load(path) as arrays:

@@ -74,7 +74,7 @@ def make_towers(
 
 
 def _lengths(data: RetrievalData, config: TowerConfig, normalize: bool) -> np.ndarray | None:
-    """Of the embeddings of candidates, by their train rows: [N]; 1 for the mean of them."""
+    """Of the embeddings of candidates, by their counts: [N]; 1 for the mean of them."""
     power = config.popularity_power
     if not power:
         return None

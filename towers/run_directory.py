@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from pipeline.schema import write_atomically
@@ -25,6 +26,7 @@ CONFIG = "config.json"  # the configuration, and the fingerprint of the data
 TRAINING = "training.json"  # steps, seconds, history, and which weights to use
 METRICS = "metrics.json"  # what `twotower evaluate` measured
 VOCABULARIES = "vocabularies.npz"  # the fingerprints of the ids of each side, by dense id
+FREQUENCY = "frequency.npz"  # what a method began with, see `towers.frequency`
 BREAKDOWN = "breakdown.json"  # recall by popularity and by activity, see `towers.breakdown`
 HITS = "hits_by_query.parquet"  # of an evaluation, see `towers.hits_by_query`
 REPORT = "report.html"  # the page of all this, see `towers.report`
@@ -186,7 +188,7 @@ def open_run(run: str | os.PathLike[str], data: RetrievalData) -> tuple[TwoTower
     known = {field.name for field in dataclasses.fields(TrainConfig)}
     fields = {name: value for name, value in record["configuration"].items() if name in known}
     config = TrainConfig(**fields)
-    model = make_model(config, data)
+    model = make_model(config, _counted(root, config, data))
     weights = root / CHECKPOINTS / read_json(root / TRAINING)["weights"]
     try:
         check_checkpoint(str(weights), config)
@@ -199,6 +201,17 @@ def open_run(run: str | os.PathLike[str], data: RetrievalData) -> tuple[TwoTower
             "again with --overwrite."
         ) from error
     return model, config
+
+
+def _counted(root: Path, config: TrainConfig, data: RetrievalData) -> RetrievalData:
+    """The data with the counts that the run began with, where these are not its train rows."""
+    if config.frequency == "counts":
+        return data
+    path = root / FREQUENCY
+    if not path.is_file():
+        raise ValueError(f"{path} is missing: put it back, or train again with --overwrite.")
+    with np.load(path) as kept:
+        return data.with_counts(kept["counts"]) if "counts" in kept else data
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -26,8 +26,8 @@ class TowerConfig:
 
     tower: str = "id"  # of both sides: id, gmf, features, fism, svdpp, light_gcn or ngcf
     num_layers: int = 3  # light_gcn, ngcf: L, steps along the edges of the graph
-    # all but features, with normalize: embeddings of candidates have the length (train rows / their
-    # mean)^popularity_power
+    # all but features, with normalize: embeddings of candidates have the length (count / mean
+    # count)^popularity_power; count: train rows, or what --frequency names
     popularity_power: float = 0.0
     # features: of id, history, features (all columns of the attributes of users), or names of
     # columns

@@ -14,12 +14,14 @@ from pipeline import schema
 from pipeline.config import FrequenciesConfig
 from pipeline.frequencies import frequencies
 from samplers import streaming_frequency as trainer_side
+from towers.audit import AuditConfig, audit
 from towers.checkpoints import RunRecorder
 from towers.config import EvaluateConfig, TrainConfig
 from towers.data import open_data
 from towers.evaluate import evaluate
 from towers.frequency import in_steps_of_the_trainer, open_frequency
-from towers.run_directory import make_model
+from towers.legacy_keras import tf_keras
+from towers.run_directory import make_model, open_run
 from towers.train import train
 
 BATCH = 32
@@ -282,6 +284,38 @@ def test_counts_of_a_log(prepared, log, tmp_path):
     with pytest.raises(ValueError, match=rf"such as '{raw_ids[-5]}'.* count a log that holds"):
         train(config)
     assert not (tmp_path / "few-run").exists()
+
+
+@pytest.mark.parametrize("kind", ["counts", "streaming"])
+def test_a_run_is_opened_with_the_counts_that_it_was_trained_with(
+    prepared, log, snapshots, tmp_path, kind
+):
+    """Lengths of embeddings and what the method corrects by, wherever the run has gone since."""
+    data, trained, source = open_data(prepared), {}, tmp_path / "source"
+    if kind == "counts":
+        raw_ids = data.candidate_vocabulary.raw_ids.to_pylist()
+        items = [raw for place, raw in enumerate(raw_ids) for _ in range(place % 4 + 1)]
+        frequencies(
+            FrequenciesConfig(source=write_log(tmp_path / "log.parquet", items), output=str(source))
+        )
+    else:
+        shutil.copytree(snapshots, source)
+    keep = tf_keras.callbacks.LambdaCallback(
+        on_train_end=lambda logs: trained.update(model=keep.model)
+    )
+    settings = {"method": "ssl_pop", "normalize": True, "popularity_power": 0.5}
+    train(config_for(prepared, tmp_path / "run", f"{kind}:{source}", **settings), [keep])
+    shutil.rmtree(source)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    model, _ = open_run(tmp_path / "moved", data)
+    expected = trained["model"]
+    assert np.array_equal(model.candidate_embeddings(), expected.candidate_embeddings())
+    np.testing.assert_array_equal(model.method.frequency, expected.method.frequency)
+    config = AuditConfig(str(prepared), str(tmp_path / "moved"), methods=("ssl_pop",), k=5)
+    assert "ssl_pop" in audit(config)["methods"]
+    (tmp_path / "moved" / "frequency.npz").unlink()
+    with pytest.raises(ValueError, match=r"frequency.npz is missing: put it back"):
+        open_run(tmp_path / "moved", data)
 
 
 # --- mistakes -------------------------------------------------------------------------------
