@@ -71,7 +71,7 @@ class SslPop(Ssl):
     popularity comes from `frequency`, or with the batch.
     """
 
-    positive_correction: bool = False  # the positive is no sample: arXiv 2507.09331
+    positive_correction: bool = False  # the positive is no sample, in any column: arXiv 2507.09331
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -89,7 +89,8 @@ class SslPop(Ssl):
             encoders.query,
             encoders.positive,
             without_padding(self._log_q(batch), batch),
-            valid=self._valid(batch),
+            # Q / (1 - Q_i), which the correction is by, is a distribution without candidate i.
+            valid=hit_filter(batch, batch.candidate_ids, mask_accidental_hits=True),
             block_size=self.block_size,
         )
 

@@ -141,12 +141,14 @@ class SoftmaxV(UniformMethod):
     Shi et al., WWW 2023, doi:10.1145/3543507.3583223, Algorithm 2, Softmax-v(ρ, N):
         loss_b = Σ_j p_bj L_bj, L_bj = -log σ(s_ui - s_uj)
         p_b = softmax_j(L_bj / τ_b), τ_b = sqrt(Var_j L_bj / (2 ρ)), eq. (15)-(16)
-    A smooth surrogate of OPAUC(β) with ρ = -log β.
+    A smooth surrogate of OPAUC(β) with ρ = -log β. With `tau` it is the softmax based sampling of
+    section 2.1 instead, eq. (1): by the scores, at a fixed temperature,
+        p_b = softmax_j(s_uj / τ)
     """
 
     num_negatives: int = 200  # N, uniform draws for each pair
     rho: float = 1.0  # ρ, hardness: -log β for the OPAUC(β) that is meant, 0 < β < 1
-    tau: float | None = None  # a fixed temperature of the weights in place of that from ρ
+    tau: float | None = None  # weigh by e^(score / tau) instead, whatever ρ; none: by the losses
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -160,10 +162,10 @@ class SoftmaxV(UniformMethod):
     def _weights(
         self, losses: tf.Tensor, scores: tf.Tensor, log_q: tf.Tensor, valid: tf.Tensor | None
     ) -> tf.Tensor:
-        tau = self.tau
-        if tau is None:
-            tau = adaptive_temperature(losses, self.rho, valid=valid)
-        return loss_weights(losses, tau, valid=valid)
+        if self.tau is not None:
+            return softmax_weights(scores / self.tau, valid=valid)
+        temperature = adaptive_temperature(losses, self.rho, valid=valid)
+        return loss_weights(losses, temperature, valid=valid)
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)

@@ -88,7 +88,8 @@ def positive_corrected_loss(
       query: [B, D].
       candidates: [C, D], C >= B, the positive of row b in column b.
       log_q: [C], log-probability of each column; -inf as in `in_batch_softmax_loss`.
-      valid: which columns are negatives of a row; None for all but its own.
+      valid: which columns are negatives of a row; False where another column holds its positive;
+        None for all but its own.
       block_size: columns scored at once; None for all.
 
     Returns:

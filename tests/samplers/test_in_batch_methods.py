@@ -27,18 +27,18 @@ def batch_loop(ids, log_q, *, valid=None, allowed=None, twice=False, without_own
     return losses
 
 
-def corrected_loop(log_pop, weights):
+def corrected_loop(log_pop, weights, allowed):
     """The loss of arXiv 2507.09331 with its weights 1 - P as constants."""
 
     def losses(query, positive, proposed):
-        loop = batch_loop(None, log_pop, without_own=True)(query, positive, proposed)
+        loop = batch_loop(None, log_pop, allowed=allowed, without_own=True)
+        loop = loop(query, positive, proposed)
         return weights * (loop - log_pop)
 
     return losses
 
 
-def positive_probabilities(query, positive, log_pop):
-    others = ~np.eye(len(query), dtype=bool)
+def positive_probabilities(query, positive, log_pop, others):
     scores = query.astype(float) @ positive.T.astype(float)
     pop = np.exp(log_pop)
     means = [np.mean(np.exp(scores[b, o]) * (1 - pop[b]) / pop[o]) for b, o in enumerate(others)]
@@ -75,10 +75,12 @@ def test_masks_padding_and_weights(problem, log_popularity, block_size):
 @pytest.mark.parametrize("block_size", [None, 3])
 def test_positive_correction(problem, log_popularity, block_size):
     p = problem(seed=2)
-    log_pop = log_popularity(p.counts)[p.batch.candidate_ids.numpy()]
-    weights = 1 - positive_probabilities(p.query, p.positive, log_pop)
+    ids = p.batch.candidate_ids.numpy()
+    assert len(set(ids)) < len(ids)  # Q / (1 - Q) is over all candidates but the row's positive
+    log_pop, allowed = log_popularity(p.counts)[ids], ids[:, None] != ids[None, :]
+    weights = 1 - positive_probabilities(p.query, p.positive, log_pop, allowed)
     method = build("ssl_pop", frequency=p.counts, positive_correction=True, block_size=block_size)
-    p.check(method, corrected_loop(log_pop, weights), compiled=not block_size)
+    p.check(method, corrected_loop(log_pop, weights, allowed), compiled=not block_size)
 
 
 def test_popularity_may_come_with_the_batch(problem):

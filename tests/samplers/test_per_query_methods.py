@@ -8,6 +8,7 @@ from table_encoders import make_encoders
 import samplers
 from samplers.method_base import split_seed
 from samplers.methods import METHODS, build
+from samplers.scoring import candidate_scores, positive_scores
 
 N, Q, B, D = 12, 7, 6, 3
 SEED = tf.constant([5, 11], tf.int64)
@@ -112,7 +113,9 @@ def row_terms(name, method, s_i, s, log_q):
         share = np.ones(len(kept)) if method.sum_over_kept else np.full(len(kept), 1 / len(kept))
         return kept, share, 1.0
     if name == "softmax_v":
-        tau = method.tau or np.sqrt(np.var(loss) / (2 * method.rho))
+        if method.tau:  # a fixed one is of the scores, the adaptive one of the losses
+            return every, softmax(s / method.tau), 1.0
+        tau = np.sqrt(np.var(loss) / (2 * method.rho))
         return every, softmax(loss / tau) if tau > 0 else equal, 1.0
     if name in ("pris_u", "pris_p", "kernel"):
         return every, softmax(s - log_q), 1.0
@@ -250,6 +253,14 @@ def test_one_row_and_bfloat16(name):
     loss = make(name)(low, batch, seed=SEED)
     assert loss.dtype == tf.float32
     assert np.isfinite(loss).all()
+
+
+def test_scores_of_bfloat16_are_summed_in_float32():
+    query, table = (tf.cast(array, tf.bfloat16) for array in tables())
+    rows = tf.stack([table, -table])  # [2, N, D]
+    exact = np.einsum("bnd,bd->bn", *(np.asarray(x, np.float64) for x in (rows, query[:2])))
+    np.testing.assert_allclose(candidate_scores(query[:2], rows), exact, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(positive_scores(query[:2], rows[:, 0]), exact[:, 0], rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", PER_QUERY)
