@@ -11,12 +11,13 @@ import tensorflow as tf
 from samplers.candidates import Batch, Candidates, Encoders
 from samplers.checks import check_above_0, check_at_least_1, check_at_least_1_or_none
 from samplers.method_base import Method, state_variable
+from samplers.running_top_k import running_top_k
 from samplers.softmax_losses import resampled_softmax_loss
 from samplers.streamed_softmax import at_least_float32, dot_logsumexp, own_scores
 from samplers.uniform import UniformSampler
 from samplers.validity import hit_filter, weigh_rows
 
-_BLOCK = 1024  # queries whose threshold is estimated at a time
+_BLOCK, _BLOCK_COLUMNS = 1024, 1 << 16  # queries and candidates that are scored at a time
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
@@ -125,6 +126,6 @@ class SlAtK(Method):
         for start in range(0, self.num_queries, _BLOCK):
             rows = tf.range(start, min(start + _BLOCK, self.num_queries), dtype=tf.int64)
             queries = at_least_float32(encoders.queries(rows))
-            scores = tf.matmul(queries, candidates, transpose_b=True)
-            best.append(tf.math.top_k(scores, rank).values[:, -1])
+            scores, _ = running_top_k(queries, candidates, rank, block_size=_BLOCK_COLUMNS)
+            best.append(scores[:, -1])
         self.threshold.assign(tf.cast(tf.concat(best, axis=0), tf.float32))

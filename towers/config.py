@@ -161,7 +161,7 @@ class RecommendConfig:
     models: str = ""  # scann: directory of published versions of this run
     name: str = "twotower"  # scann: name of the model there; its newest version answers
     keep_seen: bool = False  # recommend also what a user chose in train or validation
-    block_size: int = 256  # users ranked at a time; fewer where the corpus is large
+    block_size: int = 256  # users that are ranked at a time
     shard_size: int = 100_000  # users of a file
     overwrite: bool = False  # replace what is in the output directory
 

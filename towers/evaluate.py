@@ -37,8 +37,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     model, training = open_run(config.run, data)
     started = time.monotonic()
     ranking = held_out.rank(
-        model.query_embeddings().numpy(),
-        model.candidate_embeddings().numpy(),
+        model.query_embeddings(),
+        model.candidate_embeddings(),
         max(config.ks),
         block_size=config.block_size,
     )

@@ -47,8 +47,8 @@ class FullCorpusMetrics(tf_keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Ranks, and writes into the logs."""
         means, _ = self._held_out.measure(
-            self.model.query_embeddings().numpy(),
-            self.model.candidate_embeddings().numpy(),
+            self.model.query_embeddings(),
+            self.model.candidate_embeddings(),
             self._ks,
             block_size=self._block_size,
         )

@@ -10,7 +10,7 @@ import numpy as np
 from pipeline import schema
 from towers.data import RetrievalData
 from towers.metrics import mean_metrics
-from towers.ranking import find_hits, rank_by_popularity, rank_corpus, tie_order
+from towers.ranking import Embeddings, find_hits, rank_by_popularity, rank_corpus, tie_order
 
 Means = tuple[dict[str, float], dict[str, float]]  # means and half-widths, see `mean_metrics`
 
@@ -56,8 +56,8 @@ class HeldOut:
 
     def rank(
         self,
-        query_embeddings: np.ndarray,
-        candidate_embeddings: np.ndarray,
+        query_embeddings: Embeddings,
+        candidate_embeddings: Embeddings,
         k: int,
         *,
         block_size: int = 256,
@@ -87,8 +87,8 @@ class HeldOut:
 
     def measure(
         self,
-        query_embeddings: np.ndarray,
-        candidate_embeddings: np.ndarray,
+        query_embeddings: Embeddings,
+        candidate_embeddings: Embeddings,
         ks: Sequence[int],
         *,
         block_size: int = 256,

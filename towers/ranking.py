@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import tensorflow as tf
 
 from pipeline import schema
+from samplers.running_top_k import running_top_k
 from towers.data import Positives
 from towers.gradients import Diverged
 
-MOST_SCORES = 1 << 26  # of a block of queries, in memory: 256 MiB
+MOST_SCORES = 1 << 26  # in memory at a time: 256 MiB
 _TIES_SEED = 0
+
+Embeddings: TypeAlias = np.ndarray | tf.Tensor  # float32, those of a model stay on their device
 
 
 def tie_order(fingerprints: np.ndarray) -> np.ndarray:
@@ -26,8 +29,8 @@ def tie_order(fingerprints: np.ndarray) -> np.ndarray:
 
 
 def rank_corpus(
-    query_embeddings: np.ndarray,
-    candidate_embeddings: np.ndarray,
+    query_embeddings: Embeddings,
+    candidate_embeddings: Embeddings,
     query_ids: np.ndarray,
     known: Positives,
     *,
@@ -44,7 +47,7 @@ def rank_corpus(
       known: what each query is known to like, which is left out.
       k: candidates to return.
       order: int64 [N], candidates in the order in which ties are ranked.
-      block_size: queries at a time; block_size · N scores are in memory.
+      block_size: queries at a time, scored against as many candidates as `MOST_SCORES` allows.
 
     Returns:
       int64 [U, k], dense ids; -1 at the end of a row with fewer than k candidates left.
@@ -66,8 +69,8 @@ def rank_corpus(
 
 
 def rank_blocks(
-    query_embeddings: np.ndarray,
-    candidate_embeddings: np.ndarray,
+    query_embeddings: Embeddings,
+    candidate_embeddings: Embeddings,
     query_ids: np.ndarray,
     known: Positives,
     *,
@@ -81,34 +84,35 @@ def rank_blocks(
       Candidates int64 [b, min(k, N)] and scores float32 of the same shape, best first; -1 and
       -inf at the end of a row with fewer candidates left.
     """
-    _check_finite(query_embeddings, candidate_embeddings)
-    num_candidates = len(candidate_embeddings)
-    column_of = np.empty(num_candidates, np.int32)
-    column_of[order] = np.arange(num_candidates, dtype=np.int32)
-    corpus = tf.constant(np.ascontiguousarray(candidate_embeddings[order]))
-    shown = tf.constant(min(k, num_candidates))
+    queries = tf.convert_to_tensor(query_embeddings)
+    corpus = tf.gather(candidate_embeddings, order)
+    _check_finite(query=queries, candidate=corpus)
+    column_of = np.empty(len(order), np.int64)
+    column_of[order] = np.arange(len(order))
+    block_columns = tf.constant(max(1, MOST_SCORES // block_size), tf.int64)
     for start in range(0, len(query_ids), block_size):
         block = query_ids[start : start + block_size]
         rows, candidates = _known_pairs(block, known)
-        masked = np.stack([rows.astype(np.int32), column_of[candidates]], axis=1)
-        queries = tf.constant(query_embeddings[block])
-        scores, columns = _top_k(corpus, queries, tf.constant(masked), shown)
-        yield np.where(np.isneginf(scores), -1, order[columns.numpy()]), scores.numpy()
+        masked = tf.constant(np.stack([rows, column_of[candidates]], axis=1))
+        found = _top_k(corpus, tf.gather(queries, block), masked, tf.constant(k), block_columns)
+        scores, columns = (part.numpy() for part in found)
+        yield np.where(np.isneginf(scores), -1, order[columns]), scores
 
 
 @tf.function(
     input_signature=[
         tf.TensorSpec([None, None], tf.float32),
         tf.TensorSpec([None, None], tf.float32),
-        tf.TensorSpec([None, 2], tf.int32),
+        tf.TensorSpec([None, 2], tf.int64),
         tf.TensorSpec([], tf.int32),
+        tf.TensorSpec([], tf.int64),
     ]
 )
-def _top_k(corpus: tf.Tensor, queries: tf.Tensor, masked: tf.Tensor, k: tf.Tensor) -> Any:
+def _top_k(
+    corpus: tf.Tensor, queries: tf.Tensor, masked: tf.Tensor, k: tf.Tensor, block_size: tf.Tensor
+) -> Any:
     """Scores and columns of the best k, [b, k], without the (row, column) pairs of `masked`."""
-    scores = tf.matmul(queries, corpus, transpose_b=True)
-    nothing = tf.fill([tf.shape(masked)[0]], -float("inf"))
-    return tf.math.top_k(tf.tensor_scatter_nd_update(scores, masked, nothing), k)
+    return running_top_k(queries, corpus, k, block_size=block_size, masked=masked)
 
 
 def rank_by_popularity(
@@ -171,9 +175,9 @@ def find_hits(ranked: np.ndarray, query_ids: np.ndarray, held_out: Positives) ->
     return (keys[places] == sought) & (ranked >= 0)
 
 
-def _check_finite(query_embeddings: np.ndarray, candidate_embeddings: np.ndarray) -> None:
-    for name, rows in (("query", query_embeddings), ("candidate", candidate_embeddings)):
-        if not np.isfinite(rows).all():
+def _check_finite(**embeddings: tf.Tensor) -> None:
+    for name, rows in embeddings.items():
+        if not tf.reduce_all(tf.math.is_finite(rows)):
             raise Diverged(
                 f"{name} embeddings must be finite, got NaN or infinity: the training diverged; "
                 "train with a smaller learning_rate."

@@ -22,7 +22,7 @@ from towers.config import RecommendConfig
 from towers.data import Positives, RetrievalData, open_data
 from towers.full_disk import told_when_full
 from towers.legacy_keras import tf_keras
-from towers.ranking import MOST_SCORES, rank_blocks, tie_order
+from towers.ranking import rank_blocks, tie_order
 from towers.run_directory import open_run
 from towers.two_tower import TwoTower
 
@@ -170,7 +170,7 @@ def _ranked(
         _left_out(config, data, len(users)),
         k=config.k,
         order=order,
-        block_size=max(1, min(config.block_size, MOST_SCORES // len(candidates))),
+        block_size=config.block_size,
     )
     start = 0
     for found, scores in blocks:
@@ -184,8 +184,8 @@ def _ranked(
         start += len(found)
 
 
-def _with_cold(embeddings: tf.Tensor, cold: tf.Tensor) -> np.ndarray:
-    return np.concatenate([embeddings.numpy(), cold.numpy().astype(np.float32)])
+def _with_cold(embeddings: tf.Tensor, cold: tf.Tensor) -> tf.Tensor:
+    return tf.concat([embeddings, tf.cast(cold, tf.float32)], axis=0)
 
 
 def _left_out(config: RecommendConfig, data: RetrievalData, num_users: int) -> Positives:

@@ -9,7 +9,7 @@ import numpy as np
 from samplers.soft_targets import SoftTargets
 from towers.config import TrainConfig
 from towers.data import RetrievalData
-from towers.ranking import MOST_SCORES, rank_blocks, tie_order
+from towers.ranking import rank_blocks, tie_order
 from towers.run_directory import open_run
 from towers.two_tower import TwoTower
 
@@ -38,17 +38,17 @@ def soft_targets(
       model: the teacher, a trained model of the data.
       data: whose train split the student is trained on too.
       k: T, candidates of each query; fewer where the corpus is smaller.
-      block_size: queries ranked at a time; fewer where the corpus is large.
+      block_size: queries ranked at a time.
     """
     chosen = data.positives("train")
     blocks = rank_blocks(
-        model.query_embeddings().numpy(),
-        model.candidate_embeddings().numpy(),
+        model.query_embeddings(),
+        model.candidate_embeddings(),
         np.arange(data.num_queries),
         chosen,
         k=k,
         order=tie_order(data.candidate_vocabulary.fingerprints),
-        block_size=max(1, min(block_size, MOST_SCORES // data.num_candidates)),
+        block_size=block_size,
     )
     ids, scores = zip(*((ids.astype(np.int32), scores) for ids, scores in blocks), strict=True)
     return SoftTargets(

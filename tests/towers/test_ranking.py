@@ -1,6 +1,10 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
+from towers import ranking
 from towers.data import Positives
 from towers.dataframe import from_dataframe
 from towers.held_out import HeldOut
@@ -34,6 +38,33 @@ def test_equals_a_slow_ranking(example, block_size):
     ranked = rank_corpus(queries, candidates, ids, known, k=12, order=order, block_size=block_size)
     expected = slow_ranking(queries @ candidates.T, ids, known, 12, order)
     np.testing.assert_array_equal(ranked, expected)
+
+
+@pytest.mark.parametrize("columns", [1, 7, 13, 39, 40, 41])
+def test_blocks_of_candidates_rank_as_the_whole_corpus(example, columns, monkeypatch):
+    queries, candidates, known, order, ids = example
+    monkeypatch.setattr(ranking, "MOST_SCORES", 4 * columns)
+    ranked = rank_corpus(queries, candidates, ids, known, k=12, order=order, block_size=4)
+    expected = slow_ranking(queries @ candidates.T, ids, known, 12, order)
+    np.testing.assert_array_equal(ranked, expected)
+
+
+@pytest.mark.long
+def test_memory_does_not_grow_with_the_corpus():
+    """All scores of 256 queries and 4 M candidates would be 4 GB."""
+    code = """
+import resource, numpy as np
+from towers.data import Positives
+from towers.ranking import rank_corpus
+numbers = np.random.default_rng(0)
+queries, candidates = (numbers.random((n, 4), np.float32) for n in (256, 4_000_000))
+known = Positives(np.zeros(1, int), np.zeros(1, int), 256)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+rank_corpus(queries, candidates, np.arange(256), known, k=20, order=np.arange(4_000_000))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert int(done.stdout) < 1_500_000  # kilobytes
 
 
 @pytest.mark.parametrize("block_size", [4, 100])
