@@ -29,7 +29,7 @@ class CandidateCache(tf.Module):
 
     Attributes:
       occurrences: int64 [N], o.
-      drawn: int64 [N], draws of the last step.
+      drawn: int64 [N], draws of the last loss.
     """
 
     def __init__(self, frequency: np.ndarray, *, from_drawn: bool = False) -> None:
@@ -37,14 +37,17 @@ class CandidateCache(tf.Module):
         start = tf.constant(np.isfinite(log_pop(frequency)).astype(np.int64))
         self.occurrences = state_variable(start, "occurrences")
         self.drawn = renewed_variable(tf.zeros_like(start), "drawn")
-        self._from_drawn = from_drawn
+        self._last_drawn = (
+            state_variable(tf.zeros_like(start), "last_drawn") if from_drawn else None
+        )
 
     def sample(self, size: int, *, seed: tf.Tensor) -> Candidates:
         """The cache of a step: ids [C] and log(o_j / Σ o), a function of state and seed."""
         weights = tf.convert_to_tensor(self.occurrences)
-        if self._from_drawn:
-            again = tf.where(self.drawn > 0, weights, tf.zeros_like(weights))
-            weights = tf.where(tf.reduce_any(self.drawn > 0), again, weights)
+        if self._last_drawn is not None:
+            drawn = self._last_drawn > 0
+            again = tf.where(drawn, weights, tf.zeros_like(weights))
+            weights = tf.where(tf.reduce_any(drawn), again, weights)
         cumulative = tf.cumsum(tf.cast(weights, tf.float64))  # whole numbers, exact
         total = cumulative[-1]
         points = tf.random.stateless_uniform([size], seed, dtype=tf.float64) * total  # below it
@@ -55,8 +58,7 @@ class CandidateCache(tf.Module):
     def record(self, ids: tf.Tensor, counts: tf.Tensor) -> None:
         """Notes the draws of a step, until `update`: ids [n] with repetitions, counts [n].
 
-        The one thing that a loss writes. A loss that no `update` follows leaves no trace in the
-        occurrences.
+        The one thing that a loss writes. A loss that no `update` follows changes no later draw.
         """
         size = self.drawn.shape[0]
         sums = tf.math.unsorted_segment_sum(tf.cast(counts, tf.float64), ids, size)
@@ -65,3 +67,5 @@ class CandidateCache(tf.Module):
     def update(self) -> None:
         """Adds the draws of the step to the occurrences."""
         self.occurrences.assign_add(self.drawn)
+        if self._last_drawn is not None:
+            self._last_drawn.assign(self.drawn)

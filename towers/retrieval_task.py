@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from samplers.candidates import Batch, Encoders
+from samplers.method_base import state_variable
 from samplers.methods import build
 from towers.legacy_keras import tfrs
 
@@ -87,7 +88,7 @@ class RetrievalTask(tfrs.tasks.Retrieval):
         self._method_name, self._masks_hits = method, bool(options.get("mask_accidental_hits"))
         self._encode_candidates, self._encode_queries = candidate_encoder, query_encoder
         self._num_candidates, self._seed = num_candidates, seed
-        self.iteration = tf.Variable(0, dtype=tf.int64, trainable=False, name="iteration")
+        self.iteration = state_variable(tf.constant(0, tf.int64), "iteration")
         self._loss_of_call: tf.Tensor | None = None
 
     def call(
@@ -100,7 +101,7 @@ class RetrievalTask(tfrs.tasks.Retrieval):
         compute_metrics: bool = True,
         compute_batch_metrics: bool = True,
         query_ids: tf.Tensor | None = None,
-        training: bool = True,
+        training: bool | None = None,
     ) -> tf.Tensor:
         """The summed loss of a batch.
 
@@ -111,7 +112,8 @@ class RetrievalTask(tfrs.tasks.Retrieval):
           candidate_ids: integer [B], dense ids; text is hashed and tells equal ids apart only.
           compute_metrics, compute_batch_metrics: as in TFRS.
           query_ids: integer [B], dense ids.
-          training: whether the method remembers the batch, where it has state.
+          training: whether the method remembers the batch and draws anew; None: where the loss
+            is differentiated, so not in `evaluate`.
 
         Returns:
           A scalar.
@@ -134,11 +136,13 @@ class RetrievalTask(tfrs.tasks.Retrieval):
             queries=self._queries,
         )
         seed = tf.stack([tf.constant(self._seed, tf.int64), self.iteration.read_value()])
-        self._loss_of_call = tf.reduce_sum(self.method(encoders, batch, seed=seed))
-        if training:
-            with tf.control_dependencies([self._loss_of_call]):
-                self.method.update(batch)
-                self.iteration.assign_add(1)
+        loss = tf.reduce_sum(self.method(encoders, batch, seed=seed))
+        if training is None:
+            loss = _when_differentiated(lambda: self._remember(batch), loss)
+        elif training:
+            with tf.control_dependencies([loss]):
+                self._remember(batch)
+        self._loss_of_call = loss
         return super().call(
             query_embeddings,
             candidate_embeddings,
@@ -154,6 +158,10 @@ class RetrievalTask(tfrs.tasks.Retrieval):
         self.method.end_epoch(
             Encoders(nothing, nothing, self._candidates, lambda: nothing, self._queries)
         )
+
+    def _remember(self, batch: Batch) -> None:
+        self.method.update(batch)
+        self.iteration.assign_add(1)
 
     def _given_loss(self, **scores_and_labels: Any) -> tf.Tensor:
         """What TFRS calls for the loss of its scores: the method's is known already."""
@@ -202,3 +210,16 @@ class RetrievalTask(tfrs.tasks.Retrieval):
 
     def _missing(self, what: str) -> ValueError:
         return ValueError(f"the method {self._method_name!r} needs {what}, got None; pass it.")
+
+
+def _when_differentiated(act: Callable[[], None], loss: tf.Tensor) -> tf.Tensor:
+    """The loss, whose gradient acts: a training step takes it, an evaluation does not."""
+
+    def with_gradient(loss: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+        def gradient(upstream: tf.Tensor) -> tf.Tensor:
+            act()
+            return upstream
+
+        return tf.identity(loss), gradient
+
+    return tf.custom_gradient(with_gradient)(loss)

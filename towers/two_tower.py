@@ -118,15 +118,17 @@ class TwoTower(tfrs.Model):
     def compute_loss(self, inputs: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
         """The reduced loss of a batch, as TFRS asks for it; a scalar.
 
+        Towers drop nothing at random unless in training, and the method remembers nothing.
+
         Raises:
           ValueError: a strategy has several replicas, and the batch is one part of what they have.
         """
-        del training
         check_alone()
         batch = _as_batch(inputs)
         seed = self._step_seed()
-        tables, rows = self._look_up(batch, _drop_seed(seed))
-        encoders = self._towers.encoders(rows["query"], rows["positive"], tables, _drop_seed(seed))
+        drop = _drop_seed(seed) if training else None
+        tables, rows = self._look_up(batch, drop)
+        encoders = self._towers.encoders(rows["query"], rows["positive"], tables, drop)
         return self._reduce(self.method(encoders, batch, seed=seed), batch)
 
     def train_step(self, inputs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
@@ -179,7 +181,7 @@ class TwoTower(tfrs.Model):
         """Tells the method that an epoch has ended; `fit` does it."""
         self.method.end_epoch(self._towers.encoders_without_batch())
 
-    def _look_up(self, batch: Batch, drop: tf.Tensor) -> tuple[Tables, dict[str, Any]]:
+    def _look_up(self, batch: Batch, drop: tf.Tensor | None) -> tuple[Tables, dict[str, Any]]:
         """What the look-ups of the step read from, and the rows of the batch."""
         tables = self._towers.tables()
         return tables, {

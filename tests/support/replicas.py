@@ -16,7 +16,7 @@ import pytest
 import tensorflow as tf
 
 import towers
-from towers.legacy_keras import tf_keras
+from towers.legacy_keras import tf_keras, tfrs
 from towers.sparse_optimizers import LazyAdam, SparseAdagrad
 from towers.teacher import soft_targets
 from towers.two_tower import TwoTower
@@ -93,6 +93,43 @@ def check_that_a_part_has_no_loss(model, batch):
         model.distribute_strategy.run(model.compute_loss, args=(batch,))
 
 
+class StockModel(tfrs.Model):
+    """A model of stock TFRS with one of our methods, whose `compute_loss` passes nothing on."""
+
+    def __init__(self, data, method):
+        super().__init__()
+        self.queries = tf_keras.layers.Embedding(data.num_queries, 6)
+        self.candidates = tf_keras.layers.Embedding(data.num_candidates, 6)
+        self.task = towers.RetrievalTask(
+            method,
+            frequency=data.train_counts,
+            num_candidates=data.num_candidates,
+            candidate_encoder=self.candidates,
+        )
+
+    def compute_loss(self, inputs, training=False):
+        ids = inputs["candidate_id"]
+        embedded = self.queries(inputs["query_id"]), self.candidates(ids)
+        return self.task(*embedded, candidate_ids=ids, compute_metrics=False)
+
+
+def check_a_task(case, strategy):
+    """Training counts its steps on all replicas alike, evaluation counts none."""
+    data = make_data(30)
+    with strategy.scope():
+        model = StockModel(data, case["task"])
+        model.compile(optimizer=tf_keras.optimizers.SGD(1.0))
+    rows = data.train(BATCH).take(2)
+    model.fit(rows, verbose=0)
+    model.evaluate(rows, verbose=0)
+    for variable in [*model.trainable_variables, model.task.iteration]:
+        copies = strategy.experimental_local_results(variable)
+        assert len(copies) == strategy.num_replicas_in_sync
+        for copy in copies:
+            np.testing.assert_array_equal(copy, copies[0])
+    assert int(model.task.iteration.numpy()) == 2
+
+
 def main():
     """Compares every case; the first difference ends it."""
     replicas = int(sys.argv[1])
@@ -101,6 +138,10 @@ def main():
     tf.config.set_logical_device_configuration(cpu, logical)
     strategy = tf.distribute.MirroredStrategy([f"CPU:{n}" for n in range(replicas)])
     for case in json.loads(sys.argv[2]):
+        if "task" in case:
+            check_a_task(case, strategy)
+            print("equal:", case, flush=True)
+            continue
         name, rows = str(case), case.pop("last_rows", 30)
         data = towers.open_data(sys.argv[3]) if "tower" in case else make_data(rows)
         alone, losses = trained(data, case, None)

@@ -17,6 +17,7 @@ REPLICAS = Path(__file__).parents[1] / "support" / "replicas.py"
 QUICK = [
     {"method": "xir", "cache_size": 32, "optimizer": "lazy_adam"},
     {"method": "bpr", "last_rows": 1, "epochs": 1},
+    {"task": "xir"},
 ]
 OPTIONS = {
     "sl_at_k": {"k": 3, "num_negatives": 20, "refresh_epochs": 1},

@@ -89,6 +89,49 @@ def test_other_methods_with_their_extra_arguments(pairs, name):
     assert_ranked_first(model, pairs)
 
 
+# method → options; each remembers something of what it has been trained on
+WITH_STATE = {"xir": {"redraw": "drawn"}, "correct_sfx": {}, "adasir_u": {}, "aobpr": {}}
+
+
+@pytest.mark.parametrize("name", WITH_STATE)
+def test_evaluation_changes_nothing(pairs, name):
+    """Although `compute_loss` does not say which of training and evaluation it is called in."""
+
+    def trained(evaluated):
+        tf_keras.utils.set_random_seed(3)
+        model = Model(
+            lambda model: RetrievalTask(
+                name,
+                frequency=np.bincount(pairs[:, 1], minlength=CANDIDATES),
+                num_candidates=CANDIDATES,
+                num_queries=QUERIES,
+                fingerprints=np.arange(CANDIDATES),
+                candidate_encoder=lambda ids: model.embed(model.candidates, ids),
+                query_encoder=lambda ids: model.embed(model.queries, ids),
+                **WITH_STATE[name],
+            ),
+            {"candidate_ids": lambda rows: rows["c"], "query_ids": lambda rows: rows["q"]},
+        )
+        model.compile(optimizer=tf_keras.optimizers.SGD(0.5))
+        rows = tf.data.Dataset.from_tensor_slices({"q": pairs[:, 0], "c": pairs[:, 1]}).batch(64)
+        held_out = rows.take(2) if evaluated else None
+        model.fit(rows, epochs=2, verbose=0, validation_data=held_out)
+        before = state_of(model)
+        if evaluated:
+            model.evaluate(held_out, verbose=0)
+        for expected, value in zip(before, state_of(model), strict=True):
+            np.testing.assert_array_equal(value, expected)
+        model.fit(rows, verbose=0)
+        return state_of(model)
+
+    def state_of(model):
+        kept = [v for v in model.task.method.variables if not v.name.startswith("drawn:")]
+        return [v.numpy() for v in [*model.trainable_variables, model.task.iteration, *kept]]
+
+    for expected, value in zip(trained(False), trained(True), strict=True):
+        np.testing.assert_array_equal(value, expected)
+
+
 def embeddings(rows=6, seed=0):
     rng = np.random.default_rng(seed)
     return (tf.constant(rng.normal(size=(rows, 4)), tf.float32) for _ in range(2))
@@ -172,7 +215,8 @@ def test_draws_change_from_call_to_call_and_repeat_with_the_seed():
 
     def losses(seed):
         task = RetrievalTask("bmns", seed=seed)
-        return [float(task(q, c, candidate_sampling_probability=probability)) for _ in range(3)]
+        given = {"candidate_sampling_probability": probability, "training": True}
+        return [float(task(q, c, **given)) for _ in range(3)]
 
     assert len(set(losses(1))) == 3
     assert losses(1) == losses(1)

@@ -101,6 +101,26 @@ def test_same_seed_same_weights_another_seed_others(data):
     assert not np.allclose(weights(1), weights(2))
 
 
+@pytest.mark.parametrize(
+    ("method", "options"), [("xir", {"redraw": "drawn"}), ("adasir_u", {}), ("aobpr", {})]
+)
+def test_evaluation_changes_nothing(data, method, options):
+    def trained(evaluated):
+        model = TwoTower(data, 4, method, jit_compile=False, **options)
+        model.compile(optimizer=towers.CoupledAdam(0.01))
+        rows, held_out = data.train(64), data.train(64).take(2) if evaluated else None
+        model.fit(rows, epochs=1, verbose=0, validation_data=held_out)
+        before = int(model.iteration)
+        if evaluated:
+            model.evaluate(held_out, verbose=0)
+        assert int(model.iteration) == before
+        model.fit(rows, epochs=1, verbose=0)
+        return [model.query_embeddings(), model.candidate_embeddings()]
+
+    for expected, value in zip(trained(False), trained(True), strict=True):
+        np.testing.assert_array_equal(value, expected)
+
+
 def test_initial_tables(data):
     model = TwoTower(data, 200, init_stddev=0.5)
     for tower in (model.query_tower, model.candidate_tower):
