@@ -122,10 +122,11 @@ class HistoryTower(Tower):
         weights = tf.cast(other, self.items.dtype)
         rows = self._embed_items(tf.maximum(chosen, 0))
         total = tf.reduce_sum(rows * weights[..., None], axis=1)
-        # mean of the read ones · n / sqrt(n), n = |N(u)∖i|: a pair of the train split is in N(u)
-        num_others = tf.cast(tf.maximum(sizes - 1, 0), total.dtype)
-        num_read = tf.maximum(tf.reduce_sum(weights, axis=1), 1)
-        return total * (tf.sqrt(num_others) / num_read)[:, None]
+        # mean of the read ones · n / sqrt(n), n = |N(u)∖i|: of a history that is not read as a
+        # whole, i is taken to be a part, as in every pair of the train split
+        num_read = tf.reduce_sum(weights, axis=1)
+        num_others = tf.where(sizes > self._length, tf.cast(sizes - 1, total.dtype), num_read)
+        return total * (tf.sqrt(num_others) / tf.maximum(num_read, 1))[:, None]
 
     def _embed_items(self, ids: tf.Tensor) -> tf.Tensor:
         """y_j: [...] → [..., D]."""

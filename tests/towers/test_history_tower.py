@@ -51,6 +51,14 @@ def test_a_query_does_not_know_what_it_is_trained_on(has_table, seed):
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("has_table", [False, True])
+def test_a_pair_that_was_held_out_sees_the_whole_history(has_table):
+    tower = make_tower(length=7, has_table=has_table)
+    queries, positives = [0, 1, 3, 4], [3, 8, 0, 1]
+    found = tower.embed(tf.constant(queries, tf.int64), positives=tf.constant(positives, tf.int64))
+    np.testing.assert_allclose(found, [in_numpy(tower, query) for query in queries], atol=1e-5)
+
+
 def test_of_long_histories_a_sample_is_read():
     """Three of the seven in every step, or two and the positive; on average, all others."""
     query, positive, tower = 0, 2, make_tower(length=3)
