@@ -23,6 +23,7 @@ from samplers.streamed_softmax import (
     fold_columns,
     logsumexp_of_parts,
     num_blocks,
+    own_scores,
     take_columns,
 )
 
@@ -71,12 +72,28 @@ class Resampling:
         scores = self._masked(scores, tf.range(self._num_columns))
         self._draw = resample_weighted(scores, self._log_q, n, seed, systematic)
 
-    def log_total(self, query: tf.Tensor, candidates: tf.Tensor) -> tf.Tensor:
+    def mean_score(self, query: tf.Tensor, candidates: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """(1/m) Σ_j n_bj q_b · v_j, with gradients, and whether m = Σ_j n_bj is above 0: [B] each.
+
+        Needs all columns at once. Arguments as of `log_total`.
+        """
+        counts = tf.cast(self._draw.counts, self._query.dtype)
+        drawn = tf.reduce_sum(counts, axis=1)
+        means = tf.matmul(
+            tf.math.divide_no_nan(counts, drawn[:, None]), at_least_float32(candidates)
+        )
+        return own_scores(query, means), drawn > 0
+
+    def log_total(
+        self, query: tf.Tensor, candidates: tf.Tensor, *, importance: bool = False
+    ) -> tf.Tensor:
         """log Σ_j n_bj e^(q_b · v_j), [B], with gradients for the queries and the candidates.
 
         Args:
           query: [B, D].
           candidates: [C, D], both as they were given, with gradient.
+          importance: divide each term by m w_bj, with m = Σ_j n_bj and w the weights of the draws,
+            which are constants; needs all columns at once.
         """
         if self._block_size is not None:
             return dot_logsumexp(
@@ -93,8 +110,14 @@ class Resampling:
         largest = tf.reduce_max(tf.where(known, self._log_q, self._log_q.dtype.min))
         largest = tf.where(tf.reduce_any(known), largest, tf.zeros_like(largest))
         relative = tf.where(known, tf.exp(self._log_q - largest), tf.zeros_like(self._log_q))
-        parts = self._draw.counts * self._draw.weights * tf.cast(relative, tf.float32)[None, :]
+        counts, weights = self._draw.counts, self._draw.weights
+        parts = counts * tf.cast(relative, tf.float32)[None, :]
         level = self._draw.highest + tf.cast(largest, tf.float32)
+        if importance:  # e^s / w = q · Σ_k e^(s_k - log q_k)
+            sums = [tf.maximum(tf.reduce_sum(x, axis=1), 1.0) for x in (weights, counts)]
+            level += tf.math.log(sums[0] / sums[1])
+        else:
+            parts *= weights
         dtype = self._query.dtype
         return logsumexp_of_parts(query, candidates, tf.cast(parts, dtype), tf.cast(level, dtype))
 

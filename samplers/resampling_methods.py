@@ -18,6 +18,8 @@ from samplers.softmax_losses import resampled_softmax_loss
 from samplers.streamed_softmax import own_scores
 from samplers.validity import hit_filter, num_rows, weigh_rows, without_padding
 
+_WEIGHTS = ("published", "equal", "importance")
+
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class Bir(Method):
@@ -26,8 +28,12 @@ class Bir(Method):
     Chen et al., NeurIPS 2022, Algorithm 1 and eq. (3), with the -log that it lacks in print:
         n_u ~ Multinomial(m, softmax_j(s_uj - log pop_j)) over the columns j of the batch
         loss = log(e^(s_ui) + Σ_j n_uj e^(s_uj)) - s_ui
-    The draws follow the softmax over the corpus as the batch grows, so the scores in the loss
-    need no correction.
+    The draws follow the softmax over the corpus as the batch grows. Then equal weights estimate its
+    gradient, which is what section 3.1 argues, and eq. (3), as in the published code, weighs the
+    draws by e^s a second time: harder negatives than those of the softmax. Theorem 3.2 bounds the
+    bias of another loss. The last two are options, with w the softmax above as a constant:
+        weights="equal": (1/m) Σ_j n_uj s_uj - s_ui, of any sign, for its gradient
+        weights="importance": log(e^(s_ui) + Σ_j n_uj e^(s_uj) / (m w_uj)) - s_ui
 
     Differs: the draws are systematic, see `selection.resample`, with the expectation of
     independent ones and less variance; `systematic=False` makes them independent.
@@ -35,6 +41,7 @@ class Bir(Method):
 
     num_resampled: int | None = None  # m, draws for each row; none: as many as rows
     systematic: bool = True  # one random number a row; false: one a draw, several times slower
+    weights: str = "published"  # of the draws: published, eq. (3); equal; or importance
     mask_accidental_hits: bool = False  # draw no column that holds the row's positive
     block_size: int | None = None  # candidates scored at once, to save memory; none: all
 
@@ -46,12 +53,27 @@ class Bir(Method):
                 f"systematic must be True with block_size, got block_size={self.block_size}: "
                 "independent draws need all scores of a row; leave one of the two out."
             )
+        self._check_weights()
         self._popularity = PopularityTable(type(self).__name__, self.frequency)
+
+    def _check_weights(self) -> None:
+        if self.weights not in _WEIGHTS:
+            raise ValueError(f"weights must be one of {', '.join(_WEIGHTS)}, got {self.weights!r}.")
+        if self.block_size is not None and self.weights != "published":
+            raise ValueError(
+                f"weights must be published with block_size, got {self.weights!r}: leave one of "
+                "the two out."
+            )
+        if self.mask_accidental_hits and self.weights == "equal":
+            raise ValueError(
+                "mask_accidental_hits must be False with weights=equal, got True: the positive is "
+                "in that loss as a column that is drawn; leave one of the two out."
+            )
 
     def loss(
         self, encoders: Encoders, batch: Batch, proposed: Candidates | None, *, seed: tf.Tensor
     ) -> tf.Tensor:
-        """log(e^(s_ui) + Σ_j n_uj e^(s_uj)) - s_ui: float32 [B]."""
+        """log(e^(s_ui) + Σ_j n_uj e^(s_uj)) - s_ui, or that of other `weights`: float32 [B]."""
         del proposed
         losses, _ = self._batch_losses(encoders, batch, self._draws(num_rows(batch)), seed)
         return weigh_rows(losses, batch)
@@ -87,8 +109,12 @@ class Bir(Method):
             systematic=self.systematic,
             block_size=self.block_size,
         )
-        log_total = resampling.log_total(encoders.query, candidates)
         positive = own_scores(encoders.query, encoders.positive)
+        if self.weights == "equal":
+            mean, drawn = resampling.mean_score(encoders.query, candidates)
+            return tf.where(drawn, mean - positive, tf.zeros_like(positive)), resampling
+        importance = self.weights == "importance"
+        log_total = resampling.log_total(encoders.query, candidates, importance=importance)
         return resampled_softmax_loss(log_total, positive), resampling
 
 

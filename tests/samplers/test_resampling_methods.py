@@ -30,6 +30,94 @@ def resampled_loss(query, positive, candidates, counts):
     return losses
 
 
+def equally_weighed_loss(query, positive, candidates, counts):
+    """Whose gradient is the estimate of section 3.1, -∇s_ui + (1/m) Σ_j n_uj ∇s_uj, as a loop."""
+    losses = np.zeros(len(query))
+    for b in range(len(query)):
+        for j in range(len(candidates)):
+            losses[b] += counts[b, j] / counts[b].sum() * (query[b] @ candidates[j])
+        losses[b] -= query[b] @ positive[b]
+    return losses
+
+
+def importance_weighed_loss(query, positive, candidates, counts, log_q, drawn_by):
+    """log(e^(s_ui) + Σ_j n_uj e^(s_uj) / (m w_uj)) - s_ui, w as a constant, as a loop."""
+    losses = np.zeros(len(query))
+    for b in range(len(query)):
+        own = query[b] @ positive[b]
+        exponents = np.exp(
+            [s - q if q > -np.inf else -np.inf for s, q in zip(drawn_by[b], log_q, strict=True)]
+        )
+        total = np.exp(own)
+        for j in range(len(candidates)):
+            if counts[b, j]:
+                m, w = counts[b].sum(), exponents[j] / exponents.sum()
+                total += counts[b, j] * np.exp(query[b] @ candidates[j]) / (m * w)
+        losses[b] = np.log(total) - own
+    return losses
+
+
+def weighed_loss(weights, query, candidates, counts, log_q):
+    """The loop of these weights: (query, positive, candidates) → [B]."""
+    if weights == "equal":
+        return lambda q, v, c: equally_weighed_loss(q, v, c, counts)
+    drawn_by = query.astype(np.float64) @ candidates.T.astype(np.float64)
+    return lambda q, v, c: importance_weighed_loss(q, v, c, counts, log_q, drawn_by)
+
+
+@pytest.mark.parametrize("options", [{}, {"num_resampled": 3}, {"systematic": False}])
+@pytest.mark.parametrize("weights", ["equal", "importance"])
+def test_bir_with_other_weights_equals_its_equation(problem, log_popularity, weights, options):
+    p = problem(unseen=True)
+    log_q = log_popularity(p.counts)[p.batch.candidate_ids.numpy()]
+    n, systematic = options.get("num_resampled", 7), options.get("systematic", True)
+    counts = counts_of(p.query, p.positive, log_q, n, SEED, systematic=systematic)
+    method = build("bir", frequency=p.counts, weights=weights, **options)
+    loop = weighed_loss(weights, p.query, p.positive, counts, log_q)
+    p.check(method, lambda q, v, _: loop(q, v, v), compiled=not options)
+
+
+@pytest.mark.parametrize("weights", ["equal", "importance"])
+def test_xir_with_other_weights_equals_its_equation(problem, log_popularity, weights):
+    p, method, proposed = xir_problem(problem, weights=weights)
+    log_pop = log_popularity(p.counts)
+    batch_q, cache_q = log_pop[p.batch.candidate_ids.numpy()], log_pop[proposed.ids.numpy()]
+    from_batch, from_cache = xir_counts(p, proposed, log_pop, 4)
+    on_batch = weighed_loss(weights, p.query, p.positive, from_batch, batch_q)
+    on_cache = weighed_loss(weights, p.query, p.proposed, from_cache, cache_q)
+    loop = lambda q, v, c: 0.2 * on_cache(q, v, c) + 0.8 * on_batch(q, v, v)  # noqa: E731
+    p.check(method, loop, proposed, compiled=False)
+
+
+def test_equal_weights_estimate_the_gradient_of_the_full_softmax():
+    rng = np.random.default_rng(4)
+    corpus, pop = rng.normal(size=(12, 3)).astype(np.float32), rng.dirichlet(np.ones(12))
+    query, ids = rng.normal(size=(1, 3)).astype(np.float32), rng.choice(12, 4096, p=pop)
+    softmax = np.exp(corpus @ query[0])
+    expected = corpus.T @ (softmax / softmax.sum()) - corpus[ids[0]]
+    batch = samplers.Batch(tf.zeros(4096, tf.int64), tf.constant(ids))
+    distances = {}
+    for weights in ("published", "equal"):
+        with tf.GradientTape() as tape:
+            queries, positives = tf.constant(np.repeat(query, 4096, 0)), tf.constant(corpus[ids])
+            tape.watch(queries)
+            encoders = samplers.Encoders(queries, positives, None, None)
+            method = build("bir", frequency=pop, weights=weights)
+            loss = method.loss(encoders, batch, None, seed=SEED)[0]
+        actual = tape.gradient(loss, queries)[0]
+        distances[weights] = np.abs(actual - expected).max()
+    assert distances["equal"] < 0.1 < distances["published"]
+
+
+@pytest.mark.parametrize("weights", ["published", "equal", "importance"])
+def test_bir_of_a_row_without_draws_is_0(problem, weights):
+    p = problem()
+    nothing = p.batch._replace(log_pop=tf.fill([7], -np.inf))
+    losses, gradients = p.run(build("bir", weights=weights), batch=nothing)
+    assert (losses == 0).all()
+    assert all((gradient == 0).all() for gradient in gradients)
+
+
 @pytest.mark.parametrize(
     "options",
     [{}, {"num_resampled": 3}, {"systematic": False}, {"block_size": 3}, {"block_size": 100}],
@@ -252,6 +340,9 @@ def test_seeds_make_different_draws(problem):
     [
         ("bir", {"num_resampled": 0}, "num_resampled must be at least 1"),
         ("bir", {"block_size": 8, "systematic": False}, "systematic must be True"),
+        ("bir", {"weights": "none"}, "weights must be one of published, equal, importance"),
+        ("bir", {"block_size": 8, "weights": "equal"}, "weights must be published with block_size"),
+        ("xir", {"weights": "equal", "mask_accidental_hits": True}, "mask_accidental_hits"),
         ("xir", {"cache_weight": -0.1}, "cache_weight must be between 0 and 1, got -0.1"),
         ("xir", {"cache_weight": 1.1}, "cache_weight must be between 0 and 1"),
         ("xir", {"cache_size": 0}, "cache_size must be at least 1"),
