@@ -151,10 +151,15 @@ def tfds_batches(piece: Piece, columns: list[str], source: str) -> Batches:
     )
     row = piece.first_row
     for batch in tfds.as_numpy(examples):
-        arrays = [pa.array(batch[name].tolist()) for name in columns]
+        arrays = [_array(batch[name]) for name in columns]
         yield (
             pa.RecordBatch.from_arrays(arrays, columns),
             np.arange(row + 1, row + 1 + len(arrays[0])),
             [],
         )
         row += len(arrays[0])
+
+
+def _array(values: np.ndarray) -> pa.Array:
+    """A column of TFDS; numbers keep their width, because it says which of them are exact."""
+    return pa.array(values.tolist() if values.dtype == object else values)

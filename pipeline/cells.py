@@ -44,9 +44,14 @@ def ids_of(
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     if pa.types.is_floating(column.type):  # integers that met a missing value on their way
-        whole = pc.equal(pc.floor(column), column)
+        bits = np.finfo(column.type.to_pandas_dtype()).nmant + 1
+        column = column.cast(pa.float64())
+        exact = pc.less(pc.abs(column), 2.0**bits)  # from here on, two integers are one float
+        whole = pc.and_(pc.is_finite(column), pc.equal(pc.floor(column), column))
         checks.fail(_true(pc.invert(whole)), f"{name} is not a whole number")
-        column = pc.if_else(whole, column, None).cast(pa.int64())
+        remedy = f"a number of 2^{bits} or more in a floating-point column, which may be another"
+        checks.fail(_true(pc.invert(exact)), f"{name} is {remedy}: write ids as text or integers")
+        column = pc.if_else(pc.and_(whole, exact), column, None).cast(pa.int64())
     encoded = pc.dictionary_encode(column)
     raw = [_utf8(value) for value in encoded.dictionary.to_pylist()]
     codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)

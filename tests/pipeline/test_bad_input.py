@@ -9,6 +9,7 @@ import pytest
 from prepared import raw_pairs
 
 import twotower
+from pipeline.cells import Checks, ids_of
 from pipeline.config import PrepareConfig
 from pipeline.job import prepare
 
@@ -98,6 +99,31 @@ def test_bad_values_in_parquet(tmp_path):
         (6, "user_id is missing"),
     ]
     assert raw_pairs(tmp_path / "out", "train") == [("a", "x")]
+
+
+@pytest.mark.parametrize(("kind", "bits"), [("float64", 53), ("float32", 24), ("float16", 11)])
+def test_ids_that_a_float_may_have_rounded_are_refused(kind, bits):
+    values = [2.0**bits - 1, 2.0**bits, -(2.0**bits), 1 - 2.0**bits, np.inf, np.nan, None, 0.5]
+    column = pa.array(values, pa.float64()).cast(getattr(pa, kind)())
+    checks = Checks(len(values))
+    codes, (_, raw) = ids_of(column, "user_id", checks)
+    assert [raw[codes[row]].decode() for row in (0, 3)] == [str(2**bits - 1), str(1 - 2**bits)]
+    reasons = dict(checks.failures())
+    assert sorted(reasons) == [1, 2, 4, 5, 6, 7]
+    for row in (1, 2):
+        assert reasons[row].startswith(f"user_id is a number of 2^{bits} or more")
+        assert reasons[row].endswith("write ids as text or integers")
+    assert reasons[4] == reasons[5] == reasons[7] == "user_id is not a whole number"
+    assert reasons[6] == "user_id is missing"
+
+
+def test_different_users_do_not_become_one(tmp_path, capsys):
+    users = np.arange(2**53 + 1, 2**53 + 41, dtype=np.int64).astype(np.float64)
+    pq.write_table(pa.table({"user_id": users, "item_id": ["x"] * 40}), tmp_path / "log.parquet")
+    status, error = run(
+        capsys, "--source", str(tmp_path / "log.parquet"), "--output", str(tmp_path / "out")
+    )
+    assert (status, "write ids as text or integers" in error, "\n" in error) == (2, True, False)
 
 
 def run(capsys, *arguments):
