@@ -12,7 +12,7 @@ from pipeline.counting import NUM_MOST_FREQUENT, merge_log, write_shards
 from pipeline.distribution import as_text, describe, from_lists, merge
 from pipeline.ingest import check_nothing_lost, check_read
 from pipeline.inputs import check_not_repeated, input_files, staged_inputs
-from pipeline.sources import find_pieces, with_demo_columns
+from pipeline.sources import files_in, find_pieces, with_demo_columns
 from pipeline.staging import Staging, read_json
 
 log = logging.getLogger(__name__)
@@ -126,7 +126,7 @@ def _check_inputs(
     """The files of all runs so far; those without rows do not count."""
     inputs = staged_inputs(files, staging.stage("inputs"))
     if not config.source.startswith("tfds:"):
-        inputs = {path: inputs[path] for path in files if rows_of.get(path)}
+        inputs = {path: inputs[path] for path in files if any(map(rows_of.get, files_in(path)))}
     earlier = previous.details["inputs"] if previous else []
     if not config.allow_repeated_files:
         check_not_repeated(inputs, earlier)

@@ -22,7 +22,7 @@ from pipeline.beam_options import finish, running
 from pipeline.config import PrepareConfig, SourceConfig
 from pipeline.read import DeadLetter, read_blocks
 from pipeline.rows import drop_duplicates, join, partition, partition_of
-from pipeline.sources import Piece, source_files
+from pipeline.sources import Piece, files_in, source_files
 from pipeline.staging import Staging, read_json, write_block, write_json
 from pipeline.vocabulary import Ids, distinct_ids, write_table
 
@@ -211,7 +211,8 @@ def check_read(config: SourceConfig, staging: Staging) -> dict[str, Any]:
     counts = {name: read["counts"].get(name, 0) for name in ("read", "bad", "below_threshold")}
     if counts["read"] == 0:
         raise ValueError(f"{config.source} holds no rows; check --source.")
-    empty = [path for path in source_files(config) if not read["files"].get(path)]
+    names = [name for path in source_files(config) for name in files_in(path)]
+    empty = [name for name in names if not read["files"].get(name)]
     if empty and not config.allow_empty_files:
         raise ValueError(
             f"{empty[0]} holds no rows, as do {len(empty) - 1} other file(s) of the source; is a "

@@ -43,7 +43,7 @@ from pipeline.row_steps import (
     staged_pending,
 )
 from pipeline.snapshots import Position, Snapshot, next_directory, rule_of, write_pending
-from pipeline.sources import Piece
+from pipeline.sources import Piece, files_in
 from pipeline.staging import Staging, read_json
 from pipeline.streaming_frequency import Estimator, assemble
 
@@ -202,7 +202,8 @@ def _check_read(inputs: list[Input], config: FrequenciesConfig, staging: Staging
     if config.source.startswith("tfds:"):
         return read
     rows = {os.path.abspath(path): number for path, number in read["files"].items()}
-    empty = [one.file for one in inputs if not rows.get(one.file)]
+    names = [os.path.abspath(name) for one in inputs for name in files_in(one.file)]
+    empty = [name for name in names if not rows.get(name)]
     if empty and not config.allow_empty_files:
         raise ValueError(
             f"{empty[0]} holds no rows, as do {len(empty) - 1} other file(s) of this run; is a "

