@@ -69,7 +69,7 @@ class Load(NamedTuple):
 def served(models: Path, *flags: str) -> Iterator[Server]:
     """A service over a directory of models, on free ports; stopped by SIGTERM at the end."""
     command = [sys.executable, "-m", "twotower", "serve", "--models", str(models)]
-    command += ["--rest_port", "0", "--grpc_port", "0", *flags]
+    command += ["--rest_port", "0", "--grpc_port", "0", "--lame_duck_seconds", "0", *flags]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:

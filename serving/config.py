@@ -112,7 +112,8 @@ class ServeConfig:
     rest_port: int = 8501  # port of the REST API; 0: the system chooses
     grpc_port: int = 8500  # port of the gRPC API; 0: the system chooses
     config_file: str = ""  # model_config_list of TensorFlow Serving (text proto): only its models
-    poll_seconds: float = 1.0  # time between two looks for new versions
+    state_dir: str = ""  # where an accepted reload is kept for the next start; empty: in models
+    poll_seconds: float = 1.0  # time between two looks for new versions and at config_file
     index: str = "default"  # default (the faster one at the promised recall), exact or scann
     unknown_queries: str = "popular"  # answer to an unknown query: popular, empty or error
     max_k: int = 1000  # most results that one query may ask for
@@ -121,7 +122,9 @@ class ServeConfig:
     max_enqueued_batches: int = 100  # batches' worth of rows that may wait; more are refused
     num_batch_threads: int = 2  # batches that run at the same time
     deadline_ms: int = 5000  # longest time for a request; the client's own may be shorter
-    drain_seconds: float = 10.0  # how long running requests may take to end after SIGTERM
+    # how long SIGTERM leaves requests answered while /readyz says 503, for balancers to see it
+    lame_duck_seconds: float = 5.0
+    drain_seconds: float = 10.0  # how long running requests may take to end after that
     max_body_mb: int = 32  # largest body of a request
     prune_versions: int = 0  # newest versions to keep on disk; 0: all. Served ones always stay
     intra_op_threads: int = 0  # threads within an operation; 0: as many as there are cores
@@ -136,7 +139,8 @@ class ServeConfig:
         _check_choice("unknown_queries", self.unknown_queries, UNKNOWN_QUERIES)
         _check_least(self, 1, "max_k", "max_batch_size", "max_enqueued_batches")
         _check_least(self, 1, "num_batch_threads", "deadline_ms", "max_body_mb")
-        _check_least(self, 0, "batch_timeout_micros", "prune_versions", "drain_seconds")
+        _check_least(self, 0, "batch_timeout_micros", "prune_versions")
+        _check_least(self, 0, "lame_duck_seconds", "drain_seconds")
         _check_least(self, 0, "intra_op_threads", "inter_op_threads", "rest_port", "grpc_port")
         if not self.poll_seconds > 0.0:
             raise ValueError(f"poll_seconds must be above 0, got {self.poll_seconds}.")

@@ -27,6 +27,18 @@ class NotFound(ServiceError):  # noqa: N818
     http, grpc = 404, "NOT_FOUND"
 
 
+class FailedPrecondition(ServiceError):  # noqa: N818
+    """The request is right, but not with what is served or how."""
+
+    http, grpc = 400, "FAILED_PRECONDITION"
+
+
+class Aborted(ServiceError):  # noqa: N818
+    """A later request of another client took its place."""
+
+    http, grpc = 409, "ABORTED"
+
+
 class Overloaded(ServiceError):  # noqa: N818
     """The queue is full; the client may try again later."""
 

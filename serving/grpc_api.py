@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
@@ -134,6 +135,8 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
 
     def __init__(self, service: Service) -> None:
         self._service = service
+        # A reload ends those that wait: there is always a thread for the next one.
+        self._reloads = ThreadPoolExecutor(2, "reload")
 
     async def GetModelStatus(  # noqa: N802
         self,
@@ -167,7 +170,8 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
                 configs = from_proto(request.config)
             except ValueError as error:
                 raise InvalidRequest(str(error)) from error
-            await asyncio.to_thread(self._service.reload, configs, seconds)
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(self._reloads, self._service.reload, configs, seconds)
         return model_management_pb2.ReloadConfigResponse()  # its status says OK
 
 

@@ -17,7 +17,8 @@ from typing import Generic
 
 from serving.arrival import Arrival
 from serving.catalogue import Catalogue
-from serving.errors import InvalidRequest, Unavailable
+from serving.config_source import ConfigSource
+from serving.errors import Aborted, InvalidRequest, ServiceError, Unavailable
 from serving.logs import event
 from serving.model_config import ModelConfig, State
 from serving.model_homes import ModelHomes
@@ -41,6 +42,7 @@ class ModelManager(Generic[S]):
         configs: Sequence[ModelConfig] | None,
         load: Callable[[str, Arrival], S],
         *,
+        source: ConfigSource | None = None,
         poll_seconds: float = 1.0,
         prune_versions: int = 0,
         on_change: Callable[[str, str, float], None] = lambda *_: None,
@@ -52,6 +54,7 @@ class ModelManager(Generic[S]):
           configs: the models to serve; None for every directory in `models` with a version.
           load: the name of a model and a complete version → the version, warmed up. Whatever it
             raises is reported, and the version is not tried again before its files change.
+          source: where edits of the configuration come from and a reload is kept.
           poll_seconds: time between two looks at the disk.
           prune_versions: how many of the newest versions stay on disk; 0 for all.
           on_change: called with a model, "loaded", "failed" or "unloaded", and the seconds.
@@ -59,7 +62,9 @@ class ModelManager(Generic[S]):
         Raises:
           ValueError: there is no directory of models.
         """
-        self._homes = ModelHomes(models, configs or ())
+        of_file = source.of_file if source else configs
+        self._homes = ModelHomes(models, of_file or ())
+        self._source = source
         self.catalogue: Catalogue[S] = Catalogue()
         self._load_version = load
         self._poll_seconds = poll_seconds
@@ -68,7 +73,9 @@ class ModelManager(Generic[S]):
         self._discovers = configs is None
         self._requested: Sequence[ModelConfig] | None = configs
         self._looked = threading.Condition()
-        self._requests = self._answered = 0  # reloads
+        self._requests = self._answered = self._fulfilled = 0  # reloads and edits, counted
+        self._unkept: list[ModelConfig] | None = None  # a reload that is not fulfilled yet
+        self._not_kept = ""  # why the last one is not kept
         self._stopping = False
         self._was_ready = False
         self._thread = threading.Thread(target=self._watch, name="versions", daemon=True)
@@ -105,26 +112,26 @@ class ModelManager(Generic[S]):
         """Serves these models and versions from now on; see `Service.reload`."""
         for config in configs:
             self._check(config)
+        if self._source:
+            self._source.check()
         with self._looked:
-            self._requests += 1
-            request = self._requests
-            self._requested = list(configs)
-        self.catalogue.attention.set()
-        if not wait_seconds:
-            return
-
-        def is_over() -> bool:
-            return self._answered >= request and all(self._outcome(one)[0] for one in configs)
-
-        with self._looked:
-            self._looked.wait_for(is_over, wait_seconds)
-        for over, missing in map(self._outcome, configs):
-            if missing or not over:
-                raise Unavailable(missing or "The reload has not begun yet.")
+            if self._source:
+                self._source.overrule()
+            request = self._ask(list(configs))
+            self._unkept, self._not_kept = list(configs), ""
+            self.catalogue.attention.set()
+            if wait_seconds:
+                self._looked.wait_for(
+                    lambda: self._requests > request or self._is_over(request), wait_seconds
+                )
+                if refusal := self._refusal(request):
+                    raise refusal
 
     def close(self) -> None:
         """Ends the thread, and frees everything; no request may be under way."""
-        self._stopping = True
+        with self._looked:
+            self._stopping = True
+            self._looked.notify_all()
         self.catalogue.attention.set()
         if self._thread.ident:
             self._thread.join()
@@ -143,6 +150,7 @@ class ModelManager(Generic[S]):
                 _log.exception("Looking for versions in %s failed.", self._homes.root)
             with self._looked:
                 self._answered = request
+                self._fulfil(request)
                 self._looked.notify_all()
             self.catalogue.attention.wait(self._poll_seconds)
             self.catalogue.attention.clear()
@@ -169,6 +177,8 @@ class ModelManager(Generic[S]):
     def _adopt(self) -> None:
         """Takes over what was asked for, or finds new models."""
         with self._looked:
+            if self._source and (edited := self._source.edited()) is not None:
+                self._take_edit(edited)
             requested, self._requested = self._requested, None
         models = dict(self.catalogue.models)
         if requested is not None:
@@ -255,16 +265,70 @@ class ModelManager(Generic[S]):
         event(_log, level, message, model=name, version=number, change=what, seconds=seconds)
         self._on_change(name, what, seconds)
 
-    # --- reload ------------------------------------------------------------------------------
+    # --- reload; what follows but `_check` is called with `_looked` held -----------------------
 
     def _check(self, config: ModelConfig) -> None:
+        self._check_path(config)
+        self._homes.check(config)
+
+    def _check_path(self, config: ModelConfig) -> None:
         served = self.catalogue.models.get(config.name)
         if served is not None and served.base_path != self._homes.path(config):
             raise InvalidRequest(
-                f"base_path of model {config.name!r} is {served.base_path} and cannot be changed "
-                "while it is served: leave it empty, or choose another name."
+                f"base_path of model {config.name!r} cannot be changed while it is served: leave "
+                "it as it is, or choose another name."
             )
-        self._homes.check(config)
+
+    def _ask(self, configs: list[ModelConfig]) -> int:
+        self._requests += 1
+        self._requested = configs
+        self._looked.notify_all()  # whoever waits for an earlier one
+        return self._requests
+
+    def _take_edit(self, configs: list[ModelConfig]) -> None:
+        """The operator has edited the file."""
+        try:
+            for config in configs:
+                self._check_path(config)
+        except InvalidRequest as error:
+            _log.error("What is served stays as it is: %s", error)
+            return
+        self._homes.place(configs)
+        self._ask(configs)
+        self._unkept = None
+        _log.info("The edited configuration is in force: %d models.", len(configs))
+
+    def _fulfil(self, request: int) -> None:
+        """Keeps a reload for the next start once all that it wants is served."""
+        if self._unkept is None or self._requests != request:
+            return
+        if any(missing or not over for over, missing in map(self._outcome, self._unkept)):
+            return
+        try:
+            if self._source:
+                self._source.keep(self._unkept)
+        except OSError as error:
+            self._not_kept = f"The reload is in force, but not kept for the next start: {error}."
+            return
+        self._unkept, self._fulfilled = None, request
+
+    def _is_over(self, request: int) -> bool:
+        """Whether waiting for a reload does not help."""
+        if self._stopping or self._fulfilled >= request or self._not_kept:
+            return True
+        outcomes = map(self._outcome, self._unkept or ())
+        return self._answered >= request and any(over and missing for over, missing in outcomes)
+
+    def _refusal(self, request: int) -> ServiceError | None:
+        """Why a reload is not fulfilled; None where it is."""
+        if self._requests > request:
+            return Aborted("Another configuration came before all of this one was loaded.")
+        if self._fulfilled >= request:
+            return None
+        missing = [missing for _, missing in map(self._outcome, self._unkept or ()) if missing]
+        if self._stopping:
+            missing = ["The service is shutting down."]
+        return Unavailable((*missing, self._not_kept or "The reload has not begun yet.")[0])
 
     def _outcome(self, config: ModelConfig) -> tuple[bool, str]:
         """Whether the reload of a model is over, and what is missing, "" for nothing."""

@@ -29,6 +29,10 @@ class ModelHomes:
         if not self.root.is_dir():
             raise ValueError(f"models must be a directory, {models} is none.")
         self._placed: dict[str, Path] = {}
+        self.place(configs)
+
+    def place(self, configs: Iterable[ModelConfig]) -> None:
+        """Takes the configurations of the operator anew."""
         self._placed = {config.name: self.path(config) for config in configs}
 
     def path(self, config: ModelConfig) -> Path:

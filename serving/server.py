@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
+import sys
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, NamedTuple
@@ -22,6 +25,7 @@ from serving.service import Service
 
 _BACKLOG = 2048
 _CLOSING_SECONDS = 1.0  # for answers that are on their way once the service is drained
+_FREEING_SECONDS = 5.0  # for what still runs or loads then, and cannot be interrupted
 _KEEP_ALIVE_SECONDS = 75  # longer than load balancers keep theirs: they, not we, close first
 _POLL_SECONDS = 0.05
 _log = logging.getLogger(__name__)
@@ -36,6 +40,8 @@ class Addresses(NamedTuple):
 
 def serve(config: ServeConfig) -> int:
     """Serves until SIGTERM or SIGINT, then ends what is running; a second signal does not wait.
+
+    SIGTERM leaves clients time to go elsewhere first, SIGINT comes from a terminal and does not.
 
     Prints one line once every model can answer.
 
@@ -55,12 +61,14 @@ def serve(config: ServeConfig) -> int:
             flush=True,
         )
 
-    async def until_signalled() -> None:
-        await run(config, _signals(), announce)
+    async def until_signalled() -> bool:
+        return await run(config, _signals(), announce)
 
     logs.install()
     settle()
-    asyncio.run(until_signalled())
+    if not asyncio.run(until_signalled()):
+        sys.stdout.flush()
+        os._exit(0)  # no thread is waited for that loads a version or runs a batch
     return 0
 
 
@@ -68,13 +76,16 @@ async def run(
     config: ServeConfig,
     stop: asyncio.Queue[int],
     announce: Callable[[Addresses, list[str]], None],
-) -> None:
+) -> bool:
     """Serves until there is something in `stop`, drains; a second item there ends the drain.
 
     Args:
       config: see there.
       stop: numbers of signals.
       announce: called with the names of the models once every one can answer.
+
+    Returns:
+      Whether all is freed; what could not be interrupted may still run in threads otherwise.
 
     Raises:
       ValueError: see `serve`.
@@ -92,13 +103,23 @@ async def run(
         rest = asyncio.create_task(rest_server.serve([rest_socket]))
         _log.info("Listening at %s and %s; looking for versions in %s.", *at, config.models)
         announcing = asyncio.create_task(_announce(service, at, announce))
-        await _first(rest, stop.get())
+        first = asyncio.create_task(stop.get())
+        await _first(rest, first)
         announcing.cancel()
+        second = asyncio.create_task(stop.get())
+        service.leave()
+        if first.done() and first.result() == signal.SIGTERM:
+            _log.info("Not ready any more: answering for %g s.", config.lame_duck_seconds)
+            await _first(asyncio.sleep(config.lame_duck_seconds), second)
         _log.info("Stopping: requests under way have %g s to end.", config.drain_seconds)
-        await _first(service.drain(config.drain_seconds), stop.get())
+        await _first(service.drain(config.drain_seconds), second)
         rest_server.should_exit = True
         await asyncio.gather(rest, grpc_server.stop(_CLOSING_SECONDS))
-        await asyncio.to_thread(service.close)
+        closing = threading.Thread(target=service.close, name="closing", daemon=True)
+        closing.start()
+        await _first(_ended(closing), asyncio.sleep(_FREEING_SECONDS), second)
+        second.cancel()
+        return not closing.is_alive()
 
 
 async def _first(*awaitables: Awaitable[Any]) -> None:
@@ -107,6 +128,11 @@ async def _first(*awaitables: Awaitable[Any]) -> None:
     await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     for task in tasks.difference(awaitables):
         task.cancel()
+
+
+async def _ended(thread: threading.Thread) -> None:
+    while thread.is_alive():
+        await asyncio.sleep(_POLL_SECONDS)
 
 
 async def _announce(

@@ -17,11 +17,12 @@ from serving.arrival import Arrival
 from serving.batched import PREDICT, RETRIEVE, BatchedVersion
 from serving.batching import BatchThreads
 from serving.config import ServeConfig
+from serving.config_source import ConfigSource
 from serving.errors import DeadlineExceeded, InvalidRequest, ServiceError, Unavailable
 from serving.loaded import LoadedVersion
 from serving.logs import event
 from serving.manager import ModelManager
-from serving.model_config import ModelConfig, VersionStatus, read_config_file
+from serving.model_config import ModelConfig, VersionStatus
 from serving.monitoring import Metrics
 from serving.requests import RetrieveRequest, RetrieveResponse
 from serving.retriever import Retriever
@@ -57,22 +58,24 @@ class Service:
         """Reads the configuration; nothing is loaded and no thread runs before `start`.
 
         Raises:
-          ValueError: the directory of models or the `config_file` cannot be read.
+          ValueError: the directory of models, the `config_file`, or the reload that was kept
+            cannot be read.
         """
         self.config = config
         self.metrics = Metrics()
-        configs = read_config_file(config.config_file) if config.config_file else None
+        source = ConfigSource(config.config_file, config.state_dir or config.models)
         self._manager: ModelManager[BatchedVersion] = ModelManager(
             config.models,
-            configs,
+            source.in_force(),
             self._load,
+            source=source,
             poll_seconds=config.poll_seconds,
             prune_versions=config.prune_versions,
             on_change=self.metrics.changed,
         )
         self._catalogue = self._manager.catalogue
         self._threads = BatchThreads(config.num_batch_threads)
-        self._draining = False
+        self._leaving = self._draining = False
         self._under_way = 0
         self.metrics.watched.queue_depth = lambda: self._threads.waiting_rows
         self.metrics.watched.statuses = self._statuses
@@ -92,8 +95,8 @@ class Service:
 
     @property
     def ready(self) -> bool:
-        """Whether every configured model has a version to answer, and requests are accepted."""
-        return not self._draining and self._manager.ready
+        """Whether every configured model has a version to answer, and the service stays."""
+        return not self._leaving and self._manager.ready
 
     @property
     def alive(self) -> bool:
@@ -191,26 +194,32 @@ class Service:
     def reload(self, configs: Sequence[ModelConfig], wait_seconds: float = 0) -> None:
         """Serves exactly these models and versions from now on; may be called by any thread.
 
-        What is served stays until what replaces it is loaded. With `wait_seconds` it blocks (call
-        it outside the event loop) until all that is wanted is loaded.
+        What is served stays until what replaces it is loaded; then the reload is kept for the
+        next start. With `wait_seconds` it blocks (call it outside the event loop) until that.
 
         Raises:
           InvalidRequest: a path outside the models, or a label of a version that is not wanted.
           NotFound: a model or a specific version is not on disk. Nothing is changed then.
+          FailedPrecondition: it could not be kept. Nothing is changed then.
           Unavailable: with `wait_seconds`, a version could not be loaded or it took longer.
+          Aborted: with `wait_seconds`, another reload or an edit of the file came meanwhile.
         """
         self._manager.reload(configs, wait_seconds)
 
+    def leave(self) -> None:
+        """Is not ready from now on, and goes on to answer: clients are to look for another."""
+        self._leaving = True
+
     async def drain(self, seconds: float) -> None:
         """Refuses new requests from now on and waits at most `seconds` for those it has."""
-        self._draining = True
+        self._leaving = self._draining = True
         end = time.monotonic() + seconds
         while self._under_way and time.monotonic() < end:
             await asyncio.sleep(_DRAIN_STEP)
 
     def close(self) -> None:
         """Ends the threads and frees the versions; call it after `drain`."""
-        self._draining = True
+        self._leaving = self._draining = True
         self._threads.close()
         self._manager.close()
 

@@ -1,7 +1,9 @@
 """Both servers together: slow requests, overload, leaving clients, shutting down, processes."""
 
 import asyncio
+import contextlib
 import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,8 +18,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from gated_model import GatedModel
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from running_server import READY_SECONDS, running
-from tensorflow_serving.apis import predict_pb2
+from tensorflow_serving.apis import model_management_pb2, predict_pb2
 
 from serving import server
 from serving.config import ServeConfig
@@ -70,6 +73,15 @@ def fill(place, pool):
     second = pool.submit(place.prediction.Predict, request_for(2.0))
     until(place, "twotower_queue_depth 1.0")
     return first, second
+
+
+@contextlib.contextmanager
+def ending(place):
+    """Ends a lame duck also where a test fails."""
+    try:
+        yield
+    finally:
+        place.stop()
 
 
 def until(place, line):
@@ -163,6 +175,48 @@ def test_stopping_ends_what_runs_and_takes_nothing_new(gated, pool):
             place.get("/healthz")
 
 
+def test_a_leaving_server_is_not_ready_and_answers_on(gated):
+    settings = {"poll_seconds": 0.05, "lame_duck_seconds": SECONDS * 10}
+    with running(gated.models, **settings) as place, ending(place):
+        place.stop()
+        until(place, "twotower_ready 0.0")
+        assert place.get("/readyz").status == 503
+        health = health_pb2_grpc.HealthStub(place.channel)
+        told = health.Check(health_pb2.HealthCheckRequest(), timeout=SECONDS).status
+        assert told == health_pb2.HealthCheckResponse.NOT_SERVING
+        assert place.post(PREDICT, {"instances": [1.0]}).json == {"predictions": [1.0]}
+        assert place.prediction.Predict(request_for(2.0), timeout=SECONDS).outputs
+        place.stop()
+        place.wait_until_stopped()
+
+
+def test_reloads_that_wait_hold_up_neither_a_right_one_nor_the_end(small, tmp_path, pool):
+    shutil.copytree(small.version, tmp_path / "twotower" / "1")
+    half_copied = tmp_path / "twotower" / "2"
+    shutil.copytree(small.version / "assets.extra", half_copied / "assets.extra")
+    with running(tmp_path, poll_seconds=0.05) as place:
+        waiting = [pool.submit(reload_to, place, 2) for _ in range(8)]
+        until(place, 'twotower_version_state{model="twotower",version="2"} 10.0')
+        for one in waiting[:-1]:
+            assert one.exception(SECONDS).code() == grpc.StatusCode.ABORTED
+        reload_to(place, 1)
+        assert waiting[-1].exception(SECONDS).code() == grpc.StatusCode.ABORTED
+        last = pool.submit(reload_to, place, 2)
+        place.stop()
+        place.wait_until_stopped()
+        assert last.exception(SECONDS).code() in (
+            grpc.StatusCode.UNAVAILABLE,
+            grpc.StatusCode.CANCELLED,
+        )
+
+
+def reload_to(place, version):
+    request = model_management_pb2.ReloadConfigRequest()
+    config = request.config.model_config_list.config.add(name="twotower")
+    config.model_version_policy.specific.versions.append(version)
+    place.models.HandleReloadConfigRequest(request, timeout=SECONDS * 10)
+
+
 def test_a_second_signal_does_not_wait(gated, pool):
     with running(gated.models, poll_seconds=0.05, drain_seconds=SECONDS * 10) as place:
         gated.close_gate()
@@ -203,7 +257,8 @@ import sys
 from serving.config import ServeConfig
 from serving.server import serve
 logging.getLogger("serving").setLevel(logging.INFO)  # as the command `twotower` does
-sys.exit(serve(ServeConfig(sys.argv[1], rest_port=int(sys.argv[2]), grpc_port=0)))
+config = ServeConfig(sys.argv[1], rest_port=int(sys.argv[2]), grpc_port=0, lame_duck_seconds=0)
+sys.exit(serve(config))
 """
 
 

@@ -74,7 +74,9 @@ class Running:
 @contextlib.contextmanager
 def running(models, **settings):
     """A server over a directory of models on free ports; it is drained at the end."""
-    config = ServeConfig(str(models), rest_port=0, grpc_port=0, **settings)
+    config = ServeConfig(
+        str(models), rest_port=0, grpc_port=0, **{"lame_duck_seconds": 0, **settings}
+    )
     loop, stop, ready = asyncio.new_event_loop(), asyncio.Queue(), threading.Event()
     told, failures = [], []
 
