@@ -95,15 +95,23 @@ def _known_results(
     filters, k = asked.filters, asked.request.k
     best: list[Best] = [(np.empty(0, np.int64), np.empty(0, np.float32))] * len(asked.known)
     left = np.flatnonzero(asked.known)
+    below = np.zeros(len(left), bool)  # whose results go below the lowest score
     if found is not None:
-        left = _take(asked, left, Found(found.rows[left], found.scores[left]), best)
+        found = Found(found.rows[left], found.scores[left])
+        taken = _take(asked, left, found, best)
+        if index.kind == "exact":  # those that are not among the results are lower still
+            taken |= _goes_below(found, filters.min_score)
+        below = _goes_below(found, filters.min_score)[~taken]
+        left = left[~taken]
+    if found is not None or k > index.k:
         barred = tables.num_candidates - filters.num_left[left]
-        wide = (k + barred <= index.widest) & (filters.base is None)
+        wide = (k + barred <= index.widest) & (filters.base is None) & ~below
         if wide.any():
             # So many results cannot all be barred but k; if they are too few, leaves were.
-            num_results = k + int(barred[wide].max())
+            num_results = max(index.k, k + int(barred[wide].max()))
             wider = index.search_wider(asked.embeddings[left[wide]], num_results)
-            left = np.concatenate([left[~wide], _take(asked, left[wide], wider, best)])
+            taken = _take(asked, left[wide], wider, best)
+            left = np.concatenate([left[~wide], left[wide][~taken]])
     exactly = best_rows(tables.vectors, asked.embeddings[left], filters, left, k)
     for query, of_query in zip(left, exactly, strict=True):
         best[query] = of_query
@@ -111,18 +119,17 @@ def _known_results(
 
 
 def _take(asked: Asked, queries: np.ndarray, found: Found, best: list[Best]) -> np.ndarray:
-    """Sets the results of the queries that find enough; returns the other queries.
-
-    Where results go below the lowest score, those that are not there would, too.
-    """
+    """Sets the results that pass the filters; whether they are enough: bool, one a query."""
     filters, k = asked.filters, asked.request.k
-    good = found.scores >= filters.min_score
-    taken = first(filters.may_get(found.rows, queries) & good, k)
+    taken = first(filters.may_get(found.rows, queries) & (found.scores >= filters.min_score), k)
     counts = taken.sum(axis=1)
-    enough = counts >= np.minimum(k, filters.num_left[queries])
-    enough |= ((found.rows >= 0) & ~good).any(axis=1)
     ends = np.cumsum(counts)[:-1]
-    rows, scores = np.split(found.rows[taken], ends), np.split(found.scores[taken], ends)
-    for place in np.flatnonzero(enough):
-        best[queries[place]] = rows[place], scores[place]
-    return queries[~enough]
+    parts = zip(np.split(found.rows[taken], ends), np.split(found.scores[taken], ends), strict=True)
+    for query, part in zip(queries, parts, strict=False):  # of no queries there is one empty part
+        best[query] = part
+    return np.greater_equal(counts, np.minimum(k, filters.num_left[queries]))
+
+
+def _goes_below(found: Found, min_score: float) -> np.ndarray:
+    """Whether a query has results below the lowest score: bool [b]."""
+    return np.logical_or.reduce((found.rows >= 0) & (found.scores < min_score), axis=1)

@@ -29,6 +29,18 @@ def request_id(given: str | None) -> str:
     return given if given and _SAFE_ID.fullmatch(given) else uuid.uuid4().hex
 
 
+def whole_number(text: str, most: int) -> int | None:
+    """What the digits say where it is at most `most`; None for anything else.
+
+    >>> whole_number("0042", 100), whole_number("9" * 5000, 100), whole_number("-1", 100)
+    (42, None, None)
+    """
+    digits = text.lstrip("0") or text[:1]
+    if not (text.isascii() and text.isdecimal()) or len(digits) > len(str(most)):
+        return None  # Python refuses to read thousands of digits
+    return number if (number := int(digits)) <= most else None
+
+
 @contextlib.contextmanager
 def counted(service: Service, call: Call, api: str, model: str = "") -> Iterator[None]:
     """Counts and logs what is refused inside, for what the service does not count itself."""

@@ -150,6 +150,11 @@ class ServeConfig:
         if not self.token:
             object.__setattr__(self, "token", os.environ.get(TOKEN_VARIABLE, ""))
 
+    @property
+    def max_rows(self) -> int:
+        """Most rows of a request: so many may wait."""
+        return self.max_batch_size * self.max_enqueued_batches
+
 
 def check_index(index: str) -> None:
     """Raises ValueError unless `index` names one."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from serving.served_model import EMBEDDING
 
-_LARGEST = 1e15  # of a number; scores stay finite with vectors of any sensible size
+LARGEST = 1e15  # of a number; scores stay finite with vectors of any sensible size
 
 
 def given_embeddings(features: Mapping[str, Any], dimensions: int) -> np.ndarray:
@@ -33,6 +33,6 @@ def given_embeddings(features: Mapping[str, Any], dimensions: int) -> np.ndarray
         given = given.reshape(0, dimensions)
     if given.ndim != 2 or given.shape[1] != dimensions:
         raise ValueError(f"{wanted}, got the shape {list(given.shape)}.")
-    if not (np.abs(given) <= _LARGEST).all():
-        raise ValueError(f"{wanted} of at most {_LARGEST:g}, got a larger one or NaN.")
+    if not (np.abs(given) <= LARGEST).all():
+        raise ValueError(f"{wanted} of at most {LARGEST:g}, got a larger one or NaN.")
     return given.astype(np.float32)

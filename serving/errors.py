@@ -55,3 +55,9 @@ class Unavailable(ServiceError):  # noqa: N818
     """No version is loaded yet, or the service is shutting down."""
 
     http, grpc = 503, "UNAVAILABLE"
+
+
+def check_rows(rows: int, max_rows: int) -> None:
+    """Raises InvalidRequest where a request has too many rows to wait together."""
+    if rows > max_rows:
+        raise InvalidRequest(f"A request may have at most {max_rows} rows, got {rows}: split it.")

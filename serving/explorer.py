@@ -13,7 +13,7 @@ from fastapi import FastAPI, Request, Response
 from pydantic_core import to_json
 
 from serving import rest_openapi
-from serving.call import counted
+from serving.call import counted, whole_number
 from serving.errors import InvalidRequest
 from serving.rest_routes import CHOICES, add, as_json
 from serving.retriever import Retriever
@@ -96,10 +96,10 @@ class Explorer:
 
 def _limit(request: Request) -> int:
     """The query parameter `limit`."""
-    given = request.query_params.get("limit", "100")
-    if not (given.isascii() and given.isdecimal()) or not 1 <= int(given[:9]) <= _MOST_LISTED:
+    limit = whole_number(request.query_params.get("limit", "100"), _MOST_LISTED)
+    if not limit:
         raise InvalidRequest(f"The query parameter limit must be 1 to {_MOST_LISTED}.")
-    return int(given)
+    return limit
 
 
 def _policy(page: str) -> str:

@@ -95,7 +95,9 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
             start = time.perf_counter()
             if wanted:
                 grpc_codec.check_output_filter(wanted, signature)
-            inputs = grpc_codec.decode_inputs(request.inputs, signature)
+            inputs = grpc_codec.decode_inputs(
+                request.inputs, signature, self._service.config.max_rows
+            )
             self._stage("decode", start, spec.name)
             return inputs
 

@@ -21,13 +21,15 @@ from tensorflow_serving.apis import (
     predict_pb2,
 )
 
-from serving.errors import InvalidRequest
+from serving.errors import InvalidRequest, check_rows
 from serving.model_config import VersionStatus
 from serving.signature import Signature
 
 SIGNATURE_DEF = "signature_def"  # the one field of metadata that there is
 
-_MOST_REPEATED = 1 << 18  # values that few bytes may stand for: a shape costs its sender nothing
+# What few bytes of a message may stand for: a shape costs its sender nothing.
+_MOST_REPEATED = 1 << 18  # values
+_MOST_REPEATED_BYTES = 1 << 22
 _FIELDS: dict[tf.DType, str] = {  # where a TensorProto keeps values that are not in its content
     tf.string: "string_val",
     tf.float32: "float_val",
@@ -42,18 +44,22 @@ _FIELDS: dict[tf.DType, str] = {  # where a TensorProto keeps values that are no
 
 
 def decode_inputs(
-    inputs: Mapping[str, tensor_pb2.TensorProto], signature: Signature
+    inputs: Mapping[str, tensor_pb2.TensorProto], signature: Signature, max_rows: int
 ) -> dict[str, np.ndarray]:
     """The inputs of a signature; whether dtypes and shapes fit is for the service to say.
 
     Raises:
-      InvalidRequest: an input is missing or too many, or a tensor does not hold what it says.
+      InvalidRequest: an input is missing or too many, a tensor does not hold what it says, or has
+        more than `max_rows` rows.
     """
     if inputs.keys() != signature.inputs.keys():
         raise InvalidRequest(
             f"signature {signature.name!r} takes the inputs {_listed(signature.inputs)}, "
             f"got {_listed(inputs)}."
         )
+    if signature.by_rows:  # a shape costs its sender nothing: see it before any value
+        for tensor in inputs.values():
+            check_rows(max((dim.size for dim in tensor.tensor_shape.dim[:1]), default=0), max_rows)
     return {name: decode_tensor(name, inputs[name]) for name in signature.inputs}
 
 
@@ -197,5 +203,11 @@ def _filled(name: str, values: np.ndarray, size: int) -> np.ndarray:
         raise InvalidRequest(
             f"Input {name!r} must have {size} values by its shape, got {len(values)}."
         )
-    filling = values[-1] if len(values) else (b"" if values.dtype == object else 0)
-    return np.concatenate([values, np.full(size - len(values), filling, values.dtype)])
+    missing, last = size - len(values), values[-1:]
+    if not len(values):
+        last = np.array([b"" if values.dtype == object else 0]).astype(values.dtype)
+    if values.dtype == object and missing * len(last[0]) > _MOST_REPEATED_BYTES:
+        raise InvalidRequest(
+            f"Input {name!r} must not repeat {len(last[0])} bytes {missing} times: write them out."
+        )
+    return np.concatenate([values, np.repeat(last, missing)])  # objects are shared, not copied

@@ -14,6 +14,7 @@ from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
 
 from serving import joining
 from serving.arrival import SAVED_MODEL, Arrival
+from serving.embedding_input import LARGEST
 from serving.errors import InvalidRequest, NotFound, Overloaded, ServiceError
 from serving.index import import_scann
 from serving.retriever import Retriever
@@ -90,8 +91,11 @@ class LoadedVersion:
         arrays = self.signature(name).fit(inputs)
         if self._finite:
             for key, array in arrays.items():
-                if array.dtype.kind == "f" and not np.isfinite(array).all():
-                    raise InvalidRequest(f"Input {key!r} must hold finite numbers, got NaN or inf.")
+                if array.dtype.kind == "f" and not (np.abs(array) <= LARGEST).all():
+                    raise InvalidRequest(
+                        f"Input {key!r} must hold finite numbers of at most {LARGEST:g}, "
+                        "got a larger one or NaN."
+                    )
         return arrays
 
     def run(self, name: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

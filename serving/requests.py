@@ -26,8 +26,8 @@ class RetrieveRequest:
       query_ids: raw ids, B of them; None where `features` are given.
       features: inputs of the model by name, B rows each, in place of ids. A version without a
         query model takes {"embedding": float32 [B, D]}; those with one take ids only.
-      k: results for each query; above the K of the version is legal, the rest is searched
-        exactly.
+      k: results for each query; above the K of the version is legal: an index with a wide search
+        is asked for up to eight times as many, beyond that the search is exact.
       exclude_seen: leave out what a query had in training.
       exclude: raw ids of candidates to leave out.
       allow: raw ids of the only candidates to choose from; None for all. An empty list allows

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hmac
+import logging
 import time
 from collections.abc import Coroutine
 from typing import Any, NoReturn, TypeVar
@@ -12,7 +13,7 @@ from typing import Any, NoReturn, TypeVar
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.call import REQUEST_ID, Call, counted, request_id
+from serving.call import REQUEST_ID, Call, counted, request_id, whole_number
 from serving.config import ServeConfig
 from serving.errors import ServiceError
 from serving.rest_codec import encode_error
@@ -30,6 +31,7 @@ _TIMEOUT = b"x-timeout-ms"
 _MOST_MILLISECONDS = 10**9
 _THROWN_AWAY = 4  # times the limit, of a body that is too large
 _THROWING_SECONDS = 2.0
+_log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
 
 
@@ -68,6 +70,10 @@ class Guard:
                 call = call._replace(deadline=now + self._timeout(headers))
         except Refused as refusal:
             return await _send_error(answered, refusal)
+        except Exception:
+            _log.exception("Request %s failed.", name)
+            failure = f"The service failed, request {name}; its log says why."
+            return await _send_error(answered, Refused(500, failure, "INTERNAL"))
         scope["state"] = {"call": call}
         with contextlib.suppress(ClientDisconnect):  # there is nobody to answer
             await self._app(scope, limited, answered)
@@ -87,9 +93,10 @@ class Guard:
         given = headers.get(_TIMEOUT)
         if given is None:
             return self._seconds
-        if not given.isdigit() or not 0 < int(given[:20]) <= _MOST_MILLISECONDS:
+        milliseconds = whole_number(given.decode("latin-1"), _MOST_MILLISECONDS)
+        if not milliseconds:
             raise Refused(400, "The header X-Timeout-Ms must be a positive number.")
-        return min(self._seconds, int(given) / 1000.0)
+        return min(self._seconds, milliseconds / 1000.0)
 
 
 class _Named:
@@ -129,9 +136,9 @@ class _Limited:
 
     async def check(self, headers: dict[bytes, bytes]) -> None:
         """Raises Refused where the claimed length is above the limit."""
-        length = headers.get(b"content-length", b"0")
-        if length.isdigit() and int(length[:20]) > self._most_bytes:
-            is_far_above = int(length[:20]) > _THROWN_AWAY * self._most_bytes
+        length = headers.get(b"content-length", b"0").decode("latin-1")
+        if whole_number(length, self._most_bytes) is None:
+            is_far_above = whole_number(length, _THROWN_AWAY * self._most_bytes) is None
             await self._refuse({"more_body": not is_far_above})
 
     async def _refuse(self, message: Message) -> NoReturn:

@@ -40,7 +40,7 @@ class Retriever:
 
     Attributes:
       version: the version that answers, with its manifest.
-      k: K, results of its indexes; requests for more are searched exactly.
+      k: K, results of its indexes; see `RetrieveRequest` for more.
       input: what it takes, "query_id" or, of a version without a query model, "embedding".
     """
 

@@ -99,8 +99,7 @@ def test_a_tree_gives_k_good_results_whatever_the_filters(tree, clustered):
             expected, scores = passing(sample, request, query_id)
             got = result.candidate_ids
             assert len(got) == len(set(got)) <= min(request.k, len(expected))
-            if request.min_score is None:  # what a tree misses may be above the lowest score
-                assert len(got) == min(request.k, len(expected))
+            assert len(got) == min(request.k, len(expected))
             assert set(got) <= set(expected)
             wanted = [scores[name] for name in got]
             np.testing.assert_allclose(result.scores, wanted, rtol=1e-3, atol=1e-4)
@@ -156,18 +155,35 @@ def test_few_allowed_rows_and_a_large_k_go_straight_to_exact_search(
     ids, sample = clustered.sample.query_ids[:3], clustered.sample
     allow = sample.candidate_ids[:50]
     tree.answer(RetrieveRequest(ids, k=5, allow=allow, index="scann"))
-    tree.answer(RetrieveRequest(ids, k=21, index="scann"))
+    tree.answer(RetrieveRequest(ids, k=161, index="scann"))
     assert (asked, exactly_searched) == ([], [3, 3])
     tree.answer(RetrieveRequest(ids, k=20, index="scann"))
     assert (asked, exactly_searched) == ([3], [3, 3, 0])
 
 
-def test_below_the_lowest_score_nothing_more_is_searched(tree, clustered, exactly_searched):
-    [plain] = tree.answer(RetrieveRequest(["query 0"], k=20, index="scann")).results
-    request = RetrieveRequest(["query 0"], k=20, min_score=plain.scores[7], index="scann")
+@pytest.mark.parametrize("index", ["exact", "scann"])
+def test_some_more_than_the_results_of_an_index_are_asked_of_it(
+    tree, clustered, exactly_searched, index
+):
+    ids = clustered.sample.query_ids
+    results = tree.answer(RetrieveRequest(ids, k=21, index=index)).results
+    hits = [
+        len(set(result.candidate_ids) & set(clustered.sample.best_ids(query)[:21]))
+        for query, result in enumerate(results)
+    ]
+    assert np.mean(hits) > 19.9
+    assert exactly_searched == [len(ids) if index == "exact" else 0]
+
+
+@pytest.mark.parametrize(("index", "searched"), [("exact", 0), ("scann", 1)])
+def test_below_the_lowest_score_there_may_be_what_an_index_has_missed(
+    tree, exactly_searched, index, searched
+):
+    [plain] = tree.answer(RetrieveRequest(["query 0"], k=20, index=index)).results
+    request = RetrieveRequest(["query 0"], k=20, min_score=plain.scores[7], index=index)
     [result] = tree.answer(request).results
-    assert result.candidate_ids == plain.candidate_ids[:8]
-    assert exactly_searched == [0, 0]
+    assert result.candidate_ids[:8] == plain.candidate_ids[:8]
+    assert exactly_searched == [0, searched]
 
 
 def test_many_requests_get_what_each_gets_alone(retriever, small):

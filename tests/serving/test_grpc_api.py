@@ -123,7 +123,7 @@ def test_no_rows_give_no_rows(server):
         (with_input(types_pb2.DT_INT64, [1], int64_val=[1]), Code.INVALID_ARGUMENT, "string"),
         (with_input(types_pb2.DT_STRING, [1, 1]), Code.INVALID_ARGUMENT, "[any]"),
         (with_input(types_pb2.DT_STRING, [], string_val=[b"a"]), Code.INVALID_ARGUMENT, "[any]"),
-        (with_input(types_pb2.DT_STRING, [10**12]), Code.INVALID_ARGUMENT, "by its shape"),
+        (with_input(types_pb2.DT_STRING, [10**12]), Code.INVALID_ARGUMENT, "rows"),
         (with_input(types_pb2.DT_STRING, [250_000]), Code.INVALID_ARGUMENT, "rows"),
         (with_input(0, [1]), Code.INVALID_ARGUMENT, "dtype 0"),
     ],
@@ -295,3 +295,23 @@ def check_reloads_that_are_refused(server, model):
     empty = model_management_pb2.ReloadConfigRequest()
     code, details = refusal(server.models.HandleReloadConfigRequest, empty)
     assert (code, "model_config_list" in details) == (Code.INVALID_ARGUMENT, True)
+
+
+def test_a_zero_byte_at_the_end_of_an_id_makes_another_id(server):
+    ids = [b"query 0", b"query 0\0"]
+    for shape in (2, 3):
+        request = with_input(types_pb2.DT_STRING, [shape], string_val=ids)
+        answer = tf.make_ndarray(server.prediction.Predict(request).outputs["candidate_id"])
+        assert [bool(row[0]) for row in answer] == [True, False, False][:shape]
+    body = {"instances": [one.decode() for one in ids]}
+    rows = server.post("/v1/models/twotower:predict", body).json["predictions"]
+    assert [bool(row["candidate_id"][0]) for row in rows] == [True, False]
+    body = {"query_ids": [one.decode() for one in ids], "unknown_queries": "empty", "k": 2}
+    results = server.post("/v1/models/twotower:retrieve", body).json["results"]
+    assert [one["known"] for one in results] == [True, False]
+    body = {**body, "query_ids": ["query 0"]}
+    first = results[0]["candidates"][0]["id"]
+    [result] = server.post(
+        "/v1/models/twotower:retrieve", {**body, "exclude": [f"{first}\0"]}
+    ).json["results"]
+    assert result["candidates"][0]["id"] == first

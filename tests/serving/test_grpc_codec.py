@@ -1,5 +1,7 @@
 """Tensors of the gRPC API, held against TensorFlow's own conversions."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -78,6 +80,28 @@ def test_shapes(shape):
         assert decoded.tolist() == array.tolist()
 
 
+def of_strings(*values):
+    return tensor_pb2.TensorProto(dtype=types_pb2.DT_STRING, string_val=values)
+
+
+def test_a_zero_byte_at_the_end_is_kept_where_a_value_is_repeated():
+    proto = of_strings(b"a", b"b\0")
+    proto.tensor_shape.dim.add().size = 4
+    decoded = grpc_codec.decode_tensor("x", proto).tolist()
+    assert decoded == [b"a", b"b\0", b"b\0", b"b\0"]
+    assert decoded[2] is decoded[3]
+
+
+def test_rows_are_counted_before_any_value_is_read():
+    proto = of_strings(b"a")
+    proto.tensor_shape.dim.add().size = 6
+    by_rows = dataclasses.replace(signature(["x"]), by_rows=True)
+    assert len(grpc_codec.decode_inputs({"x": proto}, by_rows, 6)["x"]) == 6
+    proto.tensor_shape.dim[0].size = 10**12
+    with pytest.raises(InvalidRequest, match=r"at most 6 rows, got 1000000000000"):
+        grpc_codec.decode_inputs({"x": proto}, by_rows, 6)
+
+
 @pytest.mark.parametrize(
     ("proto", "expected"),
     [
@@ -109,6 +133,7 @@ def test_the_last_value_stands_for_those_left_out(proto, expected):
         (tensor_pb2.TensorProto(dtype=types_pb2.DT_QINT8, tensor_content=b"a"), [1], "qint8"),
         (tensor_pb2.TensorProto(dtype=999), [1], "unknown dtype 999"),
         (tensor_pb2.TensorProto(), [1], "dtype 0"),
+        (of_strings(b"x" * 30_000), [1 << 18], "must not repeat 30000 bytes 262143 times"),
     ],
 )
 def test_tensors_that_are_refused(proto, sizes, message):
@@ -129,11 +154,11 @@ def test_a_shape_must_be_known():
 
 def test_inputs_must_be_those_of_the_signature():
     one = tf.make_tensor_proto([1.0])
-    decoded = grpc_codec.decode_inputs({"a": one}, signature(["a"]))
+    decoded = grpc_codec.decode_inputs({"a": one}, signature(["a"]), 9)
     assert decoded["a"].tolist() == [1.0]
     for inputs in ({}, {"b": one}, {"a": one, "b": one}):
         with pytest.raises(InvalidRequest, match="takes the inputs a, got"):
-            grpc_codec.decode_inputs(inputs, signature(["a"]))
+            grpc_codec.decode_inputs(inputs, signature(["a"]), 9)
 
 
 def test_output_filter():

@@ -112,7 +112,7 @@ def test_an_unknown_signature_names_those_there_are(affine):
         affine.signature("other")
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 3e38])
 def test_numbers_that_break_an_index_are_refused(embedding, bad):
     queries = np.ones((3, 8), np.float32)
     assert embedding.fit("serving_default", {"embedding": queries})

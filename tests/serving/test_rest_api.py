@@ -258,9 +258,11 @@ def test_a_body_that_does_not_come(server):
     head = f"POST {MODEL}:predict HTTP/1.1\r\nHost: a\r\nX-Timeout-Ms: 50\r\nContent-Length: 9"
     status, content = send(server, head, b"{")
     assert (status, "did not arrive" in content["error"]) == (408, True)
-    for wrong in ("0", "-5", "soon", "1" * 30):
+    for wrong in ("0", "-5", "soon", "1" * 30, "1" * 5000, "0" * 5000, "0" * 20 + "1" * 30):
         answer = server.post(f"{MODEL}:predict", b"{}", **{"X-Timeout-Ms": wrong})
         assert (answer.status, "X-Timeout-Ms" in answer.error) == (400, True)
+    padded = {"X-Timeout-Ms": "0" * 5000 + "9000"}
+    assert server.post(f"{MODEL}:predict", {"instances": ["query 0"]}, **padded).status == 200
 
 
 def test_a_client_that_leaves_while_it_sends(server):
