@@ -13,6 +13,8 @@ from types import ModuleType
 import numpy as np
 import tensorflow as tf
 
+_MOST_SCORES = 1 << 26  # that exact search holds at a time: 256 MB
+_ALIGNED = 16  # rows: a block that starts at a multiple is not copied
 _SMALLEST_TREE = 2000  # fewer candidates than this are scanned one by one
 _REORDERED_PER_RESULT = 4  # candidates scored exactly after quantised scoring, for each result
 _FEWEST_RESULTS = 25  # for fewer, as many are reordered as for these
@@ -32,9 +34,36 @@ class ExactIndex(tf.Module):
         self.vectors = tf.Variable(vectors, trainable=False, name="candidate_vectors")
 
     def search(self, embedding: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Rows int32 [B, K] and scores float32 [B, K]; of equal scores the lower row wins."""
-        scores = tf.matmul(embedding, self.vectors, transpose_b=True)  # [B, N]
-        scores, rows = tf.math.top_k(scores, k=self.k)
+        """Rows int32 [B, K] and scores float32 [B, K]; of equal scores the lower row wins.
+
+        Candidates are scored in blocks, at most `_MOST_SCORES` scores at a time: what is best so
+        far is joined with the best of the next block.
+        """
+        vectors, num_queries = tf.convert_to_tensor(self.vectors), tf.shape(embedding)[0]
+        size = tf.maximum(_MOST_SCORES // tf.maximum(num_queries, 1), self.k)
+        size = (size + _ALIGNED - 1) // _ALIGNED * _ALIGNED
+
+        def best_of(start: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            block = vectors[start : start + size]
+            scores = tf.matmul(embedding, block, transpose_b=True)  # [B, size]
+            scores, rows = tf.math.top_k(scores, k=tf.minimum(self.k, tf.shape(scores)[1]))
+            return start + rows, scores
+
+        def add(block: tf.Tensor, rows: tf.Tensor, scores: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            more_rows, more_scores = best_of(block * size)
+            rows = tf.concat([rows, more_rows], axis=1)  # the lower rows first
+            scores, places = tf.math.top_k(tf.concat([scores, more_scores], axis=1), k=self.k)
+            return block + 1, tf.gather(rows, places, batch_dims=1), scores
+
+        rows, scores = (tf.ensure_shape(part, [None, self.k]) for part in best_of(tf.constant(0)))
+        num_blocks = (self.vectors.shape[0] - 1) // size + 1
+        _, rows, scores = tf.while_loop(
+            lambda block, *_: block < num_blocks,
+            add,
+            (tf.constant(1), rows, scores),
+            shape_invariants=(tf.TensorShape([]), *[tf.TensorShape([None, self.k])] * 2),
+            parallel_iterations=1,
+        )
         return rows, scores
 
 

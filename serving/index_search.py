@@ -9,7 +9,6 @@ import tensorflow as tf
 
 from serving import served_model
 
-_MOST_SCORES = 1 << 26  # scores that exact search holds at a time: 256 MB
 _WIDEST = 8  # times K: what a wider search may be asked for
 
 
@@ -37,23 +36,19 @@ class IndexSearch:
         self._takes_leaves = (
             served_model.LEAVES_TO_SEARCH in self._search.structured_input_signature[1]
         )
-        self._size = max(1, _MOST_SCORES // num_candidates)  # queries at a time
 
     def search(self, embeddings: np.ndarray) -> Found:
         """The K best of each query, as good as the index promises: float32 [B, D] → [B, K]."""
         tuned = {served_model.LEAVES_TO_SEARCH: tf.constant(0)} if self._takes_leaves else {}
-        return self._in_batches(self._search, embeddings, tuned)
+        return self._find(self._search, embeddings, tuned)
 
     def search_wider(self, embeddings: np.ndarray, num_results: int) -> Found:
         """More than K results, at most `widest`: float32 [B, D] → [B, num_results]."""
         wanted = {served_model.NUM_RESULTS: tf.constant(num_results)}
-        return self._in_batches(self._wide_search, embeddings, wanted)
+        return self._find(self._wide_search, embeddings, wanted)
 
-    def _in_batches(self, search: Any, embeddings: np.ndarray, inputs: dict[str, Any]) -> Found:
-        parts = []
-        for start in range(0, max(1, len(embeddings)), self._size):
-            batch = tf.constant(embeddings[start : start + self._size])
-            outputs = search(**{served_model.EMBEDDING: batch}, **inputs)
-            rows, scores = outputs[served_model.CANDIDATE_ROW], outputs[served_model.SCORE]
-            parts.append((rows.numpy(), scores.numpy()))
-        return Found(*map(np.concatenate, zip(*parts, strict=True)))
+    def _find(self, search: Any, embeddings: np.ndarray, inputs: dict[str, Any]) -> Found:
+        outputs = search(**{served_model.EMBEDDING: tf.constant(embeddings)}, **inputs)
+        return Found(
+            *(outputs[n].numpy() for n in (served_model.CANDIDATE_ROW, served_model.SCORE))
+        )

@@ -1,8 +1,13 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from serving import index as index_module
 from serving.index import ExactIndex, ScannIndex
+from serving.served_model import GivenEmbedding, ServedModel
 
 
 @pytest.fixture(scope="module")
@@ -20,6 +25,38 @@ def test_exact_scores_worked_by_hand():
 def test_equal_scores_keep_the_order_of_the_rows():
     rows, _ = ExactIndex(np.ones((50, 3), np.float32), k=4).search(tf.ones([1, 3]))
     assert rows.numpy().tolist() == [[0, 1, 2, 3]]
+
+
+@pytest.mark.parametrize("num_vectors", [16, 17, 50, 64])
+def test_blocks_of_candidates_find_what_the_whole_corpus_has(num_vectors, tmp_path, monkeypatch):
+    monkeypatch.setattr(index_module, "_MOST_SCORES", 3 * 16)  # three queries, 16 candidates
+    rng = np.random.default_rng(0)
+    vectors = rng.integers(-2, 3, (num_vectors, 3)).astype(np.float32)  # many ties
+    exact = ServedModel(GivenEmbedding(3), ExactIndex(vectors, k=10), ["id"] * num_vectors, 3)
+    exact.save(tmp_path / "model")
+    search = tf.saved_model.load(tmp_path / "model").signatures["embedding_search"]
+    for num_queries in (0, 1, 3, 60):
+        queries = rng.integers(-2, 3, (num_queries, 3)).astype(np.float32)
+        scores = queries @ vectors.T
+        expected = np.argsort(-scores, axis=1, kind="stable")[:, :10]
+        found = search(embedding=tf.constant(queries))
+        np.testing.assert_array_equal(found["candidate_row"], expected)
+        np.testing.assert_array_equal(found["score"], np.take_along_axis(scores, expected, axis=1))
+
+
+@pytest.mark.long
+def test_memory_of_exact_search_does_not_grow_with_the_corpus():
+    """All scores of 64 queries and 10 M candidates would be 2.6 GB."""
+    code = """
+import resource, numpy as np, tensorflow as tf
+from serving.index import ExactIndex
+index = ExactIndex(np.random.default_rng(0).random((10_000_000, 2), np.float32), k=20)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+tf.function(index.search)(tf.random.normal([64, 2]))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert int(done.stdout) < 1_000_000  # kilobytes
 
 
 def test_too_few_leaves_give_no_result_rather_than_a_wrong_one(vectors):

@@ -121,14 +121,14 @@ def test_a_tree_index_gives_k_results_with_filters_and_after_close(clustered):
 
 @pytest.mark.parametrize("index", ["exact", "scann"])
 def test_where_an_index_finds_too_few_the_rest_is_searched_exactly(small, monkeypatch, index):
-    found = IndexSearch._in_batches
+    found = IndexSearch._find
 
     def find_three(self, *arguments):
         rows, scores = found(self, *arguments)
         rows[:, 3:], scores[:, 3:] = -1, 0.0
         return Found(rows, scores)
 
-    monkeypatch.setattr(IndexSearch, "_in_batches", find_three)
+    monkeypatch.setattr(IndexSearch, "_find", find_three)
     [result] = Retriever.load(small.models).top_k(["query 4"], 9, index=index)
     assert result.candidate_ids == small.sample.best_ids(4)[:9]
 
