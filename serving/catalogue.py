@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from typing import Generic, NamedTuple
 
+from serving.config import MOST_VERSION
 from serving.errors import InvalidRequest, NotFound, Unavailable
 from serving.model_config import State, VersionStatus
 from serving.model_versions import Held, ModelVersions, S
@@ -102,6 +103,8 @@ class Catalogue(Generic[S]):
         self, model: ModelVersions[S], version: int | None, label: str | None
     ) -> int | None:
         """The number that is asked for; None for the newest."""
+        if (version or 0) > MOST_VERSION:
+            raise InvalidRequest(f"A version must be at most {MOST_VERSION}.")
         if label is None:
             return version
         if version is not None:

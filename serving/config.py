@@ -8,6 +8,7 @@ import re
 
 INDEXES = ("default", "exact", "scann")
 UNKNOWN_QUERIES = ("popular", "empty", "error")
+MOST_VERSION = 2**63 - 1  # numbers of versions are int64, here as in TensorFlow Serving
 TOKEN_VARIABLE = "TWOTOWER_TOKEN"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -45,6 +46,8 @@ class VersionOptions:
                 raise ValueError(
                     f"{field} must be 0 or a positive integer, got {getattr(self, field)}."
                 )
+        if self.version > MOST_VERSION:
+            raise ValueError(f"version must be at most {MOST_VERSION}, got {self.version}.")
 
 
 @dataclasses.dataclass(frozen=True)

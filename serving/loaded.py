@@ -52,7 +52,17 @@ class LoadedVersion:
         self.number, self.path = arrival.number, arrival.path
         self.retriever: Retriever | None = None
         self._models: list[Any] = []  # all that was loaded
-        self._functions: dict[str, Any]
+        self._functions: dict[str, Any] = {}
+        self._finite = arrival.manifest is not None  # ScaNN fails for a whole batch on a NaN
+        self._not_by_rows: set[str] = set()
+        try:
+            self.signatures = self._load(arrival, index)
+        except BaseException:
+            self.close()  # what was loaded until then
+            raise
+
+    def _load(self, arrival: Arrival, index: str) -> dict[str, Signature]:
+        """Loads the models and their functions; returns the signatures that can be served."""
         if arrival.manifest is None:
             self._models.append(tf.saved_model.load(str(self.path)))
             self._functions = dict(self._models[0].signatures)
@@ -63,15 +73,14 @@ class LoadedVersion:
             top_k = self.retriever.model(_usable_index(version, index))
             self._functions[TOP_K] = top_k.signatures[TOP_K]
         protos = _signature_protos(self.path / SAVED_MODEL)
-        self.signatures = {
+        signatures = {
             name: Signature.of(name, protos[name])
             for name in self._functions
             if name in protos and _is_dense(protos[name])
         }
-        if not self.signatures:
+        if not signatures:
             raise ValueError(f"{self.path} has no signature to serve: save it with one.")
-        self._finite = arrival.manifest is not None  # ScaNN fails for a whole batch on a NaN
-        self._not_by_rows: set[str] = set()
+        return signatures
 
     def signature(self, name: str) -> Signature:
         """The signature of that name.

@@ -53,7 +53,7 @@ class ModelManager(Generic[S]):
           models: the directory of all models.
           configs: the models to serve; None for every directory in `models` with a version.
           load: the name of a model and a complete version → the version, warmed up. Whatever it
-            raises is reported, and the version is not tried again before its files change.
+            raises is reported; the version is tried again later, and when its files change.
           source: where edits of the configuration come from and a reload is kept.
           poll_seconds: time between two looks at the disk.
           prune_versions: how many of the newest versions stay on disk; 0 for all.
@@ -186,7 +186,7 @@ class ModelManager(Generic[S]):
             models = {config.name: self._adopt_one(config) for config in requested}
         elif self._discovers:
             for name, path in self._homes.find():
-                models.setdefault(name, ModelVersions(ModelConfig(name), path))
+                models.setdefault(name, ModelVersions(ModelConfig(name), path, self._homes.root))
         gone = [model for name, model in self.catalogue.models.items() if name not in models]
         self.catalogue.models = models
         for model in gone:
@@ -200,8 +200,10 @@ class ModelManager(Generic[S]):
         return model
 
     def _find(self, model: ModelVersions[S]) -> list[Arrival]:
-        before = model.statuses
+        before, absence = model.statuses, model.absence
         arrivals = model.find()
+        if model.available and model.absence != absence:
+            _log.warning("%s", model.absence or f"Model {model.config.name!r} is on disk again.")
         for number, status in model.statuses.items():
             if status.error_message and status != before.get(number):
                 self._report(model, logging.WARNING, "waiting", number, status.error_message)
@@ -216,7 +218,7 @@ class ModelManager(Generic[S]):
         except Exception as error:  # whatever the files of a version can cause
             message = f"{type(error).__name__}: {error}"[:_LONGEST_ERROR]
             _log.debug("Loading %s failed.", arrival.path, exc_info=True)
-            model.failed(arrival, message)
+            message = model.failed(arrival, message)
             self._report(model, logging.ERROR, "failed", number, message, start)
             return
         self.catalogue.serve(model, number, servable)

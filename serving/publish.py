@@ -16,7 +16,7 @@ from typing import Any
 from pipeline import schema
 from serving import model_card, recall_plot, tuning, warmup_requests
 from serving.bundle import Bundle, read_bundle
-from serving.config import VersionOptions
+from serving.config import MOST_VERSION, VersionOptions
 from serving.index import ExactIndex, import_scann
 from serving.served_model import GivenEmbedding, QueryModel, ServedModel
 from serving.versions import (
@@ -112,7 +112,10 @@ def _free_number(home: Path, version: int) -> int:
             f"version {version} of {home} exists, and a version is never changed: "
             "choose another number, or 0 for the next free one."
         )
-    return version or max(taken, default=0) + 1
+    number = version or max(taken, default=0) + 1
+    if number > MOST_VERSION:
+        raise ValueError(f"{home} has version {MOST_VERSION}, the last one: name a free number.")
+    return number
 
 
 def _write_version(path: Path, bundle: Bundle, options: VersionOptions) -> None:

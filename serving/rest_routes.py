@@ -34,9 +34,9 @@ class _Name(Convertor[str]):
 
 
 class _Number(Convertor[int]):
-    """A version, as long as int64 is."""
+    """A version; `Catalogue` says whether it can be one."""
 
-    regex = "[0-9]{1,18}"
+    regex = "[0-9]{1,200}"
 
     def convert(self, value: str) -> int:
         return int(value)

@@ -9,6 +9,7 @@ from typing import Any
 import tensorflow as tf
 
 from pipeline import schema
+from serving.config import MOST_VERSION
 from serving.index import import_scann
 
 EXTRAS = Path("assets.extra")  # what TensorFlow Serving carries along but does not load
@@ -81,13 +82,17 @@ def find_version(models: str | Path, name: str, version: int = 0) -> Version:
 
 
 def numbered_directories(home: Path) -> dict[int, Path]:
-    """Directories whose name is a number, finished or not; {} where `home` is missing."""
+    """Directories whose name is an int64, finished or not; {} where `home` is missing.
+
+    Of "7" and "007" the first is meant.
+    """
     if not home.is_dir():
         return {}
     return {
         int(path.name): path
-        for path in home.iterdir()
+        for path in sorted(home.iterdir())
         if path.name.isascii() and path.name.isdecimal() and path.is_dir()
+        if int(path.name) <= MOST_VERSION
     }
 
 

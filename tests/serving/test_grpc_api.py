@@ -280,6 +280,24 @@ def test_roll_back_and_labels_by_a_reload(small, tmp_path):
         assert labelled.model_spec.version.value == 2
 
 
+def test_the_largest_number_of_a_version(small, tmp_path):
+    number = 2**63 - 1
+    shutil.copytree(small.version, tmp_path / "twotower" / str(number))
+    (tmp_path / "twotower" / str(number + 1)).mkdir()
+    (tmp_path / "twotower" / ("9" * 250)).mkdir()
+    with running(tmp_path, poll_seconds=0.05) as server:
+        response = server.prediction.Predict(request_for("query 0", version=number))
+        assert response.model_spec.version.value == number
+        answer = server.post(
+            f"/v1/models/twotower/versions/{number}:predict", {"instances": ["query 0"]}
+        )
+        assert answer.status == 200
+        request = get_model_status_pb2.GetModelStatusRequest()
+        request.model_spec.name = "twotower"
+        [status] = server.models.GetModelStatus(request).model_version_status
+        assert (status.version, status.state) == (number, State.AVAILABLE)
+
+
 def check_reloads_that_are_refused(server, model):
     """Each changes nothing."""
     for text, code in (

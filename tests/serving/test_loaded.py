@@ -1,4 +1,5 @@
 import gc
+import shutil
 import weakref
 
 import numpy as np
@@ -174,6 +175,20 @@ def test_lookup_tables_go_with_the_version_and_only_with_it(small):
     assert tf.raw_ops.LookupTableSizeV2(table_handle=others) == 20
     outputs = second.run("query_embedding", {"query_id": names("query 3")})
     assert outputs["known"].all()
+
+
+def test_what_was_loaded_halfway_is_freed(small, tmp_path, monkeypatch):
+    """A version whose ScaNN part cannot be read: the tables of its exact part are destroyed."""
+    path = shutil.copytree(small.version, tmp_path / "1")
+    arrival = look(1, path)
+    shutil.rmtree(path / "assets.extra" / "scann" / "variables")
+    models, read = [], tf.saved_model.load
+    monkeypatch.setattr(tf.saved_model, "load", lambda *a: models.append(read(*a)) or models[-1])
+    with pytest.raises((OSError, tf.errors.OpError)):
+        LoadedVersion(arrival, "scann")
+    [exact] = models
+    with pytest.raises(tf.errors.OpError):
+        exact.signatures["serving_default"](query_id=tf.constant(["query 3"]))
 
 
 def test_what_is_closed_is_gone(clustered):

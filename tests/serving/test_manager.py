@@ -198,7 +198,8 @@ def test_a_broken_version_is_reported_and_replaces_nothing(put, start, library, 
     assert answer(manager) == 2
 
 
-def test_a_version_that_failed_is_not_tried_again_before_its_files_change(put, start):
+def test_a_version_that_failed_is_tried_at_once_when_its_files_change(put, start, monkeypatch):
+    monkeypatch.setattr("serving.model_versions._RETRY_SECONDS", 3600.0)
     tries = []
 
     def load(name, arrival):
@@ -211,7 +212,8 @@ def test_a_version_that_failed_is_not_tried_again_before_its_files_change(put, s
     manager = start(load=load)
     assert manager.wait_until_ready(30)
     assert answer(manager) == 1
-    assert "RuntimeError: out of luck" in manager.catalogue.status("adder", 2)[0].error_message
+    told = manager.catalogue.status("adder", 2)[0].error_message
+    assert told == "RuntimeError: out of luck (it is tried again in 3600 s)"
     put(3)
     until(lambda: served(manager) == [3])
     assert tries == [2, 1, 3]  # many looks later
@@ -220,6 +222,24 @@ def test_a_version_that_failed_is_not_tried_again_before_its_files_change(put, s
     (home / "2" / "fingerprint.pb").write_bytes(b"another one")
     until(lambda: tries.count(2) == 2)
     assert answer(manager) == 1
+
+
+def test_a_version_that_failed_is_tried_again_less_and_less_often(put, start, monkeypatch):
+    monkeypatch.setattr("serving.model_versions._RETRY_SECONDS", 0.02)
+    tries = []
+
+    def load(name, arrival):
+        tries.append(time.monotonic())
+        if len(tries) < 4:
+            raise OSError(24, "Too many open files")
+        return LoadedVersion(arrival)
+
+    put(1)
+    manager = start(load=load)
+    until(lambda: served(manager) == [1])
+    assert manager.ready
+    waits = np.diff(tries)
+    assert (waits >= [0.02, 0.04, 0.08]).all()
 
 
 def test_a_copy_under_way_is_waited_for(put, start, library):
@@ -245,11 +265,57 @@ def test_a_deleted_version_gives_way_only_where_another_can_answer(put, start):
     assert answer(manager) == 2
     shutil.rmtree(home / "2")
     until(lambda: served(manager) == [1])
-    shutil.rmtree(home)
+
+
+@pytest.mark.parametrize("configured", [False, True])
+def test_a_model_without_versions_is_unloaded(put, start, models, caplog, configured):
+    home = put(1)
+    put(2, name="other")
+    manager = start([ModelConfig("adder"), ModelConfig("other")] if configured else None)
+    manager.wait_until_ready(30)
+    until(lambda: served(manager) == [1])
+    shutil.rmtree(home / "1")
+    if not configured:
+        home.rmdir()
+    until(lambda: served(manager) == [])
+    until(lambda: state(manager, 1) == State.END)
+    assert "'adder' has no wanted version on disk: what is served is unloaded" in caplog.text
+    with pytest.raises(Unavailable, match="no version loaded"):
+        answer(manager)
+    assert answer(manager, "other") == 2
+    put(3)
+    until(lambda: served(manager) == [3])
+    assert [one.version for one in manager.catalogue.status("adder")] == [3]
+
+
+@pytest.mark.parametrize("configured", [False, True])
+def test_a_disk_that_is_away_unloads_nothing(put, start, models, caplog, configured):
+    home = put(1)
+    manager = start([ModelConfig("adder")] if configured else None)
+    manager.wait_until_ready(30)
+    away = home if configured else models
+    away.rename(away.with_name("away"))
+    until(lambda: not configured or "what is served stays until there is one" in caplog.text)
     for _ in range(10):
         time.sleep(0.005)
         assert answer(manager) == 1
+    away.with_name("away").rename(away)
+    put(2)
+    until(lambda: served(manager) == [2])
     assert manager.alive
+
+
+def test_a_wanted_version_that_is_not_there_yet_unloads_nothing(put, start):
+    put(1)
+    manager = start()
+    manager.wait_until_ready(30)
+    manager._homes.check = lambda config: None  # an edited file may name what comes later
+    manager.reload([ModelConfig("adder", policy=VersionPolicy(specific=(2,)))])
+    for _ in range(10):
+        time.sleep(0.005)
+        assert answer(manager) == 1
+    put(2)
+    until(lambda: served(manager) == [2])
 
 
 def test_what_is_not_there_is_told_with_what_is(put, start):

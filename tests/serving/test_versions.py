@@ -1,11 +1,12 @@
 import json
+import shutil
 
 import pytest
 
 from pipeline import schema
 from serving.publish import publish
 from serving.retriever import Retriever
-from serving.versions import find_version
+from serving.versions import find_version, numbered_directories
 
 
 @pytest.fixture
@@ -19,6 +20,20 @@ def test_the_newest_version_answers_unless_one_is_pinned(models):
     assert find_version(models, "twotower").number == 2
     assert find_version(models, "twotower", 1).number == 1
     assert Retriever.load(models, version=1).version.path == models / "twotower" / "1"
+
+
+def test_numbers_of_versions_are_int64(models):
+    home = models / "twotower"
+    newest = 2**63 - 1
+    (home / "2").rename(home / str(newest))
+    for name in (str(2**63), "9" * 250, "0" * 5 + "1"):
+        shutil.copytree(home / "1", home / name)
+    assert sorted(numbered_directories(home)) == [1, newest]
+    assert find_version(models, "twotower").number == newest
+    with pytest.raises(ValueError, match="the last one: name a free number"):
+        publish(models.parent / "bundle", models, k=5, scann=False)
+    with pytest.raises(ValueError, match="version must be at most"):
+        publish(models.parent / "bundle", models, k=5, scann=False, version=2**63)
 
 
 def test_what_is_unfinished_is_not_a_version(models):
