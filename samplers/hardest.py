@@ -32,4 +32,4 @@ def first_true(condition: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
       int64 [B], that column, 0 where there is none; and bool [B], whether there is one.
     """
     first = tf.math.top_k(tf.cast(condition, tf.float32), k=1).indices  # argmax breaks ties at will
-    return tf.cast(first[:, 0], tf.int64), tf.reduce_any(condition, axis=1)
+    return tf.cast(first, tf.int64)[:, 0], tf.reduce_any(condition, axis=1)

@@ -53,10 +53,10 @@ class TargetTable(tf.Module):
         parts = np.exp(logits - np.where(np.isfinite(highest), highest, 0.0))
         total = parts.sum(axis=1, keepdims=True)
         taught = np.divide(parts, total, out=np.zeros_like(parts), where=total > 0)
-        self._ids = tf.constant(np.maximum(ids, 0).astype(np.int32))
+        self._ids = tf.constant(np.maximum(ids, 0).astype(np.int64))
         self._taught = tf.constant((weight * taught).astype(np.float32))
         self._share = tf.constant(np.where(total[:, 0] > 0, 1 - weight, 1.0).astype(np.float32))
-        self._chosen = tf.constant(np.append(chosen, 0).astype(np.int32))
+        self._chosen = tf.constant(np.append(chosen, 0).astype(np.int64))
         self._offsets = tf.constant(offsets.astype(np.int64))
         self._num_chosen = num_chosen
 
@@ -73,4 +73,4 @@ class TargetTable(tf.Module):
         weights = tf.where(step < sizes[:, None], share, 0.0)
         ids = tf.concat([tf.gather(self._chosen, places), tf.gather(self._ids, query_ids)], axis=1)
         all_weights = tf.concat([weights, tf.gather(self._taught, query_ids)], axis=1)
-        return Candidates(tf.cast(ids, tf.int64), tf.math.log(all_weights))
+        return Candidates(ids, tf.math.log(all_weights))

@@ -71,8 +71,8 @@ class _SortedEdges:
     ) -> None:
         del num_sources
         order = np.lexsort((sources, targets))
-        self._sources = tf.constant(sources[order], tf.int32)
-        self._targets = tf.constant(targets[order], tf.int32)
+        self._sources = tf.constant(sources[order], tf.int64)
+        self._targets = tf.constant(targets[order], tf.int64)
         self._num_targets = num_targets
 
     def kernel(self) -> NeighbourSum:

@@ -23,7 +23,7 @@ class FeatureSource:
     rows: Any  # int64 [V], of the table of ids
     has_id: Any  # bool [V], whether that table has learnt the id: it has train rows
     columns: Arrays
-    history: Any = None  # int32 [V, H], see `History.last`
+    history: Any = None  # int64 [V, H], see `History.last`
 
     @classmethod
     def of(
@@ -35,7 +35,7 @@ class FeatureSource:
     @classmethod
     def cold(cls, size: int, columns: Arrays, history_length: int = 0) -> FeatureSource:
         """Of ids without interactions, which have nothing but columns."""
-        history = np.zeros((size, history_length), np.int32) if history_length else None
+        history = np.zeros((size, history_length), np.int64) if history_length else None
         return cls(np.zeros(size, np.int64), np.zeros(size, bool), columns, history)
 
     def followed_by(self, other: FeatureSource) -> FeatureSource:

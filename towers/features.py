@@ -61,7 +61,7 @@ class Column:
     width: int = 0
 
 
-Arrays = Mapping[str, Any]  # column → Lists, int32 [V] or float32 [V, 2], in NumPy or as tensors
+Arrays = Mapping[str, Any]  # column → Lists, int64 [V] or float32 [V, 2], in NumPy or as tensors
 
 
 def no_features(side: str) -> Features:
@@ -100,7 +100,7 @@ def _values(table: pa.Table, spec: schema.FeatureSpec, text_buckets: int) -> Any
     if spec.kind == "multi":
         return Lists.of_column(column)
     if spec.kind == "categorical":
-        return column.to_numpy().astype(np.int32)
+        return column.to_numpy().astype(np.int64)
     numbers = np.clip(column.to_numpy().astype(np.float32), -_LARGEST, _LARGEST)
     present = table[spec.presence].to_numpy() if spec.has_presence else np.ones(len(numbers), bool)
     return np.stack([numbers, present.astype(np.float32)], axis=1)
@@ -117,7 +117,7 @@ def followed_by(first: Arrays, second: Arrays) -> Arrays:
 
 
 def read_column(column: Column, values: Any, ids: tf.Tensor) -> tf.Tensor:
-    """The values of ids [...]: codes int32 [...] or [..., width], or numbers float32 [..., 2]."""
+    """The values of ids [...]: codes int64 [...] or [..., width], or numbers float32 [..., 2]."""
     if column.kind in ("multi", "text"):
         return first_values(values, ids, column.width)
     return tf.gather(values, ids)

@@ -29,7 +29,7 @@ class History:
       length: H, candidates that are seen at a time.
 
     Attributes:
-      last: int32 [Q, H], the whole history, the latest at the end.
+      last: int64 [Q, H], the whole history, the latest at the end.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class History:
         self.last = self.of(tf.range(num_queries, dtype=tf.int64)).numpy()
 
     def of(self, query_ids: tf.Tensor) -> tf.Tensor:
-        """The whole history: dense ids [...] → int32 [..., H]."""
+        """The whole history: dense ids [...] → int64 [..., H]."""
         return self._before(query_ids, tf.gather(self._lists.offsets, query_ids + 1))
 
     def earlier(self, query_ids: tf.Tensor, positives: tf.Tensor) -> tf.Tensor:
@@ -61,7 +61,7 @@ class History:
             is the whole one.
 
         Returns:
-          int32 [..., H].
+          int64 [..., H].
         """
         sought = query_ids * self._num_candidates + positives
         places = tf.searchsorted(self._pairs, tf.reshape(sought, [-1]), out_type=tf.int64)

@@ -97,9 +97,10 @@ class HistoryTower(Tower):
         """The scaled sum over whole histories: [...] → [..., D]."""
         flat = tf.reshape(ids, [-1])
         starts, sizes = self._spans(flat)
-        lists = tf.RaggedTensor.from_row_lengths(tf.range(tf.reduce_sum(sizes)), sizes)
-        owners = lists.value_rowids()
-        places = lists.values + tf.gather(starts - lists.row_starts(), owners)
+        ends = tf.cumsum(sizes)  # of the histories, one after the other
+        places = tf.range(tf.reduce_sum(sizes))
+        owners = tf.searchsorted(ends, places, side="right", out_type=tf.int64)
+        places += tf.gather(starts - ends + sizes, owners)
         rows = self._embed_items(tf.gather(self._lists.values, places) - 1)
         total = tf.math.unsorted_segment_sum(rows, owners, tf.size(flat))
         scaled = total * tf.math.rsqrt(tf.cast(tf.maximum(sizes, 1), total.dtype))[:, None]
@@ -117,7 +118,7 @@ class HistoryTower(Tower):
         first = tf.cast(share * tf.cast(sizes, tf.float32), tf.int64)
         steps = tf.range(self._length, dtype=tf.int64)
         places = starts[:, None] + (first[:, None] + steps) % tf.maximum(sizes, 1)[:, None]
-        chosen = tf.cast(tf.gather(self._lists.values, places), tf.int64) - 1
+        chosen = tf.gather(self._lists.values, places) - 1
         other = (steps < sizes[:, None]) & (chosen != positives[:, None])
         weights = tf.cast(other, self.items.dtype)
         rows = self._embed_items(tf.maximum(chosen, 0))

@@ -11,16 +11,19 @@ import tensorflow as tf
 
 
 class Lists(NamedTuple):
-    """Codes from 1 in lists, one list after the other (compressed sparse rows)."""
+    """Codes from 1 in lists, one list after the other (compressed sparse rows).
 
-    values: np.ndarray | tf.Tensor  # int32 [n + 1], the last is a 0 that belongs to no list
+    All int64: TensorFlow keeps tensors of int32 in the memory of the host, even beside a GPU.
+    """
+
+    values: np.ndarray | tf.Tensor  # int64 [n + 1], the last is a 0 that belongs to no list
     offsets: np.ndarray | tf.Tensor  # int64 [V + 1]
 
     @classmethod
     def of(cls, values: np.ndarray, sizes: np.ndarray) -> Lists:
         """From all values, [n], and the length of every list, [V]."""
         offsets = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
-        return cls(np.append(values, 0).astype(np.int32), offsets)
+        return cls(np.append(values, 0).astype(np.int64), offsets)
 
     @classmethod
     def of_column(cls, column: pa.ChunkedArray) -> Lists:
@@ -40,14 +43,14 @@ class Lists(NamedTuple):
 
 
 def first_values(lists: Lists, ids: tf.Tensor, width: int) -> tf.Tensor:
-    """The first values of some lists: ids [...] → int32 [..., width], 0 where a list ends."""
+    """The first values of some lists: ids [...] → int64 [..., width], 0 where a list ends."""
     return values_between(
         lists, tf.gather(lists.offsets, ids), tf.gather(lists.offsets, ids + 1), width
     )
 
 
 def values_between(lists: Lists, starts: tf.Tensor, ends: tf.Tensor, width: int) -> tf.Tensor:
-    """The first values from places on: int32 [..., width], 0 at an end and after it.
+    """The first values from places on: int64 [..., width], 0 at an end and after it.
 
     Args:
       lists: to read from.
