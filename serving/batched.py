@@ -96,8 +96,6 @@ class BatchedVersion:
         if request.k > self._config.max_k:
             raise InvalidRequest(f"k must be at most {self._config.max_k}, got {request.k}.")
         "".join(request.query_ids or ()).encode()  # TensorFlow takes no half of a surrogate pair
-        if request.index == "default" and self._config.index != "default":
-            request = dataclasses.replace(request, index=self._config.index)
         parts = list(_parts(request, self._config.max_batch_size))
         _check_size(sum(rows for _, rows in parts), self._retrieve.capacity)
         responses = await _all(

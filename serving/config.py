@@ -117,7 +117,8 @@ class ServeConfig:
     config_file: str = ""  # model_config_list of TensorFlow Serving (text proto): only its models
     state_dir: str = ""  # where an accepted reload is kept for the next start; empty: in models
     poll_seconds: float = 1.0  # time between two looks for new versions and at config_file
-    index: str = "default"  # default (the faster one at the promised recall), exact or scann
+    # default (the faster one at the promised recall), exact or scann; exact where there is no ScaNN
+    index: str = "default"
     unknown_queries: str = "popular"  # answer to an unknown query: popular, empty or error
     max_k: int = 1000  # most results that one query may ask for
     max_batch_size: int = 64  # most rows of requests that run together

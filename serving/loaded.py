@@ -16,7 +16,6 @@ from serving import joining
 from serving.arrival import SAVED_MODEL, Arrival
 from serving.embedding_input import LARGEST
 from serving.errors import InvalidRequest, NotFound, Overloaded, ServiceError
-from serving.index import import_scann
 from serving.retriever import Retriever
 from serving.served_model import TOP_K
 from serving.signature import Signature
@@ -68,10 +67,9 @@ class LoadedVersion:
             self._functions = dict(self._models[0].signatures)
         else:
             version = _Recorded(self.number, self.path, arrival.manifest, self._models)
-            self.retriever = Retriever(version)
+            self.retriever = Retriever(version, index)
             self._functions = dict(self.retriever.model("exact").signatures)
-            top_k = self.retriever.model(_usable_index(version, index))
-            self._functions[TOP_K] = top_k.signatures[TOP_K]
+            self._functions[TOP_K] = self.retriever.model().signatures[TOP_K]
         protos = _signature_protos(self.path / SAVED_MODEL)
         signatures = {
             name: Signature.of(name, protos[name])
@@ -170,16 +168,6 @@ def _destroy_tables(model: Any) -> None:
         handle = getattr(part, "resource_handle", None)
         if handle is not None and not isinstance(part, tf.Variable):
             tf.raw_ops.DestroyResourceOp(resource=handle, ignore_lookup_error=True)
-
-
-def _usable_index(version: Version, index: str) -> str:
-    wanted = version.manifest.details["default_index"] if index == "default" else index
-    if wanted != "scann":
-        return wanted
-    if version.has_scann and import_scann() is not None:
-        return "scann"
-    _log.warning("%s has no ScaNN index, or scann is missing: it answers exactly.", version.path)
-    return "exact"
 
 
 def _signature_protos(path: Path) -> dict[str, meta_graph_pb2.SignatureDef]:

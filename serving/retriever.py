@@ -44,9 +44,15 @@ class Retriever:
       input: what it takes, "query_id" or, of a version without a query model, "embedding".
     """
 
-    def __init__(self, version: Version) -> None:
-        """Loads the SavedModel with exact search; ScaNN is loaded when first asked for."""
+    def __init__(self, version: Version, index: str = "default") -> None:
+        """Loads the SavedModel with exact search; ScaNN is loaded when first asked for.
+
+        Args:
+          version: the version that answers.
+          index: what requests for the default index get; exact search where there is no ScaNN.
+        """
         self.version = version
+        self._wanted_index = index
         self.k: int = version.manifest.details["k"]
         self.input: str = version.manifest.details["input"]
         self._tables = RetrievalTables(version.path / RETRIEVAL)
@@ -75,12 +81,20 @@ class Retriever:
 
     @cached_property
     def default_index(self) -> str:
-        """What index="default" stands for here: "exact" or "scann", as far as it is installed."""
-        default = self.version.manifest.details["default_index"]
-        if default == "scann" and import_scann() is None:
-            _log.warning("scann cannot be imported: %s answers exactly.", self.version.path)
+        """What index="default" stands for here: "exact" or "scann", as far as there is one."""
+        wanted = self._wanted_index
+        wanted = self.version.manifest.details["default_index"] if wanted == "default" else wanted
+        if wanted == "scann" and wanted not in self.usable_indexes:
+            path = self.version.path
+            _log.warning("%s has no ScaNN index, or scann is missing: it answers exactly.", path)
             return "exact"
-        return default
+        return wanted
+
+    @cached_property
+    def usable_indexes(self) -> tuple[str, ...]:
+        """The indexes that requests may name."""
+        has_scann = self.version.has_scann and import_scann() is not None
+        return ("exact", "scann") if has_scann else ("exact",)
 
     def model(self, index: str = "default") -> Any:
         """The loaded SavedModel of an index, for its signatures.
@@ -167,18 +181,18 @@ class Retriever:
     def check(self, request: RetrieveRequest) -> None:
         """Raises ValueError where this version cannot do what a request asks for."""
         if request.features is not None and self.input != served_model.EMBEDDING:
-            raise ValueError(f"{self.version.path} takes query_ids, not features.")
+            raise ValueError(f"Version {self.version.number} takes query_ids, not features.")
         if request.query_ids is not None and self.input != served_model.QUERY_ID:
             raise ValueError(
-                f"{self.version.path} was published without a query model, so query ids mean "
-                'nothing to it: ask with features {"embedding": [...]}.'
+                f"Version {self.version.number} was published without a query model, so query ids "
+                'mean nothing to it: ask with features {"embedding": [...]}.'
             )
         if request.features is not None:
             given_embeddings(request.features, self._tables.vectors.shape[1])
         if request.exclude_seen and not (request.query_ids is not None and self._tables.has_seen):
             raise ValueError(
-                f"exclude_seen needs seen lists, but {self.version.path} was published without: "
-                "pass `exclude`, or export again with them."
+                f"exclude_seen needs seen lists, but version {self.version.number} was published "
+                "without: pass `exclude`, or export again with them."
             )
         if request.unknown_queries == "popular":
             self._tables.check_popularity()
@@ -193,9 +207,13 @@ class Retriever:
         return self._tables.query_ids(limit)
 
     def warm_up(self) -> None:
-        """Loads the default index and all tables, so that no request waits for them."""
+        """Loads all indexes and tables, so that no request waits for them."""
         self._tables.load()
-        self._index("default").search(np.asarray(self._tables.vectors[:1]))
+        some = np.asarray(self._tables.vectors[:1])
+        for index in map(self._index, self.usable_indexes):
+            index.search(some)
+            if index.widest:
+                index.search_wider(some, index.widest)
 
     def close(self) -> None:
         """Frees what a loaded ScaNN index holds outside Python; call it after the last query."""

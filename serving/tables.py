@@ -93,8 +93,8 @@ class RetrievalTables:
         """Raises ValueError where the version does not know which candidates are popular."""
         if not self.has_popularity:
             raise ValueError(
-                f"unknown_queries 'popular' needs counts of the candidates, but {self._path} has "
-                f"neither {schema.BUNDLE_CANDIDATE_COUNTS} nor seen lists: choose 'empty' or "
+                f"unknown_queries 'popular' needs counts of the candidates, but the version "
+                f"has neither {schema.BUNDLE_CANDIDATE_COUNTS} nor seen lists: choose 'empty' or "
                 "'error', or export again with one of them in the bundle."
             )
 

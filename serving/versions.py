@@ -43,8 +43,8 @@ class Version:
             return tf.saved_model.load(str(self.path))
         if not self.has_scann:
             raise ValueError(
-                f"index 'scann' was asked of {self.path}, which was published without one: "
-                "use index 'exact' or export again with scann installed."
+                f"index 'scann' was asked of version {self.number}, which was published without "
+                "one: use index 'exact' or export again with scann installed."
             )
         if import_scann() is None:  # its operations must be known before the graph is read
             raise ValueError(

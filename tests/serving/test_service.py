@@ -27,6 +27,7 @@ from serving.model_config import ModelConfig, State, VersionPolicy
 from serving.publish import publish
 from serving.requests import RetrieveRequest
 from serving.service import Service
+from serving.versions import Version
 
 POLL = 0.01
 
@@ -360,6 +361,26 @@ def test_the_services_own_deadline_holds_without_one_of_the_client(small, start)
                     await service.predict("twotower", ids("query 1"), deadline=deadline)
 
     run(main())
+
+
+def test_scann_by_default_is_exact_for_all_where_a_version_has_none(bundle, tmp_path, start):
+    publish(bundle, tmp_path / "models", k=5, scann=False)
+    service = start(tmp_path / "models", index="scann")
+    predicted = run(service.predict("twotower", ids("query 3")))
+    response = run(service.retrieve("twotower", RetrieveRequest(["query 3"], k=5)))
+    assert response.index == "exact"
+    assert decoded(predicted) == [response.results[0].candidate_ids]
+    with pytest.raises(InvalidRequest, match="version 1, which was published without") as error:
+        run(service.retrieve("twotower", RetrieveRequest(["query 3"], index="scann")))
+    assert str(tmp_path) not in str(error.value)
+
+
+def test_no_request_loads_an_index(small, start, monkeypatch):
+    service = start(small.models, index="exact")
+    monkeypatch.setattr(Version, "load", None)
+    for index in ("exact", "scann"):
+        response = run(service.retrieve("twotower", RetrieveRequest(["query 3"], index=index)))
+        assert response.index == index
 
 
 def test_draining_ends_what_runs_and_takes_nothing_new(small, start):
