@@ -4,27 +4,38 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo
 CUSTOMER := 01104905
+# GPU=1 adds the CUDA libraries; an environment that has them keeps them.
+GPU ?= $(wildcard $(VENV)/.installed-gpu)
+SUFFIX := $(if $(filter-out 0,$(GPU)),-gpu)
+LOCK := requirements$(SUFFIX).lock
+INSTALLED := $(VENV)/.installed$(SUFFIX)
 
 .PHONY: help env lock demo test test-long soak check clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
-env: $(VENV)/.installed  ## make .venv from the lock, with the console script `twotower` in it
+env: $(INSTALLED)  ## make .venv from the lock, with the console script `twotower` in it; GPU=1: with CUDA
 
-$(VENV)/.installed: requirements.lock setup.py
+$(INSTALLED): $(LOCK) setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
 	  { echo "Python 3.11 is needed, found $$($(PYTHON) --version). Name one: make env PYTHON=/path/to/python3.11"; exit 2; }
-	@echo "Making $(VENV) from requirements.lock (about two minutes the first time) ..."
+	@echo "Making $(VENV) from $(LOCK) (about two minutes the first time) ..."
 	@$(PYTHON) -m venv --clear $(VENV)
-	@$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --require-hashes -r $(LOCK)
 	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
 	@$(BIN)/python -m pip check
 	@touch $@
 	@echo "Made $(VENV); the command is $(BIN)/twotower."
 
-lock:  ## resolve requirements.lock again from setup.py (needs uv on the PATH)
-	uv pip compile setup.py --extra all --python-version 3.11 --generate-hashes --no-header -o requirements.lock
+COMPILE = uv pip compile setup.py --extra all --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
+  --generate-hashes --no-header --quiet
+
+lock:  ## resolve both locks again from setup.py (needs uv on the PATH)
+	$(COMPILE) -o requirements.lock
+	$(COMPILE) --extra gpu --constraint requirements.lock -o requirements-gpu.lock
+	sed -i '1i # The tested set. Made by `make lock`; installed by `make env`.' requirements.lock
+	sed -i '1i # The same with CUDA. Made by `make lock`; installed by `make env GPU=1`.' requirements-gpu.lock
 
 demo: env  ## the whole path on real data: prepare, train, evaluate, export, query
 	@$(BIN)/twotower run --config docs/demo.yaml --workdir $(DEMO)

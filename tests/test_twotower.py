@@ -3,11 +3,15 @@
 import inspect
 import json
 import re
+import subprocess
+from pathlib import Path
 
 import pytest
 
 import twotower
 from pipeline.config import PrepareConfig
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_usage_lists_every_command(capsys):
@@ -91,7 +95,9 @@ def test_doctor_reports_as_json(capsys):
     assert twotower.main(["doctor", "--json"]) == 0
     findings = json.loads(capsys.readouterr().out)
     assert findings["packages"]["tensorflow"].startswith("2.20")
-    assert all(check == {"ok": True} for check in findings["checks"].values())
+    assert all(check["ok"] for check in findings["checks"].values())
+    assert findings["checks"]["a compiled training step runs"]["found"].startswith("on ")
+    assert "twotower[" not in json.dumps(findings)  # no such package on PyPI
 
 
 def test_doctor_names_what_is_broken(monkeypatch):
@@ -105,3 +111,24 @@ def test_doctor_names_what_is_broken(monkeypatch):
     text = "\n".join(doctor._lines(findings))
     assert "FAIL thing" in text
     assert "remedy: install it" in text
+
+
+def test_the_lock_for_gpus_adds_the_cuda_libraries_and_changes_nothing_else():
+    def pins(name):
+        text = (ROOT / name).read_text()
+        return set(re.findall(r"^([a-z0-9][\w.-]*(?:\[[\w,-]+\])?==\S+)", text, re.MULTILINE))
+
+    without, with_gpu = pins("requirements.lock"), pins("requirements-gpu.lock")
+    assert without <= with_gpu
+    added = with_gpu - without
+    assert {"nvidia-cudnn-cu12", "nvidia-cublas-cu12", "nvidia-cuda-nvcc-cu12"} <= {
+        pin.partition("==")[0] for pin in added
+    }
+    assert all(pin.startswith("nvidia-") for pin in added)
+
+
+@pytest.mark.parametrize(("flags", "lock"), [((), ""), (("GPU=1",), "-gpu"), (("GPU=0",), "")])
+def test_make_env_installs_the_lock_that_was_asked_for(flags, lock, tmp_path):
+    command = ["make", "-n", "env", f"VENV={tmp_path}", "PYTHON=python3.11", *flags]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert f"-r requirements{lock}.lock" in done.stdout

@@ -35,7 +35,7 @@ CHECKS = {
     ),
     "tensorflow-recommenders loads with Keras 2": (
         "from towers.legacy_keras import tfrs; tfrs.Model",
-        "pip install twotower[train], and import nothing of Keras 3 before it",
+        "make env, and import nothing of Keras 3 before it",
     ),
     "ScaNN's ops load into this TensorFlow": (
         "import tensorflow as tf; from scann import scann_ops; scann_ops.builder",
@@ -45,14 +45,25 @@ CHECKS = {
         "from towers.legacy_keras import tfrs; from scann import scann_ops",
         "install the versions of requirements.lock",
     ),
+    "a compiled training step runs": (
+        "import pandas as pd, towers\n"
+        "pairs = pd.DataFrame({'query': [0, 1, 2, 3] * 2, 'candidate': range(8)})\n"
+        "data = towers.from_dataframe(pairs, user='query', item='candidate', train_ratio=1.0)\n"
+        "model = towers.TwoTower(data, dim=8, method='bpr', jit_compile=True)\n"
+        "model.compile(optimizer=towers.CoupledAdam())\n"
+        "model.fit(data.train(8), verbose=0)\n"
+        "print('on', model.query_embeddings().device.partition('device:')[2])",
+        "where only GPUs fail, CUDA_VISIBLE_DEVICES=-1 leaves them out; make env GPU=1 installs "
+        "the CUDA libraries that go with this TensorFlow",
+    ),
     "Beam runs a pipeline": (
         "import apache_beam as beam\n"
         "with beam.Pipeline(runner='FnApiRunner') as p: p | beam.Create([1]) | beam.Map(str)",
-        "pip install twotower[prepare]; a protobuf of version 7 breaks Beam",
+        "make env; a protobuf of version 7 breaks Beam",
     ),
     "TFDS opens folders": (
         "import tensorflow_datasets as tfds; tfds.builder_from_directory",
-        "pip install twotower[prepare]",
+        "make env",
     ),
 }
 _GPUS = (
@@ -126,7 +137,8 @@ def _checks() -> dict[str, dict]:
 def _check(code: str, remedy: str) -> dict:
     done = _run(code)
     if done.returncode == 0:
-        return {"ok": True}
+        said = done.stdout.strip().splitlines()[-1:]
+        return {"ok": True} | ({"found": said[0]} if said else {})
     last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
     return {"ok": False, "error": last, "remedy": remedy}
 
@@ -138,7 +150,9 @@ def _devices() -> dict:
     gpus, built = int(words[-2]), words[-1] == "True"
     found: dict = {"gpus": gpus, "built_with_cuda": built}
     if not gpus:
-        found["remedy"] = "for an NVIDIA GPU: pip install twotower[gpu], then look at nvidia-smi"
+        found["remedy"] = (
+            "for an NVIDIA GPU: make env GPU=1 installs the CUDA libraries; nvidia-smi must list it"
+        )
     return found
 
 
@@ -150,10 +164,11 @@ def _lines(findings: dict[str, dict]) -> list[str]:
         f"GPUs: {devices['gpus']}" + (f" ({devices['remedy']})" if "remedy" in devices else ""),
     ]
     for name, version in findings["packages"].items():
-        need = f"not installed; pip install twotower[{PACKAGES[name]}]"
+        need = f"not installed; pip install '.[{PACKAGES[name]}]' in the checkout, or make env"
         lines.append(f"  {name:28} {version or need}")
     for name, check in findings["checks"].items():
-        lines.append(f"{'ok  ' if check['ok'] else 'FAIL'} {name}")
+        found = f" {check['found']}" if "found" in check else ""
+        lines.append(f"{'ok  ' if check['ok'] else 'FAIL'} {name}{found}")
         if not check["ok"]:
             lines.append(f"     {check['error']}\n     remedy: {check['remedy']}")
     return lines
