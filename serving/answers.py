@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,21 +11,38 @@ from serving.allowed_search import best_rows
 from serving.filters import Filters, first
 from serving.index_search import Found, IndexSearch
 from serving.requests import RetrieveRequest, RetrieveResult, UnknownQuery
-from serving.tables import RetrievalTables
+from serving.tables import FilterRows, RetrievalTables
 
 _FEW_ALLOWED = 20_000  # so few rows are scored each; more are sought among an index's results
 
 Best = tuple[np.ndarray, np.ndarray]  # rows and scores, best first
 
 
+class Question(NamedTuple):
+    """Queries of a request that is checked; its filters, as rows, are shared by all parts."""
+
+    request: RetrieveRequest
+    query_ids: Sequence[str]  # B, "" each where embeddings were given
+    embeddings: np.ndarray | None  # float32 [B, D], None where the ids are still to be embedded
+    filter_rows: FilterRows
+
+    def parts(self, size: int) -> Iterator[Question]:
+        """The question in pieces of at most `size` queries; one without queries stays one."""
+        for start in range(0, len(self.query_ids) or 1, size):
+            piece = slice(start, start + size)
+            given = None if self.embeddings is None else self.embeddings[piece]
+            yield self._replace(query_ids=self.query_ids[piece], embeddings=given)
+
+
 class Asked(NamedTuple):
-    """A request on its way, B queries with the same filters."""
+    """A question on its way, B queries with the same filters."""
 
     request: RetrieveRequest
     query_ids: Sequence[str]  # B
     embeddings: np.ndarray  # float32 [B, D]
     known: np.ndarray  # bool [B]
     filters: Filters
+    unknown_ids: int
 
     @property
     def unknown_queries(self) -> list[int]:

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from serving import joining
+from serving.answers import Question
+from serving.aside import aside
 from serving.batching import Batcher, BatchOptions, BatchThreads
 from serving.config import ServeConfig
-from serving.errors import InvalidRequest, NotFound
+from serving.errors import InvalidRequest, NotFound, check_rows
 from serving.loaded import LoadedVersion
 from serving.monitoring import Metrics
 from serving.requests import RetrieveRequest, RetrieveResponse, UnknownQuery
 from serving.retriever import Retriever
+from serving.served_model import SCORE
 
 PREDICT, RETRIEVE = "predict", "retrieve"  # names of the APIs in the metrics
+MAX_RESULTS = 640_000  # of a request: 6,400 rows of 100, or 640 of 1,000
+MAX_FILTER_IDS = 100_000  # of a request
+_WIDTH = 64  # values of an embedding, about
 
 Arrays = Mapping[str, np.ndarray]
 _R = TypeVar("_R")
@@ -56,6 +62,10 @@ class BatchedVersion:
         # Nothing here refers back to this object: it is freed with its last reference.
         answer_all = partial(_answer_all, loaded, config.unknown_queries)
         self._retrieve = Batcher(threads, answer_all, options, on_retrieve)
+        # What scores all candidates leaves one thread to what an index answers.
+        self._score_all = Batcher(
+            threads, answer_all, options, on_retrieve, max_running=config.num_batch_threads - 1
+        )
 
     @property
     def retriever(self) -> Retriever:
@@ -81,25 +91,44 @@ class BatchedVersion:
         signature, batcher = self.loaded.signatures[name], self._predict[name]
         rows, key = signature.rows(arrays), signature.row_shapes(arrays)
         size = self._config.max_batch_size
-        if rows <= size or not signature.by_rows:
-            return await batcher.submit(arrays, rows, key=key, deadline=deadline)
-        _check_size(rows, batcher.capacity)
-        parts = await _all(
-            batcher.submit(part, min(size, rows - at * size), key=key, deadline=deadline)
-            for at, part in enumerate(joining.pieces(arrays, size))
-        )
-        return dict(joining.join(parts))
+        if signature.by_rows:
+            check_rows(rows, batcher.capacity)
+        if self.loaded.retriever is not None and SCORE in signature.outputs:
+            _check_results(rows, self.loaded.retriever.k)
+        goes_by_rows = signature.by_rows and name not in self.loaded.not_by_rows
+        if rows > size and goes_by_rows:
+            pieces = list(joining.pieces(arrays, size))
+            counts = [signature.rows(piece) for piece in pieces]
+            parts = await _all(
+                batcher.submit(piece, count, key=key, deadline=deadline)
+                for piece, count in zip(pieces, counts, strict=True)
+            )
+            if self.loaded.have_rows(name, parts, counts):
+                return dict(joining.join(parts))
+        return await batcher.submit(arrays, rows, key=key, deadline=deadline)
 
     async def retrieve(self, request: RetrieveRequest, deadline: float) -> RetrieveResponse:
         """Answers a request; more queries than a batch has are searched in several."""
-        _ = self.retriever  # refused before it is queued
+        retriever, filter_ids = self.retriever, len(request.exclude) + len(request.allow or ())
+        rows = _num_queries(request)
+        check_rows(rows, self._retrieve.capacity)
         if request.k > self._config.max_k:
             raise InvalidRequest(f"k must be at most {self._config.max_k}, got {request.k}.")
-        "".join(request.query_ids or ()).encode()  # TensorFlow takes no half of a surrogate pair
-        parts = list(_parts(request, self._config.max_batch_size))
-        _check_size(sum(rows for _, rows in parts), self._retrieve.capacity)
+        _check_results(rows, min(request.k, retriever.num_candidates))
+        if filter_ids > MAX_FILTER_IDS:
+            raise InvalidRequest(
+                f"exclude and allow may have at most {MAX_FILTER_IDS} ids, got {filter_ids}."
+            )
+        try:
+            size = filter_ids + rows * (_WIDTH if request.features else 1)
+            question = await aside(size, partial(retriever.question, request))
+        except ValueError as error:
+            raise _known(error) from error
+        alone = retriever.default_index != "exact" and retriever.scores_all(question)
+        batcher = self._score_all if alone else self._retrieve
         responses = await _all(
-            self._retrieve.submit(part, rows, deadline=deadline) for part, rows in parts
+            batcher.submit(part, len(part.query_ids), deadline=deadline)
+            for part in question.parts(self._config.max_batch_size)
         )
         results = [result for response in responses for result in response.results]
         return dataclasses.replace(responses[0], results=results)
@@ -109,47 +138,44 @@ class BatchedVersion:
         for batcher in self._predict.values():
             batcher.wait_until_idle()
         self._retrieve.wait_until_idle()
+        self._score_all.wait_until_idle()
         self.loaded.close()
 
 
 def _answer_all(
-    loaded: LoadedVersion, unknown_queries: str, requests: Sequence[RetrieveRequest]
+    loaded: LoadedVersion, unknown_queries: str, questions: Sequence[Question]
 ) -> list[RetrieveResponse | Exception]:
     retriever = loaded.retriever
     assert retriever is not None
     if unknown_queries == "popular" and not retriever.has_popularity:
         unknown_queries = "empty"
-    return [_known(one) for one in retriever.answer_all(requests, unknown_queries=unknown_queries)]
+    outcomes = retriever.answer_questions(questions, unknown_queries=unknown_queries)
+    return [_known(one) for one in outcomes]
 
 
-def _known(outcome: RetrieveResponse | Exception) -> RetrieveResponse | Exception:
+def _known(outcome: RetrieveResponse | Exception) -> Any:
     """Errors of a retriever as those of a service."""
     if isinstance(outcome, UnknownQuery):
         return NotFound(str(outcome))
+    if isinstance(outcome, UnicodeEncodeError):  # JSON may hold half of a surrogate pair
+        return InvalidRequest(f"Text must be Unicode: {outcome.reason}.")
     if isinstance(outcome, ValueError):
         return InvalidRequest(str(outcome))
     return outcome
 
 
-def _parts(request: RetrieveRequest, size: int) -> Iterator[tuple[RetrieveRequest, int]]:
-    """The request in pieces of at most `size` queries, and how many each has."""
-    queries = {"query_ids": request.query_ids, **(request.features or {})}
-    columns = [column for column in queries.values() if isinstance(column, Sequence | np.ndarray)]
-    lengths = {len(column) for column in columns}
-    if len(lengths) != 1 or max(lengths) <= size:  # lengths that differ are refused with a reason
-        yield request, max(lengths, default=1)
-        return
-    for start in range(0, max(lengths), size):
-        piece = slice(start, start + size)
-        ids = request.query_ids and request.query_ids[piece]
-        features = request.features and {n: v[piece] for n, v in request.features.items()}
-        rows = min(size, max(lengths) - start)
-        yield dataclasses.replace(request, query_ids=ids, features=features), rows
+def _num_queries(request: RetrieveRequest) -> int:
+    """Queries of a request, before it is looked at any further."""
+    columns = [request.query_ids, *(request.features or {}).values()]
+    return max((len(one) for one in columns if isinstance(one, Sequence | np.ndarray)), default=0)
 
 
-def _check_size(rows: int, most: int) -> None:
-    if rows > most:
-        raise InvalidRequest(f"A request may have at most {most} rows, got {rows}: split it.")
+def _check_results(rows: int, k: int) -> None:
+    if rows * k > MAX_RESULTS:
+        raise InvalidRequest(
+            f"A request may have at most {MAX_RESULTS} results, {rows} rows of {k} are more: "
+            "split it."
+        )
 
 
 async def _all(futures: Iterable[asyncio.Future[_R]]) -> list[_R]:

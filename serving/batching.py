@@ -11,6 +11,7 @@ import asyncio
 import dataclasses
 import itertools
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -56,6 +57,7 @@ class Batcher(Generic[T, R]):
         run: Callable[[Sequence[T]], Sequence[R | Exception]],
         options: BatchOptions = BatchOptions(),  # noqa: B008 - a NamedTuple does not change
         on_batch: Callable[[Sequence[float], int, float], None] = lambda *_: None,
+        max_running: int = 1 << 30,
     ) -> None:
         """Makes an empty queue.
 
@@ -67,11 +69,14 @@ class Batcher(Generic[T, R]):
           options: a `max_batch_size` of 1 runs every request alone.
           on_batch: called after a batch with the seconds that each request waited, its number of
             rows, and the seconds that it ran.
+          max_running: batches that run at the same time, at least one; the other threads are
+            for other batchers.
         """
         self._threads = threads
         self._run = run
         self._options = options
         self._on_batch = on_batch
+        self._max_running = max(1, max_running)
         self._capacity = options.max_batch_size * options.max_enqueued_batches
         # What follows changes under the lock of the threads only.
         self._waiting: deque[_Entry[T, R]] = deque()
@@ -133,7 +138,9 @@ class Batcher(Generic[T, R]):
     # The methods below are for BatchThreads.
 
     def due(self) -> float:
-        """When the first entry is to be run, by the clock of `time.monotonic`."""
+        """When the first entry is to be run, by the clock of `time.monotonic`; inf: not yet."""
+        if self.running >= self._max_running:
+            return math.inf  # the thread that ends looks again
         full = self._rows >= self._options.max_batch_size
         if full or not self.running or not self._waiting or self._threads.closed:
             return 0.0
@@ -272,7 +279,7 @@ class BatchThreads:
                     if batch:
                         batcher.running += 1
                         return batcher, batch
-                    if due > now:
+                    if now < due < math.inf:
                         earliest = min(due, earliest or due)
                 self.changed.wait(None if earliest is None else earliest - now)
         return None

@@ -24,15 +24,17 @@ from tensorflow_serving.apis import (
 )
 
 from serving import grpc_codec
+from serving.aside import BYTES_A_VALUE, aside
 from serving.batched import PREDICT
 from serving.call import Call, counted
 from serving.config import ServeConfig
 from serving.errors import InvalidRequest
-from serving.grpc_guard import BearerToken, Health, Parsing, answer, not_implemented
+from serving.grpc_guard import Guard, Health, answer, not_implemented
 from serving.model_config import from_proto
-from serving.service import DEFAULT_SIGNATURE, Inputs, Service
+from serving.service import DEFAULT_SIGNATURE, Inputs, Prediction, Service
 from serving.signature import Signature
 
+_MOST_STREAMS = 100  # calls at the same time on one connection; more wait in the client
 _RELOAD_SECONDS = 300.0  # for a reload whose client sets no deadline
 
 
@@ -43,12 +45,12 @@ def build(service: Service, config: ServeConfig) -> grpc.aio.Server:
         ("grpc.so_reuseport", 0),  # otherwise two servers share a port and clients get either
         ("grpc.max_receive_message_length", most),
         ("grpc.max_send_message_length", -1),
+        ("grpc.per_message_decompression", 0),  # `Guard` does it, with a limit
+        ("grpc.max_concurrent_streams", _MOST_STREAMS),
         ("grpc.max_metadata_size", 16 << 10),
     ]
-    interceptors: list[grpc.aio.ServerInterceptor] = [Parsing()]
-    if config.token:
-        interceptors.insert(0, BearerToken(config.token))
-    server = grpc.aio.server(interceptors=interceptors, options=options)
+    guard = Guard(config.token, most, config.deadline_ms / 1000.0)
+    server = grpc.aio.server(interceptors=[guard], options=options)
     prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
         PredictionService(service), server
     )
@@ -90,30 +92,41 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
         self, request: predict_pb2.PredictRequest, call: Call
     ) -> predict_pb2.PredictResponse:
         spec, wanted = request.model_spec, request.output_filter
+        size = request.ByteSize() // BYTES_A_VALUE
 
-        def decode(signature: Signature) -> Inputs:
-            start = time.perf_counter()
+        def decoded(signature: Signature) -> Inputs:
             if wanted:
                 grpc_codec.check_output_filter(wanted, signature)
-            inputs = grpc_codec.decode_inputs(
-                request.inputs, signature, self._service.config.max_rows
-            )
+            most = self._service.config.max_rows
+            return grpc_codec.decode_inputs(request.inputs, signature, most)
+
+        async def decode(signature: Signature) -> Inputs:
+            start = time.perf_counter()
+            inputs = await aside(size, lambda: decoded(signature))
             self._stage("decode", start, spec.name)
             return inputs
 
+        async def encode(prediction: Prediction, _: float) -> predict_pb2.PredictResponse:
+            start = time.perf_counter()
+            response = await aside(
+                sum(array.size for array in prediction.outputs.values()),
+                lambda: grpc_codec.encode_prediction(
+                    model, prediction.version, prediction.signature, prediction.outputs, wanted
+                ),
+            )
+            self._stage("encode", start, model)
+            return response
+
         with counted(self._service, call, PREDICT):
             model = _model(spec)
-        outputs, version, signature = await self._service.predict(
+        return await self._service.predict(
             model,
             decode,
             signature=spec.signature_name or DEFAULT_SIGNATURE,
+            encode=encode,
             **_version(spec),
             **call._asdict(),
         )
-        start = time.perf_counter()
-        response = grpc_codec.encode_prediction(model, version, signature, outputs, wanted)
-        self._stage("encode", start, model)
-        return response
 
     async def _metadata(
         self, request: get_model_metadata_pb2.GetModelMetadataRequest, call: Call

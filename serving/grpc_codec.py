@@ -30,6 +30,7 @@ SIGNATURE_DEF = "signature_def"  # the one field of metadata that there is
 # What few bytes of a message may stand for: a shape costs its sender nothing.
 _MOST_REPEATED = 1 << 18  # values
 _MOST_REPEATED_BYTES = 1 << 22
+_PIECE = 1 << 14  # strings
 _FIELDS: dict[tf.DType, str] = {  # where a TensorProto keeps values that are not in its content
     tf.string: "string_val",
     tf.float32: "float_val",
@@ -97,7 +98,9 @@ def encode_tensor(array: np.ndarray, proto: tensor_pb2.TensorProto) -> None:
         proto.tensor_shape.dim.add().size = size
     if array.dtype == object:
         proto.dtype = types_pb2.DT_STRING
-        proto.string_val.extend(array.ravel().tolist())
+        strings = array.ravel()
+        for start in range(0, len(strings), _PIECE):  # other threads have their turn in between
+            proto.string_val.extend(strings[start : start + _PIECE].tolist())
     else:
         proto.dtype = tf.dtypes.as_dtype(array.dtype).as_datatype_enum
         proto.tensor_content = array.tobytes()

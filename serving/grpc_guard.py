@@ -7,6 +7,7 @@ import functools
 import hmac
 import logging
 import time
+import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, NoReturn, TypeVar
 
@@ -14,10 +15,12 @@ import grpc
 from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from serving.aside import BYTES_A_VALUE, aside
 from serving.call import REQUEST_ID, Call, request_id
-from serving.errors import InvalidRequest, ServiceError
+from serving.errors import InvalidRequest, ServiceError, TooLarge
 
 ENTRYPOINT = "GRPC"
+MAX_CALLS = 1000  # at the same time, health apart
 
 _SERVICES = ("", "tensorflow.serving.PredictionService", "tensorflow.serving.ModelService")
 _HEALTH_SECONDS = 0.1  # between two looks for who watches
@@ -42,8 +45,8 @@ async def answer(
     )
     context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
     try:
-        if isinstance(request, _Malformed):
-            raise InvalidRequest("The message is no protocol buffer of the right type.")
+        if isinstance(request, ServiceError):  # the message could not be read
+            raise request
         return await work(request, call)
     except ServiceError as error:
         code, message = grpc.StatusCode[error.grpc], str(error)
@@ -63,60 +66,102 @@ async def not_implemented(context: grpc.aio.ServicerContext, method: str) -> NoR
     raise AssertionError("abort raises")
 
 
-class _Malformed:
-    """Stands for a message that could not be parsed."""
+class Guard(grpc.aio.ServerInterceptor):
+    """Before a call means anything: its token, how many there are, and how large its message is.
 
+    To gRPC every call looks as if its client streamed, so that nothing is read, inflated or parsed
+    before it may be. Health shows nothing and is left alone.
+    """
 
-class Parsing(grpc.aio.ServerInterceptor):
-    """Lets `answer` refuse what is no message; gRPC itself tells it as a fault of the server."""
+    def __init__(self, token: str, most_bytes: int, seconds: float) -> None:
+        self._expected = f"Bearer {token}".encode() if token else b""
+        self._most_bytes = most_bytes
+        self._seconds = seconds  # for a message to arrive
+        self._under_way = 0
 
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler:
+        """Puts `_handle` in front of a method, without parsers: gRPC hands over bytes."""
         handler = await continuation(handler_call_details)
         if handler is None or _is_health(handler_call_details):
             return handler
-        return handler._replace(
-            request_deserializer=functools.partial(_parsed, handler.request_deserializer)
+        return grpc.stream_unary_rpc_method_handler(functools.partial(self._handle, handler))
+
+    async def _handle(
+        self,
+        handler: grpc.RpcMethodHandler,
+        messages: AsyncIterator[bytes],
+        context: grpc.aio.ServicerContext,
+    ) -> bytes:
+        given = dict(context.invocation_metadata() or ()).get("authorization", "")
+        given = given.encode() if isinstance(given, str) else given
+        if self._expected and not hmac.compare_digest(given, self._expected):
+            await context.abort(
+                grpc.StatusCode.UNAUTHENTICATED, "metadata 'authorization' must be 'Bearer TOKEN'."
+            )
+        if self._under_way >= MAX_CALLS:
+            await context.abort(
+                grpc.StatusCode.RESOURCE_EXHAUSTED, f"{MAX_CALLS} calls are under way already."
+            )
+        self._under_way += 1
+        try:
+            request = await self._read(handler, messages, context)
+            response = await handler.unary_unary(request, context)
+            size = response.ByteSize() // BYTES_A_VALUE
+            return await aside(size, response.SerializeToString)
+        finally:
+            self._under_way -= 1
+
+    async def _read(
+        self,
+        handler: grpc.RpcMethodHandler,
+        messages: AsyncIterator[bytes],
+        context: grpc.aio.ServicerContext,
+    ) -> Any:
+        try:
+            async with asyncio.timeout(self._seconds):
+                content = await anext(aiter(messages), b"")
+        except TimeoutError:
+            await context.abort(
+                grpc.StatusCode.DEADLINE_EXCEEDED, "The message did not arrive before the deadline."
+            )
+        size = self._most_bytes if _is_compressed(content) else len(content)
+        return await aside(
+            size // BYTES_A_VALUE,
+            lambda: _parsed(handler.request_deserializer, content, self._most_bytes),
         )
 
 
-def _parsed(parse: Callable[[bytes], Any], content: bytes) -> Any:
+def _parsed(parse: Callable[[bytes], Any], content: bytes, most_bytes: int) -> Any:
+    """The message, or why there is none, for `answer` to tell."""
     try:
-        return parse(content)
-    except DecodeError:
-        return _Malformed()
+        return parse(_inflated(content, most_bytes) if _is_compressed(content) else content)
+    except (DecodeError, zlib.error):
+        return InvalidRequest("The message is no protocol buffer of the right type.")
+    except ServiceError as error:
+        return error
+
+
+def _is_compressed(content: bytes) -> bool:
+    """Whether it is gzip or deflate: as a protocol buffer these first bytes mean nothing here."""
+    return content[:2] == b"\x1f\x8b" or (
+        content[:1] == b"\x78" and int.from_bytes(content[:2], "big") % 31 == 0
+    )
+
+
+def _inflated(content: bytes, most_bytes: int) -> bytes:
+    inflating = zlib.decompressobj(zlib.MAX_WBITS | 32)  # by its header, gzip or deflate
+    message = inflating.decompress(content, most_bytes + 1)
+    if len(message) > most_bytes:
+        raise TooLarge(f"The message must be at most {most_bytes >> 20} MB (max_body_mb).")
+    return message
 
 
 def _is_health(details: grpc.HandlerCallDetails) -> bool:
     return details.method.startswith(f"/{health.SERVICE_NAME}/")
-
-
-class BearerToken(grpc.aio.ServerInterceptor):
-    """Refuses calls without the token, but for health, which shows nothing."""
-
-    def __init__(self, token: str) -> None:
-        self._expected = f"Bearer {token}".encode()
-        self._refusal = grpc.unary_unary_rpc_method_handler(self._refuse)
-
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler:
-        given = dict(handler_call_details.invocation_metadata or ()).get("authorization", "")
-        given = given.encode() if isinstance(given, str) else given
-        if _is_health(handler_call_details) or hmac.compare_digest(given, self._expected):
-            return await continuation(handler_call_details)
-        return self._refusal
-
-    @staticmethod
-    async def _refuse(request: Any, context: grpc.aio.ServicerContext) -> None:
-        await context.abort(
-            grpc.StatusCode.UNAUTHENTICATED, "metadata 'authorization' must be 'Bearer TOKEN'."
-        )
 
 
 class Health(health_pb2_grpc.HealthServicer):

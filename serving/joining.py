@@ -16,7 +16,7 @@ def join(parts: Sequence[Arrays]) -> Arrays:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def split(outputs: Arrays, rows: Sequence[int]) -> list[dict[str, np.ndarray]] | None:
+def split(outputs: Arrays, rows: Sequence[int]) -> list[dict[str, np.ndarray]]:
     """The rows of each part as views, without a copy.
 
     Args:
@@ -24,11 +24,8 @@ def split(outputs: Arrays, rows: Sequence[int]) -> list[dict[str, np.ndarray]] |
       rows: of each part.
 
     Returns:
-      One dict a part; None where an output does not have a row for each input row.
+      One dict a part.
     """
-    total = sum(rows)
-    if any(array.ndim == 0 or len(array) != total for array in outputs.values()):
-        return None
     parts, start = [], 0
     for count in rows:
         end = start + count

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from itertools import chain
+import itertools
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ _BASE64 = "b64"
 _BYTES_SUFFIX = "_bytes"  # outputs so named hold bytes, all others text
 _MOST_DIMENSIONS = 32  # of an array in NumPy 1
 _SHOWN = 80  # characters of a value in a message; a client may send megabytes
+_FIRST = 40  # parts of a list or an object in it: with their commas they are as long
 _POWERS = 10.0 ** np.arange(23)  # all the powers of ten that float64 holds exactly
 _SHORTENED = (1e-12, 1e6)  # sizes of numbers whose digits these powers can count
 
@@ -41,7 +42,7 @@ def to_array(name: str, value: Any, dtype: Any) -> np.ndarray:
                     f"Input {name!r} must be nested evenly: expected lists of {shape[-1]} at "
                     f"level {len(shape)}, got {shown(part)}."
                 )
-        leaves = list(chain.from_iterable(leaves))
+        leaves = list(itertools.chain.from_iterable(leaves))
     return _array(name, leaves, np.dtype(dtype)).reshape(shape)
 
 
@@ -73,8 +74,20 @@ def shown(value: Any) -> str:
     """A value for a message, as JSON, cut short."""
     if isinstance(value, list | dict) and len(value) > _SHOWN:
         return f"{'a list' if isinstance(value, list) else 'an object'} of {len(value)}"
-    text = to_json(value, inf_nan_mode="constants").decode()
+    text = to_json(_cut(value), inf_nan_mode="constants").decode()
     return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
+
+
+def _cut(value: Any, levels: int = 3) -> Any:
+    """The beginning of a value: all that a message shows of it, and not much more."""
+    if isinstance(value, str):
+        return value[:_SHOWN]
+    if isinstance(value, dict):
+        first = list(itertools.islice(value.items(), _FIRST if levels else 0))
+        return {name[:_SHOWN]: _cut(part, levels - 1) for name, part in first}
+    if isinstance(value, list):
+        return [_cut(part, levels - 1) for part in value[: _FIRST if levels else 0]]
+    return value
 
 
 def is_base64(value: Any) -> bool:

@@ -36,6 +36,7 @@ class LoadedVersion:
       path: its directory.
       signatures: by name.
       retriever: None for the SavedModel of another framework.
+      not_by_rows: signatures whose outputs turned out not to have a row for each input row.
     """
 
     def __init__(self, arrival: Arrival, index: str = "default") -> None:
@@ -53,7 +54,7 @@ class LoadedVersion:
         self._models: list[Any] = []  # all that was loaded
         self._functions: dict[str, Any] = {}
         self._finite = arrival.manifest is not None  # ScaNN fails for a whole batch on a NaN
-        self._not_by_rows: set[str] = set()
+        self.not_by_rows: set[str] = set()
         try:
             self.signatures = self._load(arrival, index)
         except BaseException:
@@ -130,14 +131,26 @@ class LoadedVersion:
         Where an output turns out not to have a row for each input row, it is from then on run
         for each request alone.
         """
-        if len(requests) > 1 and name not in self._not_by_rows:
+        if len(requests) > 1 and name not in self.not_by_rows:
             rows = [self.signatures[name].rows(inputs) for inputs in requests]
-            parts = joining.split(self.run(name, joining.join(requests)), rows)
-            if parts is not None:
-                return parts
-            _log.warning("%s: %r has outputs not by rows, it is not batched.", self.path, name)
-            self._not_by_rows.add(name)
+            joined = self.run(name, joining.join(requests))
+            if self.have_rows(name, [joined], [sum(rows)]):
+                return joining.split(joined, rows)
         return [self.run(name, inputs) for inputs in requests]
+
+    def have_rows(
+        self, name: str, outputs: Sequence[Mapping[str, np.ndarray]], rows: Sequence[int]
+    ) -> bool:
+        """Whether outputs have as many rows as their inputs; if not, that is remembered."""
+        if all(
+            array.ndim and len(array) == count
+            for arrays, count in zip(outputs, rows, strict=True)
+            for array in arrays.values()
+        ):
+            return True
+        _log.warning("%s: %r has outputs not by rows, it is not batched.", self.path, name)
+        self.not_by_rows.add(name)
+        return False
 
     def close(self) -> None:
         """Frees it; call it after the last request."""

@@ -1,13 +1,14 @@
 """What a retriever is asked and what it answers; knows no network.
 
-`Retriever.check` says whether a version can answer a request, `Retriever.answer` answers one and
-`Retriever.answer_all` many at once.
+`Retriever.question` says whether a version can answer a request, `Retriever.answer` answers one
+and `Retriever.answer_all` many at once.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -132,5 +133,5 @@ def _check_score(score: Any) -> None:
 
 def _shown(value: Any) -> str:
     """A value for a message, cut short: a client may send megabytes."""
-    text = repr(value)
+    text = reprlib.repr(value)
     return text if len(text) <= 80 else text[:77] + "..."

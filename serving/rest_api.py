@@ -17,13 +17,15 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from serving import explorer, rest_codec, rest_openapi
+from serving.aside import BYTES_A_VALUE, aside
 from serving.batched import PREDICT, RETRIEVE
 from serving.call import counted
 from serving.config import ServeConfig
+from serving.requests import RetrieveResponse
 from serving.rest_guard import Guard, read_body, unless_gone
 from serving.rest_messages import encode_retrieve, parse_retrieve
 from serving.rest_routes import CHOICES, add, as_json, http_error
-from serving.service import DEFAULT_SIGNATURE, Inputs, Service
+from serving.service import DEFAULT_SIGNATURE, Inputs, Prediction, Service
 from serving.signature import Signature
 
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
@@ -77,26 +79,45 @@ class RestApi:
     async def _predict(self, request: Request) -> Response:
         call, asked = request.state.call, request.path_params
         with counted(self._service, call, PREDICT, asked["model"]):
-            body = rest_codec.parse_predict(await read_body(request))
+            content = await read_body(request)
+            size = len(content) // BYTES_A_VALUE
+            body = await aside(size, lambda: rest_codec.parse_predict(content))
 
-        def decode(signature: Signature) -> Inputs:
+        async def decode(signature: Signature) -> Inputs:
             with self._timed("decode", asked["model"], PREDICT):
-                return rest_codec.decode_inputs(body, signature)
+                most = self._service.config.max_rows
+                return await aside(size, lambda: rest_codec.decode_inputs(body, signature, most))
+
+        async def encode(prediction: Prediction, deadline: float) -> bytes:
+            outputs = prediction.outputs
+            with self._timed("encode", asked["model"], PREDICT):
+                return await aside(
+                    sum(array.size for array in outputs.values()),
+                    lambda: rest_codec.encode_outputs(outputs, body.by_row, deadline),
+                )
 
         name = body.signature or DEFAULT_SIGNATURE
-        work = self._service.predict(inputs=decode, signature=name, **asked, **call._asdict())
-        prediction = await unless_gone(request, work)
-        with self._timed("encode", asked["model"], PREDICT):
-            return as_json(rest_codec.encode_outputs(prediction.outputs, body.by_row))
+        work = self._service.predict(
+            inputs=decode, encode=encode, signature=name, **asked, **call._asdict()
+        )
+        return as_json(await unless_gone(request, work))
 
     async def _retrieve(self, request: Request) -> Response:
         call, asked = request.state.call, request.path_params
         with counted(self._service, call, RETRIEVE, asked["model"]):
-            question = parse_retrieve(await read_body(request))
-        work = self._service.retrieve(request=question, **asked, **call._asdict())
-        response = await unless_gone(request, work)
-        with self._timed("encode", asked["model"], RETRIEVE):
-            return as_json(encode_retrieve(asked["model"], response))
+            body = await read_body(request)
+            most = self._service.config.max_rows
+            question = await aside(len(body) // BYTES_A_VALUE, lambda: parse_retrieve(body, most))
+
+        async def encode(response: RetrieveResponse, deadline: float) -> bytes:
+            with self._timed("encode", asked["model"], RETRIEVE):
+                return await aside(
+                    2 * sum(len(one.scores) for one in response.results),
+                    lambda: encode_retrieve(asked["model"], response, deadline),
+                )
+
+        work = self._service.retrieve(request=question, encode=encode, **asked, **call._asdict())
+        return as_json(await unless_gone(request, work))
 
     async def _alive(self, request: Request) -> Response:
         return _health(self._service.alive)

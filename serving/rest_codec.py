@@ -7,18 +7,23 @@ a seventh of what the standard library takes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from google.protobuf import json_format
-from pydantic_core import from_json, to_json
+from pydantic_core import to_json
 from tensorflow.core.protobuf import meta_graph_pb2
 
-from serving.errors import InvalidRequest
+from serving import json_pieces
+from serving.errors import DeadlineExceeded, InvalidRequest, check_rows
 from serving.json_tensors import is_base64, shown, to_array, to_lists
 from serving.model_config import VersionStatus
 from serving.signature import Signature
+
+PIECE_VALUES = 1 << 13  # that are written at once: a few milliseconds
 
 
 class PredictBody(NamedTuple):
@@ -36,7 +41,7 @@ def parse_predict(body: bytes) -> PredictBody:
       InvalidRequest: it is not JSON, or not an object with either `instances` or `inputs`.
     """
     try:
-        content = from_json(body)  # NaN, Infinity and -Infinity are numbers to it
+        content = json_pieces.parse(body)  # NaN, Infinity and -Infinity are numbers to it
     except ValueError as error:
         raise InvalidRequest(f"JSON Parse error: {error}.") from error
     if not isinstance(content, dict):
@@ -53,13 +58,18 @@ def parse_predict(body: bytes) -> PredictBody:
     raise InvalidRequest("The body must have 'instances' (rows) or 'inputs' (columns).")
 
 
-def decode_inputs(body: PredictBody, signature: Signature) -> dict[str, np.ndarray]:
+def decode_inputs(body: PredictBody, signature: Signature, max_rows: int) -> dict[str, np.ndarray]:
     """The inputs of a signature, with its dtypes; whether shapes fit is for the service to say.
 
     Raises:
-      InvalidRequest: an input is missing, is too many, is ragged or has another type.
+      InvalidRequest: an input is missing, is too many, is ragged, has another type or more than
+        `max_rows` rows.
     """
     names = list(signature.inputs)
+    if signature.by_rows:
+        values = body.values
+        columns = values.values() if _is_object(values) and not body.by_row else [values]
+        check_rows(max((len(one) for one in columns if isinstance(one, list)), default=0), max_rows)
     columns = _rows(body.values, names) if body.by_row else _columns(body.values, names)
     return {
         name: to_array(name, columns[name], spec.dtype.as_numpy_dtype)
@@ -67,26 +77,47 @@ def decode_inputs(body: PredictBody, signature: Signature) -> dict[str, np.ndarr
     }
 
 
-def encode_outputs(outputs: Mapping[str, np.ndarray], by_row: bool) -> bytes:
+def encode_outputs(
+    outputs: Mapping[str, np.ndarray], by_row: bool, deadline: float = math.inf
+) -> bytes:
     """The body that answers `:predict`; a single output goes without its name.
+
+    Args:
+      outputs: arrays by name.
+      by_row: "predictions", one for each row; otherwise "outputs", one for each name.
+      deadline: of the request, in seconds of `time.monotonic`.
 
     Raises:
       InvalidRequest: outputs have no common first dimension to make rows of, or a dtype that
         JSON cannot carry.
+      DeadlineExceeded: the deadline passed.
     """
+    columns = dict(sorted(outputs.items()))
     if by_row:
-        _check_rows(outputs)
-    columns = {name: to_lists(name, array) for name, array in sorted(outputs.items())}
-    if len(columns) == 1:
-        content: Any = next(iter(columns.values()))
-    elif by_row:
-        content = [
-            dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)
-        ]
-    else:
-        content = columns
-    # Tokens NaN and Infinity, as TensorFlow Serving writes them and Python reads them.
-    return to_json({"predictions" if by_row else "outputs": content}, inf_nan_mode="constants")
+        _check_rows(columns)
+        return b'{"predictions":%s}' % _rows_json(columns, deadline)
+    parts = [
+        _rows_json({name: array}, deadline) if array.ndim else _json(to_lists(name, array))
+        for name, array in columns.items()
+    ]
+    if len(parts) == 1:
+        return b'{"outputs":%s}' % parts[0]
+    named = zip(map(to_json, columns), parts, strict=True)
+    return b'{"outputs":{%s}}' % b",".join(b"%s:%s" % pair for pair in named)
+
+
+def json_list(pieces: Iterable[Sequence[Any]], deadline: float) -> bytes:
+    """All pieces as one list in JSON: between two of them other threads have their turn.
+
+    Raises:
+      DeadlineExceeded: the deadline passed.
+    """
+    parts = []
+    for piece in pieces:
+        if time.monotonic() > deadline:
+            raise DeadlineExceeded("The deadline passed while the answer was written.")
+        parts.append(_json(piece)[1:-1])
+    return b"[%s]" % b",".join(parts)
 
 
 def encode_error(message: str) -> bytes:
@@ -124,6 +155,31 @@ def encode_metadata(
         "metadata": {"signature_def": {"signature_def": described}},
     }
     return to_json(content)
+
+
+def _json(content: Any) -> bytes:
+    # Tokens NaN and Infinity, as TensorFlow Serving writes them and Python reads them.
+    return to_json(content, inf_nan_mode="constants")
+
+
+def _rows_json(columns: Mapping[str, np.ndarray], deadline: float) -> bytes:
+    """Rows as a JSON list: of values where there is one column, of objects otherwise."""
+    total = len(next(iter(columns.values())))
+    width = sum(array.size for array in columns.values()) // max(1, total)
+
+    def pieces() -> Iterator[list[Any]]:
+        size = max(1, PIECE_VALUES // max(1, width))
+        for start in range(0, total, size):
+            lists = {
+                name: to_lists(name, array[start : start + size]) for name, array in columns.items()
+            }
+            if len(lists) == 1:
+                yield next(iter(lists.values()))
+            else:
+                rows = zip(*lists.values(), strict=True)
+                yield [dict(zip(lists, row, strict=True)) for row in rows]
+
+    return json_list(pieces(), deadline)
 
 
 def _rows(instances: Any, names: Sequence[str]) -> dict[str, Any]:

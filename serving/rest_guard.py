@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.call import REQUEST_ID, Call, counted, request_id, whole_number
 from serving.config import ServeConfig
-from serving.errors import ServiceError
+from serving.errors import ServiceError, TooLarge
 from serving.rest_codec import encode_error
 from serving.service import Service
 
@@ -68,7 +68,7 @@ class Guard:
                 self._check(scope["path"], headers)
                 await limited.check(headers)
                 call = call._replace(deadline=now + self._timeout(headers))
-        except Refused as refusal:
+        except ServiceError as refusal:
             return await _send_error(answered, refusal)
         except Exception:
             _log.exception("Request %s failed.", name)
@@ -147,14 +147,15 @@ class _Limited:
                 while message.get("more_body") and self._read <= _THROWN_AWAY * self._most_bytes:
                     message = await self._receive()
                     self._read += len(message.get("body", b""))
-        raise Refused(413, f"The body must be at most {self._most_bytes >> 20} MB (max_body_mb).")
+        raise TooLarge(f"The body must be at most {self._most_bytes >> 20} MB (max_body_mb).")
 
 
 async def read_body(request: Request) -> bytes:
     """The whole body, as long as it comes before the deadline of the request."""
     try:
         async with asyncio.timeout(request.state.call.deadline - time.monotonic()):
-            return await request.body()
+            # `request.body()` would keep it until there is an answer.
+            return b"".join([piece async for piece in request.stream()])
     except TimeoutError as error:
         raise Refused(
             408, "The body did not arrive before the deadline.", "DEADLINE_EXCEEDED"
@@ -180,7 +181,7 @@ async def _goodbye(receive: Receive) -> None:
         pass
 
 
-async def _send_error(send: Send, refusal: Refused) -> None:
+async def _send_error(send: Send, refusal: ServiceError) -> None:
     body = encode_error(str(refusal))
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     if refusal.http == 401:

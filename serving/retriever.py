@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from serving import answers, served_model
-from serving.answers import Asked
+from serving.answers import Asked, Question
 from serving.embedding_input import given_embeddings
 from serving.index import import_scann
 from serving.index_search import Found, IndexSearch
@@ -169,8 +169,17 @@ class Retriever:
         Returns:
           For each request its response, or the error that it alone gets.
         """
-        outcomes: list[Outcome | None] = [self._refusal(request) for request in requests]
-        asked = self._embed([one for one, no in zip(requests, outcomes, strict=True) if not no])
+        questions = [self._question(request) for request in requests]
+        return self.answer_questions(questions, unknown_queries=unknown_queries)
+
+    def answer_questions(
+        self, questions: Sequence[Question | ValueError], *, unknown_queries: str = "empty"
+    ) -> list[Outcome]:
+        """As `answer_all`, for requests that are checked, or parts of them."""
+        outcomes: list[Outcome | None] = [
+            one if isinstance(one, ValueError) else None for one in questions
+        ]
+        asked = self._embed([one for one in questions if isinstance(one, Question)])
         found = self._search(asked)
         answered = zip(asked, found, strict=True)
         for place, refused in enumerate(outcomes):
@@ -178,8 +187,12 @@ class Retriever:
                 outcomes[place] = self._respond(*next(answered), unknown_queries)
         return outcomes  # type: ignore[return-value]
 
-    def check(self, request: RetrieveRequest) -> None:
-        """Raises ValueError where this version cannot do what a request asks for."""
+    def question(self, request: RetrieveRequest) -> Question:
+        """Checks a request and looks up its filters, once for all of its queries.
+
+        Raises:
+          ValueError: this version cannot do what the request asks for.
+        """
         if request.features is not None and self.input != served_model.EMBEDDING:
             raise ValueError(f"Version {self.version.number} takes query_ids, not features.")
         if request.query_ids is not None and self.input != served_model.QUERY_ID:
@@ -187,8 +200,6 @@ class Retriever:
                 f"Version {self.version.number} was published without a query model, so query ids "
                 'mean nothing to it: ask with features {"embedding": [...]}.'
             )
-        if request.features is not None:
-            given_embeddings(request.features, self._tables.vectors.shape[1])
         if request.exclude_seen and not (request.query_ids is not None and self._tables.has_seen):
             raise ValueError(
                 f"exclude_seen needs seen lists, but version {self.version.number} was published "
@@ -197,6 +208,18 @@ class Retriever:
         if request.unknown_queries == "popular":
             self._tables.check_popularity()
         self._index(request.index)
+        ids: Sequence[str] = request.query_ids or []
+        "".join(ids).encode()  # TensorFlow takes no half of a surrogate pair
+        embeddings = None
+        if request.features is not None:
+            embeddings = given_embeddings(request.features, self._tables.vectors.shape[1])
+            ids = [""] * len(embeddings)
+        return Question(request, ids, embeddings, self._tables.filter_rows(request))
+
+    def scores_all(self, question: Question) -> bool:
+        """Whether all candidates must be scored, as an index cannot answer."""
+        index = self._index(question.request.index)
+        return index.kind == "exact" or question.request.k > max(index.k, index.widest)
 
     def history(self, query_id: str) -> list[str]:
         """Raw ids of the candidates that a query had in training; [] where it had none."""
@@ -230,30 +253,33 @@ class Retriever:
                 self._indexes[name] = IndexSearch(model, name, self.k, self.num_candidates)
             return self._indexes[name]
 
-    def _refusal(self, request: RetrieveRequest) -> ValueError | None:
+    def _question(self, request: RetrieveRequest) -> Question | ValueError:
         try:
-            self.check(request)
+            return self.question(request)
         except ValueError as error:
             return error
-        return None
 
-    def _embed(self, requests: Sequence[RetrieveRequest]) -> list[Asked]:
-        """The embeddings of all queries by one call, cut into those of each request."""
+    def _embed(self, questions: Sequence[Question]) -> list[Asked]:
+        """The embeddings of all queries by one call, cut into those of each question."""
         if self.input == served_model.EMBEDDING:
-            dimensions = self._tables.vectors.shape[1]
-            parts = [given_embeddings(one.features or {}, dimensions) for one in requests]
-            ids: list[Sequence[str]] = [[""] * len(part) for part in parts]
+            parts = [one.embeddings for one in questions if one.embeddings is not None]
             knowns = [np.ones(len(part), bool) for part in parts]
         else:
-            ids = [one.query_ids or [] for one in requests]
-            joined = tf.constant([query_id for some in ids for query_id in some], tf.string)
-            outputs = self._encoder(**{served_model.QUERY_ID: joined})
-            ends = np.cumsum([len(some) for some in ids], dtype=int)[:-1]
+            joined = [query_id for one in questions for query_id in one.query_ids]
+            outputs = self._encoder(**{served_model.QUERY_ID: tf.constant(joined, tf.string)})
+            ends = np.cumsum([len(one.query_ids) for one in questions], dtype=int)[:-1]
             parts = np.split(outputs[served_model.EMBEDDING].numpy(), ends)
             knowns = np.split(outputs[served_model.KNOWN].numpy(), ends)
-        return [  # of no requests at all there is one empty part
-            Asked(request, some, part, known, self._tables.filters(request, some))
-            for request, some, part, known in zip(requests, ids, parts, knowns, strict=False)
+        return [  # of no questions at all there is one empty part
+            Asked(
+                one.request,
+                one.query_ids,
+                part,
+                known,
+                self._tables.filters(one.request, one.filter_rows, one.query_ids),
+                one.filter_rows.unknown_ids,
+            )
+            for one, part, known in zip(questions, parts, knowns, strict=False)
         ]
 
     def _search(self, asked: Sequence[Asked]) -> list[Found | None]:
@@ -279,5 +305,4 @@ class Retriever:
             results = answers.results(asked, index, found, self._tables, choice)
         except (ValueError, UnknownQuery) as error:
             return error
-        unknown_ids = self._tables.count_unknown(request)
-        return RetrieveResponse(self.version.number, index.kind, results, unknown_ids)
+        return RetrieveResponse(self.version.number, index.kind, results, asked.unknown_ids)

@@ -6,8 +6,8 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -111,7 +111,7 @@ class Service:
     async def predict(
         self,
         model: str,
-        inputs: Inputs | Callable[[Signature], Inputs],
+        inputs: Inputs | Callable[[Signature], Awaitable[Inputs]],
         *,
         signature: str = DEFAULT_SIGNATURE,
         version: int | None = None,
@@ -119,7 +119,8 @@ class Service:
         deadline: float | None = None,
         entrypoint: str = "",
         request_id: str = "",
-    ) -> Prediction:
+        encode: Callable[[Prediction, float], Awaitable[Any]] | None = None,
+    ) -> Any:
         """Runs a signature of a version, in one batch with what others ask of it.
 
         Args:
@@ -130,6 +131,10 @@ class Service:
           signature: its name.
           version, label: at most one of them; neither for the newest version.
           deadline, entrypoint, request_id: see the class.
+          encode: makes the answer from a prediction and the deadline, which holds for it, too.
+
+        Returns:
+          A `Prediction`, or what `encode` makes of it.
 
         Raises:
           InvalidRequest: the inputs do not fit the signature; the message names what does.
@@ -140,9 +145,10 @@ class Service:
         async with self._accounted(caller, deadline) as latest:
             with self._catalogue.pinned(model, version, label) as served:
                 described = served.loaded.signature(signature)
-                arrays = inputs(described) if callable(inputs) else inputs
+                arrays = await inputs(described) if callable(inputs) else inputs
                 outputs = await served.predict(signature, arrays, latest)
-                return Prediction(outputs, served.loaded.number, described)
+                prediction = Prediction(outputs, served.loaded.number, described)
+                return await encode(prediction, latest) if encode else prediction
 
     async def retrieve(
         self,
@@ -154,12 +160,14 @@ class Service:
         deadline: float | None = None,
         entrypoint: str = "",
         request_id: str = "",
-    ) -> RetrieveResponse:
-        """The best candidates of each query; arguments and refusals as in `predict`."""
+        encode: Callable[[RetrieveResponse, float], Awaitable[Any]] | None = None,
+    ) -> Any:
+        """The best candidates of each query, a `RetrieveResponse`; otherwise as `predict`."""
         caller = _Caller(model, RETRIEVE, entrypoint, request_id)
         async with self._accounted(caller, deadline) as latest:
             with self._catalogue.pinned(model, version, label) as served:
-                return await served.retrieve(request, latest)
+                response = await served.retrieve(request, latest)
+                return await encode(response, latest) if encode else response
 
     def metadata(
         self, model: str, version: int | None = None, label: str | None = None

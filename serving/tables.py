@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,6 +16,14 @@ from serving.filters import Filters
 from serving.requests import RetrieveRequest
 
 _NO_ROWS = np.empty(0, np.int64)
+
+
+class FilterRows(NamedTuple):
+    """What all queries of a request do not get, and what alone they may: rows, ascending."""
+
+    excluded: np.ndarray  # int64
+    allowed: np.ndarray | None  # int64, None for all
+    unknown_ids: int  # different ids that are not in the corpus
 
 
 class RetrievalTables:
@@ -40,20 +49,26 @@ class RetrievalTables:
         """N, the size of the corpus."""
         return len(self.candidate_ids)
 
-    def filters(self, request: RetrieveRequest, query_ids: Sequence[str]) -> Filters:
-        """The filters of a request, in rows."""
-        allowed = None if request.allow is None else self._candidate_rows(request.allow)
+    def filter_rows(self, request: RetrieveRequest) -> FilterRows:
+        """What a request excludes and allows, in rows; its cost grows with their ids."""
+        ids = {*request.exclude, *(request.allow or ())}
+        return FilterRows(
+            self._candidate_rows(request.exclude),
+            None if request.allow is None else self._candidate_rows(request.allow),
+            len(ids.difference(self._candidate_row)),
+        )
+
+    def filters(
+        self, request: RetrieveRequest, shared: FilterRows, query_ids: Sequence[str]
+    ) -> Filters:
+        """The filters of some queries of a request."""
         return Filters(
             self.num_candidates,
-            self._candidate_rows(request.exclude),
-            allowed,
+            shared.excluded,
+            shared.allowed,
             [self.seen_rows(one) if request.exclude_seen else _NO_ROWS for one in query_ids],
             request.min_score,
         )
-
-    def count_unknown(self, request: RetrieveRequest) -> int:
-        """How many different ids of `exclude` and `allow` are not in the corpus."""
-        return len({*request.exclude, *(request.allow or ())}.difference(self._candidate_row))
 
     def seen_rows(self, query_id: str) -> np.ndarray:
         """Rows that the query had in training, int64, in the order of its list; [] if unknown."""

@@ -341,3 +341,21 @@ def test_everyone_gets_their_own_result_under_load(threads, seed):
 
     run(main())
     assert max(sizes) > 1
+
+
+def test_one_kind_of_work_leaves_a_thread_to_others(threads):
+    both = threads(2)
+    slow, other = Recorder(), Recorder()
+    quota = Batcher(both, slow, BatchOptions(1, NEVER, 10), max_running=1)
+    usual = Batcher(both, other, BatchOptions(1, NEVER, 10))
+
+    async def main():
+        slow.gate.clear()
+        futures = [quota.submit(item, 1) for item in range(3)]
+        await entered(slow)
+        assert await usual.submit(7, 1) == 14
+        assert slow.batches == [[0]]
+        slow.gate.set()
+        return await asyncio.gather(*futures)
+
+    assert run(main()) == [0, 2, 4]

@@ -21,9 +21,10 @@ from tensorflow_serving.apis import (
     regression_pb2,
 )
 
+from serving import grpc_guard
 from serving.model_config import State
 
-Code = grpc.StatusCode
+Code, Gzip = grpc.StatusCode, grpc.Compression.Gzip
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +158,23 @@ def test_a_message_above_the_limit(server):
     assert server.prediction.Predict(request_for("query 0")).outputs
 
 
+@pytest.mark.parametrize("compression", [grpc.Compression.Gzip, grpc.Compression.Deflate])
+def test_a_compressed_message_is_inflated_up_to_the_limit(server, compression):
+    predict = server.prediction.Predict
+    plain = predict(request_for("query 0", "query 1"))
+    assert predict(request_for("query 0", "query 1"), compression=compression) == plain
+    code, details = refusal(predict, request_for("x" * (30 << 20)), compression=compression)
+    assert (code, "1 MB" in details) == (Code.RESOURCE_EXHAUSTED, True)
+
+
+def test_more_calls_than_may_be_under_way_are_refused(server, monkeypatch):
+    monkeypatch.setattr(grpc_guard, "MAX_CALLS", 0)
+    code, details = refusal(server.prediction.Predict, request_for("query 0"))
+    assert (code, "under way" in details) == (Code.RESOURCE_EXHAUSTED, True)
+    health = health_pb2_grpc.HealthStub(server.channel)
+    assert health.Check(health_pb2.HealthCheckRequest()).status == 1
+
+
 @pytest.mark.parametrize(
     ("method", "request_"),
     [
@@ -239,6 +257,9 @@ def test_token(small):
         right = (("authorization", "Bearer s3cret"),)
         assert server.prediction.Predict(request_for("query 0"), metadata=right).outputs
         for wrong in ((), (("authorization", "Bearer s3cre"),), (("authorization", "s3cret"),)):
+            bomb = request_for("x" * (40 << 20))  # above the limit, and never read
+            code, _ = refusal(*(server.prediction.Predict, bomb), metadata=wrong, compression=Gzip)
+            assert code == Code.UNAUTHENTICATED
             code, details = refusal(
                 server.prediction.Predict, request_for("query 0"), metadata=wrong
             )

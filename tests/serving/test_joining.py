@@ -26,11 +26,6 @@ def test_one_part_stays_as_it_is():
     assert join([part]) is part
 
 
-def test_outputs_that_do_not_go_by_rows_are_not_split():
-    assert split({"y": np.zeros((5, 2)), "mean": np.zeros(2)}, [3, 2]) is None
-    assert split({"total": np.zeros(())}, [1]) is None
-
-
 def test_pieces_are_joined_to_the_whole():
     whole = arrays(7, 0)
     parts = list(pieces(whole, 3))

@@ -97,7 +97,7 @@ def test_more_rows_than_a_batch(server, small):
         ("/versions/9:retrieve", {"query_ids": ["a"]}, 404, "Version 9"),
         (":retrieve", b"[", 400, "Invalid JSON"),
         (":retrieve", {}, 400, "query_ids or features"),
-        (":retrieve", {"query_ids": "a"}, 400, "query_ids: Input should be a valid array"),
+        (":retrieve", {"query_ids": "a"}, 400, "query_ids: Input should be a valid list"),
         (":retrieve", {"query_ids": ["a", 1]}, 400, "query_ids.1"),
         (":retrieve", {"query_ids": ["a"], "features": {"embedding": [[1]]}}, 400, "not both"),
         (":retrieve", {"features": {"embedding": [[1.0]]}}, 400, "takes query_ids"),

@@ -1,6 +1,8 @@
 """The JSON of TensorFlow Serving: the examples of its REST page, and what it refuses."""
 
+import dataclasses
 import json
+import time
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from tensorflow.core.framework import types_pb2
 from tensorflow.core.protobuf import meta_graph_pb2
 
 from serving import rest_codec
-from serving.errors import InvalidRequest
+from serving.errors import DeadlineExceeded, InvalidRequest
 from serving.model_config import State, VersionStatus
 from serving.signature import Signature
 
@@ -22,11 +24,15 @@ def signature(**inputs):
 def decode(body, **inputs):
     text = body if isinstance(body, str | bytes) else json.dumps(body)
     text = text.encode() if isinstance(text, str) else text
-    return rest_codec.decode_inputs(rest_codec.parse_predict(text), signature(**inputs))
+    return rest_codec.decode_inputs(rest_codec.parse_predict(text), signature(**inputs), 6400)
 
 
 def encode(by_row, **outputs):
-    return json.loads(rest_codec.encode_outputs(outputs, by_row))
+    whole = rest_codec.encode_outputs(outputs, by_row)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rest_codec, "PIECE_VALUES", 2)  # in pieces it is the same
+        assert rest_codec.encode_outputs(outputs, by_row) == whole
+    return json.loads(whole)
 
 
 def strings(*values):
@@ -274,3 +280,21 @@ def test_metadata():
         "name": "x:0",
         "tensor_shape": {"dim": [{"size": "-1", "name": ""}], "unknown_rank": False},
     }
+
+
+def test_an_answer_is_not_written_to_its_end_after_the_deadline():
+    outputs = {"x": np.zeros(3)}
+    for by_row in (True, False):
+        with pytest.raises(DeadlineExceeded):
+            rest_codec.encode_outputs(outputs, by_row, time.monotonic() - 1)
+
+
+def test_rows_are_counted_before_they_are_read():
+    by_rows = dataclasses.replace(signature(x=tf.string), by_rows=True)
+    for body in (
+        b'{"instances": [1, 2, 3]}',
+        b'{"inputs": [1, 2, 3]}',
+        b'{"inputs": {"x": [1, 2, 3]}}',
+    ):
+        with pytest.raises(InvalidRequest, match="at most 2 rows, got 3"):
+            rest_codec.decode_inputs(rest_codec.parse_predict(body), by_rows, 2)

@@ -27,6 +27,7 @@ from serving.model_config import ModelConfig, State, VersionPolicy
 from serving.publish import publish
 from serving.requests import RetrieveRequest
 from serving.service import Service
+from serving.tables import RetrievalTables
 from serving.versions import Version
 
 POLL = 0.01
@@ -133,7 +134,7 @@ def test_a_prediction_is_that_of_brute_force(shared, small):
 
 
 def test_inputs_may_be_made_when_the_signature_is_known(shared, small):
-    def decode(signature):
+    async def decode(signature):
         assert list(signature.inputs) == ["query_id"]
         return {"query_id": ["query 3"]}
 
@@ -259,6 +260,57 @@ def test_one_bad_retrieval_does_not_hit_its_neighbours(shared, small):
         assert two.results[0].candidate_ids == small.sample.best_ids(2)[:3]
         assert isinstance(unicode, InvalidRequest)
         assert isinstance(unknown, NotFound)
+
+
+@pytest.fixture
+def looked_up(monkeypatch):
+    """How many ids of filters were looked up, each time."""
+    counts, filter_rows = [], RetrievalTables.filter_rows
+
+    def counting(self, request):
+        counts.append(len(request.exclude) + len(request.allow or ()))
+        return filter_rows(self, request)
+
+    monkeypatch.setattr(RetrievalTables, "filter_rows", counting)
+    return counts
+
+
+def test_filters_are_looked_up_once_for_all_parts_of_a_request(shared, small, looked_up):
+    best = small.sample.best_ids(1)
+    request = RetrieveRequest(["query 1"] * 200, k=2, allow=best[2:50], exclude=best[3:4])
+    results = run(shared.retrieve("twotower", request)).results
+    assert [one.candidate_ids for one in results] == [[best[2], best[4]]] * 200
+    assert looked_up == [49]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"query_ids": ["query 1"] * 6401}, "at most 6400 rows, got 6401"),
+        ({"query_ids": ["query 1"] * 6400, "k": 101}, "at most 640000 results"),
+        ({"query_ids": ["query 1"], "allow": ["a"] * 100_001}, "at most 100000 ids, got 100001"),
+    ],
+)
+def test_sizes_are_seen_before_anything_is_looked_up(shared, looked_up, fields, message):
+    with pytest.raises(InvalidRequest, match=message):
+        run(shared.retrieve("twotower", RetrieveRequest(**fields)))
+    assert looked_up == []
+
+
+def test_the_deadline_covers_the_encoding(shared):
+    async def never(answer, deadline):
+        assert deadline < time.monotonic() + 0.5
+        await asyncio.sleep(3600)
+
+    for work in (
+        shared.predict("twotower", ids("query 1"), encode=never, deadline=time.monotonic() + 0.5),
+        shared.retrieve(
+            *("twotower", RetrieveRequest(["query 1"])),
+            **{"encode": never, "deadline": time.monotonic() + 0.5},
+        ),
+    ):
+        with pytest.raises(DeadlineExceeded):
+            run(work)
 
 
 def test_embeddings_are_retrieved_from_a_version_without_a_query_model(
