@@ -65,11 +65,18 @@ def load_split(
                 _make(found, shards)
             except OSError:  # not ours to write, or full: the next place
                 continue
-        return {column: np.load(found / f"{column}.npy", mmap_mode="r") for column in columns}
+        return {column: _mapped(found / f"{column}.npy") for column in columns}
     raise ValueError(
         f"no directory for the decoded shards of {directory} can be written: make the data "
         "directory writable, set XDG_CACHE_HOME, or make room."
     )
+
+
+def _mapped(path: Path) -> np.ndarray:
+    """An array that stays in its file; private, so that TensorFlow takes it as it lies there."""
+    array = np.load(path, mmap_mode="c")
+    array.flags.writeable = False
+    return array
 
 
 def _dtype(column: str) -> np.dtype:

@@ -1,3 +1,4 @@
+import itertools
 import json
 import os
 
@@ -7,7 +8,7 @@ import pytest
 from pipeline import schema
 from towers.data import Positives, open_data
 from towers.dataframe import from_dataframe
-from towers.epochs import epoch_order
+from towers.epochs import epoch_dataset, step_rows
 from towers.legacy_keras import tf_keras
 
 
@@ -117,6 +118,46 @@ def test_an_epoch_is_every_row_once_with_a_short_last_batch(data):
     assert sorted(rows_of(data.train(64, seed=1))) == expected
 
 
+def order_of(num_rows, batch_size, *, seed, epoch):
+    steps = -(-num_rows // batch_size)
+    of_step = [
+        step_rows(num_rows, batch_size, seed=seed, step=epoch * steps + place)
+        for place in range(steps)
+    ]
+    return np.concatenate(of_step)
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 3, 63, 64, 65, 1000])
+def test_an_epoch_is_a_permutation(num_rows):
+    orders = [order_of(num_rows, 64, seed=3, epoch=epoch) for epoch in range(3)]
+    for order in orders:
+        np.testing.assert_array_equal(np.sort(order), np.arange(num_rows))
+    assert num_rows < 4 or not np.array_equal(orders[0], orders[1])
+
+
+def test_rows_of_a_batch_meet_again_as_often_as_by_chance():
+    num_rows, size, epochs, met = 20_000, 1000, 10, 0
+    orders = [order_of(num_rows, size, seed=7, epoch=epoch) for epoch in range(epochs)]
+    batch_of = [np.argsort(order) // size for order in orders]  # by row
+    for one, other in itertools.combinations(batch_of, 2):
+        both = np.bincount(one * (num_rows // size) + other)  # rows that share both batches
+        met += (both * (both - 1)).sum() // 2
+    by_chance = num_rows * (size - 1) / 2 * (size - 1) / (num_rows - 1)  # for two epochs
+    assert met / by_chance / (epochs * (epochs - 1) / 2) == pytest.approx(1, abs=0.01)
+    for order in orders:
+        assert abs(np.corrcoef(order[:-1], order[1:])[0, 1]) < 0.03
+
+
+def test_mapped_columns_are_read_where_they_lie(tmp_path):
+    np.save(tmp_path / "ids.npy", np.arange(100))
+    mapped = np.load(tmp_path / "ids.npy", mmap_mode="c")
+    rows = epoch_dataset({"id": mapped, "copied": np.arange(100)}, 32, seed=1)
+    mapped += 1000
+    for batch in rows:
+        np.testing.assert_array_equal(batch["id"], batch["copied"] + 1000)
+    assert np.load(tmp_path / "ids.npy").max() == 99
+
+
 def test_order_is_a_function_of_seed_and_epoch(data):
     one, two = data.train(64, seed=1), data.train(64, seed=1)
     first, second = rows_of(one), rows_of(one)
@@ -124,7 +165,7 @@ def test_order_is_a_function_of_seed_and_epoch(data):
     assert [rows_of(two), rows_of(two)] == [first, second]
     assert rows_of(data.train(64, seed=2)) != first
     train = data.arrays("train")
-    order = epoch_order(data.num_rows("train"), seed=1, epoch=1)
+    order = order_of(data.num_rows("train"), 64, seed=1, epoch=1)
     assert second == list(zip(train["query_id"][order], train["candidate_id"][order], strict=True))
 
 

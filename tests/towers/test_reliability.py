@@ -18,7 +18,7 @@ from pipeline import schema
 from towers.config import TrainConfig
 from towers.data import open_data
 from towers.dataframe import from_dataframe
-from towers.epochs import epoch_order
+from towers.epochs import step_rows
 from towers.legacy_keras import tf_keras
 from towers.run_directory import make_model, open_run
 from towers.train import train
@@ -91,8 +91,8 @@ def test_a_loss_that_is_no_number_changes_nothing_and_leaves_its_batch(
     train(config_for(prepared, tmp_path / "run", epochs=1, optimizer=optimizer))
     before = last_of(tmp_path / "run")
     failing = 2 * steps + 4
-    row = epoch_order(data.num_rows("train"), seed=10, epoch=2)[4 * 32]  # first of its batch
-    poison = Poison(failing, data.arrays("train")["candidate_id"][row], np.nan)
+    rows = step_rows(data.num_rows("train"), 32, seed=10, step=failing)
+    poison = Poison(failing, data.arrays("train")["candidate_id"][rows[0]], np.nan)
     monkeypatch.setattr("towers.train._callbacks", lambda *_: [poison])  # none that checkpoints
     with pytest.raises(
         ValueError, match=f"loss must be finite, got NaN in epoch 3, after {failing}"
@@ -100,7 +100,7 @@ def test_a_loss_that_is_no_number_changes_nothing_and_leaves_its_batch(
         train(config_for(prepared, tmp_path / "run", epochs=4, optimizer=optimizer))
     assert_same(last_of(tmp_path / "run"), before)
     saved = pq.read_table(tmp_path / "run" / "diverged.parquet").to_pydict()
-    assert saved["row"] == epoch_order(data.num_rows("train"), seed=10, epoch=2)[128:160].tolist()
+    assert saved["row"] == rows.tolist()
     arrays = data.arrays("train")
     for side, name in (("query", "query_id"), ("candidate", "candidate_id")):
         ids = arrays[name][saved["row"]].tolist()

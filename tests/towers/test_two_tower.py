@@ -101,6 +101,19 @@ def test_same_seed_same_weights_another_seed_others(data):
     assert not np.allclose(weights(1), weights(2))
 
 
+def test_several_steps_an_execution_train_to_the_same_weights(data):
+    def trained(steps):
+        model = TwoTower(data, 4, "xir")
+        model.compile(optimizer=towers.CoupledAdam(0.01), steps_per_execution=steps)
+        history = model.fit(data.train(128), epochs=2, verbose=0).history
+        assert int(model.iteration) == 2 * data.steps_per_epoch(128)
+        return [*history["loss"], *(v.numpy() for v in model.variables)]
+
+    assert data.steps_per_epoch(128) % 4  # so that an execution is cut short
+    for expected, value in zip(trained(1), trained(4), strict=True):
+        np.testing.assert_array_equal(value, expected)
+
+
 @pytest.mark.parametrize(
     ("method", "options"), [("xir", {"redraw": "drawn"}), ("adasir_u", {}), ("aobpr", {})]
 )
