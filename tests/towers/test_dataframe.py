@@ -84,3 +84,10 @@ def test_does_not_depend_on_the_order_of_rows(pairs):
 def test_wrong_frames_are_errors(df, text):
     with pytest.raises(ValueError, match=text):
         from_dataframe(pd.DataFrame(df), user="u", item="i")
+
+
+@pytest.mark.parametrize("times", [pd.to_datetime(["2020-01-01", None]), [1.0, np.nan]])
+def test_a_missing_time_is_an_error(times):
+    df = pd.DataFrame({"u": [1, 1], "i": [2, 3], "t": times})
+    with pytest.raises(ValueError, match="column 't' must have a time in every row, got 1 rows"):
+        from_dataframe(df, user="u", item="i", timestamp="t")
