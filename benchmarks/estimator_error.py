@@ -21,7 +21,7 @@ from benchmarks.record import command, write
 from pipeline import schema
 from pipeline.streaming_frequency import STATE, advance
 
-ITEMS, BATCH, ALPHA, ZIPF = 2000, 256, 0.02, 1.0
+ITEMS, BATCH, ALPHA, ZIPF = 2000, 256, 0.01, 1.0
 ARRAYS = (1, 5)
 LOOKS = 20  # times the error is measured in each half of the stream
 

@@ -165,7 +165,9 @@ class FrequenciesConfig(SourceConfig):
     allowed_lateness_seconds: int = 0  # streaming: how long rows may arrive after newer ones
     num_buckets: int = 262_144  # streaming: of each hash array; twice the number of items or more
     num_hashes: int = 5  # streaming: hash arrays; the largest of their intervals counts
-    alpha: float = 1e-4  # streaming: weight of the newest interval in the mean, in (0, 1]
+    # streaming: weight of the newest interval in the mean, in (0, 1]; it forgets within 1 / alpha
+    # occurrences
+    alpha: float = 0.01
     watch: bool = False  # streaming: look for new files of the source again and again
     poll_seconds: float = 30.0  # watch: time between two looks
     max_polls: int = 0  # watch: stop after so many looks; 0: never

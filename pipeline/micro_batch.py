@@ -45,7 +45,7 @@ from pipeline.row_steps import (
 from pipeline.snapshots import Position, Snapshot, next_directory, rule_of, write_pending
 from pipeline.sources import Piece, files_in
 from pipeline.staging import Staging, read_json
-from pipeline.streaming_frequency import Estimator, assemble
+from pipeline.streaming_frequency import FILES, STATE, Estimator, assemble, occurrences
 
 _SAME_CONTENT = (
     *("item_column", "timestamp_column", "timestamp_format", "rating_column", "rating_threshold"),
@@ -174,14 +174,14 @@ def _write_state(
     estimator: Estimator, config: FrequenciesConfig, staging: Staging
 ) -> dict[str, int]:
     """Writes the arrays and pending rows of the snapshot; what became of the good rows."""
-    last_step, interval, rows = assemble(estimator, staged_buckets(staging))
+    state, rows = assemble(estimator, staged_buckets(staging))
     if rows.min() != rows.max():
         raise RuntimeError(
             f"the hash arrays counted {rows.tolist()} rows: rows were lost or made twice; "
             "nothing is written. Please report this with the runner and its version."
         )
-    np.save(staging.out / schema.STREAMING_LAST_STEP, last_step)
-    np.save(staging.out / schema.STREAMING_INTERVAL, interval)
+    for name, file in zip(STATE.names or (), FILES, strict=True):
+        np.save(staging.out / file, np.ascontiguousarray(state[name]))
     pending = 0
     if config.step_seconds:
         pending = write_pending(staging.out / schema.STREAMING_PENDING, staged_pending(staging))
@@ -244,6 +244,7 @@ def _manifest(
     for piece, rows in staged_late(staging).items():
         late[pieces[piece].path] += rows
     mean = after.rows / after.step if after.step else 0.0
+    weight = np.load(staging.out / schema.STREAMING_WEIGHT, mmap_mode="r")
     staging.sweep()
     return schema.Manifest(
         kind="streaming_frequency",
@@ -256,6 +257,7 @@ def _manifest(
         details=after._asdict()
         | {
             "rows_per_step": mean if config.step_seconds else float(config.batch_size),
+            "buckets": occurrences(weight, config.alpha),
             "previous": previous.manifest.fingerprint if previous else None,
             "late": dict(sorted(late.items())),
             "consumed": [

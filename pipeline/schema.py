@@ -51,6 +51,7 @@ LOG_Q = "log_q"
 # A snapshot of streaming frequencies lies in a directory of snapshots, named by its number.
 STREAMING_LAST_STEP = "last_step.npy"  # int64 [A, H], of each bucket of each hash array
 STREAMING_INTERVAL = "interval.npy"  # float64 [A, H], mean steps between two occurrences
+STREAMING_WEIGHT = "weight.npy"  # float64 [A, H], 1 - (1 - α)^n after n occurrences
 STREAMING_PENDING = "pending.npy"  # int64 [P, 3], fingerprint, period of time, rows
 
 # A bundle is what a trainer hands to `serving`: vectors, ids and, where there is one, a query
@@ -275,6 +276,21 @@ def snapshot_directories(path: str | os.PathLike[str]) -> list[Path]:
     if (Path(path) / MANIFEST).is_file():
         return [Path(path)]
     return sorted(one for one in Path(path).glob("[0-9]" * 8) if (one / MANIFEST).is_file())
+
+
+def read_snapshot(directory: str | os.PathLike[str]) -> Manifest:
+    """Reads the manifest of a snapshot.
+
+    Raises:
+      ValueError: there is none, or the intervals in it are biased towards 1.
+    """
+    manifest = read_manifest(directory, "streaming_frequency")
+    if STREAMING_WEIGHT not in manifest.files:
+        raise ValueError(
+            f"{directory} has no {STREAMING_WEIGHT}: an older twotower made it, whose estimates of "
+            "rare candidates are too large; make it again from its log."
+        )
+    return manifest
 
 
 def split_sizes(

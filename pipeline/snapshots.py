@@ -83,7 +83,7 @@ def open_snapshot(path: str | os.PathLike[str], config: FrequenciesConfig) -> Sn
     """
     found = schema.snapshot_directories(path)
     directory = (found[-1] if found else Path(path)).resolve()
-    manifest = schema.read_manifest(directory, "streaming_frequency")
+    manifest = schema.read_snapshot(directory)
     for name, value in rule_of(config).items():
         before = manifest.configuration[name]
         if before != value:

@@ -2,15 +2,19 @@
 
 Yi et al., RecSys 2019, doi:10.1145/3298689.3346996. Candidates are hashed to buckets; at step t,
 once for every bucket with a candidate in the step,
-    b = (1 - α) b + α (t - a), then a = t
-with a the last step of the bucket and b its mean interval; a = 0 and b = 1 before the first step,
-which is t = 1. The estimated probability that a step holds a candidate is 1 / max_h b_h over
+    w = (1 - α) w + α, then b = b + α/w (t - a - b), then a = t
+with a the last step of the bucket and b its mean interval; a = 0, b = 1 and w = 0 before the first
+step, which is t = 1. The estimated probability that a step holds a candidate is 1 / max_h b_h over
 several hash arrays h, because candidates that share a bucket make its intervals shorter.
+
+Differs: the paper's b = (1 - α) b + α (t - a) is this with w = 1 throughout; there the 1 that b
+starts from has the weight (1 - α)^n after n occurrences. Here w = 1 - (1 - α)^n, and b is the mean
+of the n intervals alone, the newest with the largest weight.
 """
 
 import dataclasses
 from collections.abc import Iterable, Iterator
-from functools import partial, reduce
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +24,10 @@ import numpy as np
 from pipeline import schema
 from pipeline.rows import partition
 
-STATE = np.dtype([("last_step", "<i8"), ("interval", "<f8")])  # a and b of a bucket
+# a, b and w of a bucket
+STATE = np.dtype([("last_step", "<i8"), ("interval", "<f8"), ("weight", "<f8")])
+FILES = (schema.STREAMING_LAST_STEP, schema.STREAMING_INTERVAL, schema.STREAMING_WEIGHT)  # of it
+FEW = 10  # occurrences; the mean of fewer is off by a third or more
 WIDE = 128  # buckets that are worth a vector operation
 
 
@@ -49,7 +56,7 @@ class Estimator:
     num_hashes: int  # A, hash arrays
     alpha: float  # α
     ranges: int = 1  # of buckets of an array that travel alone; nothing depends on it
-    previous: str = ""  # snapshot to go on from; none: a = 0, b = 1
+    previous: str = ""  # snapshot to go on from; none: a = 0, b = 1, w = 0
 
     def initial(self, array: int, start: int, stop: int) -> np.ndarray:
         """The state of some buckets before the run: STATE [stop - start]."""
@@ -57,9 +64,7 @@ class Estimator:
         if not self.previous:
             state["interval"] = 1
             return state
-        for name, file in zip(
-            STATE.names or (), (schema.STREAMING_LAST_STEP, schema.STREAMING_INTERVAL), strict=True
-        ):
+        for name, file in zip(STATE.names or (), FILES, strict=True):
             state[name] = np.load(Path(self.previous) / file, mmap_mode="r")[array, start:stop]
         return state
 
@@ -130,29 +135,48 @@ def advance(state: np.ndarray, buckets: np.ndarray, steps: np.ndarray, alpha: fl
     ends = np.append(first[1:], len(buckets))
     state = state.copy()
     state["last_step"][present] = steps[ends - 1]
-    state["interval"][present] = _means(
-        state["interval"][present], alpha * (steps - before), first, ends, 1 - alpha
-    )
+    for name, values in zip(
+        ("interval", "weight"),
+        _means(state[present], (steps - before).astype(np.float64), first, ends, alpha),
+        strict=True,
+    ):
+        state[name][present] = values
     return state
 
 
 def _means(
-    means: np.ndarray, weighted: np.ndarray, first: np.ndarray, ends: np.ndarray, keep: float
-) -> np.ndarray:
-    """b after b = keep · b + x over x = weighted[first : ends] of each bucket: float64 [m]."""
+    state: np.ndarray, intervals: np.ndarray, first: np.ndarray, ends: np.ndarray, alpha: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """b and w after intervals[first : ends] of each bucket, STATE [m]: float64 [m] both."""
     by_length = np.argsort(first - ends, kind="stable")
     lengths = (ends - first)[by_length]
     rounds = int(lengths[WIDE - 1]) if len(lengths) >= WIDE else 0
     longer = np.searchsorted(-lengths, -np.arange(rounds), side="left")  # buckets in each round
-    means, first = means[by_length], first[by_length]
+    means, weights = state["interval"][by_length], state["weight"][by_length]
+    first, keep = first[by_length], 1 - alpha
     for number, count in enumerate(longer):
-        means[:count] = keep * means[:count] + weighted[first[:count] + number]
+        weights[:count] = keep * weights[:count] + alpha
+        change = intervals[first[:count] + number] - means[:count]
+        means[:count] += alpha / weights[:count] * change
     for place in range(np.searchsorted(-lengths, -rounds, side="left")):
-        rest = weighted[first[place] + rounds : first[place] + lengths[place]].tolist()
-        means[place] = reduce(lambda b, x: keep * b + x, rest, float(means[place]))
-    result = np.empty_like(means)
-    result[by_length] = means
-    return result
+        mean, weight = float(means[place]), float(weights[place])
+        for interval in intervals[first[place] + rounds : first[place] + lengths[place]].tolist():
+            weight = keep * weight + alpha
+            mean += alpha / weight * (interval - mean)
+        means[place], weights[place] = mean, weight
+    back = np.argsort(by_length)
+    return means[back], weights[back]
+
+
+def occurrences(weight: np.ndarray, alpha: float) -> dict[str, int]:
+    """How many buckets were touched, and how many of them less than FEW times.
+
+    Args:
+      weight: w of every bucket, [A, H].
+      alpha: α.
+    """
+    few = weight < (1 - (1 - alpha) ** FEW) * (1 - 1e-9)
+    return {"touched": int((weight > 0).sum()), "few": int((few & (weight > 0)).sum())}
 
 
 def distinct(block: Block) -> Block:
@@ -209,9 +233,7 @@ def advance_range(
     return Buckets(array, start, int(found[:, 2].sum()), state)
 
 
-def assemble(
-    estimator: Estimator, changed: Iterable[Buckets]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def assemble(estimator: Estimator, changed: Iterable[Buckets]) -> tuple[np.ndarray, np.ndarray]:
     """All buckets from those that changed and the start.
 
     Args:
@@ -219,7 +241,7 @@ def assemble(
       changed: in any order; of a range that is there several times, the last one counts.
 
     Returns:
-      a, int64 [A, H], b, float64 [A, H], and the rows of the log that each array counted, [A].
+      STATE [A, H], and the rows of the log that each array counted, [A].
     """
     arrays = range(estimator.num_hashes)
     whole = np.stack([estimator.initial(array, 0, estimator.num_buckets) for array in arrays])
@@ -228,4 +250,4 @@ def assemble(
         stop = buckets.start + len(buckets.state)
         whole[buckets.array, buckets.start : stop] = buckets.state
         rows[buckets.array] += buckets.rows
-    return whole["last_step"].copy(), whole["interval"].copy(), rows
+    return whole, rows

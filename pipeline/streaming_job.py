@@ -13,6 +13,7 @@ from pipeline.inputs import check_not_repeated, input_files
 from pipeline.micro_batch import Input, describe, run_batch
 from pipeline.snapshots import Snapshot, keep_newest, only_writer, open_snapshot
 from pipeline.sources import Piece, find_pieces, with_demo_columns
+from pipeline.streaming_frequency import FEW
 
 log = logging.getLogger(__name__)
 
@@ -93,5 +94,14 @@ def write_snapshot(
         ", ".join(f"{rows:,} {name}" for name, rows in counts.items() if name != "read"),
         position.step,
         snapshot.path,
+    )
+    few, touched = (snapshot.manifest.details["buckets"][name] for name in ("few", "touched"))
+    log.log(
+        logging.WARNING if 2 * few > touched else logging.INFO,
+        "frequencies: %s of %s buckets were touched less than %d times: what they estimate may be "
+        "off by a third or more",
+        f"{few:,}",
+        f"{touched:,}",
+        FEW,
     )
     return snapshot

@@ -114,6 +114,7 @@ class CorrectSfx(Ssl):
     alpha: float = 1e-4  # α, weight of the newest interval in the mean, in (0, 1]
     num_hashes: int = 5  # hash arrays; the largest of their estimates of the interval counts
     num_buckets: int | None = None  # of each hash array; none: twice the number of candidates
+    published_start: bool = False  # estimates start at 1 with full weight, for some 1/α occurrences
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -124,6 +125,7 @@ class CorrectSfx(Ssl):
             num_buckets=2 * self.num_candidates if self.num_buckets is None else self.num_buckets,
             num_hashes=self.num_hashes,
             alpha=self.alpha,
+            published_start=self.published_start,
         )
 
     def update(self, batch: Batch) -> None:

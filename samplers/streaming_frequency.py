@@ -14,10 +14,14 @@ class StreamingFrequency(tf.Module):
 
     Yi et al., RecSys 2019, doi:10.1145/3298689.3346996, streaming frequency estimation: at step
     t, once for every bucket with a candidate in the batch,
-        b = (1 - α) b + α (t - a), then a = t
+        w = (1 - α) w + α, then b = b + α/w (t - a - b), then a = t
     with a the last step of the bucket and b its mean interval; p = 1 / max_h b_h over several
     hash arrays h, because candidates that share a bucket make its intervals shorter. Starts
-    with a = 0, b = 1, t = 0. `update` is called once a step, after the gradient.
+    with a = 0, b = 1, w = 0, t = 0. `update` is called once a step, after the gradient.
+
+    Differs: the paper's b = (1 - α) b + α (t - a) is this with w = 1 throughout: p is near 1 until
+    a candidate came some 1 / α times, because the start counts as much as all that comes after it.
+    `published_start` has it so.
 
     A candidate stands in bucket `hash_buckets(fingerprints, ...)` of each array. State that a
     batch job has estimated over the same arrays is taken over by `assign`.
@@ -27,11 +31,13 @@ class StreamingFrequency(tf.Module):
       num_buckets: H, of each hash array.
       num_hashes: A, number of hash arrays.
       alpha: α, in (0, 1].
+      published_start: starts with w = 1.
 
     Attributes:
       step: int64, t.
       last_step: int64 [A · H], a, array after array.
       interval: float32 [A · H], b.
+      weight: float32 [A · H], w.
       buckets: int64 [N, A], the bucket of each candidate in each array.
 
     Raises:
@@ -45,6 +51,7 @@ class StreamingFrequency(tf.Module):
         num_buckets: int,
         num_hashes: int = 5,
         alpha: float = 1e-4,
+        published_start: bool = False,
     ) -> None:
         super().__init__(name="streaming_frequency")
         check_at_least_1("num_buckets", num_buckets)
@@ -58,6 +65,9 @@ class StreamingFrequency(tf.Module):
         self.step = state_variable(tf.zeros([], tf.int64), "step")
         self.last_step = state_variable(tf.zeros(num_hashes * num_buckets, tf.int64), "last_step")
         self.interval = state_variable(tf.ones(num_hashes * num_buckets), "interval")
+        self._published_start = published_start
+        start = tf.fill([num_hashes * num_buckets], float(published_start))
+        self.weight = state_variable(start, "weight")
 
     def log_q_with(self, ids: tf.Tensor) -> tf.Tensor:
         """log p after a step whose batch holds these candidates, int64 [B]: float32 [B].
@@ -75,22 +85,35 @@ class StreamingFrequency(tf.Module):
         """
         if valid is not None:
             ids = tf.boolean_mask(ids, valid)
-        places, interval = self._updated(ids)
+        places, interval, weight = self._updated(ids)
         step = self.step.assign_add(1)
         # A bucket that is there several times is written several times, with the same value.
         places = tf.reshape(places, [-1])
         self.interval.scatter_update(tf.IndexedSlices(tf.reshape(interval, [-1]), places))
+        self.weight.scatter_update(tf.IndexedSlices(tf.reshape(weight, [-1]), places))
         steps = tf.fill(tf.shape(places), step)
         self.last_step.scatter_update(tf.IndexedSlices(steps, places))
 
-    def assign(self, *, step: int, last_step: np.ndarray, interval: np.ndarray) -> None:
+    def assign(
+        self,
+        *,
+        step: int,
+        last_step: np.ndarray,
+        interval: np.ndarray,
+        weight: np.ndarray | None = None,
+    ) -> None:
         """Takes over estimates made elsewhere, for the same fingerprints, sizes and hashes.
+
+        Without `weight`, or with the published start, they weigh 1.
 
         Raises:
           ValueError: the arrays have not the shape [A, H], or hold impossible values.
         """
         last_step, interval = np.asarray(last_step), np.asarray(interval)
-        for name, values in (("last_step", last_step), ("interval", interval)):
+        settled = weight is None or self._published_start
+        weight = np.ones(self._shape) if settled else np.asarray(weight)
+        arrays = {"last_step": last_step, "interval": interval, "weight": weight}
+        for name, values in arrays.items():
             if values.shape != self._shape:
                 raise ValueError(
                     f"{name} must have shape [num_hashes, num_buckets] = {list(self._shape)}, "
@@ -99,6 +122,8 @@ class StreamingFrequency(tf.Module):
                 )
         if not (np.isfinite(interval).all() and (interval > 0).all()):
             raise ValueError(f"interval must be above 0 and finite, got {interval.min()}.")
+        if not (weight >= 0).all() or weight.max() > 1:
+            raise ValueError(f"weight must be in [0, 1], got {weight.min()} … {weight.max()}.")
         if last_step.min() < 0 or last_step.max() > step:
             raise ValueError(
                 f"last_step must be in [0, step] = [0, {step}], "
@@ -107,15 +132,17 @@ class StreamingFrequency(tf.Module):
         self.step.assign(step)
         self.last_step.assign(last_step.astype(np.int64).reshape(-1))
         self.interval.assign(interval.astype(np.float32).reshape(-1))
+        self.weight.assign(weight.astype(np.float32).reshape(-1))
 
-    def _updated(self, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Places and intervals after the step, [B, A] both."""
+    def _updated(self, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Places, intervals and weights after the step, [B, A] all three."""
         num_hashes, num_buckets = self._shape
         arrays = num_buckets * tf.range(num_hashes, dtype=tf.int64)  # where each begins
         places = tf.gather(self.buckets, ids) + arrays
         last_step, interval = tf.gather(self.last_step, places), tf.gather(self.interval, places)
         newest = tf.cast(self.step + 1 - last_step, tf.float32)
-        return places, (1 - self.alpha) * interval + self.alpha * newest
+        weight = (1 - self.alpha) * tf.gather(self.weight, places) + self.alpha
+        return places, interval + self.alpha / weight * (newest - interval), weight
 
 
 def hash_buckets(fingerprints: np.ndarray, *, num_buckets: int, num_hashes: int) -> np.ndarray:

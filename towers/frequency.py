@@ -34,6 +34,7 @@ class Stream(NamedTuple):
     step: np.ndarray  # int64 scalar
     last_step: np.ndarray  # int64 [A, H]
     interval: np.ndarray  # float64 [A, H]
+    weight: np.ndarray  # float64 [A, H]
     alpha: np.ndarray  # float64 scalar
 
 
@@ -51,8 +52,9 @@ class Frequency(NamedTuple):
         """Gives the state of the stream to a new method."""
         if self.stream is not None:
             assert isinstance(method, CorrectSfx)
-            step, last_step, interval, _ = self.stream
-            method.estimates.assign(step=int(step), last_step=last_step, interval=interval)
+            state = self.stream._asdict()
+            del state["alpha"]
+            method.estimates.assign(**state | {"step": int(self.stream.step)})
 
     def keep(self, run: str) -> None:
         """Writes it into the directory of its run."""
@@ -87,7 +89,7 @@ def open_frequency(config: TrainConfig, data: RetrievalData) -> tuple[TrainConfi
         )
     source = _source(config, kind, os.path.abspath(path))
     config = dataclasses.replace(config, frequency=f"{kind}:{source}")
-    found = _kept(config, "step" if streams else "counts")
+    found = _kept(config, "weight" if streams else "counts")
     if found is None and kind == "counts":
         found = Frequency(counts=_counts_of_log(source, data))
     elif found is None:
@@ -156,14 +158,14 @@ def _of_stream(source: str, data: RetrievalData, batch_size: int | None) -> Freq
     """The state of a stream in steps of `batch_size` rows; without one, counts from it.
 
     The estimate of a candidate, 1 / max_h b_h, is the probability that a step of the stream holds
-    it. Counts are in proportion to it and add up to the train rows. A candidate whose bucket in
-    some array is untouched never was in the stream: it gets the smallest of the estimates.
+    it; the steps since its last one belong to b as well, or what came once, early, would look
+    frequent. Counts are in proportion to it and add up to the train rows. A candidate whose bucket
+    in some array is untouched never was in the stream: it gets the smallest of the estimates.
     """
-    manifest = schema.read_manifest(source, "streaming_frequency")
-    last_step, interval = (
-        np.load(Path(source) / name)
-        for name in (schema.STREAMING_LAST_STEP, schema.STREAMING_INTERVAL)
-    )
+    manifest = schema.read_snapshot(source)
+    names = (schema.STREAMING_LAST_STEP, schema.STREAMING_INTERVAL, schema.STREAMING_WEIGHT)
+    last_step, interval, weight = (np.load(Path(source) / name) for name in names)
+    step, alpha = manifest.details["step"], manifest.configuration["alpha"]
     num_hashes, num_buckets = last_step.shape
     buckets = schema.hash_buckets(
         data.candidate_vocabulary.fingerprints, num_buckets=num_buckets, num_hashes=num_hashes
@@ -177,10 +179,10 @@ def _of_stream(source: str, data: RetrievalData, batch_size: int | None) -> Freq
         )
     log.info("train: %d of %d candidates were in the stream", seen.sum(), len(seen))
     if batch_size is not None:
-        step = manifest.details["step"]
         ratio = manifest.details["rows_per_step"] / batch_size
         state = in_steps_of_the_trainer(step, last_step, interval, ratio)
-        return Frequency(stream=Stream(*state, np.array(manifest.configuration["alpha"])))
+        return Frequency(stream=Stream(*state, weight, np.array(alpha)))
+    interval = interval + alpha / np.where(weight > 0, weight, 1) * (step - last_step)
     estimates = 1 / interval[arrays, buckets].max(axis=1)
     estimates[~seen] = estimates[seen].min()
     return Frequency(counts=estimates * (data.num_rows("train") / estimates.sum()))

@@ -54,6 +54,7 @@ OPTIONS = {
     "positive_in_sum": FIXED,
     "positive_twice": FIXED,
     "power": "linear:0.25:1",
+    "published_start": FIXED,
     "rank_scale": "log:50:2000",
     "redraw": FIXED,
     "refresh_epochs": FIXED,

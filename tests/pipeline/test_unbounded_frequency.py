@@ -51,8 +51,7 @@ def end_of(step):
 
 def states(estimator, found, upto):
     """The snapshot at the end of a window."""
-    *state, _ = assemble(estimator, [buckets for last, buckets in found if last <= upto])
-    return state
+    return assemble(estimator, [buckets for last, buckets in found if last <= upto])[0]
 
 
 @pytest.mark.parametrize(("ranges", "window"), [(1, 1), (4, 7), (23, 1)])
@@ -83,7 +82,7 @@ def test_a_stream_out_of_order_with_repeats(tmp_path, ranges, window):
     assert all(last % window == 0 for last in ends)
     for end in ends:  # every snapshot on the way, and the last one
         upto = [event for event in events if event[0] <= end]
-        paper_of(upto).check(*states(estimator, found, end))
+        paper_of(upto).check(states(estimator, found, end))
     assert ends[-1] >= max(step for step, _ in events)
 
 
@@ -107,7 +106,7 @@ def test_late_events_are_told_apart(tmp_path, ranges):
     found, late = stream(tmp_path, source, estimator, clock)
     assert late == [(1, 11), (2, 12), (2, 15), (5, 17)]
     counted = [(2, 12), (2, 14), (3, 13), (4, 16), (6, 18)]
-    paper_of(counted).check(*states(estimator, found, 99))
+    paper_of(counted).check(states(estimator, found, 99))
     assert sum(b.rows for _, b in found if b.array == 0) == len(counted)
 
 
@@ -122,7 +121,7 @@ def test_a_window_emits_when_the_watermark_passes_it_and_not_before(tmp_path):
     assert [(last, b.array) for last, b in found if b.array == 0] == [(3, 0), (6, 0), (12, 0)]
     for end in (3, 6, 12):
         upto = [event for event in events if event[0] <= end]
-        paper_of(upto).check(*states(estimator, found, end))
+        paper_of(upto).check(states(estimator, found, end))
 
 
 def test_a_stream_goes_on_from_a_snapshot(tmp_path):
@@ -130,14 +129,14 @@ def test_a_stream_goes_on_from_a_snapshot(tmp_path):
     half = events[len(events) // 2][0]
     before = [event for event in events if event[0] <= half]
     paper = paper_of(before)
-    previous = save(tmp_path / "previous", paper.last_step, paper.interval)
+    previous = save(tmp_path / "previous", vars(paper))
     source = live.TestStream().advance_watermark_to(0)
     for event in events[len(before) - 5 :]:  # the first five once more, in the step of the cut
         source = source.add_elements([events_at(event)])
     estimator = Estimator(**SIZES, ranges=3, previous=previous)
     clock = StepClock(**CLOCK, first_step=half)
     found, late = stream(tmp_path, source.advance_watermark_to_infinity(), estimator, clock)
-    paper_of(events).check(*states(estimator, found, 10**6))
+    paper_of(events).check(states(estimator, found, 10**6))
     assert all(step < half for step, _ in late)
 
 
@@ -150,4 +149,4 @@ def test_the_unbounded_transform_on_a_bounded_log(tmp_path):
     estimator, clock = Estimator(**SIZES, ranges=4), StepClock(**CLOCK, window=10)
     found, late = stream(tmp_path, source, estimator, clock, runner="FnApiRunner")
     assert late == []
-    paper_of(events).check(*states(estimator, found, 10**6))
+    paper_of(events).check(states(estimator, found, 10**6))

@@ -125,17 +125,22 @@ def test_half_precision_embeddings_give_a_float32_loss(problem, name):
 
 
 class TestCorrectSfx:
-    def test_estimates_are_those_of_the_recursion_before_scoring(self, problem):
+    @pytest.mark.parametrize("published", [False, True])
+    def test_estimates_are_those_of_the_recursion_before_scoring(self, problem, published):
         p = problem(rows=6, num_candidates=9)
         alpha, rng = 0.3, np.random.default_rng(0)
-        method = build("correct_sfx", num_candidates=9, alpha=alpha, num_hashes=2, num_buckets=4)
+        sizes = {"num_candidates": 9, "num_hashes": 2, "num_buckets": 4}
+        method = build("correct_sfx", alpha=alpha, published_start=published, **sizes)
         buckets = method.estimates.buckets.numpy()
         a, b = np.zeros((2, 4)), np.ones((2, 4))
+        n = np.zeros((2, 4))
         for t in range(1, 7):
             ids = rng.integers(0, 9, 6)
             for h in range(2):  # once for each bucket, before scoring
                 for bucket in {int(buckets[i, h]) for i in ids}:
-                    b[h, bucket] = (1 - alpha) * b[h, bucket] + alpha * (t - a[h, bucket])
+                    n[h, bucket] += 1
+                    share = alpha if published else alpha / (1 - (1 - alpha) ** n[h, bucket])
+                    b[h, bucket] = (1 - share) * b[h, bucket] + share * (t - a[h, bucket])
                     a[h, bucket] = t
             log_p = np.array([-np.log(max(b[h, buckets[i, h]] for h in range(2))) for i in ids])
             batch = p.batch._replace(candidate_ids=tf.constant(ids))

@@ -49,6 +49,16 @@ def test_probability_converges_to_the_share_of_batches():
     np.testing.assert_allclose(probability, [1, 0.25, 0.1], rtol=0.3)
 
 
+@pytest.mark.parametrize("published", [False, True])
+def test_the_start_counts_only_where_it_is_as_published(published):
+    stream = StreamingFrequency(np.arange(1), num_buckets=1, published_start=published)
+    for step in range(1, 41):
+        stream.step.assign(20 * step - 1)
+        stream.update(tf.constant([0], tf.int64))
+    b = 20 - 19 * (1 - 1e-4) ** 40 if published else 20
+    np.testing.assert_allclose(stream.interval, b, rtol=1e-5)
+
+
 def test_candidates_that_share_a_bucket_do_not_hide_each_other():
     stream = StreamingFrequency(np.arange(2), num_buckets=2, num_hashes=5, alpha=0.1)
     shared = stream.buckets.numpy()[0] == stream.buckets.numpy()[1]
@@ -82,6 +92,8 @@ def test_estimates_made_elsewhere_are_taken_over():
         ({"last_step": np.zeros((4, 2))}, "last_step must have shape"),
         ({"interval": np.zeros((2, 4))}, "interval must be above 0"),
         ({"interval": np.full((2, 4), np.inf)}, "interval must be above 0"),
+        ({"weight": np.full((2, 4), -1)}, r"weight must be in \[0, 1\]"),
+        ({"weight": np.ones((4, 2))}, "weight must have shape"),
         ({"last_step": np.full((2, 4), 10)}, r"last_step must be in \[0, step\]"),
     ],
 )

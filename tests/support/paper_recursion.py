@@ -1,18 +1,24 @@
-"""Streaming frequency estimation as it stands in the paper, and the documented hash."""
+"""Streaming frequency estimation as a plain loop, and the documented hash."""
 
 
 class Paper:
-    """The recursion as it stands in the paper: one step after the other, one bucket at a time."""
+    """The recursion: one step after the other, one bucket at a time.
+
+    As in the paper but for the weights, which leave the start b = 1 out of the mean.
+    """
 
     def __init__(self, num_buckets, num_hashes, alpha):
         self.alpha = alpha
         self.last_step = [[0] * num_buckets for _ in range(num_hashes)]
         self.interval = [[1.0] * num_buckets for _ in range(num_hashes)]
+        self.weight = [[0.0] * num_buckets for _ in range(num_hashes)]
 
     def step(self, t, fingerprints):
-        for h, (a, b) in enumerate(zip(self.last_step, self.interval, strict=True)):
+        arrays = zip(self.last_step, self.interval, self.weight, strict=True)
+        for h, (a, b, w) in enumerate(arrays):
             for bucket in {bucket_of(f, h, len(a)) for f in fingerprints}:
-                b[bucket] = (1 - self.alpha) * b[bucket] + self.alpha * (t - a[bucket])
+                w[bucket] = (1 - self.alpha) * w[bucket] + self.alpha
+                b[bucket] += self.alpha / w[bucket] * (t - a[bucket] - b[bucket])
                 a[bucket] = t
 
     @classmethod
@@ -23,9 +29,10 @@ class Paper:
             paper.step(t, {f for step, f in events if step == t})
         return paper
 
-    def check(self, last_step, interval):
-        assert last_step.tolist() == self.last_step
-        assert interval.tolist() == self.interval  # equal bits, no tolerance
+    def check(self, state):
+        assert state["last_step"].tolist() == self.last_step
+        assert state["interval"].tolist() == self.interval  # equal bits, no tolerance
+        assert state["weight"].tolist() == self.weight
 
 
 def bucket_of(fingerprint, h, num_buckets):

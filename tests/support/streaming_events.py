@@ -6,8 +6,7 @@ import uuid
 import numpy as np
 from paper_recursion import Paper
 
-from pipeline import schema
-from pipeline.streaming_frequency import Block
+from pipeline.streaming_frequency import FILES, STATE, Block
 
 SIZES = {"num_buckets": 23, "num_hashes": 3, "alpha": 0.1}
 
@@ -40,8 +39,8 @@ def kept(directory):
     return [pickle.loads(path.read_bytes()) for path in directory.iterdir()]
 
 
-def save(directory, last_step, interval):
+def save(directory, state):
     directory.mkdir()
-    np.save(directory / schema.STREAMING_LAST_STEP, last_step)
-    np.save(directory / schema.STREAMING_INTERVAL, interval)
+    for name, file in zip(STATE.names, FILES, strict=True):
+        np.save(directory / file, state[name])
     return str(directory)

@@ -6,6 +6,7 @@ import pyarrow.parquet as pq
 
 from pipeline import schema
 from pipeline.config import FrequenciesConfig
+from pipeline.streaming_frequency import STATE
 
 HEADER = "item_id,timestamp\n"
 GOOD = "".join(f"i{n % 7},{1000 + 10 * n}\n" for n in range(30))
@@ -45,19 +46,19 @@ def write_parts(directory, rows, parts):
 
 
 def newest(output):
-    """The manifest, a and b of the newest snapshot."""
+    """The manifest and the arrays of the newest snapshot."""
     path = schema.snapshot_directories(output)[-1]
     manifest = schema.read_manifest(path, "streaming_frequency")
-    return manifest, np.load(path / "last_step.npy"), np.load(path / "interval.npy")
+    return manifest, {name: np.load(path / f"{name}.npy") for name in STATE.names}
 
 
 def state_of(output):
     """Every bit of a snapshot that a later run or a trainer reads."""
-    manifest, last_step, interval = newest(output)
+    manifest, state = newest(output)
     path = schema.snapshot_directories(output)[-1] / "pending.npy"
     pending = path.read_bytes() if path.exists() else b""
     details = {name: manifest.details[name] for name in ("step", "rows", "origin", "newest")}
-    return details, last_step.tobytes(), interval.tobytes(), pending
+    return details, {name: array.tobytes() for name, array in state.items()}, pending
 
 
 def by_rows(rows, size):

@@ -84,8 +84,13 @@ def config_for(prepared, run, frequency, **settings):
 
 def arrays_of(snapshot):
     manifest = schema.read_manifest(snapshot, "streaming_frequency")
-    names = (schema.STREAMING_LAST_STEP, schema.STREAMING_INTERVAL)
+    names = (schema.STREAMING_LAST_STEP, schema.STREAMING_INTERVAL, schema.STREAMING_WEIGHT)
     return manifest.details["step"], *(np.load(snapshot / name) for name in names)
+
+
+def with_open_intervals(step, last_step, interval, weight):
+    """b where the steps since the last one count as well."""
+    return interval + 0.05 / np.where(weight > 0, weight, 1) * (step - last_step)
 
 
 def started(config, data):
@@ -112,11 +117,13 @@ def test_the_trainer_takes_over_a_snapshot(prepared, snapshots, tmp_path, which)
     path = snapshots / which if which else snapshots
     config, model = started(config_for(prepared, tmp_path / "run", f"streaming:{path}"), data)
     estimates = model.method.estimates
-    step, last_step, interval = arrays_of(snapshots / "00000001")
+    step, last_step, interval, weight = arrays_of(snapshots / "00000001")
     assert int(estimates.step) == step == -(-2002 // BATCH)
     np.testing.assert_array_equal(estimates.last_step.numpy().reshape(5, -1), last_step)
     expected = interval.astype(np.float32)
     np.testing.assert_array_equal(estimates.interval.numpy().reshape(5, -1), expected)
+    expected = weight.astype(np.float32)
+    np.testing.assert_array_equal(estimates.weight.numpy().reshape(5, -1), expected)
     assert estimates.alpha == 0.05
     raw_ids = data.candidate_vocabulary.raw_ids.to_pylist()
     prints = np.array([schema.fingerprint(raw) for raw in raw_ids])
@@ -130,7 +137,7 @@ def test_the_trainer_goes_on_with_the_recursion(prepared, snapshots, tmp_path):
     """One step of the model is step t + 1 of the stream."""
     data = open_data(prepared)
     _, model = started(config_for(prepared, tmp_path / "run", f"streaming:{snapshots}"), data)
-    step, last_step, interval = arrays_of(snapshots / "00000001")
+    step, last_step, interval, weight = arrays_of(snapshots / "00000001")
     batch = next(iter(data.train(BATCH)))
     model.compile(optimizer="sgd")
     model.train_step(batch)
@@ -140,10 +147,24 @@ def test_the_trainer_goes_on_with_the_recursion(prepared, snapshots, tmp_path):
         for h, bucket in enumerate(
             schema.hash_buckets(print_, num_buckets=211, num_hashes=5)[0].tolist()
         ):
-            b = 0.95 * interval[h, bucket] + 0.05 * (step + 1 - last_step[h, bucket])
+            share = 0.05 / (0.95 * weight[h, bucket] + 0.05)
+            b = interval[h, bucket] + share * (
+                step + 1 - last_step[h, bucket] - interval[h, bucket]
+            )
             actual = model.method.estimates.interval.numpy().reshape(5, -1)[h, bucket]
             assert actual == pytest.approx(b, rel=1e-6)
     assert int(model.method.estimates.step) == step + 1
+
+
+def test_a_published_start_takes_estimates_for_what_they_are(prepared, snapshots, tmp_path):
+    options = ("published_start=true",)
+    source = f"streaming:{snapshots}"
+    config = config_for(prepared, tmp_path / "run", source, options=options)
+    _, model = started(config, open_data(prepared))
+    _, _, interval, _ = arrays_of(snapshots / "00000001")
+    estimates = model.method.estimates
+    np.testing.assert_allclose(estimates.interval.numpy().reshape(5, -1), interval, rtol=1e-6)
+    assert (estimates.weight.numpy() == 1).all()
 
 
 def test_options_are_those_of_the_stream(prepared, snapshots, tmp_path):
@@ -175,7 +196,7 @@ def test_a_stream_by_time_comes_in_steps_of_the_trainer(prepared, log, tmp_path)
         config_for(prepared, tmp_path / "run", f"streaming:{tmp_path / 'stream'}"),
         open_data(prepared),
     )
-    step, last_step, interval = arrays_of(tmp_path / "stream" / "00000001")
+    step, last_step, interval, _ = arrays_of(tmp_path / "stream" / "00000001")
     ratio = 2002 / 101 / BATCH
     estimates = model.method.estimates
     assert int(estimates.step) == round(101 * ratio)
@@ -243,11 +264,12 @@ def test_another_stream_is_another_run(prepared, snapshots, tmp_path):
 
 
 def test_other_methods_start_from_a_stream(prepared, snapshots, tmp_path):
-    """p = 1 / max b of each candidate; the rarest of them where the stream never had it."""
+    """p = 1 / max b of each candidate, with its open interval; the rarest where it never came."""
     data = open_data(prepared)
     config = config_for(prepared, tmp_path / "run", f"streaming:{snapshots}", method="bmns")
     _, model = started(config, data)
-    _, last_step, interval = arrays_of(snapshots / "00000001")
+    _, last_step, *_ = arrays = arrays_of(snapshots / "00000001")
+    interval = with_open_intervals(*arrays)
     expected, seen = [], []
     for raw in data.candidate_vocabulary.raw_ids.to_pylist():
         prints = np.array([schema.fingerprint(raw)])
@@ -319,6 +341,24 @@ def test_a_run_is_opened_with_the_counts_that_it_was_trained_with(
 
 
 # --- mistakes -------------------------------------------------------------------------------
+
+
+def without_weights(snapshot, output):
+    """A snapshot as it was made before there were weights."""
+    shutil.copytree(snapshot, output)
+    (output / schema.STREAMING_WEIGHT).unlink()
+    manifest = json.loads((output / schema.MANIFEST).read_text())
+    del manifest["files"][schema.STREAMING_WEIGHT]
+    (output / schema.MANIFEST).write_text(json.dumps(manifest))
+    return output
+
+
+def test_an_old_snapshot_is_refused(prepared, snapshots, log, tmp_path):
+    old = without_weights(snapshots / "00000001", tmp_path / "old")
+    with pytest.raises(ValueError, match=r"has no weight.npy: an older twotower made it"):
+        started(config_for(prepared, tmp_path / "run", f"streaming:{old}"), open_data(prepared))
+    with pytest.raises(ValueError, match=r"has no weight.npy.*make it again from its log"):
+        estimate(log, tmp_path / "out", previous=str(old))
 
 
 def test_mistakes_are_one_line(prepared, snapshots, tmp_path, capsys):
