@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from towers.held_out import HeldOut, Ranking
+from towers.significance import half_width
 
 POPULARITY_CUTS = (*(share / 10 for share in range(1, 10)), 0.99)  # deciles, and the top 1 %
 ACTIVITY_CUTS = (0.25, 0.5, 0.75)
@@ -31,7 +32,7 @@ def breakdown(held_out: HeldOut, rankings: dict[str, Ranking], k: int) -> dict[s
       {"k": k, "by_popularity": buckets of candidates by their train rows, "by_activity": buckets
       of queries by theirs}. A bucket has `from` and `to`, the least and the most train rows in it;
       `candidates` or nothing, `positives` and `queries`, how many they are; and for each ranking
-      `mean` and `half_width`, 1.96 standard errors, None for a single query.
+      `mean` and `half_width`, of the 95 % interval, None for a single query.
     """
     return {
         "k": k,
@@ -108,9 +109,9 @@ def _describe(positives: np.ndarray, recalls: dict[str, np.ndarray]) -> dict[str
     found: dict[str, Any] = {"positives": int(positives.sum()), "queries": number}
     for name, values in recalls.items():
         values = values[counted]
-        spread = 1.96 * values.std(ddof=1) / np.sqrt(number) if number > 1 else None
+        error = values.std(ddof=1) / np.sqrt(number) if number > 1 else None
         found[name] = {
             "mean": float(values.mean()) if number else None,
-            "half_width": None if spread is None else float(spread),
+            "half_width": None if error is None else float(half_width(error, number)),
         }
     return found

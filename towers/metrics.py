@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from towers.significance import half_width
+
 
 def recall(hits: np.ndarray, num_positives: np.ndarray, k: int) -> np.ndarray:
     """Hits in the top k / all held-out positives."""
@@ -75,7 +77,7 @@ def mean_metrics(
       ks: the cut-offs.
 
     Returns:
-      Two dicts with keys such as "recall@50"; a half-width is 1.96 standard errors of the mean.
+      Two dicts with keys such as "recall@50"; a half-width is that of Student's interval.
 
     Raises:
       ValueError: no query has a held-out positive.
@@ -88,9 +90,9 @@ def mean_metrics(
     for name, metric in METRICS.items():
         for k in ks:
             values = metric(hits, num_positives, k)
-            error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else 0.0
+            error = np.std(values, ddof=min(1, len(values) - 1)) / np.sqrt(len(values))
             means[f"{name}@{k}"] = float(values.mean())
-            half_widths[f"{name}@{k}"] = float(1.96 * error)
+            half_widths[f"{name}@{k}"] = float(half_width(error, len(values)))
     return means, half_widths
 
 

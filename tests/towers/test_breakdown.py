@@ -7,13 +7,15 @@ import pytest
 
 from towers.breakdown import ACTIVITY_CUTS, POPULARITY_CUTS, breakdown, bucket_of
 from towers.held_out import HeldOut
+from towers.significance import half_width
 
 K = 7
 
 
 def mean_and_half_width(values):
     values = np.array(values)
-    return values.mean(), 1.96 * values.std(ddof=1) / np.sqrt(len(values))
+    error = values.std(ddof=1) / np.sqrt(len(values))
+    return values.mean(), half_width(error, len(values))
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,8 @@ from towers.data import open_data
 from towers.evaluate import evaluate
 from towers.held_out import HeldOut
 from towers.hits_by_query import read_hits
-from towers.significance import compare_paired, holm, permutation_test, t_test
+from towers.metrics import mean_metrics
+from towers.significance import compare_paired, half_width, holm, permutation_test, t_test
 from towers.train import train
 
 HOSTILE = "<b>second$x$"
@@ -89,6 +90,20 @@ def test_student_as_in_printed_tables():
     np.testing.assert_allclose(t_test(np.array([12.706]), np.ones(1), 2), [0.05], rtol=2e-3)
 
 
+@pytest.mark.parametrize(
+    ("count", "quantile"),
+    [(2, 12.7062), (3, 4.30265), (10, 2.26216), (30, 2.04523), (30_000, 1.96)],
+)
+def test_intervals_are_those_of_student(count, quantile):
+    values = np.random.default_rng(1).normal(size=(count, 2))
+    expected = quantile * values.std(axis=0, ddof=1) / np.sqrt(count)
+    paired = compare_paired(values, resamples=10, seed=0)
+    np.testing.assert_allclose(paired.half_width, expected, rtol=1e-4)
+    hits, positives = values[:, :1] > 0, np.ones(count, int)
+    spread = quantile * hits.std(ddof=1) / np.sqrt(count)
+    assert mean_metrics(hits, positives, (1,))[1]["recall@1"] == pytest.approx(spread, rel=1e-4)
+
+
 def test_holm_by_hand():
     np.testing.assert_allclose(holm(np.array([0.04, 0.01, 0.03])), [0.06, 0.03, 0.06])
     np.testing.assert_allclose(holm(np.array([0.9, 0.8])), [1.0, 1.0])
@@ -130,7 +145,7 @@ def test_three_runs(runs, capsys, tmp_path):
     assert second["run"] == HOSTILE
     assert second["difference"] == pytest.approx(differences.mean())
     error = differences.std(ddof=1) / np.sqrt(len(differences))
-    assert second["half_width"] == pytest.approx(1.96 * error)
+    assert second["half_width"] == pytest.approx(half_width(error, len(differences)))
     counts = [(differences > 0).sum(), (differences < 0).sum(), (differences == 0).sum()]
     assert [second[name] for name in ("better", "worse", "equal")] == counts
     p = permutation_test(differences[:, None], resamples=20_000, seed=1)[0]

@@ -66,7 +66,7 @@ def test_means_leave_out_queries_without_positives():
     assert means["recall@4"] == pytest.approx((1 + 0.2 + 0 + 1) / 4)
     values = np.array([1, 0.2, 0, 1])
     spread = np.sqrt(((values - values.mean()) ** 2).sum() / 3)
-    assert half_widths["recall@4"] == pytest.approx(1.96 * spread / 2)
+    assert half_widths["recall@4"] == pytest.approx(3.182446 * spread / 2)  # ν = 3
     assert set(means) == {f"{name}@{k}" for name in metrics.METRICS for k in (1, 4)}
 
 
