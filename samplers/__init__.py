@@ -9,14 +9,16 @@ if TYPE_CHECKING:
     from samplers.candidates import Batch, Candidates, Encoders
     from samplers.frequency import log_pop
     from samplers.methods import METHODS, build
+    from samplers.seen import Seen
 
-__all__ = ["METHODS", "Batch", "Candidates", "Encoders", "build", "log_pop"]
+__all__ = ["METHODS", "Batch", "Candidates", "Encoders", "Seen", "build", "log_pop"]
 
 _HOMES = {
     "METHODS": "samplers.methods",
     "Batch": "samplers.candidates",
     "Candidates": "samplers.candidates",
     "Encoders": "samplers.candidates",
+    "Seen": "samplers.seen",
     "build": "samplers.methods",
     "log_pop": "samplers.frequency",
 }

@@ -78,7 +78,11 @@ class AdaSirU(RenewedMethod):
         check_at_least_1("pool_size", self.pool_size)
         assert self.num_queries is not None
         self._pool = QueryPool(
-            self.num_queries, self.pool_size, self._proposal(), keep_proposed=self._ranks()
+            self.num_queries,
+            self.pool_size,
+            self._proposal(),
+            keep_proposed=self._ranks(),
+            seen=self.seen,
         )
 
     def propose(self, query: tf.Tensor, batch: Batch, *, seed: tf.Tensor) -> Candidates:
@@ -136,6 +140,8 @@ class AdaSirW(AdaSirU):
         positive = positive_scores(encoders.query, encoders.positive)[:, None]
         counted = scores < positive if self.count_below else scores > positive
         counted &= ids != batch.candidate_ids[:, None]  # by rounding, see Warp
+        if self.seen is not None:
+            counted &= ~self.seen.holds(batch.query_ids, ids)
         count = tf.reduce_sum(tf.cast(counted, tf.int64), axis=1)
         rank = (self.num_candidates - 1) * count // self.pool_size + 1
         return proposed._replace(row_weight=harmonic_number(rank))

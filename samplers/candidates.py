@@ -23,7 +23,7 @@ class Batch(NamedTuple):
     candidate_ids: tf.Tensor  # int64 [B], dense ids
     weight: tf.Tensor | None = None  # float32 [B], multiplies the loss of the row
     valid: tf.Tensor | None = None  # bool [B], False for padding, whose loss is 0
-    seen: tf.Tensor | None = None  # int64 [B, S], train positives of the query, padded with -1
+    seen: tf.Tensor | None = None  # int64 [H, 2], see `Method.with_seen`
     log_pop: tf.Tensor | None = None  # float32 [B], of candidate_ids, in place of `frequency`
 
 

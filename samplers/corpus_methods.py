@@ -12,6 +12,7 @@ from samplers.candidates import Batch, Candidates, Encoders
 from samplers.checks import check_at_least_1, check_at_least_1_or_none
 from samplers.method_base import Method
 from samplers.popularity_table import PopularityTable
+from samplers.seen import padded
 from samplers.soft_targets import TargetTable
 from samplers.softmax_losses import in_batch_softmax_loss
 from samplers.streamed_softmax import Valid, dot_logsumexp, own_scores, target_scores
@@ -64,6 +65,13 @@ class FullSoftmax(Method):
         """With a teacher, the targets and log t_ui: [B, S + T]; otherwise None."""
         del query
         return None if self._table is None else self._table.of(batch.query_ids, seed=seed)
+
+    def with_seen(self, batch: Batch, proposed: Candidates | None) -> Batch:
+        """What was seen is a column, but with a teacher, where it is sought."""
+        del proposed
+        if self.seen is None or self._table is not None:
+            return batch
+        return batch._replace(seen=padded(self.seen.pairs(batch.query_ids)))
 
     def loss(
         self, encoders: Encoders, batch: Batch, proposed: Candidates | None, *, seed: tf.Tensor

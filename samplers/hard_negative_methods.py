@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import tensorflow as tf
 
@@ -21,6 +22,8 @@ class Dns(UniformMethod):
 
     Zhang et al., SIGIR 2013, doi:10.1145/2484028.2484126.
     """
+
+    excludes_seen: ClassVar[bool] = True
 
     num_negatives: int = 10  # N, uniform draws for each pair, of which one is kept
 

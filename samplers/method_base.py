@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from samplers.candidates import Batch, Candidates, Encoders
+from samplers.seen import Seen
 from samplers.soft_targets import SoftTargets
 
 
@@ -30,12 +31,14 @@ class Method(tf.Module):
     needs: ClassVar[tuple[str, ...]] = ()  # of "frequency", "num_candidates", "num_queries"
     faster_with_xla: ClassVar[bool] = True  # on a CPU; compiled by default where True
     row_by_row: ClassVar[bool] = False  # `select` and `loss` of a row look at no other row
+    excludes_seen: ClassVar[bool] = False  # its paper draws no train positive of the query
 
     frequency: np.ndarray | None = dataclasses.field(default=None, repr=False)  # [N], train rows
     num_candidates: int | None = dataclasses.field(default=None, repr=False)  # N
     num_queries: int | None = dataclasses.field(default=None, repr=False)
     fingerprints: np.ndarray | None = dataclasses.field(default=None, repr=False)  # [N], int64
     targets: SoftTargets | None = dataclasses.field(default=None, repr=False)  # of a teacher
+    seen: Seen | None = dataclasses.field(default=None, repr=False)  # is left out of negatives
 
     def __post_init__(self) -> None:
         super().__init__(name=type(self).__name__.lower())
@@ -85,6 +88,7 @@ class Method(tf.Module):
         proposed = self.propose(detached.query, batch, seed=first)
         if proposed is not None:
             proposed = self.select(detached, batch, proposed)
+        batch = self.with_seen(batch, proposed)
         return self.loss(encoders, batch, proposed, seed=second)
 
     def refresh(self, encoders: Encoders, *, seed: tf.Tensor) -> None:
@@ -112,6 +116,18 @@ class Method(tf.Module):
         """
         del encoders, batch
         return proposed
+
+    def with_seen(self, batch: Batch, proposed: Candidates | None) -> Batch:
+        """The batch as `loss` needs it: with which of the shared columns its queries have seen.
+
+        The columns are those of the batch and what `select` returned. Before `loss`, in a trainer
+        that calls the steps by hand, and outside of what XLA compiles.
+        """
+        if self.seen is None:
+            return batch
+        ids = batch.candidate_ids
+        ids = ids if proposed is None else tf.concat([ids, proposed.ids], axis=0)
+        return batch._replace(seen=self.seen.hits(batch.query_ids, ids))
 
     def loss(
         self, encoders: Encoders, batch: Batch, proposed: Candidates | None, *, seed: tf.Tensor

@@ -17,6 +17,7 @@ from samplers.mixing_methods import Bmns, PositiveMixing
 from samplers.per_query_methods import Bpr, Pns, PrisP, PrisU, SoftmaxV
 from samplers.quantile_method import SlAtK
 from samplers.resampling_methods import Bir, Xir
+from samplers.seen import Seen
 from samplers.soft_targets import SoftTargets
 
 METHODS: dict[str, type[Method]] = {
@@ -55,6 +56,7 @@ def build(
     num_queries: int | None = None,
     fingerprints: np.ndarray | None = None,
     targets: SoftTargets | None = None,
+    seen: Seen | None = None,
     **options: Any,
 ) -> Method:
     """Makes the method of that name, a `tf.Module` whose state checkpoints.
@@ -66,6 +68,7 @@ def build(
       num_queries: the number of dense query ids; methods with state for each query need it.
       fingerprints: int64 [N], hashes of the raw ids of the candidates; correct_sfx uses them.
       targets: what a teacher ranks highest; full_softmax alone learns from one.
+      seen: the train positives of every query, where they are to be left out of its negatives.
       **options: fields of that method's dataclass. Text such as "0.5" or "true" is converted,
         so that options may come from a command line.
 
@@ -88,6 +91,7 @@ def build(
         num_queries=num_queries,
         fingerprints=fingerprints,
         targets=targets,
+        seen=seen,
         **given,
     )
 

@@ -137,7 +137,8 @@ class PositiveMixing(MixingMethod):
         mixed = share * positive[:, None] + (1 - share) * scores
         used = tf.gather(tf.math.is_finite(log_q), columns)[None, :]
         valid = self._valid(batch)
-        used = used if valid is None else used & valid(columns)
+        if valid is not None:
+            used &= tf.gather(valid(tf.range(tf.size(log_q))), columns, axis=1)
         return _logsumexp(tf.where(used, mixed, -float("inf")))
 
 

@@ -37,6 +37,11 @@ class PerQueryMethod(Method):
 
     mask_accidental_hits: bool = False  # leave out draws of the row's own positive
 
+    def with_seen(self, batch: Batch, proposed: Candidates | None) -> Batch:
+        """The batch as it is: draws are looked up in `seen`."""
+        del proposed
+        return batch
+
     def loss(
         self, encoders: Encoders, batch: Batch, proposed: Candidates | None, *, seed: tf.Tensor
     ) -> tf.Tensor:
@@ -62,7 +67,9 @@ class PerQueryMethod(Method):
         return equal_weights(losses, valid=valid)
 
     def _valid(self, batch: Batch, ids: tf.Tensor) -> tf.Tensor | None:
-        return per_query_mask(batch, ids, mask_accidental_hits=self.mask_accidental_hits)
+        return per_query_mask(
+            batch, ids, mask_accidental_hits=self.mask_accidental_hits, seen=self.seen
+        )
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
@@ -145,6 +152,8 @@ class SoftmaxV(UniformMethod):
     section 2.1 instead, eq. (1): by the scores, at a fixed temperature,
         p_b = softmax_j(s_uj / τ)
     """
+
+    excludes_seen: ClassVar[bool] = True
 
     num_negatives: int = 200  # N, uniform draws for each pair
     rho: float = 1.0  # ρ, hardness: -log β for the OPAUC(β) that is meant, 0 < β < 1

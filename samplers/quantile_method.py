@@ -83,7 +83,12 @@ class SlAtK(Method):
             encoders.query,
             encoders.candidates(proposed.ids),
             tf.zeros([tf.size(proposed.ids)]),
-            valid=hit_filter(batch, proposed.ids, mask_accidental_hits=self.mask_accidental_hits),
+            valid=hit_filter(
+                batch,
+                proposed.ids,
+                mask_accidental_hits=self.mask_accidental_hits,
+                first=tf.size(batch.candidate_ids),
+            ),
             block_size=self.block_size,
         )
         positive = own_scores(encoders.query, encoders.positive)

@@ -10,6 +10,7 @@ import tensorflow as tf
 from samplers.candidates import Candidates, Encoders
 from samplers.method_base import renewed_variable
 from samplers.scoring import candidate_scores
+from samplers.seen import Seen
 
 _BLOCK = 1024  # queries renewed at a time: bounds the memory of a renewal
 
@@ -34,6 +35,7 @@ class QueryPool(tf.Module):
       pool_size: P, of K_c and of the pool.
       proposal: draws K_c.
       keep_proposed: whether to remember K_c, to estimate ranks with it.
+      seen: what a pool leaves out, unless all of K_c is; None for nothing.
 
     Attributes:
       ids: int64 [Q, P], the pools.
@@ -43,9 +45,16 @@ class QueryPool(tf.Module):
     """
 
     def __init__(
-        self, num_queries: int, pool_size: int, proposal: Sampler, *, keep_proposed: bool = False
+        self,
+        num_queries: int,
+        pool_size: int,
+        proposal: Sampler,
+        *,
+        keep_proposed: bool = False,
+        seen: Seen | None = None,
     ) -> None:
         super().__init__(name="query_pool")
+        self._seen = seen
         self._num_queries, self._pool_size, self._proposal = num_queries, pool_size, proposal
 
         def zeros(dtype: tf.DType, name: str) -> tf.Variable:
@@ -117,7 +126,12 @@ class QueryPool(tf.Module):
         seeds = tf.unstack(tf.random.experimental.stateless_split(seed, 3))
         shape = tf.stack([tf.size(rows), self._pool_size])
         drawn = self._proposal.sample(shape, seed=seeds[0])  # K_c
-        log_weights = tf.nn.log_softmax(candidate_scores(query, embed(drawn.ids)) - drawn.log_q)
+        logits = candidate_scores(query, embed(drawn.ids)) - drawn.log_q
+        if self._seen is not None:
+            hits = self._seen.holds(rows, drawn.ids)
+            hits &= ~tf.reduce_all(hits, axis=1, keepdims=True)
+            logits = tf.where(hits, -float("inf"), logits)
+        log_weights = tf.nn.log_softmax(logits)
         places = _draw_by_weight(tf.exp(log_weights), seed=seeds[1])  # R'
         old_or_new = tf.random.stateless_uniform(
             shape, seeds[2], minval=0, maxval=2 * self._pool_size, dtype=tf.int64

@@ -64,10 +64,10 @@ class Bir(Method):
                 f"weights must be published with block_size, got {self.weights!r}: leave one of "
                 "the two out."
             )
-        if self.mask_accidental_hits and self.weights == "equal":
+        if self.weights == "equal" and (self.mask_accidental_hits or self.seen is not None):
             raise ValueError(
-                "mask_accidental_hits must be False with weights=equal, got True: the positive is "
-                "in that loss as a column that is drawn; leave one of the two out."
+                "weights must not be equal with mask_accidental_hits or exclude_seen_negatives: "
+                "such a loss has the positive as a column that is drawn; leave one of the two out."
             )
 
     def loss(
@@ -97,6 +97,7 @@ class Bir(Method):
         log_q: tf.Tensor,
         n: tf.Tensor | int,
         seed: tf.Tensor,
+        first: tf.Tensor | int = 0,
     ) -> tuple[tf.Tensor, Resampling]:
         """The loss of each row over draws from some columns, [B], and the draws."""
         resampling = Resampling(
@@ -105,7 +106,9 @@ class Bir(Method):
             log_q,
             n,
             seed,
-            valid=hit_filter(batch, ids, mask_accidental_hits=self.mask_accidental_hits),
+            valid=hit_filter(
+                batch, ids, mask_accidental_hits=self.mask_accidental_hits, first=first
+            ),
             systematic=self.systematic,
             block_size=self.block_size,
         )
@@ -169,6 +172,7 @@ class Xir(Bir):
             self._popularity.of_ids(proposed.ids),
             n,
             second,
+            first=tf.size(batch.candidate_ids),
         )
         self.cache.record(
             tf.concat([batch.candidate_ids, proposed.ids], axis=0),

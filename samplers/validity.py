@@ -11,44 +11,7 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from samplers.candidates import Batch
-
-
-def seen_hits(seen: tf.Tensor, column_ids: tf.Tensor) -> tf.Tensor:
-    """Where a column holds a train positive of the row's query.
-
-    Args:
-      seen: int64 [B, S], train positives of each query, padded with -1.
-      column_ids: int64 [C], shared by the batch, or [B, N].
-
-    Returns:
-      bool [B, C] or [B, N]; the row's own positive is a hit too.
-    """
-    if column_ids.shape.rank == 2:
-        return tf.reduce_any(column_ids[:, :, None] == seen[:, None, :], axis=-1)
-    # Look-ups in the sorted columns, and not comparisons of [B, C, S].
-    in_order = tf.sort(column_ids)
-    sought = tf.reshape(seen, [-1])
-    places = tf.minimum(_first_not_below(in_order, sought), tf.size(in_order) - 1)
-    rows = tf.repeat(tf.range(tf.shape(seen)[0]), tf.shape(seen)[1])
-    marked = tf.scatter_nd(
-        tf.stack([rows, places], axis=1),
-        tf.cast(tf.gather(in_order, places) == sought, tf.int32),
-        [tf.shape(seen)[0], tf.size(in_order)],
-    )
-    return tf.gather(marked > 0, _first_not_below(in_order, column_ids), axis=1)
-
-
-def _first_not_below(in_order: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
-    """`tf.searchsorted`, but XLA's compares every value with every place: int32 [n]."""
-    last = tf.size(in_order) - 1
-
-    def search(step: tf.Tensor, below: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        probe = below + step - 1
-        is_below = (probe <= last) & (tf.gather(in_order, tf.minimum(probe, last)) < values)
-        return step // 2, tf.where(is_below, below + step, below)
-
-    start = (tf.constant(2**29), tf.zeros_like(values, tf.int32))
-    return tf.while_loop(lambda step, below: step > 0, search, start)[1]
+from samplers.seen import Seen
 
 
 def without_padding(log_q: tf.Tensor, batch: Batch) -> tf.Tensor:
@@ -64,20 +27,21 @@ def num_rows(batch: Batch) -> tf.Tensor:
 
 
 def hit_filter(
-    batch: Batch, column_ids: tf.Tensor, *, mask_accidental_hits: bool
+    batch: Batch, column_ids: tf.Tensor, *, mask_accidental_hits: bool, first: tf.Tensor | int = 0
 ) -> Callable[[tf.Tensor], tf.Tensor] | None:
     """Which of the columns shared by a batch each row may use as negatives.
 
-    Leaves out, where `batch.seen` is given, what the query is known to like.
+    Leaves out, where `batch.seen` is given, what the query of the row has seen.
 
     Args:
       batch: the observed pairs.
       column_ids: int64 [C], the candidate of each column.
       mask_accidental_hits: also leave out columns that hold the row's own positive.
+      first: the number of the first of these columns in `batch.seen`.
 
     Returns:
-      A function: columns, int32 [c] → bool [B, c], where a number of C or more stands for the
-      last column; or None where every column may be used.
+      A function: consecutive columns, int32 [c] → bool [B, c], of which those from C on do not
+      exist; or None where every column may be used.
     """
     if not mask_accidental_hits and batch.seen is None:
         return None
@@ -88,21 +52,31 @@ def hit_filter(
         if mask_accidental_hits:
             hits |= batch.candidate_ids[:, None] == ids[None, :]
         if batch.seen is not None:
-            hits |= seen_hits(batch.seen, ids)
+            hits |= _marked(batch.seen, first + columns[0], tf.shape(hits, tf.int64))
         return ~hits
 
     return valid
 
 
-def per_query_mask(batch: Batch, ids: tf.Tensor, *, mask_accidental_hits: bool) -> tf.Tensor | None:
-    """The candidates drawn for each query that it may use as negatives.
+def _marked(seen: tf.Tensor, first: tf.Tensor, shape: tf.Tensor) -> tf.Tensor:
+    """The hits int64 [H, 2] of columns `first`, `first` + 1, ... as bool of a shape, [B, c]."""
+    place = seen[:, 1] - tf.cast(first, tf.int64)
+    inside = (place >= 0) & (place < shape[1])
+    marks = tf.cast(inside, tf.float32)  # of int32, they would be made by the host
+    cells = tf.stack([seen[:, 0], tf.where(inside, place, 0)], axis=1)
+    return tf.scatter_nd(cells, marks, shape) > 0
 
-    Leaves out, where `batch.seen` is given, what the query is known to like.
+
+def per_query_mask(
+    batch: Batch, ids: tf.Tensor, *, mask_accidental_hits: bool, seen: Seen | None = None
+) -> tf.Tensor | None:
+    """The candidates drawn for each query that it may use as negatives.
 
     Args:
       batch: the observed pairs.
       ids: int64 [B, N], candidates drawn for each row.
-      mask_accidental_hits: also leave out draws of the row's own positive.
+      mask_accidental_hits: leave out draws of the row's own positive.
+      seen: leave out what the query has seen.
 
     Returns:
       bool [B, N], or None where every candidate may be used.
@@ -110,8 +84,8 @@ def per_query_mask(batch: Batch, ids: tf.Tensor, *, mask_accidental_hits: bool) 
     masks = []
     if mask_accidental_hits:
         masks.append(ids != batch.candidate_ids[:, None])
-    if batch.seen is not None:
-        masks.append(~seen_hits(batch.seen, ids))
+    if seen is not None:
+        masks.append(~seen.holds(batch.query_ids, ids))
     if not masks:
         return None
     return masks[0] & masks[1] if len(masks) > 1 else masks[0]

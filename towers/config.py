@@ -40,6 +40,9 @@ class TrainConfig(TowerConfig):
     # of candidates: counts of the train split; counts:DIR of a log, or streaming:DIR, a snapshot or
     # a directory of them, both made by `twotower frequencies`
     frequency: str = "counts"
+    # leave out of the negatives of a user what the user chose in train; none: where the paper of
+    # the method does, which is dns, dns_mn, soft_bpr and softmax_v
+    exclude_seen_negatives: bool | None = None
     init_from: str = ""  # directory of a run whose vectors this one starts with, by raw id
     # directory of a run of the same data, often a larger one, whose ranking full_softmax learns
     # besides; an epoch then has one row for each query

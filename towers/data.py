@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import tensorflow as tf
 
 from pipeline import schema
+from samplers.seen import Seen
 from towers.epochs import epoch_dataset
 from towers.features import Features, no_features
 from towers.shards import load_split
@@ -114,6 +115,11 @@ class RetrievalData:
         data = copy.copy(self)
         data.train_counts = counts
         return data
+
+    def seen(self) -> Seen:
+        """What each query chose in train, for methods that leave it out of the negatives."""
+        chosen = self.positives("train")
+        return Seen(chosen.candidate_ids, chosen.offsets)
 
     def by_query(self) -> RetrievalData:
         """The same data with one train row for each query that has some, to train on alone.

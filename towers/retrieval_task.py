@@ -11,6 +11,7 @@ import tensorflow as tf
 from samplers.candidates import Batch, Encoders
 from samplers.method_base import state_variable
 from samplers.methods import build
+from samplers.seen import Seen
 from towers.legacy_keras import tfrs
 
 Encoder = Callable[[tf.Tensor], tf.Tensor]  # dense ids [...] -> embeddings [..., D]
@@ -35,6 +36,7 @@ class RetrievalTask(tfrs.tasks.Retrieval):
       num_candidates: N, size of the corpus.
       num_queries: the number of dense query ids.
       fingerprints: int64 [N], of the raw ids of the candidates, for `correct_sfx`.
+      seen: the train positives of every query, to leave them out of its negatives.
       candidate_encoder: embeds dense candidate ids with gradient, [...] -> [..., D].
       query_encoder: embeds dense query ids, for methods that look at all queries of an epoch.
       metrics, batch_metrics, loss_metrics, name: as in `tfrs.tasks.Retrieval`.
@@ -55,6 +57,7 @@ class RetrievalTask(tfrs.tasks.Retrieval):
         num_candidates: int | None = None,
         num_queries: int | None = None,
         fingerprints: np.ndarray | None = None,
+        seen: Seen | None = None,
         candidate_encoder: Encoder | None = None,
         query_encoder: Encoder | None = None,
         metrics: Any = None,
@@ -83,6 +86,7 @@ class RetrievalTask(tfrs.tasks.Retrieval):
             num_candidates=num_candidates,
             num_queries=num_queries,
             fingerprints=fingerprints,
+            seen=seen,
             **options,
         )
         self._method_name, self._masks_hits = method, bool(options.get("mask_accidental_hits"))
@@ -178,10 +182,11 @@ class RetrievalTask(tfrs.tasks.Retrieval):
         query_ids: tf.Tensor | None,
     ) -> Batch:
         rows = tf.range(tf.shape(positives, tf.int64)[0])
-        by_id = self.method.frequency is not None or self._num_candidates is not None
+        has_seen = self.method.seen is not None
+        by_id = self.method.frequency is not None or self._num_candidates is not None or has_seen
         if candidate_ids is None and (self._masks_hits or by_id):
             raise self._missing("candidate_ids= at the call")
-        if query_ids is None and self.method.num_queries is not None:
+        if query_ids is None and (self.method.num_queries is not None or has_seen):
             raise self._missing("query_ids= at the call")
         if candidate_ids is not None and candidate_ids.dtype == tf.string:
             candidate_ids = tf.strings.to_hash_bucket_fast(candidate_ids, 2**62)

@@ -151,6 +151,7 @@ def make_model(
             reduction=config.reduction,
             jit_compile=config.jit_compile,
             targets=targets,
+            exclude_seen_negatives=config.exclude_seen_negatives,
             **config.tower_settings,
             **config.method_options,
         )

@@ -12,7 +12,7 @@ import tensorflow as tf
 from pipeline import schema
 from samplers.candidates import Batch, Candidates
 from samplers.method_base import split_seed, state_variable, without_gradient
-from samplers.methods import build
+from samplers.methods import METHODS, build
 from samplers.soft_targets import SoftTargets
 from towers.data import RetrievalData
 from towers.distribution import check_strategy, cut_into_parts
@@ -43,6 +43,8 @@ class TwoTower(tfrs.Model):
       reduction: "mean" or "sum" of the losses of a batch.
       jit_compile: compile the step from rows to gradients with XLA; None: where that is faster.
       targets: what a teacher ranks highest, for the method full_softmax, see `towers.teacher`.
+      exclude_seen_negatives: leave the train positives of a query out of its negatives; None: where
+        the paper of the method does.
       **options: `tower` and other fields of `towers.tower_config.TowerConfig`, and options of the
         method.
 
@@ -63,6 +65,7 @@ class TwoTower(tfrs.Model):
         reduction: str = "mean",
         jit_compile: bool | None = None,
         targets: SoftTargets | None = None,
+        exclude_seen_negatives: bool | None = None,
         **options: Any,
     ) -> None:
         _check(dim, temperature, seed, init_stddev, reduction)
@@ -88,6 +91,7 @@ class TwoTower(tfrs.Model):
             num_queries=data.num_queries,
             fingerprints=data.candidate_vocabulary.fingerprints,
             targets=targets,
+            seen=data.seen() if _excludes_seen(method, exclude_seen_negatives) else None,
             **options,
         )
         self.temperature, self.reduction, self._seed = temperature, reduction, seed
@@ -145,8 +149,9 @@ class TwoTower(tfrs.Model):
                 part.add_proposed(
                     proposed.ids, lambda ids: self._towers.candidate_rows(ids, tables, drop)
                 )
+        batch = self.method.with_seen(part.batch, proposed)
         loss, by_rows, by_variables = self._differentiate(
-            part.batch, part.num_rows, proposed, tables, part.rows, second, drop, self._loss_scale()
+            batch, part.num_rows, proposed, tables, part.rows, second, drop, self._loss_scale()
         )
         loss = part.total(loss)
         # Scaled gradients may overflow: the optimizer that scales them leaves such a step out.
@@ -285,8 +290,14 @@ def _as_batch(inputs: Mapping[str, tf.Tensor]) -> Batch:
     return Batch(
         inputs[schema.QUERY_ID],
         inputs[schema.CANDIDATE_ID],
-        *(inputs.get(name) for name in (schema.WEIGHT, "valid", "seen")),
+        *(inputs.get(name) for name in (schema.WEIGHT, "valid")),
     )
+
+
+def _excludes_seen(method: str, wanted: bool | None) -> bool:
+    if wanted is None:
+        return method in METHODS and METHODS[method].excludes_seen
+    return wanted
 
 
 def _drop_seed(seed: tf.Tensor) -> tf.Tensor:

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from table_encoders import seen_hits
 
 import samplers
 from samplers.methods import build
@@ -68,8 +69,9 @@ def test_mns_masks_hits_in_both_parts_and_padding_shrinks_the_batch(problem, log
         "mns", frequency=p.counts, num_candidates=9, num_uniform=5, mask_accidental_hits=True
     )
     seen = np.random.default_rng(0).integers(-1, 9, (7, 2))
-    batch = p.batch._replace(valid=tf.constant(valid), seen=tf.constant(seen))
-    proposed = method.propose(None, batch, seed=SEED)
+    proposed = method.propose(None, p.batch, seed=SEED)
+    hits = seen_hits(seen, [*ids, *proposed.ids.numpy()])
+    batch = p.batch._replace(valid=tf.constant(valid), seen=hits)
 
     def cut(query, positive, rows):
         loop = mns_loop(
@@ -113,7 +115,7 @@ def test_full_softmax_equals_its_equation(problem, with_seen, block_size):
     ids = p.batch.candidate_ids.numpy()
     seen = np.random.default_rng(1).integers(-1, 9, (7, 3))
     seen[:, 0] = ids  # the positive is seen, and stays in the sum
-    batch = p.batch._replace(seen=tf.constant(seen)) if with_seen else p.batch
+    batch = p.batch._replace(seen=seen_hits(seen, range(9))) if with_seen else p.batch
 
     def losses(query, positive, corpus):
         result = np.zeros(7)

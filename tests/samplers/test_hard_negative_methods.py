@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from table_encoders import make_encoders
+from table_encoders import make_encoders, seen_by
 
 import samplers
 from samplers.method_base import split_seed
@@ -82,13 +82,10 @@ def test_dns_mn_over_all_negatives_is_the_estimator_of_opauc(kept):
     queries, table = tables()
     positives, query = [4, 0, 7, 9], 3
     negatives = [j for j in range(N) if j not in positives]  # n₋ = 8
-    batch = samplers.Batch(
-        tf.constant([query] * 4, tf.int64),
-        tf.constant(positives, tf.int64),
-        seen=tf.constant([positives] * 4, tf.int64),
-    )
+    batch = samplers.Batch(tf.constant([query] * 4, tf.int64), tf.constant(positives, tf.int64))
+    seen = seen_by([positives if u == query else [] for u in range(Q)])
     encoders = make_encoders(tf.constant(queries), tf.constant(table), batch)
-    method = build("dns_mn", num_candidates=N, num_negatives=N, num_kept=kept)
+    method = build("dns_mn", num_candidates=N, num_negatives=N, num_kept=kept, seen=seen)
     everything = samplers.Candidates(
         tf.tile(tf.range(N, dtype=tf.int64)[None], [4, 1]), tf.fill([4, N], -np.log(N))
     )

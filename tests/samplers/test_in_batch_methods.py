@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from table_encoders import seen_hits
 
 from samplers.methods import build
 
@@ -64,7 +65,7 @@ def test_masks_padding_and_weights(problem, log_popularity, block_size):
     valid = np.arange(9) < 7
     seen = np.random.default_rng(0).integers(-1, 5, (9, 2))
     batch = p.batch._replace(
-        valid=tf.constant(valid), seen=tf.constant(seen), weight=tf.linspace(0.5, 2.0, 9)
+        valid=tf.constant(valid), seen=seen_hits(seen, ids), weight=tf.linspace(0.5, 2.0, 9)
     )
     allowed = (ids[:, None] != ids[None, :]) & (ids[None, :, None] != seen[:, None, :]).all(-1)
     loop = batch_loop(ids, log_popularity(p.counts)[ids], valid=valid, allowed=allowed)

@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
+from table_encoders import seen_by
 
 import samplers
 from samplers.methods import METHODS, build
@@ -149,6 +150,43 @@ def test_accidental_hits_are_masked_on_request():
     np.testing.assert_array_equal(masked(encoders, batch, seed=SEED), np.zeros(B))
     kept = build("ssl_pop", frequency=COUNTS)
     assert (kept(encoders, batch, seed=SEED).numpy() > 0).all()
+
+
+def weights_on_scores(method, encoders, batch):
+    """∂loss_b / ∂s_bj: [B, N], through a column of the embeddings for each row."""
+    with tf.GradientTape() as tape:
+        zeros = tf.zeros([N, B])
+        tape.watch(zeros)
+
+        def marked(ids):
+            return tf.concat([encoders.candidates(ids), tf.gather(zeros, ids)], axis=-1)
+
+        by_row = encoders._replace(
+            query=tf.concat([encoders.query, tf.eye(B)], axis=1),
+            positive=marked(batch.candidate_ids),
+            candidates=marked,
+            corpus=lambda: marked(tf.range(N)),
+            queries=lambda ids: tf.pad(encoders.queries(ids), [[0, 0], [0, B]]),
+        )
+        total = tf.reduce_sum(method(by_row, batch, seed=SEED))
+    return tf.transpose(tf.convert_to_tensor(tape.gradient(total, zeros))).numpy()
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_what_a_query_has_seen_is_no_negative(name):
+    encoders, batch = encoders_and_batch()
+    own = np.arange(N) == batch.candidate_ids.numpy()[:, None]
+    chosen = np.random.default_rng(5).random((30, N)) < 0.5
+    chosen[batch.query_ids.numpy(), batch.candidate_ids.numpy()] = True
+    has_seen = chosen[batch.query_ids.numpy()] & ~own
+    weights = {}
+    for seen in (None, seen_by([np.flatnonzero(row) for row in chosen])):
+        data = {"frequency": COUNTS, "num_candidates": N, "num_queries": 30, "seen": seen}
+        weights[seen] = weights_on_scores(build(name, **data), encoders, batch)
+    before, after = weights.values()
+    assert before[has_seen].any()
+    assert not after[has_seen].any()
+    assert after[~has_seen & ~own].any()
 
 
 def test_options_may_be_text():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from table_encoders import make_encoders
+from table_encoders import make_encoders, seen_by
 
 import samplers
 from samplers.method_base import split_seed
@@ -43,20 +43,19 @@ def tables(seed=0):
     return rng.normal(size=(Q, D)).astype(np.float32), rng.normal(size=(N, D)).astype(np.float32)
 
 
-def make_batch(masked=False):
-    """With `masked`, query 0 has seen everything, the others a few candidates."""
+# Query 0 has seen everything, the others a few candidates.
+CHOSEN = [range(N), *np.random.default_rng(1).integers(0, N, [Q - 1, 3])]
+
+
+def make_batch():
     query_ids = np.array([0, 3, 1, 6, 3, 2])
     candidate_ids = np.array([4, 0, 11, 2, 7, 1])
-    seen = None
+    return samplers.Batch(tf.constant(query_ids), tf.constant(candidate_ids))
+
+
+def make(name, masked=False, **options):
     if masked:
-        seen = np.full([B, N], -1)
-        seen[0] = np.arange(N)
-        seen[1:, :3] = np.random.default_rng(1).integers(0, N, [B - 1, 3])
-        seen = tf.constant(seen)
-    return samplers.Batch(tf.constant(query_ids), tf.constant(candidate_ids), seen=seen)
-
-
-def make(name, **options):
+        options |= {"mask_accidental_hits": True, "seen": seen_by(CHOSEN)}
     return build(name, frequency=COUNTS, num_candidates=N, num_queries=Q, **options)
 
 
@@ -129,7 +128,7 @@ def harmonic(rank):
     return sum(1 / k for k in range(1, rank + 1))
 
 
-def reference(name, method, batch, *, mask_accidental_hits=False):
+def reference(name, method, batch, *, masked=False):
     """Loss of each row and the gradients of its sum by both tables."""
     queries, table = (array.astype(np.float64) for array in tables())
     all_ids, all_log_q = drawn_ids(name, method, batch)
@@ -139,10 +138,8 @@ def reference(name, method, batch, *, mask_accidental_hits=False):
         u, i = int(batch.query_ids[b]), int(batch.candidate_ids[b])
         s_i, scores = queries[u] @ table[i], table[all_ids[b]] @ queries[u]
         usable = np.ones(len(scores), bool)
-        if mask_accidental_hits:
-            usable &= all_ids[b] != i
-        if batch.seen is not None:
-            usable &= ~np.isin(all_ids[b], batch.seen[b].numpy())
+        if masked:
+            usable &= (all_ids[b] != i) & ~np.isin(all_ids[b], CHOSEN[u])
         if name == "warp":
             terms = warp_terms(method, s_i, scores, all_ids[b], usable, i)
         else:
@@ -153,7 +150,8 @@ def reference(name, method, batch, *, mask_accidental_hits=False):
             terms = where[kept], p, weight
         kept, p, weight = terms
         if name == "adasir_w":
-            weight = adasir_rank_weight(method, queries[u], table, u, s_i, i)
+            left_out = {i, *(CHOSEN[u] if masked else ())}
+            weight = adasir_rank_weight(method, queries[u], table, u, s_i, left_out)
         for j, p_j in zip(kept, p, strict=True):
             x = stretch * (scores[j] - s_i)
             losses[b] += weight * p_j * softplus(x)
@@ -172,8 +170,8 @@ def warp_terms(method, s_i, scores, ids, usable, positive):
     return [], [], 0.0
 
 
-def adasir_rank_weight(method, query, table, u, s_i, positive):
-    proposed = [k for k in method._pool.proposed.numpy()[u] if k != positive]
+def adasir_rank_weight(method, query, table, u, s_i, left_out):
+    proposed = [k for k in method._pool.proposed.numpy()[u] if k not in left_out]
     others = [table[k] @ query for k in proposed]
     count = sum(s < s_i if method.count_below else s > s_i for s in others)
     return harmonic((N - 1) * count // method.pool_size + 1)
@@ -196,10 +194,10 @@ def losses_and_gradients(method, batch, wrap=lambda f: f):
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize(("name", "options"), CASES)
 def test_loss_and_gradients_are_those_of_a_loop_over_rows(name, options, masked):
-    method = make(name, mask_accidental_hits=masked, **options)
-    batch = make_batch(masked)
+    method = make(name, masked, **options)
+    batch = make_batch()
     actual = losses_and_gradients(method, batch)
-    expected = reference(name, method, batch, mask_accidental_hits=masked)
+    expected = reference(name, method, batch, masked=masked)
     for got, wanted in zip(actual, expected, strict=True):
         np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
     if masked:
@@ -221,7 +219,7 @@ def test_gradients_are_the_same_in_a_graph(name):
 
 @pytest.mark.parametrize("name", PER_QUERY)
 def test_xla_compiles_loss_and_gradients(name):
-    method, batch = make(name, mask_accidental_hits=True), make_batch(masked=True)
+    method, batch = make(name, masked=True), make_batch()
     queries, table = (tf.constant(array) for array in tables())
     encoders = make_encoders(queries, table, batch)
     method.refresh(encoders, seed=SEED)
@@ -265,7 +263,7 @@ def test_scores_of_bfloat16_are_summed_in_float32():
 
 @pytest.mark.parametrize("name", PER_QUERY)
 def test_huge_scores_give_finite_losses_and_gradients(name):
-    method, batch = make(name), make_batch(masked=True)
+    method, batch = make(name, masked=True), make_batch()
     queries, table = (tf.Variable(300 * array) for array in tables())
     with tf.GradientTape() as tape:
         losses = method(make_encoders(queries, table, batch), batch, seed=SEED)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from table_encoders import seen_by
 
 import samplers
 from samplers import query_pool
@@ -49,6 +50,18 @@ def test_large_pools_follow_the_softmax_of_the_scores_whatever_the_proposal(towe
     np.testing.assert_allclose(frequencies(pool.ids.numpy()), expected, atol=0.02)
     pool.renew(encoders_of(*towers), seed=SEED + 1)  # reuse keeps the distribution
     np.testing.assert_allclose(frequencies(pool.ids.numpy()), expected, atol=0.02)
+
+
+def test_pools_hold_nothing_that_their_query_has_seen(towers):
+    chosen = [[0, 4], [], [1], range(N), [2, 3, 5]]
+    pool = QueryPool(Q, 4_000, UniformSampler(N), seen=seen_by(chosen))
+    scores = towers[0] @ towers[1].T
+    for query in (0, 2, 4):
+        scores[query, chosen[query]] = -np.inf
+    for step in range(2):
+        pool.renew(encoders_of(*towers), seed=SEED + step)
+        np.testing.assert_allclose(frequencies(pool.ids.numpy()), softmax(scores), atol=0.05)
+        assert np.isfinite(pool.log_weights).all()  # query 3 has nothing else to hold
 
 
 def test_weights_are_the_softmax_over_what_was_proposed(towers):

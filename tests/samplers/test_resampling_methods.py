@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from table_encoders import seen_hits
 
 import samplers
 from samplers.methods import build
@@ -142,7 +143,7 @@ def test_bir_leaves_out_hits_and_padding(problem, log_popularity, block_size):
     seen = np.full((7, 5), -1)
     seen[1, :2], seen[2] = [ids[1], 3], np.arange(5)
     batch = p.batch._replace(
-        valid=tf.constant(valid), seen=tf.constant(seen), weight=tf.linspace(1.0, 2.0, 7)
+        valid=tf.constant(valid), seen=seen_hits(seen, ids), weight=tf.linspace(1.0, 2.0, 7)
     )
     allowed = (ids[:, None] != ids[None, :]) & (ids[None, :, None] != seen[:, None, :]).all(-1)
     log_q = np.where(valid, log_popularity(p.counts)[ids], -np.inf)

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from table_encoders import seen_by
 
 import samplers
 from samplers.methods import build
@@ -73,13 +74,13 @@ def test_full_softmax_with_a_teacher_equals_its_equation(compiled, block_size):
     query = tf.Variable(rng.normal(size=(5, 3)).astype(np.float32))
     corpus = tf.Variable(rng.normal(size=(9, 3)).astype(np.float32))
     ids = np.array([3, 0, 2, 1, 0])
-    method = build("full_softmax", targets=targets(), teacher_weight=0.4, block_size=block_size)
     # `seen` holds what was chosen: sought, and so never left out.
+    options = {"seen": seen_by(CHOSEN), "teacher_weight": 0.4, "block_size": block_size}
+    method = build("full_softmax", targets=targets(), **options)
     batch = samplers.Batch(
         tf.constant(ids),
         tf.constant([CHOSEN[u][0] for u in ids]),
         weight=tf.constant([1.0, 2.0, 0.5, 1.0, 0.0]),
-        seen=tf.constant([[CHOSEN[u][0], CHOSEN[u][-1]] for u in ids]),
     )
 
     def losses(query, corpus):

@@ -1,12 +1,12 @@
 import numpy as np
 import tensorflow as tf
+from table_encoders import seen_by
 
 from samplers.candidates import Batch
 from samplers.validity import (
     hit_filter,
     num_rows,
     per_query_mask,
-    seen_hits,
     weigh_rows,
     without_padding,
 )
@@ -29,8 +29,8 @@ def test_columns_with_the_rows_own_positive_are_hits():
 
 
 def test_masks_are_combined():
-    seen = tf.constant([[7, -1], [7, -1], [-1, -1], [4, 9]], tf.int64)
-    batch = BATCH._replace(seen=seen)
+    chosen = [[7], [7], [], [4, 9]]
+    batch = BATCH._replace(seen=seen_by(chosen).hits(BATCH.query_ids, IDS))
     valid = hit_filter(batch, IDS, mask_accidental_hits=True)(tf.range(4)).numpy()
     assert valid.tolist() == [
         [False, False, False, True],
@@ -38,8 +38,10 @@ def test_masks_are_combined():
         [False, True, False, True],
         [False, True, False, False],
     ]
+    later = hit_filter(batch, IDS[1:], mask_accidental_hits=True, first=1)(tf.range(1, 4))
+    assert later.numpy()[:, :2].tolist() == valid[:, 2:].tolist()  # the third does not exist
     drawn = tf.constant([[4, 7, 1], [4, 7, 1], [4, 7, 1], [4, 7, 1]], tf.int64)
-    allowed = per_query_mask(batch, drawn, mask_accidental_hits=True).numpy()
+    allowed = per_query_mask(batch, drawn, mask_accidental_hits=True, seen=seen_by(chosen)).numpy()
     assert allowed.tolist() == [
         [False, False, True],
         [True, False, True],
@@ -52,19 +54,6 @@ def test_padding_is_no_column():
     batch = BATCH._replace(valid=tf.constant([True, True, True, False]))
     assert without_padding(tf.zeros(4), batch).numpy().tolist() == [0, 0, 0, -np.inf]
     assert (int(num_rows(batch)), int(num_rows(BATCH))) == (3, 4)
-
-
-def test_seen_hits_per_query():
-    drawn = tf.constant([[1, 2], [1, 2]], tf.int64)
-    seen = tf.constant([[2, 5], [-1, -1]], tf.int64)
-    assert seen_hits(seen, drawn).numpy().tolist() == [[False, True], [False, False]]
-
-
-def test_seen_hits_in_shared_columns_equal_the_comparison():
-    rng = np.random.default_rng(0)
-    columns, seen = rng.integers(0, 30, 17), rng.integers(-1, 30, (9, 6))
-    expected = (columns[None, :, None] == seen[:, None, :]).any(-1)
-    np.testing.assert_array_equal(seen_hits(tf.constant(seen), tf.constant(columns)), expected)
 
 
 def test_rows_are_weighed_and_padding_is_0():

@@ -1,5 +1,6 @@
-"""Encoders that look rows up in two tables."""
+"""Encoders that look rows up in two tables, and what queries have seen."""
 
+import numpy as np
 import tensorflow as tf
 
 import samplers
@@ -13,3 +14,16 @@ def make_encoders(queries, table, batch):
         corpus=lambda: tf.convert_to_tensor(table),
         queries=lambda ids: tf.gather(queries, ids),
     )
+
+
+def seen_by(lists):
+    """The train positives of query 0, 1, ... in the form that methods take."""
+    rows = [sorted(set(ids)) for ids in lists]
+    flat = np.array([candidate for row in rows for candidate in row], np.int64)
+    return samplers.Seen(flat, np.cumsum([0, *map(len, rows)]))
+
+
+def seen_hits(seen, column_ids):
+    """`Batch.seen` from candidates of each row [B, S], padded with -1."""
+    hits = (np.asarray(column_ids)[None, :, None] == np.asarray(seen)[:, None, :]).any(-1)
+    return tf.constant(np.concatenate([np.argwhere(hits), [[0, -1]]]), tf.int64)

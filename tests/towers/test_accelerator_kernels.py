@@ -204,6 +204,11 @@ def test_a_step_towards_a_teacher_stays_on_a_gpu(data):
     assert faults(traced(model.train_step)) == {}
 
 
+@pytest.mark.parametrize("method", ["ssl_pop", "mns", "softmax_v", "adasir_w"])
+def test_every_op_has_one_where_what_was_seen_is_left_out(data, method):
+    assert missing(step_of(data, method, exclude_seen_negatives=True)) == {}
+
+
 @pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
 def test_every_optimizer_stays_on_a_gpu(data, optimizer):
     assert faults(traced(make_model(data, "ssl_pop", optimizer).train_step)) == {}

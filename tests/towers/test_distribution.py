@@ -15,8 +15,8 @@ from towers.two_tower import TwoTower
 
 REPLICAS = Path(__file__).parents[1] / "support" / "replicas.py"
 QUICK = [
-    {"method": "xir", "cache_size": 32, "optimizer": "lazy_adam"},
-    {"method": "bpr", "last_rows": 1, "epochs": 1},
+    {"method": "xir", "cache_size": 32, "optimizer": "lazy_adam", "exclude_seen_negatives": True},
+    {"method": "bpr", "last_rows": 1, "epochs": 1, "exclude_seen_negatives": True},
     {"task": "xir"},
 ]
 OPTIONS = {

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from table_encoders import seen_by
 
 import samplers
 from towers import RetrievalTask
@@ -160,6 +161,19 @@ def test_remove_accidental_hits_is_that_of_tfrs():
     assert float(again) == pytest.approx(float(stock), rel=1e-5)
 
 
+def test_what_queries_have_seen_is_left_out():
+    q, c = embeddings()
+    ids = tf.constant([0, 1, 2, 3, 4, 5], tf.int64)
+    chosen = [[u, (u + 2) % 6] for u in range(6)]
+    loss = RetrievalTask("ssl", seen=seen_by(chosen))(q, c, candidate_ids=ids, query_ids=ids)
+    scores = q.numpy().astype(float) @ c.numpy().T
+    expected = 0.0
+    for u in range(6):
+        kept = [j for j in range(6) if j == u or j not in chosen[u]]
+        expected += np.log(np.exp(scores[u, kept]).sum()) - scores[u, u]
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+
+
 def test_metrics_of_tfrs_are_updated():
     # Whole numbers: TFRS compares a dot product with a matrix product, which may round apart.
     rng = np.random.default_rng(0)
@@ -199,6 +213,8 @@ def test_probabilities_under_the_floor_of_tfrs_are_corrected_all_the_same():
         ("dns", {}, {"c": 1}, "needs num_candidates="),
         ("adasir_u", {"num_candidates": 9}, {"c": 1}, "needs num_queries="),
         ("adasir_u", {"num_candidates": 9, "num_queries": 9}, {"c": 1}, "query_ids= at the call"),
+        ("ssl", {"seen": seen_by([[]])}, {"c": 1}, "query_ids= at the call"),
+        ("ssl", {"seen": seen_by([[]])}, {}, "candidate_ids= at the call"),
         ("ssl", {"temperature": 0}, {}, "temperature must be above 0"),
     ],
 )

@@ -61,7 +61,7 @@ def history_of(run):
     [
         pytest.param({"jit_compile": False}, marks=pytest.mark.long),
         pytest.param({"jit_compile": True}, marks=pytest.mark.long),
-        {"jit_compile": False, "optimizer": "lazy_adam"},
+        {"jit_compile": False, "optimizer": "lazy_adam", "exclude_seen_negatives": True},
         pytest.param({"jit_compile": False, "optimizer": "adagrad"}, marks=pytest.mark.long),
     ],
     ids=["plain", "xla", "lazy_adam", "adagrad"],
@@ -142,6 +142,16 @@ def test_another_configuration_is_refused(prepared, tmp_path):
         train(config_for(prepared, tmp_path / "run", epochs=1))
     summary = train(config_for(prepared, tmp_path / "run", epochs=1, dim=4, overwrite=True))
     assert summary["epochs"] == 1
+
+
+def test_a_run_remembers_whether_it_leaves_out_what_was_seen(prepared, tmp_path):
+    config = config_for(prepared, tmp_path / "run", epochs=1, exclude_seen_negatives=True)
+    train(config)
+    model, opened = open_run(config.run, open_data(prepared))
+    assert model.method.seen is not None
+    assert opened.recorded()["exclude_seen_negatives"] is True
+    with pytest.raises(ValueError, match="exclude_seen_negatives True → False"):
+        train(dataclasses.replace(config, exclude_seen_negatives=False))
 
 
 def test_other_data_are_refused(prepared, checkerboard, make_prepared, tmp_path):

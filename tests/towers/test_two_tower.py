@@ -6,6 +6,7 @@ import samplers
 import towers
 from samplers.candidates import Candidates
 from samplers.method_base import Method
+from samplers.methods import METHODS
 from towers.held_out import HeldOut
 from towers.legacy_keras import tf_keras
 from towers.two_tower import TwoTower
@@ -44,6 +45,33 @@ def test_step_takes_the_gradients_of_compute_loss(data, jit_compile, normalize):
     assert float(model.train_step(batch)["loss"]) == pytest.approx(float(loss), rel=1e-5)
     for ours, theirs in zip(model.optimizer.given, expected, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["ssl_pop", "dns"])
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_a_step_leaves_out_what_a_query_has_seen(data, method, jit_compile):
+    batch, losses = batch_of(data, 32), []
+    for wanted in (False, True):
+        settings = {"exclude_seen_negatives": wanted, "jit_compile": jit_compile}
+        model = TwoTower(data, 4, method, init_stddev=1.0, **settings)
+        loss, expected = keras_gradients(model, batch)
+        model.compile(optimizer=Recording(0.1), run_eagerly=True)
+        losses.append(float(model.train_step(batch)["loss"]))
+        assert losses[-1] == pytest.approx(float(loss), rel=1e-5)
+        for ours, theirs in zip(model.optimizer.given, expected, strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=1e-6)
+    assert losses[1] < losses[0]
+
+
+def test_seen_is_left_out_by_default_where_the_paper_does(data):
+    excludes = {"dns", "dns_mn", "soft_bpr", "softmax_v"}
+    assert {name for name, method in METHODS.items() if method.excludes_seen} == excludes
+    for method, wanted, expected in (
+        *(("dns", None, True), ("dns", False, False)),
+        *(("bpr", None, False), ("bpr", True, True)),
+    ):
+        model = TwoTower(data, 4, method, exclude_seen_negatives=wanted)
+        assert (model.method.seen is not None) == expected
 
 
 def test_scores_are_cosines_over_the_temperature(data):
