@@ -67,5 +67,6 @@ OPTIONS = {
     "teacher_temperature": FIXED,
     "teacher_weight": FIXED,
     "weight_gradient": FIXED,
+    "weights": FIXED,
     "weight_temperature": "log:2:50",
 }
