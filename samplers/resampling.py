@@ -127,11 +127,12 @@ class Resampling:
         Returns:
           float32 [C], whole numbers: exact where they are below 2^24.
         """
-        ones = tf.ones_like(self._query[:, 0]) if rows is None else tf.cast(rows, tf.float32)
-        ones = tf.stack([ones, tf.zeros_like(ones)])
 
         def sums(counts: tf.Tensor) -> tf.Tensor:
-            return tf.matmul(ones, counts)[0]
+            # Not a product with ones: a GPU may round its factors.
+            if rows is not None:
+                counts *= tf.cast(rows, tf.float32)[:, None]
+            return tf.reduce_sum(counts, axis=0)
 
         if self._block_size is None:
             return sums(self._draw.counts)

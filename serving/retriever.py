@@ -22,6 +22,7 @@ from serving.tables import RetrievalTables
 from serving.versions import RETRIEVAL, Version, find_version
 
 _log = logging.getLogger(__name__)
+tf.config.experimental.enable_tensor_float_32_execution(False)  # scores of a GPU are exact, too
 
 Outcome = RetrieveResponse | ValueError | UnknownQuery
 

@@ -50,7 +50,9 @@ class TrainConfig(TowerConfig):
     teacher_candidates: int = 100  # T, the first of that ranking which it learns, for each query
     overwrite: bool = False  # delete what is in the run directory and start anew
     jit_compile: bool | None = None  # compile steps with XLA; none: where that is faster
-    precision: str = "float32"  # or bfloat16, of what towers compute; weights stay float32
+    # of what is computed, weights stay float32: float32; tf32, products of training steps on a GPU
+    # with factors of 10 bits; bfloat16, embeddings as well
+    precision: str = "float32"
     # none; mirrored, the devices of this machine; or multi_worker, several machines, which the
     # environment variable TF_CONFIG names
     strategy: str = "none"
@@ -79,7 +81,7 @@ class TrainConfig(TowerConfig):
         require(self.batch_size >= 2, "batch_size", "must be at least 2", self.batch_size)
         require(0 < decay <= 1, "learning_rate_decay", "must be in (0, 1]", decay)
         require(reduction in ("mean", "sum"), "reduction", "must be mean or sum", reduction)
-        _one_of("precision", ("float32", "bfloat16"), self.precision)
+        _one_of("precision", ("float32", "tf32", "bfloat16"), self.precision)
         _one_of("strategy", ("none", "mirrored", "multi_worker"), self.strategy)
         several = self.strategy == "mirrored" or not self.devices
         require(several, "devices", "must be 0 without --strategy mirrored", self.devices)

@@ -161,7 +161,9 @@ def make_model(
 def _precision(name: str) -> Iterator[None]:
     """Layers that are made here compute in float32, or in bfloat16 with weights of float32."""
     before = tf_keras.mixed_precision.global_policy()
-    tf_keras.mixed_precision.set_global_policy("mixed_bfloat16" if name == "bfloat16" else name)
+    tf_keras.mixed_precision.set_global_policy(
+        "mixed_bfloat16" if name == "bfloat16" else "float32"
+    )
     try:
         yield
     finally:

@@ -58,7 +58,10 @@ class Tower(tf_keras.layers.Layer):
 
     def scaled(self, embeddings: tf.Tensor) -> tf.Tensor:
         """Of length 1 when scores are cosines, or as they are: [..., D]."""
-        return tf.math.l2_normalize(embeddings, axis=-1) if self.normalize else embeddings
+        if not self.normalize:
+            return embeddings
+        wide = tf.cast(embeddings, tf.float32)  # squares are not added up in half precision
+        return tf.cast(tf.math.l2_normalize(wide, axis=-1), embeddings.dtype)
 
     def embed(self, ids: tf.Tensor | None = None, **how: Any) -> tf.Tensor:
         """Both phases: ids [...] → [..., D], or the whole vocabulary; `how` is for `lookup`."""

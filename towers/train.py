@@ -22,6 +22,7 @@ from towers.legacy_keras import tf_keras
 from towers.optimizers import make_optimizer, staircase_decay
 from towers.run_directory import CHECKPOINTS, LOGS, claim, make_model, only_writer
 from towers.teacher import targets_of_run
+from towers.tensor_float import TensorFloat32
 from towers.two_tower import TwoTower
 from towers.warm_start import keep_vocabularies, start_from_run
 
@@ -132,6 +133,8 @@ def _train(
             )
         except tf.errors.InvalidArgumentError as error:
             raise explain(error, config, rows, int(model.iteration.numpy())) or error from error
+        finally:  # an epoch that failed has no end
+            tf.config.experimental.enable_tensor_float_32_execution(False)
     return _report(config, recorder)
 
 
@@ -140,6 +143,8 @@ def _callbacks(
 ) -> list[Any]:
     """Metrics before the recorder and TensorBoard, which read them from the logs."""
     callbacks: list[Any] = [CheckData(config.data, data.fingerprint)]
+    if config.precision in ("tf32", "bfloat16"):
+        callbacks.append(TensorFloat32())
     if data.num_rows("validation"):
         metric, cut_off = parse_metric(config.validation_metric)
         callbacks.append(

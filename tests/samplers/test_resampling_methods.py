@@ -6,6 +6,7 @@ from table_encoders import seen_hits
 import samplers
 from samplers.methods import build
 from samplers.randomness import split_seeds
+from samplers.resampling import Resampling
 from samplers.selection import resample
 
 SEED = tf.constant([5, 2], tf.int64)  # of the losses, see conftest
@@ -355,3 +356,14 @@ def test_seeds_make_different_draws(problem):
 def test_wrong_arguments_are_errors(name, options, text):
     with pytest.raises(ValueError, match=text):
         build(name, **{"frequency": np.ones(4)} | options)
+
+
+def test_draws_are_counted_without_a_product_that_a_gpu_would_round():
+    @tf.function(jit_compile=True)
+    def counts(query, candidates):
+        resampling = Resampling(query, candidates, tf.zeros([5]), 10_000, SEED)
+        return resampling.column_sums()
+
+    specs = tf.TensorSpec([4, 3]), tf.TensorSpec([5, 3])
+    lowered = counts.experimental_get_compiler_ir(*specs)(stage="hlo", platform_name="GPU")
+    assert lowered.count(" dot(") == 1  # the scores

@@ -7,6 +7,7 @@ import tensorflow as tf
 import towers
 from towers.config import TrainConfig
 from towers.held_out import HeldOut
+from towers.id_tower import IdTower
 from towers.legacy_keras import tf_keras
 from towers.run_directory import make_model, open_run
 from towers.train import train
@@ -54,3 +55,42 @@ def test_a_run_remembers_its_precision(prepared, tmp_path):
     assert is_rounded(model.candidate_embeddings())
     with pytest.raises(ValueError, match="precision 'bfloat16' → 'float32'"):
         train(TrainConfig(data=config.data, run=config.run, dim=8, epochs=1))
+
+
+class Watch(tf_keras.callbacks.Callback):
+    """Whether products may be rounded to TensorFloat-32, in the steps and after an epoch."""
+
+    def __init__(self):
+        super().__init__()
+        self.in_steps, self.after = [], []
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.in_steps.append(tf.config.experimental.tensor_float_32_execution_enabled())
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.after.append(tf.config.experimental.tensor_float_32_execution_enabled())
+
+
+@pytest.mark.parametrize(("precision", "rounds"), [("float32", False), ("tf32", True)])
+def test_only_steps_of_training_round_to_tensor_float_and_only_if_asked(
+    prepared, tmp_path, precision, rounds
+):
+    run, watch = str(tmp_path / "run"), Watch()
+    config = TrainConfig(data=str(prepared), run=run, dim=4, epochs=2, precision=precision)
+    train(config, [watch])
+    assert set(watch.in_steps) == {rounds}
+    assert watch.after == [False, False]
+    assert not tf.config.experimental.tensor_float_32_execution_enabled()
+
+
+def test_lengths_are_taken_in_float32():
+    rows = tf.random.stateless_normal([50, 24], [1, 2]) + 1.0
+    rounded = tf.cast(rows, tf.bfloat16)
+    lengths = np.linalg.norm(tf.cast(rounded, tf.float64), axis=1, keepdims=True)
+    expected = tf.cast(tf.cast(rounded, tf.float64) / lengths, tf.bfloat16)
+    tower = IdTower(50, 24, normalize=True, dtype="mixed_bfloat16")
+    found = tower(rows)
+    assert found.dtype == tf.bfloat16
+    # A float32 next to a tie may round the other way.
+    different = tf.reduce_mean(tf.cast(found != expected, tf.float32))
+    assert different < 0.01
