@@ -61,10 +61,16 @@ _MEAN = {
     "init_stddev": 1.0,
     "reduction": "mean",
 }
-# The papers say a learning rate of .001 for 200 epochs; the published script, .01.
-_SUM = _MEAN | {"batch_size": 4096, "init_stddev": 0.1, "reduction": "sum"}
+# The papers say a learning rate of .001 for 200 epochs; the published script, .01. Its negatives
+# are drawn from all items, also where the paper leaves out what the user chose.
+_SUM = _MEAN | {
+    "batch_size": 4096,
+    "init_stddev": 0.1,
+    "reduction": "sum",
+    "exclude_seen_negatives": False,
+}
 _TWICE = {"positive_twice": True}
-_SFX = _TWICE | {"published_start": True}
+_SFX = _TWICE | {"published_start": True, "published_buckets": True}
 _DRAWN = {"redraw": "drawn"}
 
 
@@ -246,7 +252,7 @@ TABLES: Mapping[tuple[str, str], Table] = {
             "Soft BPR, Table 2",
             _MEAN
             | {"tower": "light_gcn", "num_layers": 3, "dim": 64, "init_stddev": 0.1}
-            | {"learning_rate": 0.005, "l2": 0.0},
+            | {"learning_rate": 0.005, "l2": 0.0, "exclude_seen_negatives": True},
             ("recall@50", "ndcg@50"),
             {
                 "bpr": Row({}, {}, _hard(*uniform)),
@@ -265,16 +271,30 @@ TABLES: Mapping[tuple[str, str], Table] = {
 _SHORT = _MEAN | {"normalize": True, "temperature": 0.1, "l2": 0.0, "init_stddev": 0.1}
 
 
+_L2_OF_PAIRS = 0.01  # of losses whose gradient is that of one pair
+
+
+def _loss_scale(method: str, options: Mapping[str, Any]) -> float:
+    """How large a gradient is beside that of the tables: coupled L2 is to weigh as much there.
+
+    Soft BPR has a factor of 1 - α. DNS(M, N) is a mean here, and in its table a sum of two.
+    """
+    if method == "soft_bpr":
+        return options.get("soft_factor", 0.1)  # the default of the method
+    return 0.5 if method == "dns_mn" else 1.0
+
+
 def _sweep(title: str, method: str, option: str, values: tuple[float, ...]) -> Table:
     """One option of a method over some values; the rows are named by them."""
     pairs = method in ("adasir_u", "dns_mn", "softmax_v", "soft_bpr")
     few = {"num_negatives": 50}
     extra = {"bmns": _TWICE, "xir": _DRAWN, "softmax_v": few}.get(method, {})
-    rows = {
-        f"{method} {option}={value}": Row({}, extra | {option: value}, {}, method)
-        for value in values
-    }
-    settings = _SUM | {"l2": 0.01} if pairs else _SHORT
+    rows = {}
+    for value in values:
+        options = extra | {option: value}
+        own = {"l2": _L2_OF_PAIRS * _loss_scale(method, options)} if pairs else {}
+        rows[f"{method} {option}={value}"] = Row(own, options, {}, method)
+    settings = _SUM if pairs else _SHORT
     return Table(title, "", settings, ("recall@10", "recall@20", "recall@50"), rows, runs="figures")
 
 

@@ -118,6 +118,7 @@ def time_methods(
     models: dict[str, Any] = {"stock_tfrs": StockRetrieval(data)}
     for name in names:
         method, settings = VARIANTS.get(name, (name, {}))
+        settings = settings | {"exclude_seen_negatives": False}  # alike for all methods
         models[name] = TwoTower(data, dim=DIM, method=method, **settings)
     steppers = {name: stepper(model, data) for name, model in models.items()}
     times: dict[str, list[float]] = {name: [] for name in steppers}

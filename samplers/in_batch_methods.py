@@ -17,6 +17,8 @@ from samplers.streamed_softmax import Valid
 from samplers.streaming_frequency import StreamingFrequency
 from samplers.validity import hit_filter, weigh_rows, without_padding
 
+_PRIMES = (4993, 4999, 5003, 5009, 5011)
+
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class Ssl(Method):
@@ -114,16 +116,23 @@ class CorrectSfx(Ssl):
     alpha: float = 1e-4  # α, weight of the newest interval in the mean, in (0, 1]
     num_hashes: int = 5  # hash arrays; the largest of their estimates of the interval counts
     num_buckets: int | None = None  # of each hash array; none: twice the number of candidates
+    published_buckets: bool = False  # five arrays of 4993 … 5011 buckets, primes, as published
     published_start: bool = False  # estimates start at 1 with full weight, for some 1/α occurrences
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        ids = self.fingerprints
+        if self.published_buckets and (self.num_buckets is not None or self.num_hashes != 5):
+            raise ValueError(
+                "num_buckets and num_hashes must be left out with published_buckets, got "
+                f"{self.num_buckets} and {self.num_hashes}."
+            )
         assert self.num_candidates is not None
+        ids = np.arange(self.num_candidates) if self.fingerprints is None else self.fingerprints
         self.estimates = StreamingFrequency(
-            np.arange(self.num_candidates) if ids is None else ids,
+            ids,
             num_buckets=2 * self.num_candidates if self.num_buckets is None else self.num_buckets,
             num_hashes=self.num_hashes,
+            primes=_PRIMES if self.published_buckets else None,
             alpha=self.alpha,
             published_start=self.published_start,
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import tensorflow as tf
 
@@ -32,6 +34,8 @@ class StreamingFrequency(tf.Module):
       num_hashes: A, number of hash arrays.
       alpha: α, in (0, 1].
       published_start: starts with w = 1.
+      primes: the buckets of a candidate are its fingerprint modulo each of these instead, in as
+        many arrays; None for `hash_buckets`.
 
     Attributes:
       step: int64, t.
@@ -52,16 +56,20 @@ class StreamingFrequency(tf.Module):
         num_hashes: int = 5,
         alpha: float = 1e-4,
         published_start: bool = False,
+        primes: Sequence[int] | None = None,
     ) -> None:
         super().__init__(name="streaming_frequency")
         check_at_least_1("num_buckets", num_buckets)
         check_at_least_1("num_hashes", num_hashes)
         if not 0 < alpha <= 1:
             raise ValueError(f"alpha must be above 0 and at most 1, got {alpha}.")
+        if primes is None:
+            buckets = hash_buckets(fingerprints, num_buckets=num_buckets, num_hashes=num_hashes)
+        else:
+            num_buckets, num_hashes = max(primes), len(primes)
+            buckets = np.asarray(fingerprints, np.int64)[:, None] % np.asarray(primes, np.int64)
         self.alpha, self._shape = alpha, (num_hashes, num_buckets)
-        self.buckets = tf.constant(
-            hash_buckets(fingerprints, num_buckets=num_buckets, num_hashes=num_hashes)
-        )
+        self.buckets = tf.constant(buckets)
         self.step = state_variable(tf.zeros([], tf.int64), "step")
         self.last_step = state_variable(tf.zeros(num_hashes * num_buckets, tf.int64), "last_step")
         self.interval = state_variable(tf.ones(num_hashes * num_buckets), "interval")

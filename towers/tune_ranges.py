@@ -55,6 +55,7 @@ OPTIONS = {
     "positive_twice": FIXED,
     "power": "linear:0.25:1",
     "published_start": FIXED,
+    "published_buckets": FIXED,
     "rank_scale": "log:50:2000",
     "redraw": FIXED,
     "refresh_epochs": FIXED,

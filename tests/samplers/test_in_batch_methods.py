@@ -3,6 +3,7 @@ import pytest
 import tensorflow as tf
 from table_encoders import seen_hits
 
+import samplers
 from samplers.methods import build
 
 
@@ -203,3 +204,19 @@ def test_wrong_counts_are_errors():
         build("ssl_pop", frequency=np.zeros(4))
     with pytest.raises(ValueError, match="frequency must have shape"):
         build("ssl_pop", frequency=np.ones(4), num_candidates=5)
+
+
+def test_published_buckets_are_fingerprints_modulo_primes():
+    prints = np.array([5, 4993 * 7 + 5, -1, 5011, 2**62])
+    method = build("correct_sfx", num_candidates=5, fingerprints=prints, published_buckets=True)
+    expected = [[int(f) % p for p in (4993, 4999, 5003, 5009, 5011)] for f in prints]
+    np.testing.assert_array_equal(method.estimates.buckets, expected)
+    # 0 and 1 share a bucket of the first array: either of them makes its interval shorter.
+    for candidate in (0, 1, 3):
+        batch = samplers.Batch(tf.constant([0], tf.int64), tf.constant([candidate], tf.int64))
+        method.update(batch)
+    last = method.estimates.last_step.numpy().reshape(5, 5011)
+    assert last[0, 5] == 2
+    assert last[1:, 5].tolist() == [1] * 4
+    with pytest.raises(ValueError, match="num_buckets and num_hashes must be left out"):
+        build("correct_sfx", num_candidates=5, published_buckets=True, num_buckets=9)

@@ -1,7 +1,9 @@
 """What every method of METHODS must hold, and the look-up itself."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -213,6 +215,13 @@ def test_wrong_names_and_options_are_errors(name, options, text):
 def test_what_a_method_needs_is_named():
     with pytest.raises(ValueError, match="needs frequency="):
         build("mns")
+
+
+def test_the_readme_lists_these_methods():
+    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    rows = text.partition("\n## Methods\n")[2].partition("\n## ")[0].split("\n")
+    names = [name for row in rows if row.startswith("|") for name in re.findall(r"`(\w+)`", row)]
+    assert sorted(names) == sorted(METHODS)
 
 
 def test_importing_samplers_loads_no_keras():
