@@ -15,7 +15,7 @@ from serving.answers import Question
 from serving.aside import aside
 from serving.batching import Batcher, BatchOptions, BatchThreads
 from serving.config import ServeConfig
-from serving.errors import InvalidRequest, NotFound, check_rows
+from serving.errors import InvalidRequest, NotFound, check_ids, check_rows
 from serving.loaded import LoadedVersion
 from serving.monitoring import Metrics
 from serving.requests import RetrieveRequest, RetrieveResponse, UnknownQuery
@@ -114,6 +114,7 @@ class BatchedVersion:
         check_rows(rows, self._retrieve.capacity)
         if request.k > self._config.max_k:
             raise InvalidRequest(f"k must be at most {self._config.max_k}, got {request.k}.")
+        check_ids(request.query_ids or ())
         _check_results(rows, min(request.k, retriever.num_candidates))
         if filter_ids > MAX_FILTER_IDS:
             raise InvalidRequest(
@@ -187,3 +188,4 @@ async def _all(futures: Iterable[asyncio.Future[_R]]) -> list[_R]:
     finally:
         for future in submitted:
             future.cancel()
+        submitted.clear()  # with what they raise they make a cycle, which holds the request

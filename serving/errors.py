@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+MAX_ID_LENGTH = 1 << 16
+
 
 class ServiceError(Exception):
     """A request that gets no result; the message is for the client.
@@ -61,6 +65,12 @@ class Unavailable(ServiceError):  # noqa: N818
     """No version is loaded yet, or the service is shutting down."""
 
     http, grpc = 503, "UNAVAILABLE"
+
+
+def check_ids(ids: Sequence[str | bytes]) -> None:
+    """Raises InvalidRequest where one is longer than any id of an interaction log."""
+    if max(map(len, ids), default=0) > MAX_ID_LENGTH:
+        raise InvalidRequest(f"An id may be at most {MAX_ID_LENGTH} long.")
 
 
 def check_rows(rows: int, max_rows: int) -> None:

@@ -142,7 +142,7 @@ def _parsed(parse: Callable[[bytes], Any], content: bytes, most_bytes: int) -> A
     except (DecodeError, zlib.error):
         return InvalidRequest("The message is no protocol buffer of the right type.")
     except ServiceError as error:
-        return error
+        return error.with_traceback(None)  # which holds the message
 
 
 def _is_compressed(content: bytes) -> bool:

@@ -20,7 +20,7 @@ _MOST_LEVELS = 50
 _SPACE = b" \t\r\n"
 
 
-def parse(body: bytes) -> Any:
+def parse(body: bytes | bytearray) -> Any:
     """What `from_json` gives.
 
     >>> parse(b'{"instances": ["a", "b"]}')
@@ -35,7 +35,7 @@ def parse(body: bytes) -> Any:
 class _Large:
     """A large text; `places` of its brackets and commas outside of strings, and their depth."""
 
-    def __init__(self, body: bytes) -> None:
+    def __init__(self, body: bytes | bytearray) -> None:
         self._body = self._text = body
         if b"\\" in body:  # without what is escaped, a string ends at its next quote
             self._text = body.replace(b"\\\\", b"__").replace(b'\\"', b"__")
@@ -89,10 +89,10 @@ class _Large:
 
     def _read(self, start: int, end: int, before: bytes = b"", after: bytes = b"") -> Any:
         piece = self._body[start:end]
-        if not piece.strip(_SPACE):
+        if not piece or piece.isspace():
             raise ValueError(f"nothing between commas or brackets at byte {start}")
         try:
-            return from_json(before + piece + after)
+            return from_json(before + piece + after if before else piece)
         except ValueError as error:
             raise ValueError(f"{error} of bytes {start} to {end}") from error
 

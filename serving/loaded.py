@@ -15,7 +15,7 @@ from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
 from serving import joining
 from serving.arrival import SAVED_MODEL, Arrival
 from serving.embedding_input import LARGEST
-from serving.errors import InvalidRequest, NotFound, Overloaded, ServiceError
+from serving.errors import InvalidRequest, NotFound, Overloaded, ServiceError, check_ids
 from serving.retriever import Retriever
 from serving.served_model import TOP_K
 from serving.signature import Signature
@@ -53,7 +53,7 @@ class LoadedVersion:
         self.retriever: Retriever | None = None
         self._models: list[Any] = []  # all that was loaded
         self._functions: dict[str, Any] = {}
-        self._finite = arrival.manifest is not None  # ScaNN fails for a whole batch on a NaN
+        self._is_ours = arrival.manifest is not None  # ScaNN fails for a whole batch on a NaN
         self.not_by_rows: set[str] = set()
         try:
             self.signatures = self._load(arrival, index)
@@ -97,13 +97,15 @@ class LoadedVersion:
     def fit(self, name: str, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Checks the inputs of a signature; see `Signature.fit`."""
         arrays = self.signature(name).fit(inputs)
-        if self._finite:
+        if self._is_ours:
             for key, array in arrays.items():
                 if array.dtype.kind == "f" and not (np.abs(array) <= LARGEST).all():
                     raise InvalidRequest(
                         f"Input {key!r} must hold finite numbers of at most {LARGEST:g}, "
                         "got a larger one or NaN."
                     )
+                if array.dtype.kind == "O":
+                    check_ids(array.ravel().tolist())
         return arrays
 
     def run(self, name: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import gc
 import sys
 
+_MMAP_THRESHOLD, _MAPPED_BYTES = -3, 8 << 20  # a parameter of glibc's `mallopt`
 _SWITCH_SECONDS = 0.001  # how long one thread may keep the others from Python
 
 
@@ -17,4 +20,14 @@ def settle() -> None:
     """
     gc.collect()
     gc.freeze()
+    _give_back_memory()
     sys.setswitchinterval(_SWITCH_SECONDS)
+
+
+def _give_back_memory() -> None:
+    """Large blocks, such as bodies, go back to the system when they are freed.
+
+    After the first of them glibc would keep those that follow: the threshold follows their size.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # of another C library
+        ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, _MAPPED_BYTES)

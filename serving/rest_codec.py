@@ -34,7 +34,7 @@ class PredictBody(NamedTuple):
     values: Any
 
 
-def parse_predict(body: bytes) -> PredictBody:
+def parse_predict(body: bytes | bytearray) -> PredictBody:
     """Reads a body of `:predict`.
 
     Raises:

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.call import REQUEST_ID, Call, counted, request_id, whole_number
 from serving.config import ServeConfig
-from serving.errors import ServiceError, TooLarge
+from serving.errors import Overloaded, ServiceError, TooLarge
 from serving.rest_codec import encode_error
 from serving.service import Service
 
@@ -29,6 +29,8 @@ OPEN_PATHS = (
 
 _TIMEOUT = b"x-timeout-ms"
 _MOST_MILLISECONDS = 10**9
+_SMALL_BODY = 1 << 20  # bytes; larger ones wait for each other anyhow
+_HELD = 2  # times the limit of a body, that all large bodies may hold together
 _THROWN_AWAY = 4  # times the limit, of a body that is too large
 _THROWING_SECONDS = 2.0
 _log = logging.getLogger(__name__)
@@ -50,7 +52,7 @@ class Guard:
         self._app = app
         self._service = service
         self._expected = f"Bearer {config.token}".encode() if config.token else b""
-        self._most_bytes = config.max_body_mb << 20
+        self._bodies = _Bodies(config.max_body_mb << 20)
         self._seconds = config.deadline_ms / 1000.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -62,7 +64,7 @@ class Guard:
         name = request_id(headers.get(REQUEST_ID.encode(), b"").decode("latin-1"))
         answered = _Named(send, name)
         call = Call(ENTRYPOINT, now + self._seconds, name)
-        limited = _Limited(receive, self._most_bytes)
+        limited = _Limited(receive, self._bodies)
         try:
             with counted(self._service, call, ""):
                 self._check(scope["path"], headers)
@@ -75,8 +77,11 @@ class Guard:
             failure = f"The service failed, request {name}; its log says why."
             return await _send_error(answered, Refused(500, failure, "INTERNAL"))
         scope["state"] = {"call": call}
-        with contextlib.suppress(ClientDisconnect):  # there is nobody to answer
-            await self._app(scope, limited, answered)
+        try:
+            with contextlib.suppress(ClientDisconnect):  # there is nobody to answer
+                await self._app(scope, limited, answered)
+        finally:
+            self._bodies.held -= limited.held
 
     def _check(self, path: str, headers: dict[bytes, bytes]) -> None:
         given = headers.get(b"authorization", b"")
@@ -115,6 +120,14 @@ class _Named:
         await self._send(message)
 
 
+class _Bodies:
+    """How many bytes one body may have, and how many all large ones hold now."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self.most_bytes = most_bytes
+        self.held = 0
+
+
 class _Limited:
     """`receive` that gives up on a body that is too large, whatever length it claimed.
 
@@ -122,16 +135,22 @@ class _Limited:
     sends when the connection is closed does not see the answer.
     """
 
-    def __init__(self, receive: Receive, most_bytes: int) -> None:
+    def __init__(self, receive: Receive, bodies: _Bodies) -> None:
         self._receive = receive
-        self._most_bytes = most_bytes
-        self._read = 0
+        self._bodies = bodies
+        self._most_bytes = bodies.most_bytes
+        self._read = self.held = 0
 
     async def __call__(self) -> Message:
         message = await self._receive()
         self._read += len(message.get("body", b""))
         if self._read > self._most_bytes:
             await self._refuse(message)
+        if self._read > _SMALL_BODY:
+            self._bodies.held += self._read - self.held
+            self.held = self._read
+            if self._bodies.held > _HELD * self._most_bytes:
+                raise Overloaded("Too many large bodies are here already: try again later.")
         return message
 
     async def check(self, headers: dict[bytes, bytes]) -> None:
@@ -150,12 +169,14 @@ class _Limited:
         raise TooLarge(f"The body must be at most {self._most_bytes >> 20} MB (max_body_mb).")
 
 
-async def read_body(request: Request) -> bytes:
+async def read_body(request: Request) -> bytearray:
     """The whole body, as long as it comes before the deadline of the request."""
     try:
         async with asyncio.timeout(request.state.call.deadline - time.monotonic()):
-            # `request.body()` would keep it until there is an answer.
-            return b"".join([piece async for piece in request.stream()])
+            body = bytearray()  # `request.body()` would keep it until there is an answer
+            async for piece in request.stream():
+                body += piece
+            return body
     except TimeoutError as error:
         raise Refused(
             408, "The body did not arrive before the deadline.", "DEADLINE_EXCEEDED"
@@ -174,6 +195,7 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, _Result]) -> _
     finally:
         working.cancel()
         leaving.cancel()
+        del working, leaving  # with what they raise they make a cycle, which holds the body
 
 
 async def _goodbye(receive: Receive) -> None:

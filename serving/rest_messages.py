@@ -81,7 +81,7 @@ class ErrorAnswer(BaseModel):
     error: str
 
 
-def parse_retrieve(body: bytes, max_rows: int) -> RetrieveRequest:
+def parse_retrieve(body: bytes | bytearray, max_rows: int) -> RetrieveRequest:
     """Reads a body of `:retrieve`.
 
     Raises:

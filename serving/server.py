@@ -21,11 +21,13 @@ from starlette.types import ASGIApp
 from serving import grpc_api, logs, rest_api
 from serving.config import ServeConfig
 from serving.process import settle
+from serving.rest_protocol import TimedProtocol
 from serving.service import Service
 
 _BACKLOG = 2048
 _CLOSING_SECONDS = 1.0  # for answers that are on their way once the service is drained
 _FREEING_SECONDS = 5.0  # for what still runs or loads then, and cannot be interrupted
+_UNREAD_SECONDS = 60
 _KEEP_ALIVE_SECONDS = 75  # longer than load balancers keep theirs: they, not we, close first
 _POLL_SECONDS = 0.05
 _log = logging.getLogger(__name__)
@@ -154,7 +156,7 @@ class _RestServer(uvicorn.Server):
 def _rest_config(app: ASGIApp) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http="h11",
+        http=TimedProtocol,
         ws="none",
         lifespan="off",
         log_config=None,
@@ -173,6 +175,8 @@ def _listening(config: ServeConfig) -> Iterator[socket.socket]:
     # asyncio switches Nagle's algorithm off only where it reads TCP; it costs 40 ms an answer.
     with socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # for clients that never read their answer
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNREAD_SECONDS * 1000)
         try:
             listener.bind((config.host, config.rest_port))
             listener.listen(_BACKLOG)

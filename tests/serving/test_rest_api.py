@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from running_server import running
 
+from serving import rest_guard
+
 MODEL = "/v1/models/twotower"
 
 
@@ -250,6 +252,27 @@ def test_a_body_above_the_limit(server):
     assert (status, list(content)) == (413, ["error"])
     padded = json.dumps({"instances": ["query 0"]}).encode().ljust(1 << 20)
     assert server.post(f"{MODEL}:predict", padded).status == 200
+
+
+def test_large_bodies_may_not_hold_all_memory(server, monkeypatch):
+    large, small = b" " * 60_000, {"instances": ["query 0"]}
+    monkeypatch.setattr(rest_guard, "_SMALL_BODY", 50_000)
+    assert server.post(f"{MODEL}:predict", large).status == 400
+    monkeypatch.setattr(rest_guard, "_HELD", 0)
+    answer = server.post(f"{MODEL}:predict", large)
+    assert (answer.status, "large bodies" in answer.error) == (429, True)
+    assert server.post(f"{MODEL}:predict", small).status == 200
+    monkeypatch.setattr(rest_guard, "_HELD", 2)
+    assert server.post(f"{MODEL}:predict", large).status == 400  # nothing is held any more
+
+
+@pytest.mark.parametrize(
+    ("verb", "body"),
+    [("predict", {"instances": ["x" * 70_000]}), ("retrieve", {"query_ids": ["x" * 70_000]})],
+)
+def test_an_id_has_a_length(server, verb, body):
+    answer = server.post(f"{MODEL}:{verb}", body)
+    assert (answer.status, "at most 65536" in answer.error) == (400, True)
 
 
 def test_a_compressed_body_is_refused(server):
