@@ -16,7 +16,7 @@ from samplers.methods import METHODS, build
 from samplers.soft_targets import SoftTargets
 from towers.data import RetrievalData
 from towers.distribution import check_strategy, cut_into_parts
-from towers.gradients import finite_loss, sum_gradients
+from towers.gradients import finite_loss, sum_gradients, worst_of
 from towers.legacy_keras import tf_keras, tfrs
 from towers.make_towers import make_towers
 from towers.replica_part import MeanOfAll, WholeBatch, check_alone, part_of
@@ -150,13 +150,13 @@ class TwoTower(tfrs.Model):
                     proposed.ids, lambda ids: self._towers.candidate_rows(ids, tables, drop)
                 )
         batch = self.method.with_seen(part.batch, proposed)
-        loss, by_rows, by_variables = self._differentiate(
+        loss, by_rows, by_variables, worst = self._differentiate(
             batch, part.num_rows, proposed, tables, part.rows, second, drop, self._loss_scale()
         )
         loss = part.total(loss)
         # Scaled gradients may overflow: the optimizer that scales them leaves such a step out.
         scaled = isinstance(self.optimizer, tf_keras.mixed_precision.LossScaleOptimizer)
-        loss = finite_loss(loss, [] if scaled else [*by_rows, *by_variables])
+        loss = finite_loss(loss, None if scaled else worst)
         # Or the counters would run ahead of a step that finds no more data.
         with tf.control_dependencies([loss]):
             by_look_ups = self._through_look_ups(
@@ -234,8 +234,8 @@ class TwoTower(tfrs.Model):
         seed: tf.Tensor,
         drop: tf.Tensor,
         loss_scale: tf.Tensor,
-    ) -> tuple[tf.Tensor, list[Any], list[Any]]:
-        """The loss, and its gradients by what was looked up and by variables.
+    ) -> tuple[tf.Tensor, list[Any], list[Any], tf.Tensor]:
+        """The loss, its gradients by what was looked up and by variables, and the worst of these.
 
         What the loss does not depend on has None for a gradient.
         """
@@ -252,7 +252,7 @@ class TwoTower(tfrs.Model):
             loss = self._reduce(losses, batch, num_rows)
             scaled = loss * loss_scale
         by_rows, by_variables = tape.gradient(scaled, (looked_up, self.trainable_variables))
-        return loss, by_rows, by_variables
+        return loss, by_rows, by_variables, worst_of([*by_rows, *by_variables])
 
     def _through_look_ups(
         self, tape: tf.GradientTape, looked_up: list[tf.Tensor], gradients: list[Any]

@@ -195,6 +195,9 @@ def test_a_step_of_every_method_stays_on_a_gpu(data, method):
     compiled = {op.type for op, inside in ops_of(concrete) if inside}
     assert compiled & {"MatMul", "BatchMatMulV2", "Sum"}
     assert faults(concrete) == {}
+    checked = [op.inputs[0] for op, _ in ops_of(concrete) if op.type == "CheckNumerics"]
+    assert len(checked) == 2  # the host reads a number for the loss, one for all gradients
+    assert all(tensor.shape.rank == 0 for tensor in checked)
     if type(model.method).end_epoch is not Method.end_epoch:
         assert faults(tf.function(model.end_epoch).get_concrete_function()) == {}
 

@@ -17,6 +17,7 @@ import tensorflow as tf
 from pipeline import schema
 from towers.config import TrainConfig
 from towers.data import open_data
+from towers.gradients import worst_of
 from towers.dataframe import from_dataframe
 from towers.epochs import step_rows
 from towers.legacy_keras import tf_keras
@@ -109,23 +110,31 @@ def test_a_loss_that_is_no_number_changes_nothing_and_leaves_its_batch(
         assert saved[f"{side}_raw_id"] == [raw_ids[i] for i in ids]
 
 
-def test_a_step_with_an_infinite_gradient_writes_nothing(data):
-    model = TwoTower(data, 4, jit_compile=False, init_stddev=1.0)
+@pytest.mark.parametrize(("jit_compile", "factor"), [(True, np.inf), (False, np.nan)])
+def test_a_step_with_a_gradient_that_is_not_finite_writes_nothing(data, jit_compile, factor):
+    model = TwoTower(data, 4, jit_compile=jit_compile, init_stddev=1.0)
     model.compile(optimizer=tf_keras.optimizers.SGD(0.1))
     batch = next(iter(data.train(16)))
-    original = model._differentiate
+    original = model.method.loss
 
-    def broken(*args):
-        loss, by_rows, by_variables = original(*args)
-        return loss, [by_rows[0] * np.inf, *by_rows[1:]], by_variables
+    @tf.custom_gradient
+    def breaks(losses):
+        return losses, lambda upstream: upstream + factor
 
-    model._differentiate = broken
+    model.method.loss = lambda *args, **kwargs: breaks(original(*args, **kwargs))
     before = [variable.numpy() for variable in model.variables]
     step = tf.function(model.train_step)
     with pytest.raises(tf.errors.InvalidArgumentError, match="a gradient of a training step must"):
         step(batch)
     for variable, value in zip(model.variables, before, strict=True):
         assert variable.numpy().tobytes() == value.tobytes()
+
+
+@pytest.mark.parametrize("worst", [0.0, np.inf, np.nan])
+def test_one_number_tells_the_worst_of_all_gradients(worst):
+    rows = tf.IndexedSlices(tf.constant([[1.0, -worst or 2.0]]), [3])
+    found = tf.function(worst_of, jit_compile=True)([tf.ones([2]), None, rows])
+    np.testing.assert_equal(found.numpy(), np.float32(worst))
 
 
 def test_diverging_by_itself_is_told_in_one_line(prepared, tmp_path):
