@@ -104,7 +104,7 @@ def test_one_device_is_no_part(data):
     ("settings", "text"),
     [
         ({"strategy": "tpu"}, "^strategy must be one of none, mirrored, multi_worker"),
-        ({"precision": "float16"}, "^precision must be one of float32, bfloat16"),
+        ({"precision": "float16"}, "^precision must be one of float32, tf32, bfloat16"),
         ({"devices": 2}, "^devices must be 0 without --strategy mirrored, got 2"),
         ({"strategy": "mirrored", "devices": 8, "batch_size": 4}, "^batch_size .* devices = 8"),
     ],

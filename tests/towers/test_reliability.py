@@ -17,9 +17,9 @@ import tensorflow as tf
 from pipeline import schema
 from towers.config import TrainConfig
 from towers.data import open_data
-from towers.gradients import worst_of
 from towers.dataframe import from_dataframe
 from towers.epochs import step_rows
+from towers.gradients import worst_of
 from towers.legacy_keras import tf_keras
 from towers.run_directory import make_model, open_run
 from towers.train import train
@@ -132,7 +132,7 @@ def test_a_step_with_a_gradient_that_is_not_finite_writes_nothing(data, jit_comp
 
 @pytest.mark.parametrize("worst", [0.0, np.inf, np.nan])
 def test_one_number_tells_the_worst_of_all_gradients(worst):
-    rows = tf.IndexedSlices(tf.constant([[1.0, -worst or 2.0]]), [3])
+    rows = tf.IndexedSlices(tf.constant([[1.0, -worst or 2.0]]), tf.constant([3]))
     found = tf.function(worst_of, jit_compile=True)([tf.ones([2]), None, rows])
     np.testing.assert_equal(found.numpy(), np.float32(worst))
 
