@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from samplers.candidates import Candidates
 from samplers.method_base import renewed_variable
+from samplers.randomness import split_seed
 
 
 class AdaptiveOversampler(tf.Module):
@@ -69,7 +70,7 @@ class AdaptiveOversampler(tf.Module):
         """
         query = tf.cast(query, tf.float32)
         shape = [tf.shape(query)[0], num_negatives]
-        first, second = tf.unstack(tf.random.experimental.stateless_split(seed, 2))
+        first, second = split_seed(seed)
         factor, log_factor = self._draw_factors(query, tf.random.stateless_uniform(shape, first))
         rank, log_rank = self._draw_ranks(tf.random.stateless_uniform(shape, second))
         upwards = tf.gather(query, factor, batch_dims=1) > 0

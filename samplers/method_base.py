@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from samplers.candidates import Batch, Candidates, Encoders
+from samplers.randomness import split_seed
 from samplers.seen import Seen
 from samplers.soft_targets import SoftTargets
 
@@ -82,7 +83,7 @@ class Method(tf.Module):
         Returns:
           float32 [B], weighted, 0 for padding, not reduced.
         """
-        first, second = split_seed(seed)
+        first, second = split_seed(seed)  # of refresh and propose, and of the loss
         detached = without_gradient(encoders)
         self.refresh(detached, seed=first)
         proposed = self.propose(detached.query, batch, seed=first)
@@ -178,12 +179,6 @@ def renewed_variable(initial: tf.Tensor, name: str, *, shape: Any = None) -> tf.
         synchronization=tf.VariableSynchronization.ON_READ,
         aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
     )
-
-
-def split_seed(seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Two independent seeds from one: of `refresh` and `propose`, and of `loss`, int [2] each."""
-    first, second = tf.unstack(tf.random.experimental.stateless_split(seed, 2))
-    return first, second
 
 
 def without_gradient(encoders: Encoders) -> Encoders:

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from samplers.candidates import Candidates, Encoders
 from samplers.method_base import renewed_variable
+from samplers.randomness import HOST, split_seed
 from samplers.scoring import candidate_scores
 from samplers.seen import Seen
 
@@ -102,7 +103,8 @@ class QueryPool(tf.Module):
 
         def renew_block(start: tf.Tensor) -> tuple[tf.Tensor]:
             rows = tf.range(start, tf.minimum(start + _BLOCK, self._num_queries), dtype=tf.int64)
-            block_seed = tf.random.experimental.stateless_fold_in(seed, start)
+            with tf.device(HOST):
+                block_seed = tf.random.experimental.stateless_fold_in(seed, start)
             self._renew_rows(rows, queries(rows), encoders.candidates, block_seed)
             return (start + _BLOCK,)
 
@@ -123,7 +125,7 @@ class QueryPool(tf.Module):
         seed: tf.Tensor,
     ) -> None:
         """One block of Algorithm 1, lines 4 to 10: queries [b] and their embeddings [b, D]."""
-        seeds = tf.unstack(tf.random.experimental.stateless_split(seed, 3))
+        seeds = split_seed(seed, 3)
         shape = tf.stack([tf.size(rows), self._pool_size])
         drawn = self._proposal.sample(shape, seed=seeds[0])  # K_c
         logits = candidate_scores(query, embed(drawn.ids)) - drawn.log_q

@@ -7,6 +7,10 @@ from typing import Any
 
 import tensorflow as tf
 
+# Where seeds are and are made: TensorFlow reads them there also for a draw on a GPU, which would
+# have to hand over each, and wait.
+HOST = "CPU:0"
+
 
 def uniform_bits(shape: tf.Tensor | Sequence[Any], seed: tf.Tensor) -> tf.Tensor:
     """Uniform integers of 32 bits: uint32 of that shape, a function of the seed, int [2]."""
@@ -26,6 +30,20 @@ def uniform_numbers(shape: tf.Tensor | Sequence[Any], seed: tf.Tensor) -> tf.Ten
     return tf.cast(bits, tf.float32) * 2.0**-24
 
 
+def step_seed(run_seed: int, iteration: tf.Variable) -> tf.Tensor:
+    """int64 [2], another one at every step of every run."""
+    step = iteration.read_value()  # where the variable lies
+    with tf.device(HOST):
+        return tf.stack([tf.constant(run_seed, tf.int64), step])
+
+
+def split_seed(seed: tf.Tensor, n: int = 2) -> list[tf.Tensor]:
+    """n independent seeds, int [2] each, from one."""
+    with tf.device(HOST):
+        return tf.unstack(tf.random.experimental.stateless_split(seed, n))
+
+
 def split_seeds(seed: tf.Tensor, n: int) -> list[tf.Tensor]:
-    """n independent seeds, int64 [2] each, from one."""
-    return tf.unstack(tf.cast(uniform_bits([n, 2], seed), tf.int64))
+    """n independent seeds, int64 [2] each, from one, the same in a compiled step as elsewhere."""
+    with tf.device(HOST):
+        return tf.unstack(tf.cast(uniform_bits([n, 2], seed), tf.int64))

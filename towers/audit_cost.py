@@ -10,7 +10,7 @@ from typing import Any
 import tensorflow as tf
 
 from samplers.candidates import Batch, Candidates
-from samplers.method_base import split_seed
+from samplers.randomness import split_seed
 from towers.audit_weights import Batches, Subject
 
 

@@ -17,7 +17,8 @@ import tensorflow as tf
 from pipeline import schema
 from samplers.adaptive_methods import AdaSirU
 from samplers.candidates import Batch, Candidates, Encoders
-from samplers.method_base import Method, split_seed
+from samplers.method_base import Method
+from samplers.randomness import split_seed
 from towers.data import RetrievalData
 from towers.two_tower import TwoTower
 

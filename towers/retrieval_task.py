@@ -11,6 +11,7 @@ import tensorflow as tf
 from samplers.candidates import Batch, Encoders
 from samplers.method_base import state_variable
 from samplers.methods import build
+from samplers.randomness import HOST, step_seed
 from samplers.seen import Seen
 from towers.legacy_keras import tfrs
 
@@ -92,7 +93,8 @@ class RetrievalTask(tfrs.tasks.Retrieval):
         self._method_name, self._masks_hits = method, bool(options.get("mask_accidental_hits"))
         self._encode_candidates, self._encode_queries = candidate_encoder, query_encoder
         self._num_candidates, self._seed = num_candidates, seed
-        self.iteration = state_variable(tf.constant(0, tf.int64), "iteration")
+        with tf.device(HOST):
+            self.iteration = state_variable(tf.constant(0, tf.int64), "iteration")
         self._loss_of_call: tf.Tensor | None = None
 
     def call(
@@ -139,7 +141,7 @@ class RetrievalTask(tfrs.tasks.Retrieval):
             corpus=lambda: self._candidates(tf.range(self._corpus_size(), dtype=tf.int64)),
             queries=self._queries,
         )
-        seed = tf.stack([tf.constant(self._seed, tf.int64), self.iteration.read_value()])
+        seed = step_seed(self._seed, self.iteration)
         loss = tf.reduce_sum(self.method(encoders, batch, seed=seed))
         if training is None:
             loss = _when_differentiated(lambda: self._remember(batch), loss)

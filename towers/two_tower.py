@@ -11,8 +11,9 @@ import tensorflow as tf
 
 from pipeline import schema
 from samplers.candidates import Batch, Candidates
-from samplers.method_base import split_seed, state_variable, without_gradient
+from samplers.method_base import state_variable, without_gradient
 from samplers.methods import METHODS, build
+from samplers.randomness import HOST, split_seed, step_seed
 from samplers.soft_targets import SoftTargets
 from towers.data import RetrievalData
 from towers.distribution import check_strategy, cut_into_parts
@@ -95,7 +96,8 @@ class TwoTower(tfrs.Model):
             **options,
         )
         self.temperature, self.reduction, self._seed = temperature, reduction, seed
-        self.iteration = state_variable(tf.constant(0, tf.int64), "iteration")
+        with tf.device(HOST):
+            self.iteration = state_variable(tf.constant(0, tf.int64), "iteration")
         self.mean_loss = MeanOfAll(name="loss")
         if jit_compile is None:
             jit_compile = self.method.faster_with_xla or bool(
@@ -129,7 +131,7 @@ class TwoTower(tfrs.Model):
         """
         check_alone()
         batch = _as_batch(inputs)
-        seed = self._step_seed()
+        seed = step_seed(self._seed, self.iteration)
         drop = _drop_seed(seed) if training else None
         tables, rows = self._look_up(batch, drop)
         encoders = self._towers.encoders(rows["query"], rows["positive"], tables, drop)
@@ -137,7 +139,7 @@ class TwoTower(tfrs.Model):
 
     def train_step(self, inputs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Look-ups, then gradients in one compiled unit, then the optimizer and the method."""
-        batch, seed = _as_batch(inputs), self._step_seed()
+        batch, seed = _as_batch(inputs), step_seed(self._seed, self.iteration)
         first, second = split_seed(seed)
         drop = _drop_seed(seed)
         with tf.GradientTape() as tape:
@@ -206,10 +208,6 @@ class TwoTower(tfrs.Model):
         if proposed is None:
             return None
         return self.method.select(encoders, part.batch, part.drawn(proposed))
-
-    def _step_seed(self) -> tf.Tensor:
-        """int64 [2], another one at every step of every run."""
-        return tf.stack([tf.constant(self._seed, tf.int64), self.iteration.read_value()])
 
     def _reduce(
         self, losses: tf.Tensor, batch: Batch, num_rows: tf.Tensor | None = None
@@ -302,7 +300,8 @@ def _excludes_seen(method: str, wanted: bool | None) -> bool:
 
 def _drop_seed(seed: tf.Tensor) -> tf.Tensor:
     """The seed of what the towers drop in a step, from that of the step: int64 [2]."""
-    return tf.random.experimental.stateless_fold_in(seed, 1)
+    with tf.device(HOST):
+        return tf.random.experimental.stateless_fold_in(seed, 1)
 
 
 def _check(dim: int, temperature: float, seed: int, init_stddev: float, reduction: str) -> None:

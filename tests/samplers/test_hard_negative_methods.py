@@ -6,8 +6,8 @@ import tensorflow as tf
 from table_encoders import make_encoders, seen_by
 
 import samplers
-from samplers.method_base import split_seed
 from samplers.methods import build
+from samplers.randomness import split_seed
 
 N, Q, B, D = 12, 7, 6, 3
 SEED = tf.constant([5, 11], tf.int64)

@@ -93,6 +93,14 @@ def check_that_a_part_has_no_loss(model, batch):
         model.distribute_strategy.run(model.compute_loss, args=(batch,))
 
 
+def check_where_the_counter_is():
+    """Seeds are made of it on the host, and nothing comes from an accelerator for them."""
+    with tf.device("CPU:1"):  # in place of a GPU
+        model = TwoTower(make_data(30), 6, "ssl_pop", jit_compile=False)
+    assert model.query_tower.table.device.endswith("CPU:1")
+    assert model.iteration.device.endswith("CPU:0")
+
+
 class StockModel(tfrs.Model):
     """A model of stock TFRS with one of our methods, whose `compute_loss` passes nothing on."""
 
@@ -137,6 +145,7 @@ def main():
     logical = [tf.config.LogicalDeviceConfiguration()] * replicas
     tf.config.set_logical_device_configuration(cpu, logical)
     strategy = tf.distribute.MirroredStrategy([f"CPU:{n}" for n in range(replicas)])
+    check_where_the_counter_is()
     for case in json.loads(sys.argv[2]):
         if "task" in case:
             check_a_task(case, strategy)

@@ -169,6 +169,11 @@ def faults(concrete):
             host = set(kernel.host_memory_arg)
             on_host = [(name, tensor) for name, tensor in arguments(op) if name in host]
         found.update(
+            f"{op.type} {op.name} waits for its seed"
+            for name, tensor in on_host
+            if name == "seed" and "CPU" not in tensor.op.device and tensor.op.type != "Placeholder"
+        )
+        found.update(
             f"{op.type} {op.name} has {name or 'int32'} {tensor.shape} on the host"
             for name, tensor in on_host
             if is_large(tensor) and (op.type, name) not in SHAPES
@@ -284,3 +289,10 @@ def test_the_audit_finds_what_does_not_stay():
         return tf.cast(ids, tf.int32)[:, None]
 
     assert "StridedSlice" in " ".join(faults(on_host.get_concrete_function(IDS)))
+
+    @tf.function
+    def drawn(seed):
+        return tf.random.stateless_uniform([3], seed + 1)
+
+    found = faults(drawn.get_concrete_function(tf.TensorSpec([2], tf.int64)))
+    assert "waits for its seed" in " ".join(found)
