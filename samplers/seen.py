@@ -52,15 +52,14 @@ class Seen:
         pairs = self.pairs(query_ids)
         order = tf.argsort(column_ids)
         in_order = tf.gather(column_ids, order)
-        first, end = (
-            tf.searchsorted(in_order, pairs[:, 1], side=side, out_type=tf.int64)
-            for side in ("left", "right")
-        )
-        found = tf.where(end > first)[:, 0]  # [h]: a candidate may be in several columns
-        first, size = tf.gather(first, found), tf.gather(end - first, found)
-        number, place = _unfolded(size)
+        first = tf.searchsorted(in_order, pairs[:, 1], out_type=tf.int64)
+        at_first = tf.gather(in_order, tf.minimum(first, tf.size(in_order, tf.int64) - 1))
+        found = tf.where(at_first == pairs[:, 1])[:, 0]
+        first, held = tf.gather(first, found), tf.gather(pairs, found)
+        end = tf.searchsorted(in_order, held[:, 1], side="right", out_type=tf.int64)
+        number, place = _unfolded(end - first)  # a candidate may be in several columns
         column = tf.gather(order, tf.gather(first, number) + place)
-        row = tf.gather(pairs[:, 0], tf.gather(found, number))
+        row = tf.gather(held[:, 0], number)
         return padded(tf.stack([row, tf.cast(column, tf.int64)], axis=1))
 
     def pairs(self, query_ids: tf.Tensor) -> tf.Tensor:
@@ -92,7 +91,7 @@ def _unfolded(sizes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 
     [2, 0, 1] → [0, 0, 2] and [0, 1, 0], int64.
     """
-    end = tf.cumsum(sizes)
-    member = tf.range(tf.reduce_sum(sizes))
-    group = tf.searchsorted(end, member, side="right", out_type=tf.int64)
+    end, total = tf.cumsum(sizes), tf.reduce_sum(sizes)
+    ends_at = tf.scatter_nd(end[:, None], tf.ones_like(sizes), total[None] + 1)
+    group, member = tf.cumsum(ends_at)[:-1], tf.range(total)
     return group, member - tf.gather(end - sizes, group)
