@@ -53,6 +53,7 @@ class TrainConfig(TowerConfig):
     # of what is computed, weights stay float32: float32; tf32, products of training steps on a GPU
     # with factors of 10 bits; bfloat16, embeddings as well
     precision: str = "float32"
+    deterministic: bool = False  # a GPU gives the same bits every time, as a CPU does; slower
     # none; mirrored, the devices of this machine; or multi_worker, several machines, which the
     # environment variable TF_CONFIG names
     strategy: str = "none"
@@ -115,7 +116,7 @@ class TrainConfig(TowerConfig):
         fields = dataclasses.asdict(self)
         for name in ("data", "run", "checkpoint_minutes", "overwrite"):
             del fields[name]
-        for name in ("jit_compile", "strategy", "devices"):
+        for name in ("jit_compile", "deterministic", "strategy", "devices"):
             del fields[name]
         fields["frequency"] = "".join(self.frequency.partition(":")[:2])  # without its path
         for name in ("init_from", "teacher"):

@@ -35,7 +35,7 @@ def train(config: TrainConfig, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
 
     A run that was killed goes on at the exact step of its last checkpoint: the order of the rows
     and all draws are functions of the seed and the step, so its final weights are, on the same
-    machine, those of a run that was never interrupted.
+    machine, those of a run that was never interrupted; on a GPU if `deterministic` is set.
 
     Args:
       config: what to do.
@@ -49,6 +49,8 @@ def train(config: TrainConfig, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
         or early stopping has no validation part to look at; later, the loss is no longer finite,
         the data were changed, or the disk is full: the last checkpoint is as good as ever.
     """
+    if config.deterministic:
+        tf.config.experimental.enable_op_determinism()
     strategy = make_strategy(config)
     data = open_data(config.data)
     if config.patience and data.num_rows("validation") == 0:

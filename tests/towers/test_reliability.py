@@ -13,6 +13,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
+from tensorflow.python.framework import config as tf_config
 
 from pipeline import schema
 from towers.config import TrainConfig
@@ -135,6 +136,17 @@ def test_one_number_tells_the_worst_of_all_gradients(worst):
     rows = tf.IndexedSlices(tf.constant([[1.0, -worst or 2.0]]), tf.constant([3]))
     found = tf.function(worst_of, jit_compile=True)([tf.ones([2]), None, rows])
     np.testing.assert_equal(found.numpy(), np.float32(worst))
+
+
+def test_deterministic_ops_are_asked_for_and_train_the_same_on_a_cpu(prepared, tmp_path):
+    train(config_for(prepared, tmp_path / "any", epochs=1))
+    assert not tf_config.is_op_determinism_enabled()
+    try:
+        train(config_for(prepared, tmp_path / "run", epochs=1, deterministic=True))
+        assert tf_config.is_op_determinism_enabled()
+    finally:
+        tf_config.disable_op_determinism()
+    assert_same(last_of(tmp_path / "run"), last_of(tmp_path / "any"))
 
 
 def test_diverging_by_itself_is_told_in_one_line(prepared, tmp_path):
