@@ -171,7 +171,7 @@ class ModelManager(Generic[S]):
         model.settled = True
         self._retire(model, model.surplus())
         self._free()
-        if self._prune_versions:
+        if self._prune_versions and self._unkept is None:  # the next start may want what goes
             self._prune(model)
 
     def _adopt(self) -> None:

@@ -427,8 +427,13 @@ def test_scann_by_default_is_exact_for_all_where_a_version_has_none(bundle, tmp_
     assert str(tmp_path) not in str(error.value)
 
 
-def test_no_request_loads_an_index(small, start, monkeypatch):
-    service = start(small.models, index="exact")
+def test_no_request_loads_an_index(small, models, start, monkeypatch):
+    put(small.version, models, 1, name="twotower")
+    manifest = models / "twotower" / "1" / "manifest.json"
+    exactly = json.loads(manifest.read_text())
+    exactly["details"]["default_index"] = "exact"
+    manifest.write_text(json.dumps(exactly))
+    service = start(models)
     monkeypatch.setattr(Version, "load", None)
     for index in ("exact", "scann"):
         response = run(service.retrieve("twotower", RetrieveRequest(["query 3"], index=index)))

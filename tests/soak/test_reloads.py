@@ -14,6 +14,8 @@ from benchmarks import load
 from benchmarks.service import synthetic_bundle
 from serving.publish import publish
 
+pytestmark = pytest.mark.soak
+
 SECONDS, RELOADS = 300, 20
 CANDIDATES, QUERIES, DIMENSIONS = 40_000, 20_000, 64
 
@@ -44,7 +46,6 @@ def status(server):
     return {int(row["version"]): row["state"] for row in rows}
 
 
-@pytest.mark.long
 def test_memory_is_flat_over_reloads_at_half_load(tmp_path):
     rng = np.random.default_rng(0)
     vectors, queries = (
