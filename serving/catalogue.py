@@ -45,9 +45,9 @@ class Catalogue(Generic[S]):
         """A version to use, which stays loaded meanwhile; the newest one unless it is named.
 
         Raises:
-          NotFound: no such model, version or label; the message names those there are.
+          NotFound: no such model or version; the message names those there are.
           Unavailable: it is not loaded yet.
-          InvalidRequest: both a version and a label are given.
+          InvalidRequest: no such label, or both a version and a label are given.
         """
         with self.lock:
             held = self._find(self._model(name), version, label)
@@ -111,7 +111,7 @@ class Catalogue(Generic[S]):
             raise InvalidRequest("A request may name a version or a label, not both.")
         if label not in model.config.labels:
             there = ", ".join(sorted(model.config.labels)) or "none"
-            raise NotFound(
+            raise InvalidRequest(
                 f"Label {label[:_SHOWN]!r} is not one of model {model.config.name!r}; "
                 f"there are: {there}."
             )

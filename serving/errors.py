@@ -13,10 +13,12 @@ class ServiceError(Exception):
     Attributes:
       http: status code of the REST API.
       grpc: name of the status code of the gRPC API.
+      reason: in the metrics, where the status does not say it.
     """
 
     http = 500
     grpc = "INTERNAL"
+    reason = ""
 
 
 class InvalidRequest(ServiceError):  # noqa: N818 - these are names of answers, not of faults
@@ -51,6 +53,12 @@ class Aborted(ServiceError):  # noqa: N818
 
 class Overloaded(ServiceError):  # noqa: N818
     """The queue is full; the client may try again later."""
+
+    http, grpc, reason = 503, "UNAVAILABLE", "overloaded"
+
+
+class OutOfMemory(ServiceError):  # noqa: N818
+    """There was not enough memory for the request."""
 
     http, grpc = 429, "RESOURCE_EXHAUSTED"
 

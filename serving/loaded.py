@@ -15,7 +15,13 @@ from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
 from serving import joining
 from serving.arrival import SAVED_MODEL, Arrival
 from serving.embedding_input import LARGEST
-from serving.errors import InvalidRequest, NotFound, Overloaded, ServiceError, check_ids
+from serving.errors import (
+    FailedPrecondition,
+    InvalidRequest,
+    OutOfMemory,
+    ServiceError,
+    check_ids,
+)
 from serving.retriever import Retriever
 from serving.served_model import TOP_K
 from serving.signature import Signature
@@ -85,11 +91,11 @@ class LoadedVersion:
         """The signature of that name.
 
         Raises:
-          NotFound: there is none.
+          FailedPrecondition: there is none.
         """
         if name not in self.signatures:
             there = ", ".join(sorted(self.signatures))
-            raise NotFound(
+            raise FailedPrecondition(
                 f"Signature {name[:80]!r} is not in version {self.number}; there are: {there}."
             )
         return self.signatures[name]
@@ -215,5 +221,5 @@ def _refusal(error: tf.errors.OpError) -> ServiceError:
     if isinstance(error, tf.errors.InvalidArgumentError | tf.errors.OutOfRangeError):
         return InvalidRequest(f"The model refuses the inputs: {message}")
     if isinstance(error, tf.errors.ResourceExhaustedError):
-        return Overloaded(f"There is not enough memory for the request: {message}")
+        return OutOfMemory(f"There is not enough memory for the request: {message}")
     return ServiceError(f"The model failed: {message}")

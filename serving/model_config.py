@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import itertools
+import logging
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from tensorflow_serving.config import model_server_config_pb2
 from serving.config import check_name
 
 PLATFORM = "tensorflow"
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,6 +126,13 @@ def _from_proto(proto: model_server_config_pb2.ModelConfig) -> ModelConfig:
         raise ValueError(
             f"model_platform of {proto.name!r} must be {PLATFORM!r}, got {proto.model_platform!r}."
         )
+    if "://" in proto.base_path:
+        raise ValueError(
+            f"base_path of {proto.name!r} must be a directory of this machine, got "
+            f"{proto.base_path!r}: mount or copy what lies elsewhere."
+        )
+    if proto.HasField("logging_config"):
+        _log.warning("logging_config of %r is ignored: see --log_requests.", proto.name)
     choice = proto.model_version_policy.WhichOneof("policy_choice")
     policy = VersionPolicy()
     if choice == "latest":

@@ -77,7 +77,7 @@ class Metrics:
           request_id: for the log.
         """
         self._requests.labels(model, api, error.grpc).inc()
-        self._refusals.labels(entrypoint, error.grpc.lower()).inc()
+        self._refusals.labels(entrypoint, error.reason or error.grpc.lower()).inc()
         fields = {"model": model, "api": api, "entrypoint": entrypoint, "status": error.grpc}
         event(_log, logging.WARNING, str(error), request_id=request_id, **fields)
 

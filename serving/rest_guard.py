@@ -7,6 +7,7 @@ import contextlib
 import hmac
 import logging
 import time
+import zlib
 from collections.abc import Coroutine
 from typing import Any, NoReturn, TypeVar
 
@@ -15,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.call import REQUEST_ID, Call, counted, request_id, whole_number
 from serving.config import ServeConfig
-from serving.errors import Overloaded, ServiceError, TooLarge
+from serving.errors import OutOfMemory, ServiceError, TooLarge
 from serving.rest_codec import encode_error
 from serving.service import Service
 
@@ -27,7 +28,7 @@ OPEN_PATHS = (
     "/readyz",
 )  # without the token: they show nothing of the models
 
-_TIMEOUT = b"x-timeout-ms"
+_TIMEOUT, _ENCODING = b"x-timeout-ms", b"content-encoding"
 _MOST_MILLISECONDS = 10**9
 _SMALL_BODY = 1 << 20  # bytes; larger ones wait for each other anyhow
 _HELD = 2  # times the limit of a body, that all large bodies may hold together
@@ -64,7 +65,7 @@ class Guard:
         name = request_id(headers.get(REQUEST_ID.encode(), b"").decode("latin-1"))
         answered = _Named(send, name)
         call = Call(ENTRYPOINT, now + self._seconds, name)
-        limited = _Limited(receive, self._bodies)
+        limited = _Limited(receive, self._bodies, headers.get(_ENCODING) == b"gzip")
         try:
             with counted(self._service, call, ""):
                 self._check(scope["path"], headers)
@@ -90,8 +91,8 @@ class Guard:
             raise Refused(
                 401, "The header Authorization must be 'Bearer TOKEN'.", "UNAUTHENTICATED"
             )
-        if headers.get(b"content-encoding", b"identity") != b"identity":
-            raise Refused(415, "A body must be plain, without Content-Encoding.")
+        if headers.get(_ENCODING, b"identity") not in (b"identity", b"gzip"):
+            raise Refused(415, "A body must be plain, or have the Content-Encoding gzip.")
 
     def _timeout(self, headers: dict[bytes, bytes]) -> float:
         """Seconds for a request: the client's header, at most the service's own deadline."""
@@ -135,14 +136,17 @@ class _Limited:
     sends when the connection is closed does not see the answer.
     """
 
-    def __init__(self, receive: Receive, bodies: _Bodies) -> None:
+    def __init__(self, receive: Receive, bodies: _Bodies, is_gzip: bool) -> None:
         self._receive = receive
+        self._inflating = zlib.decompressobj(16 + zlib.MAX_WBITS) if is_gzip else None
         self._bodies = bodies
         self._most_bytes = bodies.most_bytes
         self._read = self.held = 0
 
     async def __call__(self) -> Message:
         message = await self._receive()
+        if self._inflating and message["type"] == "http.request":
+            message = {**message, "body": self._inflated(message)}
         self._read += len(message.get("body", b""))
         if self._read > self._most_bytes:
             await self._refuse(message)
@@ -150,7 +154,7 @@ class _Limited:
             self._bodies.held += self._read - self.held
             self.held = self._read
             if self._bodies.held > _HELD * self._most_bytes:
-                raise Overloaded("Too many large bodies are here already: try again later.")
+                raise OutOfMemory("Too many large bodies are here already: try again later.")
         return message
 
     async def check(self, headers: dict[bytes, bytes]) -> None:
@@ -159,6 +163,18 @@ class _Limited:
         if whole_number(length, self._most_bytes) is None:
             is_far_above = whole_number(length, _THROWN_AWAY * self._most_bytes) is None
             await self._refuse({"more_body": not is_far_above})
+
+    def _inflated(self, message: Message) -> bytes:
+        """A piece of a gzip body as it was before, as far as it is needed to see the limit."""
+        assert self._inflating is not None
+        left = self._most_bytes + 1 - self._read
+        try:
+            plain = self._inflating.decompress(message.get("body", b""), left)
+        except zlib.error as error:
+            raise Refused(400, f"The body is not gzip: {error}.") from error
+        if len(plain) < left and not (self._inflating.eof or message.get("more_body")):
+            raise Refused(400, "The body is not gzip: its end is missing.")
+        return plain
 
     async def _refuse(self, message: Message) -> NoReturn:
         with contextlib.suppress(TimeoutError):

@@ -41,12 +41,12 @@ _PREDICT_ANSWER = {
 _REFUSALS = {
     400: "The request is not valid; the message says what is.",
     401: "The token is missing or wrong.",
-    404: "There is no such model, version, label, signature or query.",
+    404: "There is no such model, version or query.",
     408: "The body did not arrive in time.",
     413: "The body is too large.",
-    415: "The body is compressed.",
-    429: "The queue is full; try again later.",
-    503: "No version is loaded, or the service is shutting down.",
+    415: "The body is compressed other than by gzip.",
+    429: "There is not enough memory for the request.",
+    503: "The queue is full, no version is loaded, or the service is shutting down.",
     504: "The deadline passed.",
 }
 _ON_READING = (400, 401, 404)

@@ -81,7 +81,8 @@ def _error(status: int, message: str, headers: Mapping[str, str] | None = None) 
 
 
 async def http_error(request: Request, error: Exception) -> Response:
-    """What FastAPI says of a path or a method that is not there."""
+    """What FastAPI says of a path or a method that is not there; 400 as in TensorFlow Serving."""
     assert isinstance(error, HTTPException)
     message = f"Malformed request: {request.method} {request.url.path[:200]}"
-    return _error(error.status_code, f"{message}: {error.detail}.", error.headers)
+    status = 400 if request.url.path.startswith("/v1/") else error.status_code
+    return _error(status, f"{message}: {error.detail}.", error.headers)

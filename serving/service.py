@@ -137,8 +137,10 @@ class Service:
           A `Prediction`, or what `encode` makes of it.
 
         Raises:
-          InvalidRequest: the inputs do not fit the signature; the message names what does.
-          NotFound: no such model, version, label or signature; the message names those there are.
+          InvalidRequest: the inputs do not fit the signature, or there is no such label; the
+            message names what does, and those there are.
+          NotFound: no such model or version; the message names those there are.
+          FailedPrecondition: no such signature; the message names those there are.
           Overloaded, DeadlineExceeded, Unavailable: see `serving.errors`.
         """
         caller = _Caller(model, PREDICT, entrypoint, request_id)
@@ -183,7 +185,8 @@ class Service:
         """State of every version of a model that was looked at, newest first, or of one.
 
         Raises:
-          NotFound: no such model, version or label.
+          NotFound: no such model or version.
+          InvalidRequest: no such label.
         """
         return self._catalogue.status(model, version, label)
 

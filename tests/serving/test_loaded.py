@@ -8,7 +8,7 @@ import tensorflow as tf
 from saved_models import write_affine
 
 from serving.arrival import look
-from serving.errors import InvalidRequest, NotFound
+from serving.errors import FailedPrecondition, InvalidRequest
 from serving.loaded import LoadedVersion
 from serving.publish import publish
 from serving.versions import find_version
@@ -109,7 +109,9 @@ def test_what_the_graph_refuses_is_the_fault_of_the_request(affine):
 
 
 def test_an_unknown_signature_names_those_there_are(affine):
-    with pytest.raises(NotFound, match=r"'other' is not in version 7; there are: mean, positive"):
+    with pytest.raises(
+        FailedPrecondition, match=r"'other' is not in version 7; there are: mean, positive"
+    ):
         affine.signature("other")
 
 

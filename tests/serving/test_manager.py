@@ -326,7 +326,7 @@ def test_what_is_not_there_is_told_with_what_is(put, start):
         answer(manager, "nobody")
     with pytest.raises(NotFound, match="Version 7 of model 'adder' is not served; there are: 1"):
         answer(manager, version=7)
-    with pytest.raises(NotFound, match=r"Label 'stable' is not one of model 'adder'; .*none"):
+    with pytest.raises(InvalidRequest, match=r"Label 'stable' is not one of model 'adder'; .*none"):
         answer(manager, label="stable")
     with pytest.raises(InvalidRequest, match="a version or a label, not both"):
         answer(manager, version=1, label="stable")
@@ -373,7 +373,7 @@ def test_policies_and_labels(put, start):
     assert answer(manager, label="stable") == 1
     assert answer(manager, version=3) == 3
     assert answer(manager) == 4
-    with pytest.raises(NotFound, match=r"Label 'canary' .* there are: stable"):
+    with pytest.raises(InvalidRequest, match=r"Label 'canary' .* there are: stable"):
         answer(manager, label="canary")
 
 
@@ -390,7 +390,7 @@ def test_a_reload_rolls_back_and_forth(put, start):
     assert served(manager) == [1]  # a newer version changes nothing
     manager.reload([ModelConfig("adder")], wait_seconds=30)
     assert answer(manager) == 3
-    with pytest.raises(NotFound, match="stable"):
+    with pytest.raises(InvalidRequest, match="stable"):
         answer(manager, label="stable")
 
 

@@ -69,6 +69,21 @@ def test_a_config_file_that_is_missing_says_so(tmp_path):
         read_config_file(tmp_path / "none.config")
 
 
+def test_a_base_path_that_is_no_directory_of_this_machine():
+    proto = model_server_config_pb2.ModelServerConfig()
+    proto.model_config_list.config.add(name="shop", base_path="gs://bucket/shop")
+    with pytest.raises(ValueError, match=r"base_path of 'shop' must be a directory .*gs://bucket"):
+        from_proto(proto)
+
+
+def test_what_is_not_done_of_a_config_is_logged(caplog):
+    proto = model_server_config_pb2.ModelServerConfig()
+    model = proto.model_config_list.config.add(name="shop")
+    model.logging_config.sampling_config.sampling_rate = 0.1
+    assert from_proto(proto) == [ModelConfig("shop")]
+    assert "logging_config of 'shop' is ignored" in caplog.text
+
+
 def test_an_empty_list_serves_nothing():
     proto = model_server_config_pb2.ModelServerConfig()
     proto.model_config_list.SetInParent()

@@ -117,6 +117,6 @@ def test_a_refusal_is_logged_with_its_request_id(caplog):
         "model": "shop",
         "api": "predict",
         "entrypoint": "REST",
-        "status": "RESOURCE_EXHAUSTED",
+        "status": "UNAVAILABLE",
         "request_id": "abc-1",
     }

@@ -16,6 +16,7 @@ from serving.batching import Batcher
 from serving.config import ServeConfig
 from serving.errors import (
     DeadlineExceeded,
+    FailedPrecondition,
     InvalidRequest,
     NotFound,
     Overloaded,
@@ -175,8 +176,12 @@ def test_more_rows_than_may_wait_are_refused(shared):
     [
         ({"model": "other"}, NotFound, "Model 'other' is not served; there are: twotower"),
         ({"version": 3}, NotFound, "Version 3 of model 'twotower' is not served; there are: 1"),
-        ({"label": "stable"}, NotFound, "Label 'stable' is not one of model 'twotower'"),
-        ({"signature": "other"}, NotFound, "there are: embedding_search, query_embedding"),
+        ({"label": "stable"}, InvalidRequest, "Label 'stable' is not one of model 'twotower'"),
+        (
+            {"signature": "other"},
+            FailedPrecondition,
+            "there are: embedding_search, query_embedding",
+        ),
         ({"version": 1, "label": "x"}, InvalidRequest, "not both"),
         ({"inputs": {"query": ["a"]}}, InvalidRequest, r"takes 'query_id': string \[any\]"),
         ({"inputs": {"query_id": [1]}}, InvalidRequest, "got int64"),
@@ -365,7 +370,7 @@ def test_overload_is_refused_at_once_and_passes(small, start):
     predictions = run(main())
     for query, prediction in enumerate(predictions):
         assert prediction.outputs["candidate_id"][0, 0].decode() == small.sample.best_ids(query)[0]
-    refusals = 'twotower_refusals_total{entrypoint="GRPC",reason="resource_exhausted"}'
+    refusals = 'twotower_refusals_total{entrypoint="GRPC",reason="overloaded"}'
     assert metric(service, refusals) == 1
     assert decoded(run(service.predict("twotower", ids("query 1"))))
 
