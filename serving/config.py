@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import hmac
 import os
 import re
 
 INDEXES = ("default", "exact", "scann")
 UNKNOWN_QUERIES = ("popular", "empty", "error")
 MOST_VERSION = 2**63 - 1  # numbers of versions are int64, here as in TensorFlow Serving
-TOKEN_VARIABLE = "TWOTOWER_TOKEN"
+TOKEN_VARIABLE, ADMIN_TOKEN_VARIABLE = "TWOTOWER_TOKEN", "TWOTOWER_ADMIN_TOKEN"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -136,6 +137,10 @@ class ServeConfig:
     log_requests: bool = False  # log good requests too, not only the refused ones
     # bearer token that requests must carry; set $TWOTOWER_TOKEN instead, `ps` shows arguments
     token: str = dataclasses.field(default="", repr=False)
+    # of reloads and histories, in place of that one; set $TWOTOWER_ADMIN_TOKEN instead
+    admin_token: str = dataclasses.field(default="", repr=False)
+    tls_certificate: str = ""  # PEM file with the server's certificates: REST and gRPC by TLS
+    tls_key: str = ""  # PEM file with the private key of the certificate
 
     def __post_init__(self) -> None:
         _check_paths(self, "models")
@@ -151,8 +156,24 @@ class ServeConfig:
         for field in ("rest_port", "grpc_port"):
             if getattr(self, field) > 65535:
                 raise ValueError(f"{field} must be at most 65535, got {getattr(self, field)}.")
-        if not self.token:
-            object.__setattr__(self, "token", os.environ.get(TOKEN_VARIABLE, ""))
+        if bool(self.tls_certificate) != bool(self.tls_key):
+            raise ValueError("tls_certificate and tls_key must be given together.")
+        for field, variable in (("token", TOKEN_VARIABLE), ("admin_token", ADMIN_TOKEN_VARIABLE)):
+            if not getattr(self, field):
+                object.__setattr__(self, field, os.environ.get(variable, ""))
+
+    def accepts(self, authorization: bytes, *, admin: bool) -> bool:
+        """Whether a header, `Bearer TOKEN`, lets a client in.
+
+        Args:
+          authorization: the header; b"" where there is none.
+          admin: whether it asks for what only the admin token opens, where there is one.
+        """
+        token = (admin and self.admin_token) or self.token
+        if not token:
+            return True
+        expected = [f"Bearer {one}".encode() for one in (token, self.admin_token or token)]
+        return any([hmac.compare_digest(authorization, one) for one in expected])
 
     @property
     def max_rows(self) -> int:

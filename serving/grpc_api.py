@@ -49,8 +49,7 @@ def build(service: Service, config: ServeConfig) -> grpc.aio.Server:
         ("grpc.max_concurrent_streams", _MOST_STREAMS),
         ("grpc.max_metadata_size", 16 << 10),
     ]
-    guard = Guard(config.token, most, config.deadline_ms / 1000.0)
-    server = grpc.aio.server(interceptors=[guard], options=options)
+    server = grpc.aio.server(interceptors=[Guard(config)], options=options)
     prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
         PredictionService(service), server
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import hmac
 import logging
 import time
 import zlib
@@ -17,9 +16,11 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from serving.aside import BYTES_A_VALUE, aside
 from serving.call import REQUEST_ID, Call, request_id
+from serving.config import ServeConfig
 from serving.errors import InvalidRequest, ServiceError, TooLarge
 
 ENTRYPOINT = "GRPC"
+RELOAD = "/tensorflow.serving.ModelService/HandleReloadConfigRequest"
 MAX_CALLS = 1000  # at the same time, health apart
 
 _SERVICES = ("", "tensorflow.serving.PredictionService", "tensorflow.serving.ModelService")
@@ -73,10 +74,10 @@ class Guard(grpc.aio.ServerInterceptor):
     before it may be. Health shows nothing and is left alone.
     """
 
-    def __init__(self, token: str, most_bytes: int, seconds: float) -> None:
-        self._expected = f"Bearer {token}".encode() if token else b""
-        self._most_bytes = most_bytes
-        self._seconds = seconds  # for a message to arrive
+    def __init__(self, config: ServeConfig) -> None:
+        self._config = config
+        self._most_bytes = config.max_body_mb << 20
+        self._seconds = config.deadline_ms / 1000.0  # for a message to arrive
         self._under_way = 0
 
     async def intercept_service(
@@ -88,17 +89,21 @@ class Guard(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None or _is_health(handler_call_details):
             return handler
-        return grpc.stream_unary_rpc_method_handler(functools.partial(self._handle, handler))
+        is_admin = handler_call_details.method == RELOAD
+        return grpc.stream_unary_rpc_method_handler(
+            functools.partial(self._handle, handler, is_admin)
+        )
 
     async def _handle(
         self,
         handler: grpc.RpcMethodHandler,
+        is_admin: bool,
         messages: AsyncIterator[bytes],
         context: grpc.aio.ServicerContext,
     ) -> bytes:
         given = dict(context.invocation_metadata() or ()).get("authorization", "")
         given = given.encode() if isinstance(given, str) else given
-        if self._expected and not hmac.compare_digest(given, self._expected):
+        if not self._config.accepts(given, admin=is_admin):
             await context.abort(
                 grpc.StatusCode.UNAUTHENTICATED, "metadata 'authorization' must be 'Bearer TOKEN'."
             )

@@ -310,7 +310,9 @@ class ModelManager(Generic[S]):
             if self._source:
                 self._source.keep(self._unkept)
         except OSError as error:
-            self._not_kept = f"The reload is in force, but not kept for the next start: {error}."
+            _log.error("A reload is not kept for the next start: %s", error)
+            told = error.strerror or type(error).__name__
+            self._not_kept = f"The reload is in force, but not kept for the next start: {told}."
             return
         self._unkept, self._fulfilled = None, request
 

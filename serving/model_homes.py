@@ -56,10 +56,10 @@ class ModelHomes:
         """
         path, name = self.path(config), config.name
         if self.root not in path.parents and path != self._placed.get(name):
-            raise InvalidRequest(f"base_path of model {name!r} must lie below {self.root}.")
+            raise InvalidRequest(f"base_path of model {name!r} must lie below the models.")
         on_disk = numbered_directories(path)
         if not on_disk:
-            raise NotFound(f"Model {name!r} has no version in {path}.")
+            raise NotFound(f"Model {name!r} has no version on disk.")
         for number in (*config.policy.specific, *config.labels.values()):
             if number not in on_disk:
                 there = ", ".join(map(str, sorted(on_disk)))

@@ -141,7 +141,8 @@ class ModelVersions(Generic[S]):
         return message
 
     def report(self, number: int, state: State, error: str = "") -> None:
-        """Sets the status of a version."""
+        """Sets the status of a version; clients see it, and no path of this machine in it."""
+        error = error.replace(str(self.base_path), self.base_path.name)
         code = "OK"
         if error:
             code = "UNAVAILABLE" if state == State.START else "INTERNAL"

@@ -8,10 +8,12 @@ import logging
 import os
 import signal
 import socket
+import ssl
 import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import grpc
@@ -96,10 +98,13 @@ async def run(
         service = Service(config)
         grpc_server = grpc_api.build(service, config)
         port = _add_port(grpc_server, config)
+        scheme = "https" if config.tls_certificate else "http"
         at = Addresses(
-            f"http://{_host(config)}:{rest_socket.getsockname()[1]}", f"{_host(config)}:{port}"
+            f"{scheme}://{_host(config)}:{rest_socket.getsockname()[1]}", f"{_host(config)}:{port}"
         )
-        rest_server = _RestServer(_rest_config(rest_api.build(service, config)))
+        if not config.token and not config.host.startswith(("127.", "::1", "localhost")):
+            _log.warning("Whoever reaches %s is answered: set $TWOTOWER_TOKEN.", config.host)
+        rest_server = _RestServer(_rest_config(rest_api.build(service, config), config))
         service.start()
         await grpc_server.start()
         rest = asyncio.create_task(rest_server.serve([rest_socket]))
@@ -153,9 +158,11 @@ class _RestServer(uvicorn.Server):
         yield
 
 
-def _rest_config(app: ASGIApp) -> uvicorn.Config:
+def _rest_config(app: ASGIApp, config: ServeConfig) -> uvicorn.Config:
     return uvicorn.Config(
         app,
+        ssl_certfile=config.tls_certificate or None,
+        ssl_keyfile=config.tls_key or None,
         http=TimedProtocol,
         ws="none",
         lifespan="off",
@@ -191,8 +198,12 @@ def _listening(config: ServeConfig) -> Iterator[socket.socket]:
 
 def _add_port(server: grpc.aio.Server, config: ServeConfig) -> int:
     address = f"{_host(config)}:{config.grpc_port}"
+    credentials = _credentials(config)
     try:
-        port = server.add_insecure_port(address)
+        if credentials:
+            port = server.add_secure_port(address, credentials)
+        else:
+            port = server.add_insecure_port(address)
     except RuntimeError:
         port = 0
     if not port:
@@ -200,6 +211,22 @@ def _add_port(server: grpc.aio.Server, config: ServeConfig) -> int:
             f"The gRPC API cannot listen on {address}: choose another --grpc_port or --host."
         )
     return port
+
+
+def _credentials(config: ServeConfig) -> grpc.ServerCredentials | None:
+    """Certificate and key, read before anything listens; None without TLS."""
+    if not config.tls_certificate:
+        return None
+    certificate, key = Path(config.tls_certificate), Path(config.tls_key)
+    try:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(certificate, key, password="")  # nobody is asked for one
+        return grpc.ssl_server_credentials([(key.read_bytes(), certificate.read_bytes())])
+    except OSError as error:  # what ssl raises is one, too
+        raise ValueError(
+            f"tls_certificate {certificate} and tls_key {key} must be PEM files that belong "
+            f"together, the key without a password: {error}."
+        ) from error
 
 
 def _host(config: ServeConfig) -> str:

@@ -269,10 +269,43 @@ def test_token(small):
             assert code == Code.UNAUTHENTICATED
 
 
-def reload(server, text):
+def reload(server, text, **settings):
     request = model_management_pb2.ReloadConfigRequest()
     text_format.Parse(f"model_config_list {{ {text} }}", request.config)
-    return server.models.HandleReloadConfigRequest(request, timeout=60)
+    return server.models.HandleReloadConfigRequest(request, timeout=60, **settings)
+
+
+@pytest.mark.parametrize("token", ["", "s3cret"])
+def test_a_reload_needs_the_admin_token(small, tmp_path, token):
+    settings = {"token": token, "admin_token": "adm1n", "state_dir": str(tmp_path)}
+    with running(small.models, **settings) as server:
+        predict, admin = ((("authorization", f"Bearer {one}"),) for one in (token, "adm1n"))
+        for metadata in (predict, admin):
+            assert server.prediction.Predict(request_for("query 0"), metadata=metadata).outputs
+        code, _ = refusal(reload, server, 'config { name: "twotower" }', metadata=predict)
+        assert code == Code.UNAUTHENTICATED
+        reload(server, 'config { name: "twotower" }', metadata=admin)
+
+
+def test_no_client_is_told_a_path(small, tmp_path):
+    shutil.copytree(small.version, tmp_path / "twotower" / "1")
+    (tmp_path / "twotower" / "2").mkdir()
+    (tmp_path / "twotower" / "2" / "manifest.json").write_text("{")
+    (tmp_path / "twotower" / "3").mkdir()
+    with running(tmp_path, poll_seconds=0.05) as server:
+        statuses = server.get("/v1/models/twotower").body.decode()
+        assert "twotower/2/manifest.json" in statuses
+        told = [statuses]
+        for text in (
+            'config { name: "absent" }',
+            'config { name: "new" base_path: "/etc" }',
+            'config { name: "twotower" model_version_policy { specific { versions: 2 } } }',
+        ):
+            told.append(refusal(reload, server, text)[1])
+        request = get_model_status_pb2.GetModelStatusRequest()
+        request.model_spec.name = "twotower"
+        told += [str(server.models.GetModelStatus(request))]
+    assert not [one for one in told if str(tmp_path) in one]
 
 
 def test_roll_back_and_labels_by_a_reload(small, tmp_path):

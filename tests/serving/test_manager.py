@@ -415,7 +415,7 @@ def test_a_reload_adds_and_removes_models(put, start):
         (ModelConfig("new", "/etc"), InvalidRequest, "must lie below"),
         (ModelConfig("new", "../models/../outside"), InvalidRequest, "must lie below"),
         (ModelConfig("new", "."), InvalidRequest, "must lie below"),
-        (ModelConfig("new"), NotFound, "Model 'new' has no version in"),
+        (ModelConfig("new"), NotFound, "Model 'new' has no version on disk"),
         (
             ModelConfig("adder", policy=VersionPolicy(specific=(9,))),
             NotFound,

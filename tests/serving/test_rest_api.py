@@ -405,6 +405,23 @@ def test_token(small):
         assert server.post(f"{MODEL}:predict", body, **right).status == 200
 
 
+def test_an_admin_token_opens_what_tells_of_users(small):
+    with running(small.models, token="s3cret", admin_token="adm1n") as server:
+        predict, admin = ({"Authorization": f"Bearer {one}"} for one in ("s3cret", "adm1n"))
+        for path in (f"{MODEL}:history?query_id=query%201", f"{MODEL}:sample_queries"):
+            assert [server.get(path, **one).status for one in ({}, predict, admin)] == [401] * 2 + [
+                200
+            ]
+        assert [server.get(MODEL, **one).status for one in ({}, predict, admin)] == [401, 200, 200]
+
+
+def test_head_is_get_without_a_body(server):
+    for path in ("/healthz", MODEL, f"{MODEL}/versions/9"):
+        get, head = server.get(path), server.ask("HEAD", path)
+        assert (head.status, head.body) == (get.status, b"")
+        assert head.headers["content-length"] == str(len(get.body))
+
+
 def test_many_connections_at_once(server, small):
     answers = {}
 

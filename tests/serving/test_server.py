@@ -2,13 +2,17 @@
 
 import asyncio
 import contextlib
+import datetime
+import ipaddress
 import json
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
+import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,7 +24,11 @@ import tensorflow as tf
 from gated_model import GatedModel
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from running_server import READY_SECONDS, running
-from tensorflow_serving.apis import model_management_pb2, predict_pb2
+from tensorflow_serving.apis import (
+    model_management_pb2,
+    predict_pb2,
+    prediction_service_pb2_grpc,
+)
 
 from serving import server
 from serving.config import ServeConfig
@@ -243,6 +251,69 @@ def test_a_port_in_use_is_told_in_one_line(gated, field):
             asyncio.run(server.run(config, at_once, print))
         assert other.get("/readyz").status == 200
     assert "\n" not in str(error.value)
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    """A certificate of 127.0.0.1 that signs itself, and its key: PEM files."""
+    x509 = pytest.importorskip("cryptography.x509", reason="it makes the certificate")
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test")])
+    now = datetime.datetime.now(datetime.UTC)
+    address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+    builder = x509.CertificateBuilder(name, name, key.public_key(), 1, now)
+    builder = builder.not_valid_after(now + datetime.timedelta(days=1))
+    builder = builder.add_extension(x509.SubjectAlternativeName([address]), critical=False)
+    signed = builder.sign(key, hashes.SHA256())
+    files = tmp_path_factory.mktemp("tls") / "cert.pem", tmp_path_factory.mktemp("tls") / "key.pem"
+    files[0].write_bytes(signed.public_bytes(serialization.Encoding.PEM))
+    files[1].write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    )
+    return tuple(map(str, files))
+
+
+def test_rest_and_grpc_by_tls(gated, certificate):
+    settings = {"tls_certificate": certificate[0], "tls_key": certificate[1]}
+    with running(gated.models, poll_seconds=0.05, **settings) as place:
+        assert place.rest.startswith("https://")
+        trusted = ssl.create_default_context(cafile=certificate[0])
+        with urllib.request.urlopen(f"{place.rest}/healthz", context=trusted) as answer:
+            assert answer.status == 200
+        with pytest.raises(urllib.error.URLError, match="CERTIFICATE_VERIFY_FAILED"):
+            place.get("/healthz")
+        credentials = grpc.ssl_channel_credentials(Path(certificate[0]).read_bytes())
+        with grpc.secure_channel(place.grpc, credentials) as channel:
+            stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+            assert stub.Predict(request_for(2.0), timeout=SECONDS).outputs
+        with pytest.raises(grpc.RpcError):
+            place.prediction.Predict(request_for(2.0), timeout=1)
+
+
+def test_a_certificate_that_is_none_is_told_in_one_line(gated, certificate, tmp_path):
+    (tmp_path / "key.pem").write_text("no key")
+    for key in (tmp_path / "none.pem", tmp_path / "key.pem"):
+        settings = {"tls_certificate": certificate[0], "tls_key": str(key)}
+        config = ServeConfig(str(gated.models), rest_port=0, grpc_port=0, **settings)
+        with pytest.raises(ValueError, match="must be PEM files that belong together") as error:
+            asyncio.run(server.run(config, asyncio.Queue(), print))
+        assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="must be given together"):
+        ServeConfig("models", tls_key="key.pem")
+
+
+@pytest.mark.parametrize(("token", "warned"), [("", True), ("s3cret", False)])
+def test_a_server_that_is_open_to_all_warns(gated, caplog, token, warned):
+    with running(gated.models, host="0.0.0.0", token=token):
+        pass
+    assert ("set $TWOTOWER_TOKEN" in caplog.text) == warned
 
 
 def test_an_address_of_another_machine(small):

@@ -40,7 +40,7 @@ class Running:
     def __init__(self, at, loop, stop, thread):
         self.rest, self.grpc = at.rest, at.grpc
         self._loop, self._stop, self._thread = loop, stop, thread
-        self.host, port = at.rest.removeprefix("http://").split(":")
+        self.host, port = at.rest.split("//")[1].split(":")
         self.rest_port = int(port)
         self.channel = grpc.insecure_channel(at.grpc)
         self.prediction = prediction_service_pb2_grpc.PredictionServiceStub(self.channel)
