@@ -93,7 +93,7 @@ def decode_tensor(name: str, proto: tensor_pb2.TensorProto) -> np.ndarray:
 
 
 def encode_tensor(array: np.ndarray, proto: tensor_pb2.TensorProto) -> None:
-    """Fills a tensor: strings into `string_val`, all else into `tensor_content`."""
+    """Fills a tensor: values into the field of their type, as TensorFlow Serving does."""
     for size in array.shape:
         proto.tensor_shape.dim.add().size = size
     if array.dtype == object:
@@ -102,8 +102,24 @@ def encode_tensor(array: np.ndarray, proto: tensor_pb2.TensorProto) -> None:
         for start in range(0, len(strings), _PIECE):  # other threads have their turn in between
             proto.string_val.extend(strings[start : start + _PIECE].tolist())
     else:
-        proto.dtype = tf.dtypes.as_dtype(array.dtype).as_datatype_enum
-        proto.tensor_content = array.tobytes()
+        dtype = tf.dtypes.as_dtype(array.dtype)
+        proto.dtype = dtype.as_datatype_enum
+        _fill(proto, dtype, array.ravel())
+
+
+def _fill(proto: tensor_pb2.TensorProto, dtype: tf.DType, values: np.ndarray) -> None:
+    field = _FIELDS.get(dtype)
+    if field is None:
+        proto.tensor_content = values.tobytes()
+    elif dtype in (tf.float32, tf.float64):
+        # A packed field of them is their bytes; to hand over each number takes 50 times as long.
+        size, tag = values.nbytes, proto.DESCRIPTOR.fields_by_name[field].number << 3 | 2
+        length = [size >> shift & 127 | 128 for shift in range(0, max(1, size.bit_length()), 7)]
+        length[-1] &= 127  # the last of its bytes
+        proto.MergeFromString(bytes([tag, *length]) + values.tobytes())
+    else:
+        values = values.view(np.uint16) if field == "half_val" else values
+        getattr(proto, field).extend(values.tolist())
 
 
 def encode_prediction(

@@ -65,7 +65,7 @@ def test_predict(server, small):
         np.testing.assert_allclose(scores[row], np.sort(best)[::-1][:40], rtol=1e-5)
     assert set(ids[2]) == {b""}
     assert len(response.outputs["candidate_id"].string_val) == 120
-    assert len(response.outputs["score"].tensor_content) == 480
+    assert len(response.outputs["score"].float_val) == 120
 
 
 def test_version_signature_and_output_filter(server, small):

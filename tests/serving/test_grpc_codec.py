@@ -54,9 +54,21 @@ def test_numbers_of_every_dtype(dtype, write):
     assert decoded.tolist() == array.tolist()
     proto = tensor_pb2.TensorProto()
     grpc_codec.encode_tensor(array, proto)
-    assert proto.dtype == dtype.as_datatype_enum
-    assert proto.tensor_content
+    assert proto == in_fields(array, dtype)
     assert tf.make_ndarray(proto).tolist() == array.tolist()
+
+
+@pytest.mark.parametrize("size", [0, 1, 31, 32, 4095, 4096, 600_000])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_field_of_floats_has_all_of_them(size, dtype):
+    array = np.random.default_rng(size).normal(size=size).astype(dtype)
+    proto, expected = tensor_pb2.TensorProto(), tensor_pb2.TensorProto()
+    grpc_codec.encode_tensor(array, proto)
+    field = {np.float32: "float_val", np.float64: "double_val"}[dtype]
+    getattr(expected, field).extend(array.tolist())
+    expected.dtype = tf.as_dtype(dtype).as_datatype_enum
+    expected.tensor_shape.dim.add().size = size
+    assert proto == expected
 
 
 def test_strings():
