@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import itertools
 import logging
 import math
 import threading
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -35,6 +36,18 @@ class BatchOptions(NamedTuple):
     max_enqueued_batches: int = 100
 
 
+class _Result(asyncio.Future[R]):
+    """A result to be; a request that is cancelled while it waits makes room at once."""
+
+    forget: Callable[[], None] | None = None  # while it waits: with its entry it is a cycle
+
+    def cancel(self, msg: Any = None) -> bool:
+        """As of every future."""
+        if self.forget is not None:
+            self.forget()
+        return super().cancel(msg)
+
+
 @dataclasses.dataclass(eq=False)
 class _Entry(Generic[T, R]):
     """One request that waits; its future belongs to the event loop that it came from."""
@@ -45,7 +58,7 @@ class _Entry(Generic[T, R]):
     deadline: float
     since: float
     loop: asyncio.AbstractEventLoop
-    future: asyncio.Future[R]
+    future: _Result[R]
 
 
 class Batcher(Generic[T, R]):
@@ -79,7 +92,7 @@ class Batcher(Generic[T, R]):
         self._max_running = max(1, max_running)
         self._capacity = options.max_batch_size * options.max_enqueued_batches
         # What follows changes under the lock of the threads only.
-        self._waiting: deque[_Entry[T, R]] = deque()
+        self._waiting: OrderedDict[_Entry[T, R], None] = OrderedDict()
         self._rows = 0
         self.running = 0
 
@@ -112,20 +125,19 @@ class Batcher(Generic[T, R]):
           Unavailable: the threads have ended.
         """
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[R] = loop.create_future()
+        future: _Result[R] = _Result(loop=loop)
         rows = max(rows, 1)
         entry = _Entry(item, rows, key, deadline, time.monotonic(), loop, future)
         with self._threads.changed:
             if self._threads.closed:
                 raise Unavailable("The service is shutting down.")
             if self._rows + rows > self._capacity:
-                self._forget_cancelled()
-            if self._rows + rows > self._capacity:
                 raise Overloaded(
                     f"{self._rows} rows wait already, at most {self._capacity} may: "
                     "try again later."
                 )
-            self._waiting.append(entry)
+            future.forget = functools.partial(self._forget, entry)
+            self._waiting[entry] = None
             self._rows += rows
             self._threads.announce(self)
         return future
@@ -144,19 +156,18 @@ class Batcher(Generic[T, R]):
         full = self._rows >= self._options.max_batch_size
         if full or not self.running or not self._waiting or self._threads.closed:
             return 0.0
-        return self._waiting[0].since + self._options.timeout_seconds
+        return next(iter(self._waiting)).since + self._options.timeout_seconds
 
     def take(self, now: float) -> list[_Entry[T, R]]:
         """Removes the next batch from the queue, without what nobody waits for any more."""
         batch: list[_Entry[T, R]] = []
         rows = 0
         while self._waiting:
-            entry = self._waiting[0]
+            entry = next(iter(self._waiting))
             gone = entry.future.done() or entry.deadline <= now
             if not gone and batch and not self._fits(entry, batch[0], rows):
                 break
-            self._waiting.popleft()
-            self._rows -= entry.rows
+            self._remove(entry)
             if not gone:
                 batch.append(entry)
                 rows += entry.rows
@@ -189,15 +200,22 @@ class Batcher(Generic[T, R]):
     def _fits(self, entry: _Entry[T, R], first: _Entry[T, R], rows: int) -> bool:
         return rows + entry.rows <= self._options.max_batch_size and entry.key == first.key
 
-    def _forget_cancelled(self) -> None:
-        self._waiting = deque(entry for entry in self._waiting if not entry.future.done())
-        self._rows = sum(entry.rows for entry in self._waiting)
+    def _forget(self, entry: _Entry[T, R]) -> None:
+        with self._threads.changed:
+            if entry in self._waiting:
+                self._remove(entry)
+
+    def _remove(self, entry: _Entry[T, R]) -> None:
+        del self._waiting[entry]
+        self._rows -= entry.rows
+        entry.future.forget = None
 
     def refuse_all(self, error: ServiceError) -> None:
         """Empties the queue; each request gets the error."""
-        _settle([(entry, None, error) for entry in self._waiting])
-        self._waiting.clear()
-        self._rows = 0
+        entries = list(self._waiting)
+        for entry in entries:
+            self._remove(entry)
+        _settle([(entry, None, error) for entry in entries])
 
 
 _Outcome = tuple[_Entry, Any, Exception | None]

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import logging
+import logging.handlers
+import queue
 import sys
 from typing import Any
 
+REQUESTS = "serving.requests"  # the logger of what is refused
+
 _FIELDS = "fields"  # attribute of a log record
+_MOST_A_SECOND = 100  # lines of REQUESTS
+_STOPPING_SECONDS = 1.0
+_MOST_WAITING = 10_000  # lines, where nobody reads them; more are lost
 
 
 def event(log: logging.Logger, level: int, message: str, **fields: Any) -> None:
@@ -35,8 +43,64 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(content, ensure_ascii=False, default=str)
 
 
-def install() -> None:
-    """Writes all that is logged to standard output as JSON lines, in place of other handlers."""
+class _Queued(logging.handlers.QueueHandler):
+    """Leaves formatting and writing to a thread; nobody waits for a reader who is slow."""
+
+    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
+        return record
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(queue.Full):
+            self.queue.put_nowait(record)
+
+
+class Writing(logging.handlers.QueueListener):
+    """The thread that writes; `stop` it to have the last lines."""
+
+    def enqueue_sentinel(self) -> None:
+        """Tells it to end; where nobody reads, after some of the lines that wait."""
+        waiting = self.queue
+        assert isinstance(waiting, queue.Queue)
+        with contextlib.suppress(queue.Full):
+            return waiting.put(None, timeout=_STOPPING_SECONDS)
+        with waiting.mutex:
+            waiting.queue.clear()
+            waiting.queue.append(None)
+
+
+class Sampled(logging.Filter):
+    """Lets a number of lines a second pass; the first of the next second says how many it did not.
+
+    Who refuses thousands of requests a second must not be held up by telling each of them.
+    """
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self._most = most
+        self._second, self._count = 0, 0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the line is written."""
+        if int(record.created) != self._second:
+            left_out = max(0, self._count - self._most)
+            self._second, self._count = int(record.created), 0
+            if left_out:
+                setattr(record, _FIELDS, {**getattr(record, _FIELDS, {}), "left_out": left_out})
+        self._count += 1
+        return self._count <= self._most
+
+
+def install() -> Writing:
+    """Writes all that is logged to standard output as JSON lines, in place of other handlers.
+
+    Returns:
+      What writes, in a thread of its own; `stop` it to have the last lines.
+    """
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(JsonFormatter())
-    logging.getLogger().handlers = [handler]
+    queued = _Queued(queue.Queue(_MOST_WAITING))
+    logging.getLogger().handlers = [queued]
+    logging.getLogger(REQUESTS).addFilter(Sampled(_MOST_A_SECOND))
+    writing = Writing(queued.queue, handler)
+    writing.start()
+    return writing

@@ -10,14 +10,14 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from serving.errors import ServiceError
-from serving.logs import event
+from serving.logs import REQUESTS, event
 from serving.model_config import VersionStatus
 from serving.tf_serving_metrics import BUCKETS_SECONDS, view
 
 OK = "OK"
 
 _ROWS = tuple(2.0**power for power in range(13))
-_log = logging.getLogger("serving.requests")
+_log = logging.getLogger(REQUESTS)
 
 
 class Metrics:

@@ -68,9 +68,11 @@ def serve(config: ServeConfig) -> int:
     async def until_signalled() -> bool:
         return await run(config, _signals(), announce)
 
-    logs.install()
+    writing = logs.install()
     settle()
-    if not asyncio.run(until_signalled()):
+    is_freed = asyncio.run(until_signalled())
+    writing.stop()
+    if not is_freed:
         sys.stdout.flush()
         os._exit(0)  # no thread is waited for that loads a version or runs a batch
     return 0

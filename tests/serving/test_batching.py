@@ -1,6 +1,8 @@
 import asyncio
+import gc
 import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -142,6 +144,7 @@ def test_past_the_limit_a_request_is_refused_at_once(threads):
         with pytest.raises(Overloaded, match="6 rows wait already, at most 6 may"):
             batcher.submit(4, 1)
         waiting[1].cancel()  # nobody waits for it any more: it makes room
+        assert batcher.waiting_rows == 4
         last = batcher.submit(5, 2)
         recorder.gate.set()
         return await asyncio.gather(running, waiting[0], waiting[2], last)
@@ -359,3 +362,29 @@ def test_one_kind_of_work_leaves_a_thread_to_others(threads):
         return await asyncio.gather(*futures)
 
     assert run(main()) == [0, 2, 4]
+
+
+def test_a_request_goes_with_its_answer(threads):
+    """No cycle keeps the arrays of a request until a garbage collection."""
+    batcher, gone = Batcher(threads(), lambda items: [0 for _ in items]), []
+
+    async def main():
+        for number in range(2):
+            item = np.zeros(number)
+            weakref.finalize(item, gone.append, number)
+            future = batcher.submit(item, 1)
+            del item
+            if number:
+                future.cancel()
+            else:
+                await future
+            del future
+        await batcher.submit(None, 1)
+        await asyncio.sleep(0)
+
+    gc.disable()
+    try:
+        run(main())
+    finally:
+        gc.enable()
+    assert sorted(gone) == [0, 1]

@@ -1,6 +1,9 @@
+import io
 import json
 import logging
+import threading
 
+from serving import logs
 from serving.logs import JsonFormatter, event
 
 
@@ -51,3 +54,40 @@ def test_what_is_below_the_level_is_not_written():
     assert not lines(
         logging.getLogger("tests.logs"), lambda log: event(log, logging.DEBUG, "quiet", model="m")
     )
+
+
+def test_who_logs_does_not_wait_for_who_reads(monkeypatch):
+    gate, written = threading.Event(), io.StringIO()
+
+    class Slow(io.StringIO):
+        def write(self, text):
+            assert gate.wait(60)
+            return written.write(text)
+
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [])
+    monkeypatch.setattr(logs, "_MOST_WAITING", 5)
+    monkeypatch.setattr("sys.stdout", Slow())
+    writing = logs.install()
+    for number in range(100):
+        logging.getLogger("tests.logs").warning("line %d", number)
+    gate.set()
+    writing.stop()
+    messages = [json.loads(line)["message"] for line in written.getvalue().splitlines()]
+    assert messages[:5] == [f"line {number}" for number in range(5)]
+    assert len(messages) < 10  # what did not fit is lost
+
+
+def test_of_many_lines_a_second_some_are_written():
+    log = logging.getLogger("tests.sampled")
+    sampled = logs.Sampled(2)
+    log.addFilter(sampled)
+
+    def record(log):
+        for second in (7, 7, 7, 7, 8, 9):
+            one = log.makeRecord(log.name, logging.INFO, "", 0, "refused", (), None)
+            one.created = second
+            log.handle(one)
+
+    written = lines(log, record)
+    assert [line.get("left_out") for line in written] == [None, None, 2, None]
