@@ -13,6 +13,7 @@ from typing import Any, NoReturn, TypeVar
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serving.aside import BYTES_A_VALUE, aside
 from serving.call import REQUEST_ID, Call, counted, request_id, whole_number
 from serving.config import ServeConfig
 from serving.errors import OutOfMemory, ServiceError, TooLarge
@@ -33,6 +34,7 @@ _TIMEOUT, _ENCODING = b"x-timeout-ms", b"content-encoding"
 _MOST_MILLISECONDS = 10**9
 _SMALL_BODY = 1 << 20  # bytes; larger ones wait for each other anyhow
 _HELD = 2  # times the limit of a body, that all large bodies may hold together
+_MOST_INFLATED = 1032  # times its size, that gzip becomes
 _THROWN_AWAY = 4  # times the limit, of a body that is too large
 _THROWING_SECONDS = 2.0
 _log = logging.getLogger(__name__)
@@ -149,7 +151,9 @@ class _Limited:
     async def __call__(self) -> Message:
         message = await self._receive()
         if self._inflating and message["type"] == "http.request":
-            message = {**message, "body": self._inflated(message)}
+            most = min(self._most_bytes, _MOST_INFLATED * len(message.get("body", b"")))
+            plain = await aside(most // BYTES_A_VALUE, lambda: self._inflated(message))
+            message = {**message, "body": plain}
         self._read += len(message.get("body", b""))
         if self._read > self._most_bytes:
             await self._refuse(message)

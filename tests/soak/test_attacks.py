@@ -39,6 +39,7 @@ REFUSED = {
     "rows by k, just": ANSWERED,
     "all rows": ANSWERED,
     "too large": {"413"},
+    "inflated too far": {"413", "429", "504"},
     "long version": {"400", "404"},
     "longer version": {"400", "404"},
     "slow connections": {"ended"},

@@ -6,6 +6,7 @@ It prints a JSON object: codes of each attack, or milliseconds of `/healthz` and
 
 import collections
 import contextlib
+import gzip
 import http.client
 import json
 import socket
@@ -17,6 +18,7 @@ from pathlib import Path
 import grpc
 
 MODEL = "/v1/models/twotower"
+GZIP = {"Content-Encoding": "gzip"}
 RESTED = 0.05  # seconds between two looks
 SLOW_CONNECTIONS = 50
 
@@ -51,6 +53,8 @@ def rest_attacks():
         "one string": predict(b'{"instances": ["' + b"x" * megabytes + b'"]}'),
         "mistakes": ("POST", f"{MODEL}:retrieve", values('{"query_ids": [', "1", "]}"), {}),
         "names": ("POST", f"{MODEL}:retrieve", values('{"x": {', '"a":1', "}}"), {}),
+        "inflated": (*predict(gzip.compress(b" " * megabytes))[:3], GZIP),
+        "inflated too far": (*predict(gzip.compress(b" " * 2 * megabytes))[:3], GZIP),
         "too large": predict(b" " * (33 << 20)),
         "padded limit": ("GET", f"{MODEL}:sample_queries?limit=0000000019999999", None, {}),
         "long limit": ("GET", f"{MODEL}:sample_queries?limit={'1' * 5000}", None, {}),
