@@ -200,7 +200,7 @@ def test_what_is_hopeless_is_ended_early(config, make_prepared):
         startup_trials=1,
     )
     result = tune(hopeless)
-    assert result["best"]["value"] > 2 * 10 / 60
+    assert result["best"]["value"] > 1.5 * 10 / 60  # by chance, 10 / 60
     others = [one for one in result["trials"] if one["params"]["learning_rate"] < 1e-5]
     assert others
     assert all(one["state"] == "pruned" and one["epochs"] == 1 for one in others)
