@@ -9,6 +9,8 @@ from samplers.candidates import Candidates
 from samplers.frequency import log_pop
 from samplers.method_base import renewed_variable, state_variable
 
+_BLOCK = 128  # candidates whose occurrences are added up before a draw
+
 
 class CandidateCache(tf.Module):
     """Draws candidates in proportion to how often they were drawn before, with replacement.
@@ -48,11 +50,17 @@ class CandidateCache(tf.Module):
             drawn = self._last_drawn > 0
             again = tf.where(drawn, weights, tf.zeros_like(weights))
             weights = tf.where(tf.reduce_any(drawn), again, weights)
-        cumulative = tf.cumsum(tf.cast(weights, tf.float64))  # whole numbers, exact
-        total = cumulative[-1]
-        points = tf.random.stateless_uniform([size], seed, dtype=tf.float64) * total  # below it
-        ids = tf.searchsorted(cumulative, points, side="right", out_type=tf.int64)
-        log_q = tf.math.log(tf.cast(tf.gather(weights, ids), tf.float64) / total)
+        # Block by block, then in the blocks that are drawn: a cumulative sum of all takes longer.
+        nothing = tf.zeros([-weights.shape[0] % _BLOCK], weights.dtype)
+        blocks = tf.reshape(tf.concat([weights, nothing], axis=0), [-1, _BLOCK])
+        ends = tf.cumsum(tf.cast(tf.reduce_sum(blocks, axis=1), tf.float64))  # whole numbers, exact
+        points = tf.random.stateless_uniform([size], seed, dtype=tf.float64) * ends[-1]  # below it
+        block = tf.searchsorted(ends, points, side="right", out_type=tf.int64)
+        in_block = tf.cast(tf.gather(blocks, block), tf.float64)
+        after = tf.cumsum(in_block, axis=1, reverse=True, exclusive=True)
+        passed = tf.gather(ends, block)[:, None] - after <= points[:, None]
+        ids = block * _BLOCK + tf.math.count_nonzero(passed, axis=1)
+        log_q = tf.math.log(tf.cast(tf.gather(weights, ids), tf.float64) / ends[-1])
         return Candidates(ids, tf.cast(log_q, tf.float32))
 
     def record(self, ids: tf.Tensor, counts: tf.Tensor) -> None:

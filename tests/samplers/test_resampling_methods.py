@@ -4,6 +4,7 @@ import tensorflow as tf
 from table_encoders import seen_hits
 
 import samplers
+from samplers.candidate_cache import CandidateCache
 from samplers.methods import build
 from samplers.randomness import split_seeds
 from samplers.resampling import Resampling
@@ -270,6 +271,19 @@ def test_xir_cache_is_uniform_at_first_and_then_follows_the_occurrences():
         expected = np.array(weights) / sum(weights)
         np.testing.assert_allclose(observed, expected, atol=4 * np.sqrt(0.25 / 40_000))
         np.testing.assert_allclose(np.exp(cache.log_q), expected[cache.ids.numpy()], rtol=1e-5)
+
+
+def test_the_cache_is_drawn_as_by_a_cumulative_sum_of_all_without_taking_one():
+    size, draws = 5003, 20
+    rng = np.random.default_rng(4)
+    cache = CandidateCache(rng.integers(0, 3, size))
+    cache.occurrences.assign(rng.integers(0, 4, size) * cache.occurrences.numpy())
+    sample = tf.function(lambda: cache.sample(draws, seed=SEED)).get_concrete_function()
+    sums = [op.inputs[0].shape for op in sample.graph.get_operations() if op.type == "Cumsum"]
+    assert max(shape.num_elements() for shape in sums) < size
+    cumulative = np.cumsum(cache.occurrences.numpy())
+    points = tf.random.stateless_uniform([draws], SEED, dtype=tf.float64) * cumulative[-1]
+    np.testing.assert_array_equal(sample().ids, np.searchsorted(cumulative, points, "right"))
 
 
 def test_xir_cache_half_follows_occurrences_times_softmax_over_popularity():
