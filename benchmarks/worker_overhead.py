@@ -177,7 +177,7 @@ def _messages(method: str, strategy: Any) -> dict[str, Callable[[int], None]]:
     by_row = samplers.METHODS[method].row_by_row
     drawn = rows if by_row else 0  # bpr draws one negative a row
     columns = tf.zeros([rows, 3], tf.int64)
-    embeddings = tf.zeros([rows, DIM if by_row else 2 * DIM])
+    embeddings = tf.zeros([rows, DIM])
     ids = tf.range(rows + drawn, dtype=tf.int64)
     gradients = [
         tf.IndexedSlices(tf.zeros([size, DIM]), ids[:size], tf.constant([40_988, DIM], tf.int64))
@@ -194,9 +194,10 @@ def _messages(method: str, strategy: Any) -> dict[str, Callable[[int], None]]:
         context = tf.distribute.get_replica_context()
         summed = context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
         total = tf.add_n([tf.reduce_sum(gradient.values) for gradient in summed])
-        if by_row:
-            total += context.all_reduce(tf.distribute.ReduceOp.SUM, tf.constant(1.0))
-        return total
+        if not by_row:
+            by_columns = tf.zeros([rows * _WORKERS, DIM])
+            total += tf.reduce_sum(context.all_reduce(tf.distribute.ReduceOp.SUM, by_columns))
+        return total + context.all_reduce(tf.distribute.ReduceOp.SUM, tf.constant(1.0))
 
     def repeated(what: Callable[[], tf.Tensor]) -> Callable[[int], None]:
         once = tf.function(lambda: strategy.run(what))

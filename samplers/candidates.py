@@ -16,6 +16,13 @@ class Candidates(NamedTuple):
     row_weight: tf.Tensor | None = None  # float32 [B], multiplies the loss of the row
 
 
+class Part(NamedTuple):
+    """Rows in sequence of a larger batch, for which random numbers are drawn as for all of it."""
+
+    first: tf.Tensor  # int32 scalar, the place of the first row
+    size: tf.Tensor  # int32 scalar, rows of the larger batch
+
+
 class Batch(NamedTuple):
     """Observed pairs: row b says that query_ids[b] chose candidate_ids[b]."""
 
@@ -25,6 +32,20 @@ class Batch(NamedTuple):
     valid: tf.Tensor | None = None  # bool [B], False for padding, whose loss is 0
     seen: tf.Tensor | None = None  # int64 [H, 2], see `Method.with_seen`
     log_pop: tf.Tensor | None = None  # float32 [B], of candidate_ids, in place of `frequency`
+    whole: Batch | None = None  # the batch that these rows are a part of; None: they are all of it
+    first: tf.Tensor | None = None  # int32 scalar, the place of the first of them in `whole`
+
+    @property
+    def columns(self) -> Batch:
+        """The batch whose positives are the columns of the scores: [C], C = B unless a part."""
+        return self if self.whole is None else self.whole
+
+    @property
+    def part(self) -> Part | None:
+        """Which rows of the whole batch these are; None for all."""
+        if self.whole is None or self.first is None:
+            return None
+        return Part(self.first, tf.size(self.whole.candidate_ids))
 
 
 class Encoders(NamedTuple):
@@ -39,3 +60,9 @@ class Encoders(NamedTuple):
     candidates: Callable[[tf.Tensor], tf.Tensor]  # dense ids [...] -> [..., D]
     corpus: Callable[[], tf.Tensor]  # () -> [N, D], in the order of the dense ids
     queries: Callable[[tf.Tensor], tf.Tensor] | None = None  # dense ids [...] -> [..., D]
+    whole: tf.Tensor | None = None  # [C, D], positives of `Batch.whole`; None: `positive`
+
+    @property
+    def columns(self) -> tf.Tensor:
+        """The embeddings of the positives of `Batch.columns`: [C, D]."""
+        return self.positive if self.whole is None else self.whole

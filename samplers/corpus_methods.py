@@ -15,7 +15,13 @@ from samplers.popularity_table import PopularityTable
 from samplers.seen import padded
 from samplers.soft_targets import TargetTable
 from samplers.softmax_losses import in_batch_softmax_loss
-from samplers.streamed_softmax import Valid, dot_logsumexp, own_scores, target_scores
+from samplers.streamed_softmax import (
+    Valid,
+    dot_logsumexp,
+    own_columns,
+    own_scores,
+    target_scores,
+)
 from samplers.uniform import UniformSampler
 from samplers.validity import hit_filter, num_rows, weigh_rows, without_padding
 
@@ -152,17 +158,20 @@ class Mns(Method):
         """log Σ_j e^(s_uj - log q_j) - (s_ui - log pop_i) over B + B′ columns: float32 [B]."""
         del seed
         assert proposed is not None
-        ids = tf.concat([batch.candidate_ids, proposed.ids], axis=0)
-        log_pop = self._popularity.of_batch(batch)
+        whole = batch.columns
+        ids = tf.concat([whole.candidate_ids, proposed.ids], axis=0)
+        log_pop = self._popularity.of_batch(whole)
         columns = tf.concat([log_pop, self._popularity.of_ids(proposed.ids)], axis=0)
-        mixture = self.log_mixture(columns, num_rows(batch), tf.size(proposed.ids))
-        rows = tf.size(batch.candidate_ids)
+        mixture = self.log_mixture(columns, num_rows(whole), tf.size(proposed.ids))
+        rows = tf.size(whole.candidate_ids)
         own = mixture[:rows] if self.mixture_for_positive else log_pop
         losses = in_batch_softmax_loss(
             encoders.query,
-            tf.concat([encoders.positive, encoders.candidates(proposed.ids)], axis=0),
-            tf.concat([without_padding(mixture[:rows], batch), mixture[rows:]], axis=0),
-            positive_log_q=own,
+            tf.concat([encoders.columns, encoders.candidates(proposed.ids)], axis=0),
+            tf.concat([without_padding(mixture[:rows], whole), mixture[rows:]], axis=0),
+            positive=encoders.positive,
+            first=batch.first,
+            positive_log_q=own_columns(own, tf.size(batch.candidate_ids), batch.first),
             valid=hit_filter(batch, ids, mask_accidental_hits=self.mask_accidental_hits),
             positive_twice=self.positive_twice,
             block_size=self.block_size,

@@ -47,8 +47,10 @@ class Ssl(Method):
     def _batch_losses(self, encoders: Encoders, batch: Batch) -> tf.Tensor:
         return in_batch_softmax_loss(
             encoders.query,
-            encoders.positive,
-            without_padding(self._log_q(batch), batch),
+            encoders.columns,
+            without_padding(self._log_q(batch.columns), batch.columns),
+            positive=encoders.positive,
+            first=batch.first,
             valid=self._valid(batch),
             positive_twice=self.positive_twice,
             block_size=self.block_size,
@@ -59,9 +61,8 @@ class Ssl(Method):
         return tf.zeros_like(batch.candidate_ids, tf.float32)
 
     def _valid(self, batch: Batch) -> Valid | None:
-        return hit_filter(
-            batch, batch.candidate_ids, mask_accidental_hits=self.mask_accidental_hits
-        )
+        ids = batch.columns.candidate_ids
+        return hit_filter(batch, ids, mask_accidental_hits=self.mask_accidental_hits)
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
@@ -89,10 +90,12 @@ class SslPop(Ssl):
             return super()._batch_losses(encoders, batch)
         return positive_corrected_loss(
             encoders.query,
-            encoders.positive,
-            without_padding(self._log_q(batch), batch),
+            encoders.columns,
+            without_padding(self._log_q(batch.columns), batch.columns),
+            positive=encoders.positive,
+            first=batch.first,
             # Q / (1 - Q_i), which the correction is by, is a distribution without candidate i.
-            valid=hit_filter(batch, batch.candidate_ids, mask_accidental_hits=True),
+            valid=hit_filter(batch, batch.columns.candidate_ids, mask_accidental_hits=True),
             block_size=self.block_size,
         )
 

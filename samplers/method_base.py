@@ -24,6 +24,9 @@ class Method(tf.Module):
     Only `loss` has a gradient. A trainer that keeps look-ups out of its compiled region calls
     the steps by hand, in the order of `__call__`, see `split_seed`.
 
+    On several replicas each has the loss of its rows, which are a part of a larger batch. Where
+    rows are negatives of each other, the negatives are the positives of all: `Batch.columns`.
+
     A subclass is a dataclass whose further fields are its options; the comment on the line of a
     field is its documentation. What it needs of the data it names in `needs`. State lives in
     `tf.Variable`s made in `__post_init__`, so that it checkpoints with the model.
@@ -126,7 +129,7 @@ class Method(tf.Module):
         """
         if self.seen is None:
             return batch
-        ids = batch.candidate_ids
+        ids = batch.columns.candidate_ids
         ids = ids if proposed is None else tf.concat([ids, proposed.ids], axis=0)
         return batch._replace(seen=self.seen.hits(batch.query_ids, ids))
 
@@ -138,6 +141,11 @@ class Method(tf.Module):
         Leaves the state as it is, but for a `renewed_variable` where it keeps what `update` needs.
         """
         raise NotImplementedError
+
+    @property
+    def counted(self) -> tuple[tf.Variable, ...]:
+        """What `loss` counts over its rows, for `update`: of a batch in parts, it is summed."""
+        return ()
 
     def update(self, batch: Batch) -> None:
         """Writes what a method remembers of a batch; called after its training step."""
@@ -193,4 +201,5 @@ def without_gradient(encoders: Encoders) -> Encoders:
         candidates=detach(encoders.candidates),
         corpus=detach(encoders.corpus),
         queries=None if encoders.queries is None else detach(encoders.queries),
+        whole=None if encoders.whole is None else tf.stop_gradient(encoders.whole),
     )

@@ -13,7 +13,7 @@ from samplers.in_batch_methods import SslPop
 from samplers.mixing import masked_mixture_scores, mixing_weights
 from samplers.randomness import uniform_numbers
 from samplers.softmax_losses import negated, resampled_softmax_loss
-from samplers.streamed_softmax import at_least_float32, dot_logsumexp, own_scores
+from samplers.streamed_softmax import at_least_float32, dot_logsumexp, own_columns, own_scores
 from samplers.validity import weigh_rows, without_padding
 
 
@@ -52,10 +52,11 @@ class MixingMethod(SslPop):
         return weigh_rows(losses, batch)
 
     def _mixture_losses(self, encoders: Encoders, batch: Batch, seed: tf.Tensor) -> tf.Tensor:
-        log_q = without_padding(self._log_q(batch), batch)
-        known = tf.math.is_finite(log_q)
+        log_q = without_padding(self._log_q(batch.columns), batch.columns)
+        own_log_q = own_columns(log_q, tf.size(batch.candidate_ids), batch.first)
+        known = tf.math.is_finite(own_log_q)
         positive = own_scores(encoders.query, encoders.positive)
-        positive += tf.where(known, negated(log_q), tf.zeros_like(log_q))
+        positive += tf.where(known, negated(own_log_q), tf.zeros_like(own_log_q))
         log_total = self._mixture_logsumexp(encoders, batch, log_q, seed)
         if self.positive_in_mixture:
             losses = resampled_softmax_loss(log_total, positive)
@@ -103,11 +104,11 @@ class Bmns(MixingMethod):
         valid = self._valid(batch)
         if valid is not None:
             scores = masked_mixture_scores(
-                encoders.query, encoders.positive, weights, valid, block_size=self.block_size
+                encoders.query, encoders.columns, weights, valid, block_size=self.block_size
             )
             return _logsumexp(scores)
-        positive = at_least_float32(encoders.positive)
-        mixed = tf.matmul(tf.cast(weights, positive.dtype), positive)  # [K, D]
+        candidates = at_least_float32(encoders.columns)
+        mixed = tf.matmul(tf.cast(weights, candidates.dtype), candidates)  # [K, D]
         nothing = tf.reduce_all(weights == 0)  # no column to mix
         bias = tf.where(nothing, -float("inf"), tf.zeros([self.num_mixed]))
         return dot_logsumexp(encoders.query, mixed, bias, block_size=self.block_size)
@@ -131,7 +132,7 @@ class PositiveMixing(MixingMethod):
         columns = tf.cast(numbers[0] * tf.cast(tf.size(log_q), tf.float32), tf.int32)
         columns = tf.minimum(columns, tf.size(log_q) - 1)  # the product may round up to B
         positive = own_scores(encoders.query, encoders.positive)
-        chosen = tf.gather(at_least_float32(encoders.positive), columns)
+        chosen = tf.gather(at_least_float32(encoders.columns), columns)
         scores = tf.matmul(at_least_float32(encoders.query), chosen, transpose_b=True)  # [B, K]
         share = tf.cast(numbers[1], scores.dtype)[None, :]
         mixed = share * positive[:, None] + (1 - share) * scores

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
+
+from samplers.candidates import Part
 
 # Where seeds are and are made: TensorFlow reads them there also for a draw on a GPU, which would
 # have to hand over each, and wait.
@@ -41,6 +43,15 @@ def split_seed(seed: tf.Tensor, n: int = 2) -> list[tf.Tensor]:
     """n independent seeds, int [2] each, from one."""
     with tf.device(HOST):
         return tf.unstack(tf.random.experimental.stateless_split(seed, n))
+
+
+def for_rows(
+    draw: Callable[[tf.Tensor], tf.Tensor], num_rows: tf.Tensor, part: Part | None
+) -> tf.Tensor:
+    """What `draw(number of rows)` gives [B, ...], or those of a part of more rows: [b, ...]."""
+    if part is None:
+        return draw(num_rows)
+    return tf.gather(draw(part.size), part.first + tf.range(num_rows))
 
 
 def split_seeds(seed: tf.Tensor, n: int) -> list[tf.Tensor]:

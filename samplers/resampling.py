@@ -6,6 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from samplers.candidates import Part
 from samplers.randomness import split_seeds
 from samplers.selection import (
     first_points,
@@ -44,6 +45,7 @@ class Resampling:
       valid: which columns a row may draw; None for all.
       systematic: as in `selection.resample`.
       block_size: columns scored at once; None for all. Needs systematic draws.
+      part: where the rows are a part of a batch, which.
     """
 
     def __init__(
@@ -57,11 +59,12 @@ class Resampling:
         valid: Valid | None = None,
         systematic: bool = True,
         block_size: int | None = None,
+        part: Part | None = None,
     ) -> None:
         self._query = tf.stop_gradient(at_least_float32(query))
         self._candidates = tf.stop_gradient(at_least_float32(candidates))
         self._log_q = tf.cast(tf.stop_gradient(log_q), self._query.dtype)
-        self._valid, self._block_size = valid, block_size
+        self._valid, self._block_size, self._part = valid, block_size, part
         self._num_columns = tf.shape(candidates)[0]
         self._correction = tf.where(tf.math.is_finite(self._log_q), self._log_q, float("inf"))
         self._counts: Counts
@@ -70,7 +73,7 @@ class Resampling:
             return
         scores = tf.matmul(self._query, self._candidates, transpose_b=True)
         scores = self._masked(scores, tf.range(self._num_columns))
-        self._draw = resample_weighted(scores, self._log_q, n, seed, systematic)
+        self._draw = resample_weighted(scores, self._log_q, n, seed, systematic, part)
 
     def mean_score(self, query: tf.Tensor, candidates: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """(1/m) Σ_j n_bj q_b · v_j, with gradients, and whether m = Σ_j n_bj is above 0: [B] each.
@@ -170,7 +173,7 @@ class Resampling:
     def _counts_by_block(self, n: tf.Tensor | int, seed: tf.Tensor, block_size: int) -> Counts:
         seeds = split_seeds(seed, 2)
         up = rounding(self._num_columns, seeds[0])
-        first = first_points(self._query, seeds[1])
+        first = first_points(self._query, seeds[1], self._part)
 
         def logits_of(scores: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
             correction = take_columns(self._correction, columns, float("inf"))

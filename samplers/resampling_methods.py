@@ -75,7 +75,7 @@ class Bir(Method):
     ) -> tf.Tensor:
         """log(e^(s_ui) + Σ_j n_uj e^(s_uj)) - s_ui, or that of other `weights`: float32 [B]."""
         del proposed
-        losses, _ = self._batch_losses(encoders, batch, self._draws(num_rows(batch)), seed)
+        losses, _ = self._batch_losses(encoders, batch, self._draws(num_rows(batch.columns)), seed)
         return weigh_rows(losses, batch)
 
     def _draws(self, rows: tf.Tensor) -> tf.Tensor | int:
@@ -84,9 +84,10 @@ class Bir(Method):
     def _batch_losses(
         self, encoders: Encoders, batch: Batch, n: tf.Tensor | int, seed: tf.Tensor
     ) -> tuple[tf.Tensor, Resampling]:
-        ids = batch.candidate_ids
-        log_q = without_padding(self._popularity.of_batch(batch), batch)
-        return self._column_losses(encoders, batch, encoders.positive, ids, log_q, n, seed)
+        whole = batch.columns
+        log_q = without_padding(self._popularity.of_batch(whole), whole)
+        ids = whole.candidate_ids
+        return self._column_losses(encoders, batch, encoders.columns, ids, log_q, n, seed)
 
     def _column_losses(
         self,
@@ -111,6 +112,7 @@ class Bir(Method):
             ),
             systematic=self.systematic,
             block_size=self.block_size,
+            part=batch.part,
         )
         positive = own_scores(encoders.query, encoders.positive)
         if self.weights == "equal":
@@ -161,7 +163,7 @@ class Xir(Bir):
     ) -> tf.Tensor:
         """λ · (bir on the cache) + (1 - λ) · (bir on the batch): float32 [B]."""
         assert proposed is not None
-        n = self._draws(tf.maximum(num_rows(batch) // 2, 1))
+        n = self._draws(tf.maximum(num_rows(batch.columns) // 2, 1))
         first, second = split_seeds(seed, 2)
         on_batch, from_batch = self._batch_losses(encoders, batch, n, first)
         on_cache, from_cache = self._column_losses(
@@ -172,14 +174,19 @@ class Xir(Bir):
             self._popularity.of_ids(proposed.ids),
             n,
             second,
-            first=tf.size(batch.candidate_ids),
+            first=tf.size(batch.columns.candidate_ids),
         )
         self.cache.record(
-            tf.concat([batch.candidate_ids, proposed.ids], axis=0),
+            tf.concat([batch.columns.candidate_ids, proposed.ids], axis=0),
             tf.concat([r.column_sums(batch.valid) for r in (from_batch, from_cache)], axis=0),
         )
         losses = self.cache_weight * on_cache + (1 - self.cache_weight) * on_batch
         return weigh_rows(losses, batch)
+
+    @property
+    def counted(self) -> tuple[tf.Variable, ...]:
+        """The draws of the step."""
+        return (self.cache.drawn,)
 
     def update(self, batch: Batch) -> None:
         """Adds the draws of the step to the occurrences."""

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from samplers.randomness import split_seeds, uniform_bits, uniform_numbers
+from samplers.candidates import Part
+from samplers.randomness import for_rows, split_seeds, uniform_bits, uniform_numbers
 
 _RANGE = 2.0**30  # the masses of a row add up to at most this plus the number of columns
 
@@ -62,8 +63,12 @@ def resample_weighted(
     n: tf.Tensor | int,
     seed: tf.Tensor,
     systematic: bool = True,
+    part: Part | None = None,
 ) -> Draw:
-    """As `resample`, with the weights, which a caller then need not compute again."""
+    """As `resample`, with the weights, which a caller then need not compute again.
+
+    Where the rows are a `part` of a batch, each has the draws that it has with all of them.
+    """
     scores = tf.stop_gradient(tf.convert_to_tensor(scores))
     log_q = tf.cast(tf.stop_gradient(log_q), scores.dtype)
     correction = tf.where(tf.math.is_finite(log_q), log_q, float("inf"))
@@ -76,10 +81,10 @@ def resample_weighted(
     cumulative = tf.cumsum(masses, axis=1)
     total = cumulative[:, -1]
     if systematic:
-        nothing, first = tf.zeros_like(total), first_points(logits, seeds[1])
+        nothing, first = tf.zeros_like(total), first_points(logits, seeds[1], part)
         counts = systematic_counts(nothing, cumulative, total, n, first)
     else:
-        counts = _multinomial(cumulative, total, n, seeds[1])
+        counts = _multinomial(cumulative, total, n, seeds[1], part)
     return Draw(counts, weights, top)
 
 
@@ -93,9 +98,9 @@ def rounding(num_columns: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     return uniform_numbers([num_columns], seed)
 
 
-def first_points(like: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+def first_points(like: tf.Tensor, seed: tf.Tensor, part: Part | None = None) -> tf.Tensor:
     """The uniform number of each row: [B, ...] → [B]."""
-    return uniform_numbers([tf.shape(like)[0]], seed)
+    return for_rows(lambda rows: uniform_numbers([rows], seed), tf.shape(like)[0], part)
 
 
 def integer_masses(weights: tf.Tensor, rounding: tf.Tensor, *, num_columns: tf.Tensor) -> tf.Tensor:
@@ -148,12 +153,17 @@ def systematic_counts(
 
 
 def _multinomial(
-    cumulative: tf.Tensor, total: tf.Tensor, n: tf.Tensor | int, seed: tf.Tensor
+    cumulative: tf.Tensor,
+    total: tf.Tensor,
+    n: tf.Tensor | int,
+    seed: tf.Tensor,
+    part: Part | None,
 ) -> tf.Tensor:
     """Counts of n independent draws, [B, C], by binary search in the cumulative masses."""
     shape = tf.shape(cumulative)
     rows, columns = shape[0], shape[1]
-    bits = tf.cast(uniform_bits([rows, n], seed), tf.int64)
+    bits = for_rows(lambda size: uniform_bits([size, n], seed), rows, part)
+    bits = tf.cast(bits, tf.int64)
     # A uniform integer below the total; the remainder would not be uniform.
     scaled = bits * tf.cast(total, tf.int64)[:, None]
     target = tf.cast(tf.bitwise.right_shift(scaled, tf.constant(32, tf.int64)), tf.int32)

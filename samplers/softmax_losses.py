@@ -6,7 +6,7 @@ import functools
 
 import tensorflow as tf
 
-from samplers.streamed_softmax import Valid, dot_logsumexp, own_scores
+from samplers.streamed_softmax import Valid, dot_logsumexp, own_columns, own_scores
 
 
 def in_batch_softmax_loss(
@@ -14,6 +14,8 @@ def in_batch_softmax_loss(
     candidates: tf.Tensor,
     log_q: tf.Tensor,
     *,
+    positive: tf.Tensor | None = None,
+    first: tf.Tensor | None = None,
     positive_log_q: tf.Tensor | None = None,
     valid: Valid | None = None,
     positive_twice: bool = False,
@@ -36,6 +38,9 @@ def in_batch_softmax_loss(
       query: [B, D].
       candidates: [C, D], C >= B; the columns after B are further negatives for every row.
       log_q: [C], log-probability of each column.
+      positive: [B, D], the candidates of the own columns, where they are held a second time.
+      first: the column of the positive of row 0 where it is not column 0, that of row b being
+        first + b.
       positive_log_q: [B], the log-probability of the positive where it is not log_q[:B].
       valid: which columns are negatives of a row; the positive stays. None for all.
       positive_twice: whether to count the positive a second time.
@@ -46,7 +51,7 @@ def in_batch_softmax_loss(
     """
     tf.debugging.assert_shapes([(query, "BD"), (candidates, "CD"), (log_q, "C")])
     rows = tf.shape(query)[0]
-    own_log_q = log_q[:rows] if positive_log_q is None else positive_log_q
+    own_log_q = own_columns(log_q, rows, first) if positive_log_q is None else positive_log_q
     own_bias, known = negated(own_log_q), tf.math.is_finite(own_log_q)
     total = dot_logsumexp(
         query,
@@ -54,10 +59,12 @@ def in_batch_softmax_loss(
         negated(log_q),
         # Setting the diagonal is a pass over [B, C]: only where it is not what it would be anyway.
         own_bias=None if positive_log_q is None and valid is None else own_bias,
+        first=first,
         valid=valid,
         block_size=block_size,
     )
-    positive = own_scores(query, candidates[:rows])
+    own = own_columns(candidates, rows, first) if positive is None else positive
+    positive = own_scores(query, own)
     loss = total - (positive + tf.where(known, own_bias, tf.zeros_like(own_bias)))
     loss = tf.where(known, loss, tf.zeros_like(loss))
     if positive_twice:  # log(e^total + e^positive) - positive
@@ -75,6 +82,8 @@ def positive_corrected_loss(
     candidates: tf.Tensor,
     log_q: tf.Tensor,
     *,
+    positive: tf.Tensor | None = None,
+    first: tf.Tensor | None = None,
     valid: Valid | None = None,
     block_size: int | None = None,
 ) -> tf.Tensor:
@@ -87,6 +96,7 @@ def positive_corrected_loss(
     Args:
       query: [B, D].
       candidates: [C, D], C >= B, the positive of row b in column b.
+      positive, first: as in `in_batch_softmax_loss`.
       log_q: [C], log-probability of each column; -inf as in `in_batch_softmax_loss`.
       valid: which columns are negatives of a row; False where another column holds its positive;
         None for all but its own.
@@ -97,10 +107,12 @@ def positive_corrected_loss(
       are equal and every q is 1/N.
     """
     tf.debugging.assert_shapes([(query, "BD"), (candidates, "CD"), (log_q, "C")])
-    own_log_q = log_q[: tf.shape(query)[0]]
+    rows = tf.shape(query)[0]
+    own_log_q = own_columns(log_q, rows, first)
     log_sum = functools.partial(
         dot_logsumexp,
         own_bias=tf.fill(tf.shape(own_log_q), tf.constant(-float("inf"), log_q.dtype)),
+        first=first,
         valid=valid,
         block_size=block_size,
     )
@@ -111,7 +123,8 @@ def positive_corrected_loss(
     known = tf.math.is_finite(own_log_q) & tf.math.is_finite(count)
     total = tf.where(known, total, tf.zeros_like(total))
     own_q = tf.where(known, tf.exp(own_log_q), tf.zeros_like(own_log_q))
-    positive = own_scores(query, candidates[: tf.shape(query)[0]])
+    own = own_columns(candidates, rows, first) if positive is None else positive
+    positive = own_scores(query, own)
     rest = total - count + tf.math.log1p(-own_q)
     weight = tf.stop_gradient(tf.sigmoid(rest - positive))  # 1 - P
     return tf.where(known, weight * (total - positive), tf.zeros_like(positive))

@@ -17,6 +17,7 @@ def dot_logsumexp(
     bias: tf.Tensor,
     *,
     own_bias: tf.Tensor | None = None,
+    first: tf.Tensor | None = None,
     valid: Valid | None = None,
     counts: Counts | None = None,
     highest: tf.Tensor | None = None,
@@ -38,6 +39,7 @@ def dot_logsumexp(
       bias: [C], without gradient.
       own_bias: [B], the bias of column b in row b where it is not bias[:B]; such a column is
         valid. Not together with `counts`. Needs C >= B.
+      first: int32 scalar, the column of row 0 where that of row b is column first + b.
       valid: which columns are in the sum of a row; None for all.
       counts: how often each of them is, without gradient; None for once. Needs `highest`.
       highest: [B], a bound of the exponents with counts above 0 that is at most 60 above the
@@ -50,7 +52,7 @@ def dot_logsumexp(
     tf.debugging.assert_shapes([(query, "BD"), (candidates, "CD"), (bias, "C")])
     query, candidates = at_least_float32(query), at_least_float32(candidates)
     bias = tf.stop_gradient(tf.cast(bias, query.dtype))
-    terms = _Terms(bias, own_bias, valid, counts, highest)
+    terms = _Terms(bias, own_bias, first, valid, counts, highest)
     sums = _all_at_once(terms) if block_size is None else _by_block(terms, block_size)
     return sums(query, candidates)
 
@@ -92,6 +94,15 @@ def target_scores(query: tf.Tensor, candidates: tf.Tensor, weights: tf.Tensor) -
 def at_least_float32(embeddings: tf.Tensor) -> tf.Tensor:
     """As float32 where they are of half precision: scores and losses are never that."""
     return embeddings if embeddings.dtype == tf.float64 else tf.cast(embeddings, tf.float32)
+
+
+def own_columns(
+    values: tf.Tensor, num_rows: tf.Tensor, first: tf.Tensor | None = None
+) -> tf.Tensor:
+    """The values [C, ...] of the column of each row: [B, ...], from column `first` on, or 0."""
+    if first is None:
+        return values[:num_rows]
+    return tf.gather(values, first + tf.range(num_rows))
 
 
 def fold_columns(
@@ -139,6 +150,7 @@ class _Terms:
         self,
         bias: tf.Tensor,
         own_bias: tf.Tensor | None,
+        first: tf.Tensor | None,
         valid: Valid | None,
         counts: Counts | None,
         highest: tf.Tensor | None,
@@ -148,13 +160,24 @@ class _Terms:
 
         assert (counts is None) == (highest is None)
         self.bias, self.own_bias, self._highest = bias, constant(own_bias), constant(highest)
-        self._valid, self._counts = valid, counts
+        self._valid, self._counts, self._first = valid, counts, first
 
     def own(self, query: tf.Tensor, candidates: tf.Tensor) -> tf.Tensor | None:
         """The exponent of column b in row b, [B], where it is not that of the others."""
         if self.own_bias is None:
             return None
-        return own_scores(query, candidates[: tf.shape(query)[0]]) + self.own_bias
+        own = own_columns(candidates, tf.shape(query)[0], self._first)
+        return own_scores(query, own) + self.own_bias
+
+    def with_own(
+        self, exponents: tf.Tensor, own: tf.Tensor, columns: tf.Tensor | None = None
+    ) -> tf.Tensor:
+        """Exponents [B, c] of some columns, None for all, that of the own column from `own` [B]."""
+        if columns is None and self._first is None:
+            return tf.linalg.set_diag(exponents, own)
+        places = tf.range(tf.shape(own)[0]) + (0 if self._first is None else self._first)
+        columns = tf.range(tf.shape(exponents)[1]) if columns is None else columns
+        return tf.where(places[:, None] == columns[None, :], own[:, None], exponents)
 
     def exponents(
         self, query: tf.Tensor, candidates: tf.Tensor, bias: tf.Tensor, columns: tf.Tensor
@@ -184,7 +207,7 @@ def _all_at_once(terms: _Terms) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
         exponents, counts = terms.exponents(query, candidates, terms.bias, columns)
         own = terms.own(query, candidates)
         if own is not None:
-            exponents = tf.linalg.set_diag(exponents, own)
+            exponents = terms.with_own(exponents, own)
         highest = terms.highest(exponents)
         parts = tf.exp(exponents - highest[:, None])
         parts = parts if counts is None else parts * counts
@@ -216,8 +239,7 @@ def _by_block(terms: _Terms, block_size: int) -> Callable[[tf.Tensor, tf.Tensor]
         exponents, counts = terms.exponents(query, block, bias, columns)
         own = terms.own(query, candidates)
         if own is not None:
-            is_own = tf.range(tf.shape(query)[0])[:, None] == columns[None, :]
-            exponents = tf.where(is_own, own[:, None], exponents)
+            exponents = terms.with_own(exponents, own, columns)
         return block, exponents, counts
 
     @tf.custom_gradient

@@ -64,7 +64,8 @@ def _marked(seen: tf.Tensor, first: tf.Tensor, shape: tf.Tensor) -> tf.Tensor:
     inside = (place >= 0) & (place < shape[1])
     marks = tf.cast(inside, tf.float32)  # of int32, they would be made by the host
     cells = tf.stack([seen[:, 0], tf.where(inside, place, 0)], axis=1)
-    return tf.scatter_nd(cells, marks, shape) > 0
+    # With a row too many: nothing can be scattered into none, which a replica may have.
+    return tf.scatter_nd(cells, marks, tf.add(shape, [1, 0]))[:-1] > 0
 
 
 def per_query_mask(

@@ -3,10 +3,10 @@
 Every replica looks up the rows of its part of a batch. Then there are two ways, both of which sum
 up, over the replicas, to the gradients that one replica would have with the joined batch:
 
-- `JoinedPart`, where the rows of a batch are negatives of each other: embeddings are gathered,
-  and every replica has the loss of the joined batch. Its gradient goes on, on each replica, to
-  the rows of that replica; what is the same on all of them is shared out.
 - `OwnPart`, where the loss of a row looks at no other row: each replica has the loss of its rows.
+- `OwnRows`, where the rows of a batch are negatives of each other: the embeddings of positives are
+  gathered, and each replica has the loss of its rows over these columns. The gradients by them
+  are summed over the replicas, and each goes on with those of its own.
 
 Methods draw for the joined batch, by one seed, so that replicas draw the same. Gathers stand
 outside of what XLA compiles, and outside of inner functions, where replicas cannot meet.
@@ -14,15 +14,18 @@ outside of what XLA compiles, and outside of inner functions, where replicas can
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import tensorflow as tf
 
 from samplers.candidates import Batch, Candidates
+from towers.gradients import sum_gradients
 from towers.legacy_keras import tf_keras
 from towers.tower import Rows
 from towers.tower_pair import Embedded, Tables, TowerPair, floats_in
+
+_SUM = tf.distribute.ReduceOp.SUM
 
 
 class WholeBatch:
@@ -32,7 +35,7 @@ class WholeBatch:
       batch: what the loss is taken of.
       joined: what the method draws for, and remembers: the batch of all replicas.
       rows: what the loss is a function of, by name.
-      own: what of it is differentiated further on this replica; the same names.
+      own: what of it is differentiated further on this replica.
       num_rows: what a mean is divided by, float32; None: the rows of `batch`.
     """
 
@@ -58,9 +61,8 @@ class WholeBatch:
         del tables
         return gradients
 
-    def by_variables(self, gradients: list[Any]) -> list[Any]:
-        """What this replica adds to the gradients by variables that the loss itself uses."""
-        return gradients
+    def sum_up(self, counted: Iterable[tf.Variable]) -> None:
+        """Makes what was counted over the rows of `batch` that of the rows of `joined`."""
 
     def total(self, loss: tf.Tensor) -> tf.Tensor:
         """The loss of the joined batch."""
@@ -68,7 +70,7 @@ class WholeBatch:
 
 
 class OwnPart(WholeBatch):
-    """The rows of one replica, whose losses need no other rows; in replica context.
+    """The rows of one replica; in replica context.
 
     Args:
       batch: of this replica.
@@ -77,11 +79,14 @@ class OwnPart(WholeBatch):
 
     def __init__(self, batch: Batch, rows: dict[str, Rows]) -> None:
         super().__init__(batch, rows)
+        self.own = dict(rows)  # or what is proposed would be added to both
         self.joined, self._first = _join(batch)
         self._end = self._first + tf.size(batch.query_ids)
         valid = self.joined.valid
         counted = tf.ones_like(self.joined.query_ids) if valid is None else valid
         self.num_rows = tf.reduce_sum(tf.cast(counted, tf.float32))
+        # Of the rows that all replicas have: the name in `own` of a part of them, and which part.
+        self._shares: dict[str, tuple[str, tf.Tensor, tf.Tensor]] = {}
 
     def queries(self, query: tf.Tensor) -> tf.Tensor:
         return _gather(query)
@@ -91,12 +96,40 @@ class OwnPart(WholeBatch):
             return proposed
         return Candidates(*(None if x is None else x[self._first : self._end] for x in proposed))
 
+    def add_proposed(self, ids: tf.Tensor, look_up: Callable[[tf.Tensor], Rows]) -> None:
+        if ids.shape.rank != 1:
+            self.rows["proposed"] = self.own["proposed"] = look_up(ids)
+            return
+        self.rows["proposed"] = tf.nest.map_structure(tf.stop_gradient, look_up(ids))
+        context, size = _context(), tf.shape(ids)[0]
+        number, replicas = context.replica_id_in_sync_group, context.num_replicas_in_sync
+        first, end = number * size // replicas, (number + 1) * size // replicas
+        self._shares["proposed"] = ("proposed", first, end)
+        self.own["proposed"] = look_up(ids[first:end])
+
+    def by_looked_up(self, tables: Tables, gradients: list[Any]) -> list[Any]:
+        by_tables, gradients = _split(gradients, len(floats_in(tables)))
+        by_rows: dict[str, list[Any]] = {}
+        for name in sorted(self.rows):
+            by_rows[name], gradients = _split(gradients, len(floats_in(self.rows[name])))
+        shared = _sum_of_all({name: by_rows.pop(name) for name in sorted(self._shares)})
+        for name, summed in shared.items():
+            own, first, end = self._shares[name]
+            here = [None if gradient is None else gradient[first:end] for gradient in summed]
+            parts = zip(by_rows.get(own, [None] * len(here)), here, strict=True)
+            by_rows[own] = [sum_gradients([x for x in both if x is not None]) for both in parts]
+        return [*by_tables, *(gradient for name in sorted(self.own) for gradient in by_rows[name])]
+
+    def sum_up(self, counted: Iterable[tf.Variable]) -> None:
+        for variable in counted:
+            variable.assign(_context().all_reduce(_SUM, variable.read_value()))
+
     def total(self, loss: tf.Tensor) -> tf.Tensor:
-        return _context().all_reduce(tf.distribute.ReduceOp.SUM, loss)
+        return _context().all_reduce(_SUM, loss)
 
 
-class JoinedPart(WholeBatch):
-    """The joined batch, of which one replica has some rows; in replica context and a tape.
+class OwnRows(OwnPart):
+    """The rows of one replica, with the positives of all replicas as columns; in a tape.
 
     Args:
       batch: of this replica.
@@ -105,36 +138,13 @@ class JoinedPart(WholeBatch):
     """
 
     def __init__(self, batch: Batch, rows: dict[str, Rows], towers: TowerPair) -> None:
-        query, positive = towers.embed_queries(rows["query"]), towers.candidate(rows["positive"])
-        joined, first = _join(batch)
-        super().__init__(joined, {})
-        self.own = {"query": Embedded(query), "positive": Embedded(positive)}
-        both = tf.stop_gradient(_gather(tf.concat([query, positive], axis=1)))
-        queries, positives = tf.split(both, [query.shape[1], positive.shape[1]], axis=1)
-        self.rows = {"query": Embedded(queries), "positive": Embedded(positives)}
-        rows_here = (first, first + tf.size(batch.query_ids))
-        self._places = {"query": rows_here, "positive": rows_here}
-
-    def add_proposed(self, ids: tf.Tensor, look_up: Callable[[tf.Tensor], Rows]) -> None:
-        self.rows["proposed"] = tf.nest.map_structure(tf.stop_gradient, look_up(ids))
-        # All replicas have the same gradient by them: each goes on with its share.
-        context, size = _context(), tf.shape(ids)[0]
-        number, replicas = context.replica_id_in_sync_group, context.num_replicas_in_sync
-        first, end = number * size // replicas, (number + 1) * size // replicas
-        self._places["proposed"] = (first, end)
-        self.own["proposed"] = look_up(ids[first:end])
-
-    def by_looked_up(self, tables: Tables, gradients: list[Any]) -> list[Any]:
-        num_tables = len(floats_in(tables))
-        shares = self.by_variables(gradients[:num_tables])
-        names = [name for name in sorted(self.rows) for _ in floats_in(self.rows[name])]
-        for name, gradient in zip(names, gradients[num_tables:], strict=True):
-            first, end = self._places[name]
-            shares.append(None if gradient is None else gradient[first:end])
-        return shares
-
-    def by_variables(self, gradients: list[Any]) -> list[Any]:
-        return [_scaled(gradient, 1 / _context().num_replicas_in_sync) for gradient in gradients]
+        super().__init__(batch, rows)
+        self.batch = batch._replace(whole=self.joined, first=self._first)
+        positive = towers.candidate(rows["positive"])
+        self.own["positive"] = Embedded(positive)
+        columns = Embedded(tf.stop_gradient(_gather(positive)))
+        self.rows = self.own | {"columns": columns}
+        self._shares["columns"] = ("positive", self._first, self._end)
 
 
 class MeanOfAll(tf_keras.metrics.Mean):
@@ -153,7 +163,7 @@ def part_of(
     context = _context()
     if context is None or context.num_replicas_in_sync == 1:
         return WholeBatch(batch, rows)
-    return OwnPart(batch, rows) if row_by_row else JoinedPart(batch, rows, towers)
+    return OwnPart(batch, rows) if row_by_row else OwnRows(batch, rows, towers)
 
 
 def check_alone() -> None:
@@ -210,8 +220,23 @@ def _join(batch: Batch) -> tuple[Batch, tf.Tensor]:
     return Batch(**joined), first
 
 
-def _scaled(gradient: Any, factor: float) -> Any:
-    if isinstance(gradient, tf.IndexedSlices):
-        values = gradient.values * factor
-        return tf.IndexedSlices(values, gradient.indices, gradient.dense_shape)
-    return None if gradient is None else gradient * factor
+def _split(values: list[Any], size: int) -> tuple[list[Any], list[Any]]:
+    return values[:size], values[size:]
+
+
+def _sum_of_all(gradients: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """Gradients, or None, by what all replicas have, summed over them in one message."""
+    there = [
+        (name, place)
+        for name in gradients
+        for place, gradient in enumerate(gradients[name])
+        if gradient is not None
+    ]
+    dense = [tf.convert_to_tensor(gradients[name][place]) for name, place in there]
+    if there:
+        # No collective operation of TensorFlow carries bfloat16.
+        sent = [tf.cast(x, tf.float32) if x.dtype == tf.bfloat16 else x for x in dense]
+        summed = _context().all_reduce(_SUM, sent)
+        for (name, place), values, like in zip(there, summed, dense, strict=True):
+            gradients[name][place] = tf.cast(values, like.dtype)
+    return gradients

@@ -67,9 +67,14 @@ class TowerPair:
         return self.query(rows) / self._temperature
 
     def encoders(
-        self, query: Rows, positive: Rows, tables: Tables, seed: tf.Tensor | None
+        self,
+        query: Rows,
+        positive: Rows,
+        tables: Tables,
+        seed: tf.Tensor | None,
+        columns: Embedded | None = None,
     ) -> Encoders:
-        """The towers as a method sees them, from the rows of its batch."""
+        """The towers as a method sees them, from the rows of its batch and `Batch.columns`."""
 
         def candidates(ids: tf.Tensor | None = None) -> tf.Tensor:
             return self.candidate.embed(ids, table=tables.get("candidate"), seed=seed)
@@ -80,6 +85,7 @@ class TowerPair:
             candidates=candidates,
             corpus=candidates,
             queries=lambda ids: self.queries(ids, tables),
+            whole=None if columns is None else columns.embeddings,
         )
 
     def encoders_without_batch(self) -> Encoders:

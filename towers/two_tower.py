@@ -10,7 +10,7 @@ from typing import Any
 import tensorflow as tf
 
 from pipeline import schema
-from samplers.candidates import Batch, Candidates
+from samplers.candidates import Batch, Candidates, Encoders
 from samplers.method_base import state_variable, without_gradient
 from samplers.methods import METHODS, build
 from samplers.randomness import HOST, split_seed, step_seed
@@ -134,7 +134,7 @@ class TwoTower(tfrs.Model):
         seed = step_seed(self._seed, self.iteration)
         drop = _drop_seed(seed) if training else None
         tables, rows = self._look_up(batch, drop)
-        encoders = self._towers.encoders(rows["query"], rows["positive"], tables, drop)
+        encoders = self._encoders(rows, tables, drop)
         return self._reduce(self.method(encoders, batch, seed=seed), batch)
 
     def train_step(self, inputs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
@@ -164,7 +164,8 @@ class TwoTower(tfrs.Model):
             by_look_ups = self._through_look_ups(
                 tape, floats_in(tables, part.own), part.by_looked_up(tables, by_rows)
             )
-            self._apply(by_look_ups, part.by_variables(by_variables))
+            self._apply(by_look_ups, by_variables)
+            part.sum_up(self.method.counted)
             self.method.update(part.joined)
             self.iteration.assign_add(1)
             self.mean_loss.update_state(loss)
@@ -196,13 +197,16 @@ class TwoTower(tfrs.Model):
             "positive": self._towers.candidate_rows(batch.candidate_ids, tables, drop),
         }
 
+    def _encoders(self, rows: dict[str, Any], tables: Tables, drop: tf.Tensor | None) -> Encoders:
+        return self._towers.encoders(
+            rows["query"], rows["positive"], tables, drop, columns=rows.get("columns")
+        )
+
     def _propose(
         self, part: WholeBatch, tables: Tables, seed: tf.Tensor, drop: tf.Tensor
     ) -> Candidates | None:
         """The method's steps before its loss, none of which has a gradient."""
-        encoders = without_gradient(
-            self._towers.encoders(part.rows["query"], part.rows["positive"], tables, drop)
-        )
+        encoders = without_gradient(self._encoders(part.rows, tables, drop))
         self.method.refresh(encoders, seed=seed)
         proposed = self.method.propose(part.queries(encoders.query), part.joined, seed=seed)
         if proposed is None:
@@ -240,7 +244,7 @@ class TwoTower(tfrs.Model):
         looked_up = floats_in(tables, rows)
         with tf.GradientTape() as tape:
             tape.watch(looked_up)
-            encoders = self._towers.encoders(rows["query"], rows["positive"], tables, drop)
+            encoders = self._encoders(rows, tables, drop)
             if proposed is not None:
                 gathered, embed = self.candidate_tower(rows["proposed"]), encoders.candidates
                 encoders = encoders._replace(

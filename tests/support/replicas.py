@@ -101,6 +101,27 @@ def check_where_the_counter_is():
     assert model.iteration.device.endswith("CPU:0")
 
 
+def check_that_work_is_divided(strategy):
+    """The loss of a method whose rows are negatives of each other is that of a part of the rows."""
+    with strategy.scope():
+        model = TwoTower(make_data(0), 6, method="ssl_pop", jit_compile=False)
+        model.compile(optimizer=tf_keras.optimizers.SGD(1.0))
+    loss = model.method.loss
+
+    def watched(encoders, batch, *arguments, **keywords):
+        losses = loss(encoders, batch, *arguments, **keywords)
+        replicas = strategy.num_replicas_in_sync
+        checks = [
+            tf.debugging.assert_less_equal(tf.size(losses), -(-BATCH // replicas)),
+            tf.debugging.assert_equal(tf.shape(encoders.columns)[0], BATCH),
+        ]
+        with tf.control_dependencies(checks):
+            return tf.identity(losses)
+
+    model.method.loss = watched
+    model.fit(make_data(0).train(BATCH), verbose=0)
+
+
 class StockModel(tfrs.Model):
     """A model of stock TFRS with one of our methods, whose `compute_loss` passes nothing on."""
 
@@ -146,6 +167,7 @@ def main():
     tf.config.set_logical_device_configuration(cpu, logical)
     strategy = tf.distribute.MirroredStrategy([f"CPU:{n}" for n in range(replicas)])
     check_where_the_counter_is()
+    check_that_work_is_divided(strategy)
     for case in json.loads(sys.argv[2]):
         if "task" in case:
             check_a_task(case, strategy)

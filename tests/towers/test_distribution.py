@@ -74,6 +74,9 @@ def test_three_replicas_of_which_the_last_batch_leaves_one_without_rows():
             {"method": "bpr", "optimizer": "adam", "reduction": "sum", "last_rows": 2},
             {"method": "ssl_pop", "reduction": "sum", "last_rows": 2},
             {"method": "mns", "last_rows": 1},
+            {"method": "xir", "cache_size": 32, "redraw": "drawn", "last_rows": 2},
+            {"method": "bmns", "num_mixed": 16, "mask_accidental_hits": True},
+            {"method": "bir", "systematic": False, "last_rows": 1},
         ],
         replicas=3,
     )
