@@ -1,7 +1,8 @@
 """The front door: `twotower COMMAND [flags]`.
 
 It parses, imports the one room that the command needs, and calls. Exit status 0: done; 2: a
-mistake of the user, told in one line; 1: a failure of ours, with its stack trace.
+mistake of the user, told in one line; 1: a failure of ours, with its stack trace, or, where a Beam
+runner lost rows, one line.
 """
 
 from __future__ import annotations
@@ -126,6 +127,13 @@ def main(arguments: list[str] | None = None) -> int:
         text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
         print(f"twotower {name}: {text}", file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        from pipeline.accounting import AccountingError
+
+        if not isinstance(error, AccountingError) or os.environ.get("TWOTOWER_DEBUG"):
+            raise
+        print(f"twotower {name}: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(f"twotower {name}: interrupted.", file=sys.stderr)
         return 130

@@ -10,10 +10,11 @@ import apache_beam as beam
 import numpy as np
 from apache_beam.options.pipeline_options import PipelineOptions
 
+from pipeline.accounting import check_sum
 from pipeline.beam_options import running
 from pipeline.config import PrepareConfig
 from pipeline.rows import join, partition, partition_of
-from pipeline.staging import Staging, write_block
+from pipeline.staging import Staging, add_up, write_block, write_json
 
 log = logging.getLogger(__name__)
 ROUNDS = 3  # in one pipeline; then the driver looks whether anything changed
@@ -30,45 +31,51 @@ def repartition(rows: np.ndarray, side: str, partitions: int) -> Iterator[tuple[
     return partition(rows, partition_of(rows[side], partitions), partitions)
 
 
-@beam.typehints.with_input_types(tuple[int, np.ndarray])
-@beam.typehints.with_output_types(tuple[int, np.ndarray])
+Range = tuple[int, Iterable[tuple[np.ndarray, int]]]  # key range, (rows, drops on their way) many
+
+
 @dataclasses.dataclass
 class KeepActive(beam.PTransform):
-    """(query range, rows) → the same with `ROUNDS` of both filters behind it.
+    """Key ranges by query → the same with `ROUNDS` of both filters behind them.
 
     Each filter is local: all rows of one id are in one key range, and a shuffle stands between
-    the filter of the queries and that of the candidates.
+    the filter of the queries and that of the candidates. What a filter drops is counted there and
+    travels with the rows, so that rows and drops add up to the same sum behind every shuffle.
     """
 
     config: PrepareConfig
 
-    def expand(self, rows: beam.PCollection) -> beam.PCollection:
+    def expand(self, ranges: beam.PCollection) -> beam.PCollection:
         for number in range(1, ROUNDS + 1):
-            rows = (
-                rows
+            ranges = (
+                ranges
                 | f"KeepQueries{number}" >> beam.FlatMap(self._filter, "query", "candidate")
                 | f"ByCandidate{number}" >> beam.GroupByKey()
-                | f"JoinCandidates{number}" >> beam.MapTuple(_join_range)
                 | f"KeepCandidates{number}" >> beam.FlatMap(self._filter, "candidate", "query")
                 | f"ByQuery{number}" >> beam.GroupByKey()
-                | f"JoinQueries{number}" >> beam.MapTuple(_join_range)
             )
-        return rows
+        return ranges
 
     def _filter(
-        self, element: tuple[int, np.ndarray], side: str, other: str
-    ) -> Iterator[tuple[int, np.ndarray]]:
+        self, element: Range, side: str, other: str
+    ) -> Iterator[tuple[int, tuple[np.ndarray, int]]]:
         minimum = (
             self.config.min_user_interactions
             if side == "query"
             else self.config.min_item_interactions
         )
-        kept = keep_active(element[1], side, minimum)
-        return repartition(kept, other, self.config.partitions)
+        part, (rows, dropped) = element[0], _join_range(element[1])
+        kept = keep_active(rows, side, minimum)
+        dropped += len(rows) - len(kept)
+        if dropped:
+            yield part, (kept[:0], dropped)
+        for number, block in repartition(kept, other, self.config.partitions):
+            yield number, (block, 0)
 
 
-def _join_range(part: int, blocks: Iterable[np.ndarray]) -> tuple[int, np.ndarray]:
-    return part, join(blocks)
+def _join_range(blocks: Iterable[tuple[np.ndarray, int]]) -> tuple[np.ndarray, int]:
+    rows, dropped = zip(*blocks, strict=True)
+    return join(rows), sum(dropped)
 
 
 def k_core(
@@ -79,13 +86,15 @@ def k_core(
     counts: dict[str, int],
 ) -> list[str]:
     """Repeats the k-core pass until it drops nothing; sets `rows` and `k_core` in the counts."""
-    before = counts["rows"]
-    number = 0
+    number, counts["k_core"] = 0, 0
     while max(config.min_user_interactions, config.min_item_interactions) > 1:
         number += 1
-        left = counts["rows"]
-        blocks = _one_pass(blocks, config, options, staging.stage(f"active{number}"))
-        counts["rows"] = sum(len(np.load(path, mmap_mode="r")) for path in blocks)
+        out, left = staging.stage(f"active{number}"), counts["rows"]
+        blocks = _one_pass(blocks, config, options, out)
+        passed = add_up(out, "*")
+        check_sum(f"k-core pass {number}", left, passed, ("rows", "k_core"))
+        counts["rows"] = passed["rows"]
+        counts["k_core"] += passed["k_core"]
         log.info("prepare: k-core pass %d keeps %d of %d rows", number, counts["rows"], left)
         if counts["rows"] == 0:
             raise ValueError(
@@ -96,7 +105,6 @@ def k_core(
             )
         if counts["rows"] == left:
             break
-    counts["k_core"] = before - counts["rows"]
     return blocks
 
 
@@ -109,7 +117,7 @@ def _one_pass(
             pipeline
             | "Blocks" >> beam.Create(blocks)
             | "Spread" >> beam.Reshuffle()
-            | "Load" >> beam.Map(load_block)
+            | "Load" >> beam.Map(_load_range)
             | "KeepActive" >> KeepActive(config)
             | "Stage" >> beam.MapTuple(partial(_stage_rows, out=out))
         )
@@ -121,5 +129,15 @@ def load_block(path: str) -> tuple[int, np.ndarray]:
     return int(Path(path).stem), np.load(path, allow_pickle=False)
 
 
-def _stage_rows(part: int, rows: np.ndarray, out: Path) -> str:
-    return write_block(out, f"{part:05d}", rows)
+def _load_range(path: str) -> Range:
+    part, rows = load_block(path)
+    return part, [(rows, 0)]
+
+
+def _stage_rows(part: int, blocks: Iterable[tuple[np.ndarray, int]], out: Path) -> str:
+    rows, dropped = _join_range(blocks)
+    name = f"{part:05d}"
+    write_json(out, name, {"rows": len(rows), "k_core": dropped})
+    if len(rows):
+        write_block(out, name, rows)
+    return name

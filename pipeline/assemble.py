@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline import schema
+from pipeline.accounting import places_of
 from pipeline.activity import load_block, repartition
 from pipeline.beam_options import finish, running
 from pipeline.config import PrepareConfig
@@ -32,7 +33,8 @@ def assemble(
 ) -> list[Shard]:
     """Blocks of rows by query → split, dense ids, vocabularies, train counts, shards."""
     id_files = sorted(map(str, staging.stage("ids").glob("*.parquet")))
-    out, written = staging.out, staging.stage("shards")
+    slots = [int(Path(path).stem) for path in id_files]
+    out, written, counted = staging.out, staging.stage("shards"), staging.stage("counted")
     with running(options) as pipeline:
         rows = (
             pipeline
@@ -51,8 +53,8 @@ def assemble(
         ranked = (
             {"ids": ids, "counts": counts}
             | "JoinCounts" >> beam.CoGroupByKey()
-            | "CountRange" >> beam.FlatMap(_count_range)
-            | "RankIds" >> RankIds(config.partitions, config.rows_per_shard, out)
+            | "CountRange" >> beam.Map(_count_range, config.partitions, counted)
+            | "RankIds" >> RankIds(config.partitions, slots, config.rows_per_shard, out)
         )
         for number in (1, 0):  # candidates, then queries
             side, first = schema.SIDES[number], number * config.partitions
@@ -97,22 +99,22 @@ def _count_block(
 
 
 def _count_range(
-    element: tuple[int, dict[str, Iterable[Any]]],
-) -> Iterator[tuple[int, pa.Table]]:
-    """The ids of one slot that still have rows, with their counts."""
+    element: tuple[int, dict[str, Iterable[Any]]], partitions: int, out: Path
+) -> tuple[int, pa.Table]:
+    """The ids of one slot that still have rows, with their counts; stages how many have none."""
     slot, found = element
-    partial_counts = list(found["counts"])
-    if not partial_counts:
-        return
-    prints, counts = count_ids(partial_counts)
+    side = schema.SIDES[slot // partitions]
+    prints, counts = count_ids(found["counts"])
     known, raw = distinct_ids(found["ids"])
+    places = places_of(prints, known, f"{side} ids, range {slot % partitions}")
+    write_json(out, f"{side}-{slot:05d}", {"kept": len(prints), "lost": len(known) - len(prints)})
     columns = {
-        schema.RAW_ID: pa.array([raw[i] for i in np.searchsorted(known, prints)], pa.binary()),
+        schema.RAW_ID: pa.array([raw[i] for i in places], pa.binary()),
         schema.FINGERPRINT: prints,
         schema.COUNT: counts[:, 0],
         TRAIN: counts[:, 1],
     }
-    yield slot, pa.table(columns)
+    return slot, pa.table(columns)
 
 
 def _by_slot(
@@ -128,7 +130,7 @@ def _replace_range(
     found = element[1]
     rows = join(found["rows"])
     if len(rows):
-        rows[side] = replace_ids(rows[side], found["dense"])
+        rows[side] = replace_ids(rows[side], found["dense"], f"{side} ids of the rows")
         yield rows
 
 

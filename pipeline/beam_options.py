@@ -10,15 +10,33 @@ from collections.abc import Iterable, Iterator
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
+from pipeline.accounting import lost_in
+
+# The runner for several processes of one machine sends what it has each second, from a thread that
+# loses what another thread writes meanwhile (docs/beam.md). 0: all is sent when it is complete.
+DATA_BUFFER_TIME_LIMIT_MS = 0
 _DASK_RUNNER = "--runner=apache_beam.runners.dask.dask_runner.DaskRunner"
 _DASK_SIZES = ("--dask_partition_size", "--dask_npartitions")
 
 
 @contextlib.contextmanager
 def running(options: PipelineOptions) -> Iterator[beam.Pipeline]:
-    """A pipeline that runs when the context ends; returns when it is done."""
-    with beam.Pipeline(options=options) as pipeline:
-        yield pipeline
+    """A pipeline that runs when the context ends; returns when it is done.
+
+    Raises:
+      AccountingError: a worker missed something that another one must have sent, told in one line.
+    """
+    from apache_beam.runners.portability.fn_api_runner import worker_handlers
+
+    worker_handlers.DATA_BUFFER_TIME_LIMIT_MS = DATA_BUFFER_TIME_LIMIT_MS
+    try:
+        with beam.Pipeline(options=options) as pipeline:
+            yield pipeline
+    except Exception as error:
+        lost = lost_in(error)
+        if lost is None:
+            raise
+        raise lost from None
     client = getattr(pipeline.result, "client", None)
     if client is not None:  # the DaskRunner opens one for each pipeline and leaves it open
         client.close()

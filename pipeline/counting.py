@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline import schema
+from pipeline.accounting import places_of
 from pipeline.beam_options import finish, running
 from pipeline.config import FrequenciesConfig
 from pipeline.distribution import as_lists, histogram
@@ -26,7 +27,7 @@ from pipeline.inputs import stage_input
 from pipeline.rows import partition, partition_of
 from pipeline.sources import Piece
 from pipeline.staging import Staging, write_json
-from pipeline.vocabulary import RANK_ORDER, Ids, distinct_ids, write_table
+from pipeline.vocabulary import RANK_ORDER, Ids, distinct_ids, without_mark, write_table
 
 ITEMS_PER_SHARD = 262_144  # about; it alone decides the number of shards
 NUM_MOST_FREQUENT = 20
@@ -105,15 +106,16 @@ def _load_previous(path: str, partitions: int) -> Iterator[tuple[int, tuple[Ids,
 def _merge_range(element: tuple[int, dict[str, Any]], decay: float, out: Path) -> str:
     """Stages the items of one range of fingerprints with their counts, and how many they are."""
     part, found = element
-    earlier = list(found.get("previous", ()))
-    prints, raw = distinct_ids([*found["ids"], *(ids for ids, _ in earlier)])
+    where = f"candidate ids, range {part}"
+    earlier, ids_read = list(found.get("previous", ())), list(found["ids"])
+    prints, raw = distinct_ids([*ids_read, *(ids for ids, _ in earlier)])
     before, known = np.zeros(len(prints)), np.zeros(len(prints), bool)
     for ids, counts in earlier:
-        places = np.searchsorted(prints, ids[0])
+        places = places_of(ids[0], prints, where)
         before[places], known[places] = counts, True
     today = np.zeros(len(prints), np.int64)
     for counted, rows in found["counts"]:
-        today[np.searchsorted(prints, counted)] += rows
+        today[places_of(counted, prints, where)] += rows
     counts = decay * before + today
     kept = counts > 0  # a count that decays for years becomes 0 in the end; log_q has no place
     columns = {
@@ -124,6 +126,7 @@ def _merge_range(element: tuple[int, dict[str, Any]], decay: float, out: Path) -
     name = f"{part:05d}"
     write_table(pa.table(columns).filter(pa.array(kept)), out / f"{name}.parquet")
     sizes = {
+        "candidate": sum(len(raw) for _, raw in ids_read),
         "rows": int(today.sum()),
         "previous_items": int(known.sum()),
         "new_items": int((~known).sum()),
@@ -144,15 +147,16 @@ def write_shards(items: int, total: float, options: PipelineOptions, staging: St
       staging: holds `merged/`, takes `shards/` and the output.
     """
     num_shards = -(-items // ITEMS_PER_SHARD)
+    files = sorted(map(str, staging.stage("merged").glob("*.parquet")))
+    empty = pq.read_schema(files[0]).empty_table()
     write = partial(
         _write_shard,
         num_shards=num_shards,
         total=total,
+        empty=empty,
         out=staging.out,
         written=staging.stage("shards"),
     )
-    files = sorted(map(str, staging.stage("merged").glob("*.parquet")))
-    empty = pq.read_schema(files[0]).empty_table()
     with running(options) as pipeline:
         tables = (
             pipeline
@@ -161,7 +165,7 @@ def write_shards(items: int, total: float, options: PipelineOptions, staging: St
             | "ByShard" >> beam.FlatMap(_by_shard, num_shards)
         )
         # a range of fingerprints without items is a shard all the same
-        every = pipeline | "EveryShard" >> beam.Create([(n, empty) for n in range(num_shards)])
+        every = pipeline | "EveryShard" >> beam.Create([(n, None) for n in range(num_shards)])
         shards = (
             (tables, every)
             | "WithEvery" >> beam.Flatten()
@@ -182,17 +186,22 @@ def _by_shard(path: str, num_shards: int) -> Iterator[tuple[int, pa.Table]]:
 
 def _write_shard(
     number: int,
-    tables: Iterable[pa.Table],
+    tables: Iterable[pa.Table | None],
     num_shards: int,
     total: float,
+    empty: pa.Table,
     out: Path,
     written: Path,
 ) -> str:
-    table = pa.concat_tables(list(tables)).sort_by(schema.FINGERPRINT).combine_chunks()
+    name = schema.frequencies_name(number, num_shards)
+    table = (
+        pa.concat_tables([empty, *without_mark(tables, name)])
+        .sort_by(schema.FINGERPRINT)
+        .combine_chunks()
+    )
     table = table.set_column(0, schema.RAW_ID, table[schema.RAW_ID].cast(pa.string()))
     counts = table[schema.COUNT].to_numpy()
     table = table.append_column(schema.LOG_Q, pa.array(np.log(counts / total)))
-    name = schema.frequencies_name(number, num_shards)
     write_table(table, out / name)
     most = table.select([schema.RAW_ID, schema.COUNT])
     if len(table):  # there is no first of none

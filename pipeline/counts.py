@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import schema
+from pipeline.accounting import AccountingError, check_sum
 from pipeline.beam_options import beam_options
 from pipeline.config import FrequenciesConfig
 from pipeline.counting import NUM_MOST_FREQUENT, merge_log, write_shards
 from pipeline.distribution import as_text, describe, from_lists, merge
-from pipeline.ingest import check_nothing_lost, check_read
+from pipeline.ingest import check_read
 from pipeline.inputs import check_not_repeated, input_files, staged_inputs
 from pipeline.sources import files_in, find_pieces, with_demo_columns
-from pipeline.staging import Staging, read_json
+from pipeline.staging import Staging, add_up, read_json
 
 log = logging.getLogger(__name__)
 # What decides which rows are positives of which item: counts of one chain agree in it.
@@ -48,7 +49,7 @@ def count(config: FrequenciesConfig, beam_arguments: list[str] | None = None) ->
         log.info("frequencies: reading %d piece(s) of %s", len(pieces), config.source)
         merge_log(pieces, files, previous, config, options, staging)
         read = check_read(config, staging)
-        counts = _check_merged(read["counts"], previous, config, staging)
+        counts = _check_merged(read, previous, config, staging)
         inputs = _check_inputs(files, read["files"], previous, config, staging)
         total = config.decay * (previous.details["total"] if previous else 0.0) + counts["rows"]
         write_shards(counts["items"], total, options, staging)
@@ -92,26 +93,27 @@ def _recorded(config: FrequenciesConfig) -> dict[str, Any]:
 
 
 def _check_merged(
-    counts: dict[str, int],
+    read: dict[str, Any],
     previous: schema.Manifest | None,
     config: FrequenciesConfig,
     staging: Staging,
 ) -> dict[str, int]:
     """All counts of rows and items; what went in came out."""
-    merged = staging.stage("merged")
+    merged = add_up(staging.stage("merged"), "*")
+    sent = read["ids"].get("candidate", 0)
+    check_sum("reading the log", sent, merged, ["candidate"], "candidate ids")
     names = ("rows", "previous_items", "new_items", "forgotten_items", "items")
-    sizes = [read_json(merged, path.stem) for path in sorted(merged.glob("*.json"))]
-    counts = counts | {name: sum(size[name] for size in sizes) for name in names}
-    check_nothing_lost(counts["read"], counts, ("bad", "below_threshold", "rows"))
+    counts = read["counts"] | {name: merged.get(name, 0) for name in names}
+    check_sum("counting the rows", counts["read"], counts, ("bad", "below_threshold", "rows"))
     if counts["rows"] == 0:
         raise ValueError(f"no row of {config.source} is left: {counts}; check --rating_threshold.")
     before = previous.counts if previous else {"items": 0, "rows": 0, "previous_rows": 0}
     counts["previous_rows"] = before["rows"] + before["previous_rows"]
     known = counts["items"] + counts["forgotten_items"] - counts["new_items"]
     if not before["items"] == counts["previous_items"] == known:
-        raise RuntimeError(
-            f"the earlier run has {before['items']} items, {counts['previous_items']} were read "
-            f"and {known} came out; nothing is written. Please report this with the runner."
+        raise AccountingError(
+            f"adding earlier counts: the earlier run has {before['items']} items, "
+            f"{counts['previous_items']} were read and {known} came out"
         )
     return counts
 
@@ -147,9 +149,9 @@ def _manifest(
     merged = merge(histograms)
     # Sums of decayed counts round; a row too few or too many is larger than that.
     if merged.size != counts["items"] or not math.isclose(merged.total, total, rel_tol=1e-12):
-        raise RuntimeError(
-            f"{counts['items']} items with a total of {total} were counted, {merged.size} with "
-            f"{merged.total} written; nothing is kept. Please report this with the runner."
+        raise AccountingError(
+            f"writing the shards: {counts['items']} items with a total of {total} were counted, "
+            f"{merged.size} with {merged.total} written"
         )
     most = [one for shard in shards.values() for one in shard["most_frequent"]]
     most.sort(key=lambda one: (-one[schema.COUNT], one[schema.RAW_ID].encode()))

@@ -17,13 +17,14 @@ import pyarrow.parquet as pq
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline import schema
+from pipeline.accounting import AccountingError, check_sum
 from pipeline.activity import repartition
 from pipeline.beam_options import finish, running
 from pipeline.config import PrepareConfig, SourceConfig
 from pipeline.read import DeadLetter, read_blocks
 from pipeline.rows import drop_duplicates, join, partition, partition_of
 from pipeline.sources import Piece, files_in, source_files
-from pipeline.staging import Staging, read_json, write_block, write_json
+from pipeline.staging import Staging, add_up, read_json, write_block, write_json
 from pipeline.vocabulary import Ids, distinct_ids, write_table
 
 DEAD_LETTERS = "dead_letters.jsonl"
@@ -53,7 +54,8 @@ def ingest(
         ids = (
             read.ids
             | "GroupIds" >> beam.GroupByKey()
-            | "StageIds" >> beam.MapTuple(partial(_stage_ids, out=out["ids"]))
+            | "StageIds"
+            >> beam.MapTuple(partial(_stage_ids, out=out, partitions=config.partitions))
         )
         finish(rows, ids, *read.staged)
 
@@ -83,6 +85,7 @@ def read_source(
         | "Read" >> beam.ParDo(ReadPiece(config, key))
     )
     dead, tally = staging.stage("dead"), staging.stage("tally")
+    write_json(tally, "pieces", [piece.number for piece in pieces])
     letters = (
         read
         | "DeadLetters" >> beam.FlatMap(_only, kind=_DEAD)
@@ -110,8 +113,10 @@ def _only(element: tuple[str, int, Any], kind: str) -> Iterator[tuple[int, Any]]
 class Tally(NamedTuple):
     """What became of the rows of one piece."""
 
+    piece: int
     path: str
     counts: dict[str, int]  # read, bad, below_threshold
+    ids: dict[str, int]  # side → ids sent, each once for every block that holds it
     days: dict[int, int]  # good rows by days since 1970, where rows have a time
     reasons: dict[str, int]  # bad rows by what is wrong with them
     problem: str  # why the piece could not be read to its end; empty when it could
@@ -131,6 +136,7 @@ class ReadPiece(beam.DoFn):
     def process(self, piece: Piece) -> Iterator[Any]:
         partitions = self._config.partitions
         counts: Counter[str] = Counter()
+        ids: Counter[str] = Counter()
         days: Counter[int] = Counter()
         reasons: Counter[str] = Counter()
         problem = ""
@@ -147,6 +153,7 @@ class ReadPiece(beam.DoFn):
                 for part, rows in repartition(block.rows, self._key, partitions):
                     yield _ROWS, part, rows
                 for side, (prints, raw) in block.ids.items():
+                    ids[side] += len(raw)
                     first = schema.SIDES.index(side) * partitions
                     parts = partition_of(prints, partitions)
                     for part, places in partition(np.arange(len(raw)), parts, partitions):
@@ -155,7 +162,8 @@ class ReadPiece(beam.DoFn):
                     yield _DEAD, piece.number, block.bad
         except ValueError as error:
             problem = str(error)
-        yield _TALLY, 0, Tally(piece.path, dict(counts), dict(days), dict(reasons), problem)
+        tally = (dict(counts), dict(ids), dict(days), dict(reasons), problem)
+        yield _TALLY, 0, Tally(piece.number, piece.path, *tally)
 
 
 def _stage_distinct(part: int, blocks: Iterable[np.ndarray], out: dict[str, Path]) -> str:
@@ -166,10 +174,13 @@ def _stage_distinct(part: int, blocks: Iterable[np.ndarray], out: dict[str, Path
     return write_block(out["rows"], f"{part:05d}", kept)
 
 
-def _stage_ids(slot: int, tables: Iterable[Ids], out: Path) -> None:
+def _stage_ids(slot: int, tables: Iterable[Ids], out: dict[str, Path], partitions: int) -> None:
+    tables = list(tables)
     prints, raw = distinct_ids(tables)
     table = pa.table({schema.FINGERPRINT: prints, schema.RAW_ID: pa.array(raw, pa.binary())})
-    write_table(table, out / f"{slot:05d}.parquet")
+    tally = {schema.SIDES[slot // partitions]: sum(len(table[1]) for table in tables)}
+    write_json(out["tally"], f"ids-{slot:05d}", tally)
+    write_table(table, out["ids"] / f"{slot:05d}.parquet")
 
 
 def _stage_letters(piece: int, letters: Iterable[list[DeadLetter]], out: Path) -> None:
@@ -179,18 +190,21 @@ def _stage_letters(piece: int, letters: Iterable[list[DeadLetter]], out: Path) -
 
 def _stage_tallies(_: int, tallies: Iterable[Tally], out: Path) -> None:
     counts: Counter[str] = Counter()
+    ids: Counter[str] = Counter()
     files: Counter[str] = Counter()
     days: Counter[int] = Counter()
     reasons: Counter[str] = Counter()
-    problems = []
+    problems, pieces = [], []
     for tally in tallies:
+        pieces.append(tally.piece)
         counts.update(tally.counts)
+        ids.update(tally.ids)
         files[tally.path] += tally.counts.get("read", 0)
         days.update(tally.days)
         reasons.update(tally.reasons)
         problems += [tally.problem] if tally.problem else []
-    total = {"counts": counts, "files": files, "days": days, "reasons": reasons}
-    write_json(out, "read", total | {"problems": sorted(problems)})
+    total = {"counts": counts, "ids": ids, "files": files, "days": days, "reasons": reasons}
+    write_json(out, "read", total | {"problems": sorted(problems), "pieces": sorted(pieces)})
 
 
 def check_read(config: SourceConfig, staging: Staging) -> dict[str, Any]:
@@ -199,13 +213,14 @@ def check_read(config: SourceConfig, staging: Staging) -> dict[str, Any]:
     Returns:
       `counts` of rows: read, bad and below_threshold; `files`: rows read of each file; `days`:
       good rows of each day, as text YYYY-MM-DD in order, where rows have a time; `reasons`: bad
-      rows by what is wrong with them, the most frequent first.
+      rows by what is wrong with them, the most frequent first; `ids`: side → ids sent on.
 
     Raises:
       ValueError: a piece could not be read, a file or the source holds no rows, or too many
         rows are bad.
+      AccountingError: a piece was not read, or read twice, or a dead letter is missing.
     """
-    read = read_json(staging.stage("tally"), "read")
+    read = read_tally(staging)
     if read["problems"]:
         raise ValueError(read["problems"][0])
     counts = {name: read["counts"].get(name, 0) for name in ("read", "bad", "below_threshold")}
@@ -218,7 +233,7 @@ def check_read(config: SourceConfig, staging: Staging) -> dict[str, Any]:
             f"{empty[0]} holds no rows, as do {len(empty) - 1} other file(s) of the source; is a "
             "day of the log missing? --allow_empty_files goes on without."
         )
-    letters = _collect_letters(staging)
+    letters = _collect_letters(staging, counts["bad"])
     if counts["bad"] > config.max_bad_share * counts["read"]:
         kept = staging.destination.with_name(staging.destination.name + "." + DEAD_LETTERS)
         shutil.copyfile(letters, kept)
@@ -236,25 +251,43 @@ def check_read(config: SourceConfig, staging: Staging) -> dict[str, Any]:
         "files": dict(sorted(read["files"].items())),
         "days": {str(np.datetime64(day, "D")): rows for day, rows in days},
         "reasons": dict(reasons),
+        "ids": read["ids"],
     }
+
+
+def read_tally(staging: Staging) -> dict[str, Any]:
+    """The tallies of all pieces, added up.
+
+    Raises:
+      AccountingError: a piece was not read, or read twice.
+    """
+    tally = staging.stage("tally")
+    pieces, read = read_json(tally, "pieces"), read_json(tally, "read")
+    if read["pieces"] != pieces:
+        raise AccountingError(
+            f"reading the log: {len(pieces)} pieces went in, {len(read['pieces'])} were read, "
+            f"{len(set(read['pieces']))} of them different"
+        )
+    return read
 
 
 def check_ingested(config: PrepareConfig, staging: Staging) -> dict[str, Any]:
     """As `check_read`, after `ingest` has run, with the counts `duplicates` and `rows`.
 
     Returns:
-      What `check_read` returns, and `ids`: side → number of different ids in the good rows.
+      What `check_read` returns, but `ids`: side → number of different ids in the good rows.
 
     Raises:
       ValueError: as `check_read`, or no row is left.
+      AccountingError: as `check_read`, or rows or ids were lost or made twice.
     """
-    read = check_read(config, staging)
-    counts = read["counts"] | {"duplicates": 0, "rows": 0}
-    tallies = staging.stage("tally")
-    for path in sorted(tallies.glob("distinct-*.json")):
-        for name, rows in read_json(tallies, path.stem).items():
-            counts[name] += rows
-    check_nothing_lost(counts["read"], counts, ("bad", "below_threshold", "duplicates", "rows"))
+    read, tally = check_read(config, staging), staging.stage("tally")
+    counts = read["counts"] | {"duplicates": 0, "rows": 0} | add_up(tally, "distinct-*")
+    drops = ("bad", "below_threshold", "duplicates")
+    check_sum("reading the log", counts["read"], counts, (*drops, "rows"))
+    came = add_up(tally, "ids-*")
+    for side, sent in read["ids"].items():
+        check_sum("reading the log", sent, came, [side], f"{side} ids")
     if counts["rows"] == 0:
         raise ValueError(f"no row of {config.source} is left: {counts}; check --rating_threshold.")
     ids = dict.fromkeys(schema.SIDES, 0)
@@ -263,26 +296,14 @@ def check_ingested(config: PrepareConfig, staging: Staging) -> dict[str, Any]:
     return read | {"counts": counts, "ids": ids}
 
 
-def check_nothing_lost(rows_in: int, counts: dict[str, int], names: tuple[str, ...]) -> None:
-    """Rows in must be the sum of the named counts: rows out, dead letters, declared drops.
-
-    Raises:
-      RuntimeError: they are not; that is our mistake or a runner's, and no output is made.
-    """
-    rows_out = sum(counts[name] for name in names)
-    if rows_in != rows_out:
-        parts = " + ".join(f"{counts[name]} {name}" for name in names)
-        raise RuntimeError(
-            f"{rows_in} rows went in, {rows_out} came out ({parts}): rows were lost or made "
-            "twice; nothing is written. Please report this with the runner and its version."
-        )
-
-
-def _collect_letters(staging: Staging) -> Path:
+def _collect_letters(staging: Staging, bad: int) -> Path:
     """One dead-letter file in the order of the source; it is empty when no row was bad."""
-    path = staging.out / DEAD_LETTERS
+    path, letters = staging.out / DEAD_LETTERS, 0
     with open(path, "wb") as collected:
         for part in sorted(staging.stage("dead").glob("*.jsonl")):
             with open(part, "rb") as file:
-                shutil.copyfileobj(file, collected)
+                for line in file:
+                    collected.write(line)
+                    letters += 1
+    check_sum("bad rows of the log", bad, {"dead letters": letters}, ["dead letters"])
     return path

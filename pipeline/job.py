@@ -11,6 +11,7 @@ import logging
 from typing import Any
 
 from pipeline import schema
+from pipeline.accounting import check_sum
 from pipeline.activity import k_core
 from pipeline.assemble import assemble
 from pipeline.beam_options import beam_options
@@ -18,7 +19,7 @@ from pipeline.config import PrepareConfig
 from pipeline.examples import Shard, columns_of, write_dataset_metadata
 from pipeline.features.job import write_features
 from pipeline.features.tables import find_tables
-from pipeline.ingest import check_ingested, check_nothing_lost, ingest
+from pipeline.ingest import check_ingested, ingest
 from pipeline.measures import Measures, measure_blocks, measure_output
 from pipeline.quality import DROPS, as_lines, check_days, quality
 from pipeline.quality_page import write_page
@@ -29,7 +30,7 @@ from pipeline.sources import (
     resolve_columns,
     with_demo_columns,
 )
-from pipeline.staging import Staging
+from pipeline.staging import Staging, add_up
 
 log = logging.getLogger(__name__)
 
@@ -67,10 +68,11 @@ def prepare(config: PrepareConfig, beam_arguments: list[str] | None = None) -> s
         num_shards = max(1, round(counts["rows"] / config.rows_per_shard))
         log.info("prepare: writing %d rows in %d shard(s) a split", counts["rows"], num_shards)
         shards = assemble(blocks, columns, num_shards, config, options, staging)
+        measured = measure_output(staging.out, _rows_of_splits(shards))
+        details: dict[str, Any] = {"columns": list(columns), "quality": _judge(read, measured)}
+        _check_ids(read["ids"], measured, staging)
         write_dataset_metadata(staging.out, shards, num_shards, columns)
-        details: dict[str, Any] = {"columns": list(columns)}
-        details |= write_features(tables, blocks, config, options, staging)
-        details["quality"] = _judge(read, measure_output(staging.out, _rows_of_splits(shards)))
+        details |= write_features(tables, blocks, measured.train_rows, config, options, staging)
         write_page(staging.out / schema.QUALITY_PAGE, details["quality"])
         staging.sweep()
         manifest = _manifest(config, counts, shards, num_shards, details, staging)
@@ -97,11 +99,26 @@ def _judge(read: dict[str, Any], measured: Measures) -> dict[str, Any]:
     """The quality of the data; completes and checks the counts in `read`."""
     counts = read["counts"]
     counts |= measured.splits
-    check_nothing_lost(counts["read"], counts, (*DROPS, *schema.SPLITS))
+    check_sum("writing the examples", counts["rows"], counts, schema.SPLITS)
+    check_sum("preparing the rows", counts["read"], counts, (*DROPS, *schema.SPLITS))
+    for side, degrees in measured.degrees.items():
+        rows = {"rows of its ids": int(degrees.total)}
+        check_sum(f"counting the {side} ids", counts["rows"], rows, rows)
+    trained = {"train rows of candidates": measured.train_rows}
+    check_sum("counting the train rows", counts["train"], trained, trained)
     counts["queries"] = measured.degrees["query"].size
     counts["candidates"] = measured.degrees["candidate"].size
     counts["candidates_without_train_rows"] = measured.candidates_without_train_rows
     return quality(read, counts, measured)
+
+
+def _check_ids(ids: dict[str, int], measured: Measures, staging: Staging) -> None:
+    """The ids that were read are in a vocabulary, or the k-core left them no row."""
+    for side, number in ids.items():
+        counts = add_up(staging.stage("counted"), f"{side}-*")
+        check_sum(f"counting the {side} ids", number, counts, ("kept", "lost"), "ids")
+        written = {"in the vocabulary": measured.degrees[side].size}
+        check_sum(f"the {side} vocabulary", counts["kept"], written, written, "ids")
 
 
 def _report(config: PrepareConfig, read: dict[str, Any], measured: Measures) -> schema.Manifest:

@@ -30,6 +30,7 @@ class Measures(NamedTuple):
 
     splits: dict[str, int]  # rows of each split
     degrees: dict[str, Histogram]  # side → rows of each of its ids, over all splits
+    train_rows: int  # by the counts of the candidates
     candidates_without_train_rows: int
     cold_rows: int  # rows of validation and test whose candidate has no row in train
 
@@ -41,16 +42,17 @@ def measure_output(out: Path, splits: dict[str, int]) -> Measures:
       out: holds vocabularies and train counts.
       splits: rows of each split.
     """
-    degrees, without, cold = {}, 0, 0
+    degrees, trained, without, cold = {}, 0, 0, 0
     for side in schema.SIDES:
         paths = sorted(out.glob(f"{side}_vocabulary-*.parquet"))
         degrees[side] = merge(histogram(_counts(path)) for path in paths)
     for path in sorted(out.glob("candidate_vocabulary-*.parquet")):
         counts = _counts(path)
         train = _counts(path.with_name(path.name.replace("vocabulary", "train_counts")))
+        trained += int(train.sum())
         without += int((train == 0).sum())
         cold += int(counts[train == 0].sum())
-    return Measures(splits, degrees, without, cold)
+    return Measures(splits, degrees, trained, without, cold)
 
 
 def _counts(path: Path) -> np.ndarray:
@@ -87,6 +89,7 @@ def measure_blocks(
             "query": merge(from_lists(one["histogram"]) for one in by_query),
             "candidate": merge(from_lists(one["histogram"]) for one in by_candidate),
         },
+        sum(one["train_rows"] for one in by_candidate),
         sum(one["without_train_rows"] for one in by_candidate),
         sum(one["cold_rows"] for one in by_candidate),
     )
@@ -123,6 +126,7 @@ def _measure_candidates(
     cold = counts[:, 1] == 0
     measured = {
         "histogram": as_lists(histogram(counts[:, 0])),
+        "train_rows": int(counts[:, 1].sum()),
         "without_train_rows": int(cold.sum()),
         "cold_rows": int(counts[cold, 0].sum()),
     }

@@ -25,9 +25,10 @@ import numpy as np
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline import schema
+from pipeline.accounting import AccountingError, check_sum
 from pipeline.config import FrequenciesConfig
 from pipeline.event_order import chunks, order_events, stage_events, time_range
-from pipeline.ingest import DEAD_LETTERS, check_nothing_lost, check_read
+from pipeline.ingest import DEAD_LETTERS, check_read, read_tally
 from pipeline.row_steps import (
     APPLIED,
     LATE,
@@ -176,9 +177,8 @@ def _write_state(
     """Writes the arrays and pending rows of the snapshot; what became of the good rows."""
     state, rows = assemble(estimator, staged_buckets(staging))
     if rows.min() != rows.max():
-        raise RuntimeError(
-            f"the hash arrays counted {rows.tolist()} rows: rows were lost or made twice; "
-            "nothing is written. Please report this with the runner and its version."
+        raise AccountingError(
+            f"the hash arrays counted {rows.tolist()} rows: rows were lost or made twice"
         )
     for name, file in zip(STATE.names or (), FILES, strict=True):
         np.save(staging.out / file, np.ascontiguousarray(state[name]))
@@ -214,10 +214,9 @@ def _check_read(inputs: list[Input], config: FrequenciesConfig, staging: Staging
 
 def _has_rows(staging: Staging) -> bool:
     """Whether there is anything to check: a quiet hour may write a file without rows."""
-    tally = staging.stage("tally")
-    if not (tally / "read.json").exists():  # not even a piece
+    if not read_json(staging.stage("tally"), "pieces"):
         return False
-    read = read_json(tally, "read")
+    read = read_tally(staging)
     return bool(read["problems"] or read["counts"].get("read"))
 
 
@@ -226,7 +225,8 @@ def _check_rows(
 ) -> None:
     """Rows read, and those that were pending, are applied, pending, late or never were good."""
     rows_in = counts["read"] + (previous.manifest.counts[PENDING] if previous else 0)
-    check_nothing_lost(rows_in, counts, ("bad", "below_threshold", APPLIED, LATE, PENDING))
+    names = ("bad", "below_threshold", APPLIED, LATE, PENDING)
+    check_sum("advancing the stream", rows_in, counts, names)
     if previous is None and not counts[APPLIED] + counts[PENDING] and counts["read"]:
         raise ValueError(f"no row of {config.source} is left: {counts}; check --rating_threshold.")
 

@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import shutil
+from collections import Counter
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -18,6 +19,7 @@ from typing import IO, Any
 import numpy as np
 
 from pipeline import schema
+from pipeline.accounting import AccountingError
 
 
 class Staging:
@@ -101,5 +103,20 @@ def write_json(directory: Path, name: str, value: Any) -> None:
 
 
 def read_json(directory: Path, name: str) -> Any:
-    """Reads a small result of a step."""
-    return json.loads((directory / f"{name}.json").read_text())
+    """Reads a small result of a step.
+
+    Raises:
+      AccountingError: the step did not write it.
+    """
+    path = directory / f"{name}.json"
+    if not path.exists():
+        raise AccountingError(f"{directory.name}: the result {name} of a step is missing")
+    return json.loads(path.read_text())
+
+
+def add_up(directory: Path, pattern: str) -> dict[str, int]:
+    """The sums of small results of a step that are name → number, by name."""
+    sums: Counter[str] = Counter()
+    for path in directory.glob(f"{pattern}.json"):
+        sums.update(read_json(directory, path.stem))
+    return dict(sums)

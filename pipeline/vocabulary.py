@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import schema
+from pipeline.accounting import AccountingError, places_of
 from pipeline.rows import partition, partition_of
 
 Ids = tuple[np.ndarray, list[bytes]]  # fingerprints int64 [n], raw ids in UTF-8
@@ -32,7 +33,7 @@ def distinct_ids(tables: Iterable[Ids]) -> Ids:
     Raises:
       ValueError: two different ids have one fingerprint.
     """
-    tables = list(tables)
+    tables = [(np.empty(0, np.int64), []), *tables]
     prints = np.concatenate([table[0] for table in tables])
     raw = np.array([value for table in tables for value in table[1]], object)
     by_print = np.argsort(prints, kind="stable")
@@ -54,36 +55,45 @@ def count_ids(blocks: Iterable[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarr
 
     The two counts of an id are its rows over all splits and those in train.
     """
-    blocks = list(blocks)
+    blocks = [(np.empty(0, np.int64), np.empty((0, 2), np.int64)), *blocks]
     ids, codes = np.unique(np.concatenate([ids for ids, _ in blocks]), return_inverse=True)
     sums = np.zeros((len(ids), 2), np.int64)
     np.add.at(sums, codes, np.concatenate([counts for _, counts in blocks]))
     return ids, sums
 
 
-def replace_ids(ids: np.ndarray, tables: Iterable[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-    """Fingerprints → dense ids; the tables hold fingerprints [m] and their dense ids [m]."""
-    tables = list(tables)
+def replace_ids(
+    ids: np.ndarray, tables: Iterable[tuple[np.ndarray, np.ndarray]], where: str
+) -> np.ndarray:
+    """Fingerprints → dense ids; the tables hold fingerprints [m] and their dense ids [m].
+
+    Raises:
+      AccountingError: an id is in no table.
+    """
+    tables = [(np.empty(0, np.int64),) * 2, *tables]
     prints = np.concatenate([prints for prints, _ in tables])
     by_print = np.argsort(prints, kind="stable")
-    dense = np.concatenate([dense for _, dense in tables])[by_print]
-    prints = prints[by_print]
-    places = np.searchsorted(prints, ids)
-    known = places < len(prints)
-    known[known] = prints[places[known]] == ids[known]
-    if not known.all():
-        raise RuntimeError(
-            f"{(~known).sum()} of {len(ids)} rows have an id that the vocabulary has not: the "
-            "runner lost a part of it. Nothing is written. Please report this with the runner "
-            "and its version."
-        )
-    return dense[places]
+    dense = np.concatenate([dense for _, dense in tables])
+    return dense[by_print[places_of(ids, prints[by_print], where)]]
 
 
 def write_table(table: pa.Table, path: Path) -> None:
     """Writes a Parquet file in one step: the same table gives the same bytes."""
     with schema.written_aside(path) as aside:
         pq.write_table(table, aside)
+
+
+def without_mark(tables: Iterable[pa.Table | None], shard: str) -> list[pa.Table]:
+    """The tables of a shard without its mark, one None, which makes it even where it has no rows.
+
+    Raises:
+      AccountingError: there is not one mark.
+    """
+    tables = list(tables)
+    found = [table for table in tables if table is not None]
+    if len(found) != len(tables) - 1:
+        raise AccountingError(f"{shard}: {len(tables) - len(found)} marks of the shard came, not 1")
+    return found
 
 
 @beam.typehints.with_input_types(tuple[int, pa.Table])
@@ -96,11 +106,13 @@ class RankIds(beam.PTransform):
 
     Attributes:
       partitions: ranges of fingerprints, and of ranks.
+      slots: those that have a table, empty or not.
       ids_per_shard: ids of a file of a vocabulary; it alone decides how they are cut.
       out: directory of the vocabularies and of the train counts of the candidates.
     """
 
     partitions: int
+    slots: list[int]
     ids_per_shard: int
     out: Path
 
@@ -127,10 +139,15 @@ class RankIds(beam.PTransform):
         )
         return {"shards": shards, "dense": ranked | "Dense" >> beam.FlatMap(self._dense)}
 
-    def _others(self, slot: int) -> range:
-        """All slots, or ranges of ranks, of the same side."""
+    def _ranges(self, slot: int) -> range:
+        """All ranges of ranks of the same side."""
         first = slot // self.partitions * self.partitions
         return range(first, first + self.partitions)
+
+    def _others(self, slot: int) -> list[int]:
+        """All slots of the same side that have a table."""
+        ranges = self._ranges(slot)
+        return [other for other in self.slots if other in ranges]
 
     def _send_samples(self, element: tuple[int, pa.Table]) -> Iterator[tuple[int, Any]]:
         """The ids to their slot, in order, and a sample of their keys to all slots of the side."""
@@ -148,10 +165,16 @@ class RankIds(beam.PTransform):
         """Cuts the ids of a slot where the keys of all samples say that a range of ranks begins."""
         slot, sent = element
         tables, samples = _by_type(sent)
+        expected = len(self._others(slot))
+        if (len(tables), len(samples)) != (1, expected):
+            raise AccountingError(
+                f"{self._name(slot)} ids, range {slot % self.partitions}: of 1 table and "
+                f"{expected} samples came {len(tables)} and {len(samples)}"
+            )
         keys = sorted(key for sample in samples for key in sample)
-        places = np.arange(1, self.partitions) * len(keys) // self.partitions
+        places = np.arange(1, self.partitions) * len(keys) // self.partitions if keys else ()
         boundaries = sorted({keys[place] for place in places})
-        first = self._others(slot).start
+        first = self._ranges(slot).start
         for table in tables:
             descending = -table[schema.COUNT].to_numpy()
             raw = table[schema.RAW_ID].combine_chunks()
@@ -165,32 +188,41 @@ class RankIds(beam.PTransform):
         """The ids to their range of ranks, and their number to all ranges of the side."""
         rank_range, table = element
         yield rank_range, table
-        for other in self._others(rank_range):
+        for other in self._ranges(rank_range):
             yield other, (rank_range, len(table))
 
     def _side(self, rank_range: int) -> int:
         return rank_range // self.partitions
 
+    def _name(self, rank_range: int) -> str:
+        return schema.SIDES[self._side(rank_range)]
+
     def _by_shard(
         self, ranked: "Ranked"
     ) -> Iterator[tuple[tuple[int, int, int], tuple[int, pa.Table]]]:
-        """((side, shard, shards of the side), (place in the shard, ids))."""
-        shards = max(1, -(-ranked.total // self.ids_per_shard))
+        """((side, shard, ids of the side), (place in the shard, ids))."""
         rank, end = ranked.offset, ranked.offset + len(ranked.table)
         while rank < end:
             shard, place = divmod(rank, self.ids_per_shard)
             size = min(end - rank, self.ids_per_shard - place)
             part = ranked.table.take(pa.array(np.arange(size) + rank - ranked.offset))
-            yield (self._side(ranked.rank_range), shard, shards), (place, part)
+            yield (self._side(ranked.rank_range), shard, ranked.total), (place, part)
             rank += size
 
     def _write_shard(self, key: tuple[int, int, int], parts: Iterable[tuple[int, pa.Table]]) -> str:
-        side, shard, shards = schema.SIDES[key[0]], key[1], key[2]
+        side, shard, total = schema.SIDES[key[0]], key[1], key[2]
+        shards = -(-total // self.ids_per_shard)
+        name = schema.vocabulary_name(side, shard, shards)
         ordered = sorted(parts, key=lambda part: part[0])
+        ends = np.cumsum([len(part) for _, part in ordered]).tolist()
+        size = min(self.ids_per_shard, total - shard * self.ids_per_shard)
+        if [place for place, _ in ordered] != [0, *ends[:-1]] or ends[-1] != size:
+            raise AccountingError(
+                f"{name}: its {size} ids must lie side by side, {ends[-1]} came in parts"
+            )
         table = pa.concat_tables([part for _, part in ordered]).combine_chunks()
         raw = table[schema.RAW_ID].cast(pa.string())
         vocabulary = table.drop_columns([TRAIN]).set_column(0, schema.RAW_ID, raw)
-        name = schema.vocabulary_name(side, shard, shards)
         write_table(vocabulary, self.out / name)
         if side == "candidate":
             counts = pa.table({schema.COUNT: table[TRAIN]})
@@ -230,6 +262,11 @@ def _sort_range(rank_range: int, tables: Iterable[pa.Table]) -> tuple[int, pa.Ta
 def _with_offset(element: tuple[int, Iterable[Any]]) -> Iterator[Ranked]:
     rank_range, sent = element
     tables, sizes = _by_type(sent)
+    own = [size for number, size in sizes if number == rank_range]
+    if own != [len(table) for table in tables]:
+        raise AccountingError(
+            f"ids, range of ranks {rank_range}: of tables of {own} ids came {len(tables)}"
+        )
     offset = sum(size for number, size in sizes if number < rank_range)
     total = sum(size for _, size in sizes)
     for table in tables:

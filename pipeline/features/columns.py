@@ -24,6 +24,7 @@ class Statistics(NamedTuple):
     max_length: int  # of a multi column, most values of an id with train rows
     train_missing: int  # ids with train rows that have no value
     missing: int  # ids that have no value
+    ids: int  # of which all of this is said
 
 
 def describe(column: pa.ChunkedArray, kind: str, train: np.ndarray) -> Statistics:
@@ -40,7 +41,9 @@ def describe(column: pa.ChunkedArray, kind: str, train: np.ndarray) -> Statistic
         moments = Moments.of(seen.drop_null().to_numpy())
     missing, trained = sizes == 0, sizes[train]
     longest = int(trained.max(initial=0)) if kind == "multi" else 0
-    return Statistics(counts, moments, longest, int((trained == 0).sum()), int(missing.sum()))
+    return Statistics(
+        counts, moments, longest, int((trained == 0).sum()), int(missing.sum()), len(train)
+    )
 
 
 def merge(parts: Iterable[Statistics]) -> Statistics:
@@ -57,6 +60,7 @@ def merge(parts: Iterable[Statistics]) -> Statistics:
         max(part.max_length for part in parts),
         sum(part.train_missing for part in parts),
         sum(part.missing for part in parts),
+        sum(part.ids for part in parts),
     )
 
 

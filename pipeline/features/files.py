@@ -10,13 +10,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import schema
+from pipeline.accounting import AccountingError
 from pipeline.examples import shard_of
 from pipeline.features.columns import encode
 from pipeline.features.join import DENSE
 from pipeline.features.values import TEXT, VALUE_TYPES
 from pipeline.rows import partition
 from pipeline.staging import write_json
-from pipeline.vocabulary import write_table
+from pipeline.vocabulary import without_mark, write_table
 
 Key = tuple[int, int, int]  # side; 1 for ids without interactions, else 0; shard
 
@@ -88,16 +89,22 @@ class WriteFeatures(beam.PTransform):
 
     def _write(self, key: Key, tables: Iterable[pa.Table | None]) -> str:
         side, cold, shard = schema.SIDES[key[0]], key[1], key[2]
-        found = [self._empty(side), *(table for table in tables if table is not None)]
+        name = (
+            schema.cold_features_name(side, shard, self.cold[side])
+            if cold
+            else schema.features_name(side, shard, len(self.firsts[side]))
+        )
+        found = [self._empty(side), *without_mark(tables, name)]
         table = pa.concat_tables(found).combine_chunks()
         if cold:
-            name = schema.cold_features_name(side, shard, self.cold[side])
             table = table.sort_by(schema.RAW_ID).drop_columns([DENSE])
         else:
-            name = schema.features_name(side, shard, len(self.firsts[side]))
             table = table.sort_by(DENSE)
             first = self.firsts[side][shard]
-            assert (table[DENSE].to_numpy() == np.arange(first, first + len(table))).all(), name
+            if (table[DENSE].to_numpy() != np.arange(first, first + len(table))).any():
+                raise AccountingError(
+                    f"{name}: the rows of its {len(table)} ids do not lie side by side"
+                )
             table = table.drop_columns([DENSE, schema.RAW_ID])
         write_table(table.combine_chunks(), self.out / name)
         return name

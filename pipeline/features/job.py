@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline import schema
+from pipeline.accounting import check_sum
 from pipeline.activity import load_block
 from pipeline.beam_options import finish, running
 from pipeline.config import PrepareConfig
@@ -28,7 +29,6 @@ from pipeline.features.files import WriteFeatures
 from pipeline.features.join import join_slot, load_vocabulary, train_ids
 from pipeline.features.read import ReadTable
 from pipeline.features.tables import WORDS, Table, in_words_of
-from pipeline.ingest import check_nothing_lost
 from pipeline.sources import Piece, files_in, source_files
 from pipeline.staging import Staging, read_json, write_json
 from pipeline.vocabulary import write_table
@@ -40,6 +40,7 @@ Specs = dict[str, list[schema.FeatureSpec]]  # side → the columns of its featu
 def write_features(
     found: dict[str, tuple[Table, list[Piece]]],
     blocks: list[str],
+    train_rows: int,
     config: PrepareConfig,
     options: PipelineOptions,
     staging: Staging,
@@ -49,6 +50,7 @@ def write_features(
     Args:
       found: from `find_tables`.
       blocks: files of rows by query, as `assemble` takes them; the vocabularies are written.
+      train_rows: of all examples.
       config: the preparation's settings.
       options: of Beam.
       staging: takes what is between the pipelines, and the files.
@@ -58,15 +60,21 @@ def write_features(
 
     Raises:
       ValueError: a table cannot be read, has too many bad rows, or two rows of an id differ.
+      AccountingError: rows or ids were lost or made twice.
     """
     if not found:
         return {}
     tables = {side: table for side, (table, _) in found.items()}
     shards = {side: _vocabulary_shards(staging.out, side) for side in tables}
     _join(found, blocks, shards, config, options, staging)
-    rows = {side: _check_joined(tables[side], staging) for side in tables}
-    specs = {side: _specs(tables[side], staging) for side in tables}
+    rows = {}
+    for side, (table, pieces) in found.items():
+        ids = sum(_rows_of(Path(path)) for _, path, _ in shards[side])
+        rows[side] = _check_joined(table, len(pieces), ids, train_rows, staging)
+    specs = {side: _specs(tables[side], rows[side]["ids"], staging) for side in tables}
     _encode(specs, shards, rows, config, options, staging)
+    for side in tables:
+        _check_written(side, rows[side], staging.out)
     return {
         schema.FEATURES: {
             side: _details(tables[side], specs[side], rows[side], staging) for side in tables
@@ -79,8 +87,19 @@ def _vocabulary_shards(out: Path, side: str) -> list[tuple[str, str, int]]:
     shards, first = [], 0
     for path in sorted(out.glob(f"{side}_vocabulary-*.parquet")):
         shards.append((side, str(path), first))
-        first += pq.read_metadata(path).num_rows
+        first += _rows_of(path)
     return shards
+
+
+def _rows_of(path: Path) -> int:
+    return pq.read_metadata(path).num_rows
+
+
+def _check_written(side: str, rows: dict[str, int], out: Path) -> None:
+    """Every id of the vocabulary, and every cold one, has a row in a file."""
+    for key, expected in (("features", "ids"), ("features_cold", "cold")):
+        written = {"rows": sum(map(_rows_of, out.glob(f"{side}_{key}-*.parquet")))}
+        check_sum(f"writing the {side} {key}", rows[expected], written, written, "ids")
 
 
 def _join(
@@ -151,22 +170,29 @@ def _summarise(
         file = schema.feature_vocabulary_name(side, name)
         write_table(vocabulary, out / file)
         spec = dataclasses.replace(spec, vocabulary=file, size=len(vocabulary))
-    write_json(staged, f"spec-{side}-{number:05d}", dataclasses.asdict(spec))
+    staged_spec = {"spec": dataclasses.asdict(spec), "ids": found.ids}
+    write_json(staged, f"spec-{side}-{number:05d}", staged_spec)
 
 
-def _specs(table: Table, staging: Staging) -> list[schema.FeatureSpec]:
-    staged = staging.stage("tables")
-    paths = sorted(staged.glob(f"spec-{table.side}-*.json"))
-    return [schema.FeatureSpec(**read_json(staged, path.stem)) for path in paths]
+def _specs(table: Table, ids: int, staging: Staging) -> list[schema.FeatureSpec]:
+    staged, specs = staging.stage("tables"), []
+    for number, name in enumerate(table.kinds):
+        found = read_json(staged, f"spec-{table.side}-{number:05d}")
+        check_sum(f"the values of the {table.side} column {name!r}", ids, found, ["ids"], "ids")
+        specs.append(schema.FeatureSpec(**found["spec"]))
+    return specs
 
 
-def _check_joined(table: Table, staging: Staging) -> dict[str, int]:
-    """What became of the rows of a table.
+def _check_joined(
+    table: Table, pieces: int, ids: int, train_rows: int, staging: Staging
+) -> dict[str, int]:
+    """What became of the rows of a table of so many pieces, and whether all ids met it.
 
     Returns:
       Rows read, bad, duplicates, joined and cold; ids: of the vocabulary.
     """
-    counts = _check_read(table, staging)
+    where = f"the {table.side} features"
+    counts = _check_read(table, pieces, staging)
     partitions, first = table.config.partitions, schema.SIDES.index(table.side)
     conflicts: list[str] = []
     for path in staging.stage("joined").glob("[0-9]*.json"):
@@ -179,7 +205,9 @@ def _check_joined(table: Table, staging: Staging) -> dict[str, int]:
             f"{table.config.source} has rows for the id {min(conflicts)!r} that differ; keep one "
             f"row an id in --{WORDS[table.side]}_features."
         )
-    check_nothing_lost(counts["read"], counts, ("bad", "duplicates", "joined", "cold"))
+    check_sum(where, counts["read"], counts, ("bad", "duplicates", "joined", "cold"))
+    check_sum(where, ids, counts, ["ids"], "ids")
+    check_sum(where, train_rows, counts, ["train"], "train rows")
     log.info(
         "prepare: %s features: %d rows read, %d of ids with interactions, %d cold, %d bad",
         table.side,
@@ -188,13 +216,15 @@ def _check_joined(table: Table, staging: Staging) -> dict[str, int]:
     return dict(counts)
 
 
-def _check_read(table: Table, staging: Staging) -> Counter[str]:
+def _check_read(table: Table, pieces: int, staging: Staging) -> Counter[str]:
     """The counts `read` and `bad` of a table, and its dead letters in one file."""
     flag = f"--{WORDS[table.side]}_features"
     staged, counts, files = staging.stage("tables"), Counter(read=0, bad=0), Counter[str]()
+    tallies = sorted(staged.glob(f"{table.side}-*.json"))
+    check_sum(f"reading {table.config.source}", pieces, {"read": len(tallies)}, ["read"], "pieces")
     letters = staging.out / f"{table.side}_features_dead_letters.jsonl"
     with open(letters, "wb") as collected:
-        for path in sorted(staged.glob(f"{table.side}-*.json")):
+        for path in tallies:
             tally = read_json(staged, path.stem)
             if tally["problem"]:
                 raise ValueError(tally["problem"])

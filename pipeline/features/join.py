@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import schema
+from pipeline.accounting import look_up
 from pipeline.config import PrepareConfig
 from pipeline.features.columns import Statistics, describe
 from pipeline.features.read import values_schema
@@ -38,12 +39,12 @@ def load_vocabulary(element: tuple[str, str, int], partitions: int) -> Iterator[
 def train_ids(
     element: tuple[int, np.ndarray], config: PrepareConfig, sides: list[str]
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """(range, all rows of its queries) → the fingerprints of ids with train rows, by slot."""
+    """(range, all rows of its queries) → the fingerprint of each train row's id, by slot."""
     rows = assign_splits(element[1], config)
     rows = rows[rows["split"] == schema.SPLITS.index("train")]
     for side in sides:
         slot = schema.SIDES.index(side) * config.partitions
-        ids = np.unique(rows[side])
+        ids = rows[side]
         for part, some in partition(ids, partition_of(ids, config.partitions), config.partitions):
             yield slot + part, some
 
@@ -65,11 +66,10 @@ def join_slot(
     blocks = [values_schema(table).empty_table(), *found["values"]]
     values, duplicates, conflicts = distinct_rows(pa.concat_tables(blocks).combine_chunks())
     prints, dense, raw = _join_known(found["dense"])
-    train = np.isin(prints, np.concatenate([np.empty(0, np.int64), *found["train"]]))
+    train_rows = np.concatenate([np.empty(0, np.int64), *found["train"]])
+    train = np.isin(prints, train_rows)
     have = values[schema.FINGERPRINT].to_numpy()
-    places = np.searchsorted(have, prints)
-    hit = places < len(have)
-    hit[hit] = have[places[hit]] == prints[hit]
+    places, hit = look_up(prints, have)
     joined = values.take(pa.array(places, mask=~hit))
     other = pc.not_equal(joined[schema.RAW_ID], raw).fill_null(False)  # of one fingerprint
     conflicts += raw.filter(other.combine_chunks()).to_pylist()
@@ -84,6 +84,7 @@ def join_slot(
     )
     write_table(staged, out / f"{slot:05d}.parquet")
     tally = {"ids": len(prints), "duplicates": duplicates, "joined": int(hit.sum())}
+    tally |= {"train": len(train_rows)}
     write_json(out, f"{slot:05d}", tally | {"cold": len(rest), "conflicts": sorted(conflicts)[:1]})
     for number, kind in enumerate(table.kinds.values()):
         yield (side, number), describe(joined[str(number)], kind, train)
