@@ -61,6 +61,11 @@ class SourceConfig:
         return False
 
     @property
+    def latest_time(self) -> int | None:
+        """The latest time, in seconds since 1970, that a good row may have; none: any."""
+        return None
+
+    @property
     def keeps_split(self) -> bool:
         """Whether files named train, validation and test are kept apart."""
         return False
@@ -163,6 +168,9 @@ class FrequenciesConfig(SourceConfig):
     batch_size: int = 2048  # streaming: rows of a step, in the order of time, then of the source
     step_seconds: int = 0  # streaming: a step is so many seconds of event time, not rows
     allowed_lateness_seconds: int = 0  # streaming: how long rows may arrive after newer ones
+    # streaming with steps of time: a row so much later than the clock of this run is a bad row
+    max_ahead_seconds: int = 86_400
+    max_late_share: float = 0.5  # streaming: more late rows than this share is an error
     num_buckets: int = 262_144  # streaming: of each hash array; twice the number of items or more
     num_hashes: int = 5  # streaming: hash arrays; the largest of their intervals counts
     # streaming: weight of the newest interval in the mean, in (0, 1]; it forgets within 1 / alpha
@@ -177,10 +185,13 @@ class FrequenciesConfig(SourceConfig):
         super().__post_init__()
         for name in ("batch_size", "num_buckets", "num_hashes", "keep_snapshots"):
             _require(getattr(self, name) >= 1, name, "must be at least 1", getattr(self, name))
-        for name in ("step_seconds", "allowed_lateness_seconds", "max_polls"):
+        least_0 = ("step_seconds", "allowed_lateness_seconds", "max_ahead_seconds", "max_polls")
+        for name in least_0:
             _require(getattr(self, name) >= 0, name, "must be at least 0", getattr(self, name))
         for name in ("decay", "head_share", "alpha"):
             _require(0 < getattr(self, name) <= 1, name, "must be in (0, 1]", getattr(self, name))
+        share = self.max_late_share
+        _require(0 <= share <= 1, "max_late_share", "must be in [0, 1]", share)
         _require(self.poll_seconds > 0, "poll_seconds", "must be above 0", self.poll_seconds)
         if self.watch and not self.streaming:
             raise ValueError("--watch needs --streaming; exact counts go on with --previous.")
@@ -202,6 +213,18 @@ class FrequenciesConfig(SourceConfig):
     def needs_timestamps(self) -> bool:
         """Whether event time decides the step."""
         return self.step_seconds > 0
+
+
+@dataclasses.dataclass(frozen=True)
+class StartedConfig(FrequenciesConfig):
+    """Settings of a run that has begun."""
+
+    started: int = 0  # s since 1970, by the clock of the machine that starts the workers
+
+    @property
+    def latest_time(self) -> int | None:
+        """So that one wrong time does not make all that comes after it late."""
+        return self.started + self.max_ahead_seconds if self.step_seconds else None
 
 
 def _require(holds: bool, name: str, rule: str, got: Any) -> None:

@@ -16,6 +16,7 @@ next run belong in front of it.
 
 import dataclasses
 import os
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -26,7 +27,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline import schema
 from pipeline.accounting import AccountingError, check_sum
-from pipeline.config import FrequenciesConfig
+from pipeline.config import FrequenciesConfig, StartedConfig
 from pipeline.event_order import chunks, order_events, stage_events, time_range
 from pipeline.ingest import DEAD_LETTERS, check_read, read_tally
 from pipeline.row_steps import (
@@ -48,10 +49,7 @@ from pipeline.sources import Piece, files_in
 from pipeline.staging import Staging, read_json
 from pipeline.streaming_frequency import FILES, STATE, Estimator, assemble, occurrences
 
-_SAME_CONTENT = (
-    *("item_column", "timestamp_column", "timestamp_format", "rating_column", "rating_threshold"),
-    *("delimiter", "max_bad_share", "allowed_lateness_seconds"),
-)
+_SAME_CONTENT = ("delimiter", "max_bad_share", "max_ahead_seconds", "allowed_lateness_seconds")
 
 
 class Input(NamedTuple):
@@ -111,7 +109,8 @@ def run_batch(
     directory = next_directory(config.output)
     before = previous.position if previous else Position()
     with Staging(str(directory), overwrite=False) as staging:
-        events = stage_events(pieces, config, options, staging)
+        reading = StartedConfig(**vars(config), started=int(time.time()))
+        events = stage_events(pieces, reading, options, staging)
         read = _check_read(inputs, config, staging)
         if config.step_seconds:
             after, periods = _times(before, previous, config, staging)
@@ -126,6 +125,7 @@ def run_batch(
         advance_rows(todo, split, estimator, options, staging)
         counts = read["counts"] | _write_state(estimator, config, staging)
         _check_rows(counts, previous, config)
+        _check_late(counts, before, config)
         after = after._replace(rows=before.rows + counts[APPLIED])
         if not counts["bad"]:
             (staging.out / DEAD_LETTERS).unlink(missing_ok=True)
@@ -229,6 +229,17 @@ def _check_rows(
     check_sum("advancing the stream", rows_in, counts, names)
     if previous is None and not counts[APPLIED] + counts[PENDING] and counts["read"]:
         raise ValueError(f"no row of {config.source} is left: {counts}; check --rating_threshold.")
+
+
+def _check_late(counts: dict[str, int], before: Position, config: FrequenciesConfig) -> None:
+    """Raises ValueError where most rows are late: then a time before them was wrong."""
+    if counts[LATE] > config.max_late_share * counts["read"]:
+        newest = np.datetime64(before.newest or 0, "s")
+        raise ValueError(
+            f"{counts[LATE]} of {counts['read']} rows are late, more than --max_late_share "
+            f"{config.max_late_share:g}: the stream has seen a row of {newest}; if that time is "
+            "wrong, go on from an earlier snapshot with --previous, else raise the share."
+        )
 
 
 def _manifest(

@@ -84,6 +84,9 @@ def _validate(
             codes[side], ids[side] = ids_of(batch[name], name, checks)
     if columns.timestamp:
         rows["timestamp"] = seconds_of(batch[columns.timestamp], columns.timestamp, config, checks)
+        if config.latest_time is not None:
+            ahead = rows["timestamp"] > config.latest_time
+            checks.fail(ahead, f"{columns.timestamp} is in the future")
     if columns.weight:
         rows["weight"] = numbers_of(batch[columns.weight], columns.weight, checks)
         checks.fail(rows["weight"] < 0, f"{columns.weight} is negative")

@@ -66,7 +66,13 @@ class Snapshot:
 def rule_of(config: FrequenciesConfig) -> dict[str, Any]:
     """The settings that all runs of one stream share; they stand in the manifest."""
     by_time = config.step_seconds > 0
+    rated = config.rating_threshold is not None
     return {
+        "item_column": config.item_column,
+        "timestamp_column": config.timestamp_column,
+        "timestamp_format": config.timestamp_format,
+        "rating_threshold": config.rating_threshold,
+        "rating_column": config.rating_column if rated else None,
         "num_hashes": config.num_hashes,
         "num_buckets": config.num_buckets,
         "alpha": config.alpha,
@@ -91,6 +97,13 @@ def open_snapshot(path: str | os.PathLike[str], config: FrequenciesConfig) -> Sn
                 f"{directory} was made with {name} {before}, got {value}: a stream keeps its "
                 f"settings; change --{name}, or begin a new stream without --previous."
             )
+    before = manifest.configuration["allowed_lateness_seconds"]
+    if config.allowed_lateness_seconds < before:
+        raise ValueError(
+            f"{directory} was made with allowed_lateness_seconds {before}, got "
+            f"{config.allowed_lateness_seconds}: rows that it would still wait for would be late; "
+            f"give --allowed_lateness_seconds {before} or more."
+        )
     for name, described in manifest.files.items():
         file = directory / name
         if not file.is_file() or schema.checksum(file) != described["checksum"]:

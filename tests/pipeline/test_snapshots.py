@@ -43,10 +43,16 @@ def test_what_an_output_already_holds(tmp_path):
         ({"num_hashes": 2}, "num_hashes 3, got 2"),
         ({"batch_size": 32}, "batch_size 64, got 32"),
         ({"step_seconds": 60}, "step_seconds 0, got 60"),
+        ({"item_column": "product"}, "item_column item_id, got product"),
+        ({"timestamp_column": "when"}, "timestamp_column timestamp, got when"),
+        ({"timestamp_format": "ms"}, "timestamp_format s, got ms"),
+        ({"rating_threshold": 4}, "rating_threshold None, got 4"),
     ],
 )
-def test_a_stream_keeps_its_settings(tmp_path, parts, snapshot, changed, message):
-    config = config_for(parts, tmp_path / "out", **(BY_ROWS | changed), previous=snapshot)
+def test_a_stream_keeps_its_settings(tmp_path, snapshot, changed, message):
+    source = tmp_path / "log.csv"
+    source.write_text("item_id,timestamp,product,when,rating\na,1,b,2,5\n")
+    config = config_for(source, tmp_path / "out", **(BY_ROWS | changed), previous=snapshot)
     with pytest.raises(ValueError, match=message):
         estimate(config)
     assert not (tmp_path / "out").exists()

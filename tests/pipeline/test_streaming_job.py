@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import time
 
 import numpy as np
 import pytest
@@ -217,6 +218,44 @@ def test_late_rows_are_counted_and_dropped(tmp_path):
     applied = [(1, "a"), (2, "b"), (2, "d"), (4, "c"), (4, "a"), (5, "f"), (5, "g")]
     events = [(t, schema.fingerprint(item)) for t, item in applied]
     Paper.over(events, **SIZES).check(newest(tmp_path / "out")[1])
+
+
+def test_less_lateness_than_before_is_an_error(tmp_path):
+    """Rows that may still come within the old lateness would be lost."""
+    write(tmp_path / "1.parquet", [("a", 1005), ("b", 1034)])
+    mode = {"step_seconds": 10, "allowed_lateness_seconds": 20}
+    estimate(config_for(tmp_path / "1.parquet", tmp_path / "out", **mode))
+    less = config_for(
+        tmp_path / "1.parquet", tmp_path / "out", step_seconds=10, previous=tmp_path / "out"
+    )
+    with pytest.raises(ValueError, match="lateness_seconds 20, got 0: rows that it would still"):
+        estimate(less)
+
+
+def test_a_time_in_the_future_does_not_move_the_stream(tmp_path):
+    now = int(time.time())
+    times = [now - 30, now - 20, now + 5_000_000_000, now + 86_400 + 900, now + 80_000]
+    write(tmp_path / "1.parquet", [("a", time) for time in times])
+    mode = {"step_seconds": 10, "max_bad_share": 1}
+    manifest = estimate(config_for(tmp_path / "1.parquet", tmp_path / "out", **mode))
+    assert manifest.details["newest"] == now + 80_000
+    assert (manifest.counts["bad"], manifest.counts["applied"]) == (2, 3)
+    letters = (tmp_path / "out" / "00000001" / "dead_letters.jsonl").read_text().splitlines()
+    assert [json.loads(line)["row"] for line in letters] == [3, 4]
+    assert {json.loads(line)["reason"] for line in letters} == {"timestamp is in the future"}
+
+
+def test_more_late_rows_than_the_share_is_an_error(tmp_path):
+    write(tmp_path / "1.parquet", [("a", 1005), ("b", 50_000)])
+    write(tmp_path / "2.parquet", [("c", 1015), ("d", 1025), ("e", 50_001)])
+    out, mode = tmp_path / "out", {"step_seconds": 10}
+    estimate(config_for(tmp_path / "1.parquet", out, **mode))
+    again = config_for(tmp_path / "2.parquet", out, **mode, previous=out)
+    with pytest.raises(ValueError, match=r"2 of 3 rows are late, .* 0.5: .* 1970-01-01T13:53:20"):
+        estimate(again)
+    assert len(schema.snapshot_directories(out)) == 1
+    counts = estimate(dataclasses.replace(again, max_late_share=0.7)).counts
+    assert (counts["late"], counts["applied"]) == (2, 1)
 
 
 # --- bad input ------------------------------------------------------------------------------
