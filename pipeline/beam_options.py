@@ -6,9 +6,11 @@ import argparse
 import contextlib
 import difflib
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.utils import interactive_utils
 
 from pipeline.accounting import lost_in
 
@@ -30,7 +32,7 @@ def running(options: PipelineOptions) -> Iterator[beam.Pipeline]:
 
     worker_handlers.DATA_BUFFER_TIME_LIMIT_MS = DATA_BUFFER_TIME_LIMIT_MS
     try:
-        with beam.Pipeline(options=options) as pipeline:
+        with _not_interactive(), beam.Pipeline(options=options) as pipeline:
             yield pipeline
     except Exception as error:
         lost = lost_in(error)
@@ -40,6 +42,23 @@ def running(options: PipelineOptions) -> Iterator[beam.Pipeline]:
     client = getattr(pipeline.result, "client", None)
     if client is not None:  # the DaskRunner opens one for each pipeline and leaves it open
         client.close()
+
+
+@contextlib.contextmanager
+def _not_interactive() -> Iterator[None]:
+    """In IPython, Beam would load its interactive part: it needs pandas < 3, and we do not need it.
+
+    Beam would name steps by their cell, leave temporary files to that part, and refuse Dask.
+    """
+    places: tuple[Any, ...] = (interactive_utils, beam.pipeline)
+    before = [place.is_in_ipython for place in places]
+    for place in places:
+        place.is_in_ipython = lambda: False
+    try:
+        yield
+    finally:
+        for place, original in zip(places, before, strict=True):
+            place.is_in_ipython = original
 
 
 def finish(*branches: beam.PCollection) -> None:

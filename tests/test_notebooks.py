@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import nbformat
@@ -73,6 +74,22 @@ def test_quick_start(kernel, tmp_path):
     assert [rank - 1 for rank in sorted(place) if rank <= 10] == [
         at for at, hit in enumerate(top) if hit
     ]
+
+
+@pytest.mark.long  # a kernel that imports Beam
+def test_prepare_in_a_kernel(kernel, tmp_path):
+    (tmp_path / "log.csv").write_text("user_id,item_id\na,x\na,y\nb,x\n")
+    settings = f"source='{tmp_path}/log.csv', output='{tmp_path}/out'"
+    source = f"""
+        from pipeline.config import PrepareConfig
+        from pipeline.job import prepare
+        print(prepare(PrepareConfig({settings})).counts["rows"])
+    """
+    cells = [nbformat.v4.new_code_cell(textwrap.dedent(source))]
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    NotebookClient(notebook, timeout=SECONDS, kernel_name="python3").execute()
+    printed = [out.text for out in notebook.cells[-1].outputs if out.get("name") == "stdout"]
+    assert "".join(printed) == "3\n"
 
 
 @pytest.mark.long  # tests/towers/test_retrieval_task.py covers what it calls
