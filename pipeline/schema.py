@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import json
 import os
@@ -212,13 +213,46 @@ def read_manifest(directory: str | os.PathLike[str], kind: str) -> Manifest:
     return Manifest(**{name: value for name, value in fields.items() if name in known})
 
 
+@contextlib.contextmanager
+def made_aside(destination: Path) -> Iterator[Path]:
+    """An empty `.<name>.partial` for what `replace_directory` then puts in place; gone at the end.
+
+    One process at a time has it, the others wait. What a killed one left goes first.
+    """
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    partial = destination.with_name(f".{destination.name}.partial")
+    with _only_holder(partial.with_name(f"{partial.name}.lock")):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        try:
+            yield partial
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _only_holder(path: Path) -> Iterator[None]:
+    """Waits for a lock file and holds it, then removes it; a killed process lets go of it."""
+    while True:
+        with open(path, "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not os.fstat(lock.fileno()).st_nlink:
+                continue  # its holder has removed it
+            try:
+                yield
+            finally:
+                path.unlink()
+            return
+
+
 def replace_directory(finished: Path, destination: Path) -> None:
     """Renames a finished directory into place; what stood there before goes away after it.
 
     On one file system a reader sees the old directory or the new one; between the two renames
     of a replacement it may see none, never a mixture.
     """
-    retired = destination.with_name(f".{destination.name}.retired-{os.getpid()}")
+    retired = finished.with_name(f"{finished.name}.retired")
+    shutil.rmtree(retired, ignore_errors=True)  # of a process that was killed here
     if destination.exists():
         os.rename(destination, retired)
     os.rename(finished, destination)

@@ -26,22 +26,31 @@ class Staging:
     """A context: `<output>.partial` while it is open; nothing of it when it ends early.
 
     A second preparation of the same output waits for nobody: it is refused. What a killed one
-    left is removed by the next.
+    left is removed by the next, even where that finds the output finished.
     """
 
     def __init__(self, output: str, overwrite: bool) -> None:
         self.destination = Path(output).absolute()
         self.root = self.destination.with_name(self.destination.name + ".partial")
+        self._lock_path = self.root.with_name(self.root.name + ".lock")
         self._overwrite = overwrite
         self._lock: IO[str] | None = None
 
     def __enter__(self) -> Staging:
-        if self.destination.exists() and not self._overwrite:
+        refused = self.destination.exists() and not self._overwrite
+        if not refused or self._lock_path.exists():  # what a killed one left goes in any case
+            self._begin()
+        if refused:
+            self._end()
             raise ValueError(
                 f"{self.destination} already exists; choose another --output, or --overwrite it."
             )
+        self.out.mkdir(parents=True)
+        return self
+
+    def _begin(self) -> None:
         self.destination.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = open(self.root.with_name(self.root.name + ".lock"), "w")
+        self._lock = open(self._lock_path, "w")  # noqa: SIM115, until `_end`
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -51,8 +60,6 @@ class Staging:
                 "or choose another --output."
             ) from None
         shutil.rmtree(self.root, ignore_errors=True)
-        self.out.mkdir(parents=True)
-        return self
 
     def __exit__(
         self,
@@ -60,9 +67,13 @@ class Staging:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        if self._lock is None:
+            return
         shutil.rmtree(self.root, ignore_errors=True)
-        assert self._lock is not None
-        os.unlink(self._lock.name)
+        os.unlink(self._lock_path)
         self._lock.close()
 
     @property

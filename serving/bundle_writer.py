@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -58,10 +57,7 @@ def write_bundle(
     if (query_ids is None) != (seen is None):
         raise ValueError("query_ids and seen must be given together: the history of each query.")
     finished = Path(directory)
-    finished.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{finished.name}.", dir=finished.parent))
-    try:
-        aside.chmod(0o755)
+    with schema.made_aside(finished) as aside:
         np.save(aside / schema.BUNDLE_VECTORS, np.asarray(vectors, np.float32))
         _write_ids(aside / schema.BUNDLE_CANDIDATE_IDS, candidate_ids)
         if query_model is not None:
@@ -76,8 +72,6 @@ def write_bundle(
         schema.Manifest("bundle", source, {}, {"candidates": len(vectors)}, files).write(aside)
         read_bundle(aside)
         schema.replace_directory(aside, finished)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return finished
 
 

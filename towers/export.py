@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -43,18 +41,13 @@ def export_bundle(
     data = open_data(data_dir)
     model, config = open_run(run_dir, data)
     destination = Path(bundle_dir)
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
-    try:
-        aside.chmod(0o755)
+    with schema.made_aside(destination) as aside:
         queries, candidates = _embeddings(model, run_dir)
         _write_queries(aside, data, model, queries)
         _write_candidates(aside, data, model, candidates)
         _write_seen(aside, data, model)
         _manifest(aside, data, model, candidates, config, Path(run_dir)).write(aside)
         schema.replace_directory(aside, destination)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return destination
 
 

@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -132,16 +131,13 @@ def _check_shards(shards: _Shards) -> None:
 
 def _make(found: Path, shards: _Shards) -> None:
     """Decodes the shards aside, and puts the arrays in their place."""
-    found.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{found.name}.", dir=found.parent))
-    try:
-        aside.chmod(0o755)  # others may share the cache
+    with schema.made_aside(found) as aside:
+        if _is_whole(found, shards):  # another process was faster with the same
+            return
         _check_shards(shards)
         _decode(shards, aside)
         _write_stamps(aside, shards)
-        _put_in_place(aside, found, shards)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        schema.replace_directory(aside, found)
 
 
 def _decode(shards: _Shards, out: Path) -> None:
@@ -179,14 +175,3 @@ def _new_array(path: Path, num_rows: int) -> np.memmap:
     with open(path, "r+b") as file:
         os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     return array
-
-
-def _put_in_place(aside: Path, found: Path, shards: _Shards) -> None:
-    """Renames a finished directory; another process may have been faster with the same."""
-    if found.is_dir() and not _is_whole(found, shards):
-        shutil.rmtree(found)
-    try:
-        os.rename(aside, found)
-    except OSError:
-        if not found.is_dir():
-            raise

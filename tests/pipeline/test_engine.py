@@ -14,6 +14,7 @@ from prepared import digest
 from pipeline import batches, schema
 from pipeline.config import PrepareConfig
 from pipeline.job import prepare
+from pipeline.staging import Staging
 
 SETTINGS = {
     "validation_ratio": 0.1,
@@ -124,3 +125,13 @@ def test_two_preparations_of_one_output(source, tmp_path):
         pytest.raises(ValueError, match=r"another preparation of .* is running"),
     ):
         prepare(config)
+
+
+def test_what_is_left_beside_a_finished_output_goes_with_the_next_command(tmp_path):
+    """Of a job that was killed between the renaming of its output and its end."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out.partial" / "rows").mkdir(parents=True)
+    (tmp_path / "out.partial.lock").touch()
+    with pytest.raises(ValueError, match="already exists"), Staging(str(tmp_path / "out"), False):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

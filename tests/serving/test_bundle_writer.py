@@ -1,4 +1,7 @@
 import json
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -72,3 +75,33 @@ def test_a_refused_bundle_leaves_what_stood_there(small, tmp_path, change, messa
 def test_a_command_without_bundle_or_run_says_what_it_needs(tmp_path, capsys):
     assert twotower.main(["export", "--models", str(tmp_path)]) == 2
     assert "data must be a directory, got an empty path" in capsys.readouterr().err
+
+
+KILLED = """
+import os, signal, sys
+import numpy as np
+from pipeline import schema
+from serving.bundle_writer import write_bundle
+
+room, name = {"files": (schema, "describe_files"), "renames": (os, "rename")}[sys.argv[2]]
+call = getattr(room, name)
+def killed(*arguments):
+    if name == "rename":
+        call(*arguments)  # the bundle that stood there
+    os.kill(os.getpid(), signal.SIGKILL)
+setattr(room, name, killed)
+write_bundle(sys.argv[1], np.full([2, 2], 3), ["a", "b"])
+"""
+
+
+@pytest.mark.parametrize("moment", ["files", "renames"])
+def test_what_a_killed_writer_left_is_gone_after_the_next(tmp_path, moment):
+    bundle, new = tmp_path / "bundle", np.ones([2, 2])
+    write_bundle(bundle, -new, ["a", "b"])
+    before = {path.name for path in tmp_path.iterdir()}
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(bundle), moment])
+    assert killed.returncode == -signal.SIGKILL
+    assert bundle.exists() == (moment == "files")
+    write_bundle(bundle, new, ["a", "b"])
+    np.testing.assert_array_equal(read_bundle(bundle).vectors, new)
+    assert {path.name for path in tmp_path.iterdir()} == before
