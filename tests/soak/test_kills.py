@@ -43,10 +43,11 @@ def command(name, **flags):
 def state_of(folder):
     """What a command has begun to write: paths, sizes and times of change."""
     found = set()
-    for path in folder.rglob("*"):
-        with contextlib.suppress(FileNotFoundError):
-            status = path.stat()
-            found.add((str(path), status.st_size, status.st_mtime_ns))
+    for root, _, names in os.walk(folder):  # passes over directories that go meanwhile
+        for path in (root, *(os.path.join(root, name) for name in names)):
+            with contextlib.suppress(FileNotFoundError):
+                status = os.stat(path)
+                found.add((path, status.st_size, status.st_mtime_ns))
     return found
 
 
