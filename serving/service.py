@@ -250,7 +250,13 @@ class Service:
             self.metrics.cancelled(self._known(caller.model), caller.api)
             raise
         except Exception as error:
-            raise self._refusal(error, caller) from error
+            refusal = self._refusal(error, caller)
+            try:  # an error that refers to itself would hold the request
+                if refusal is error:
+                    raise
+                raise refusal from error
+            finally:
+                del refusal
         else:
             self._answered(caller, time.monotonic() - start)
         finally:

@@ -171,6 +171,19 @@ def test_more_rows_than_may_wait_are_refused(shared):
         run(shared.predict("twotower", ids(*["query 1"] * 6401)))
 
 
+def test_a_refused_request_is_freed_with_its_error(shared):
+    inputs = ids("query 1" * 20_000)
+    held = weakref.ref(inputs["query_id"])
+    gc.disable()
+    try:
+        with pytest.raises(InvalidRequest, match="id may be at most") as refused:
+            run(shared.predict("twotower", inputs))
+        del inputs, refused
+        assert held() is None
+    finally:
+        gc.enable()
+
+
 @pytest.mark.parametrize(
     ("request_", "error", "message"),
     [
