@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 import time
@@ -23,6 +24,7 @@ ENTRYPOINT = "GRPC"
 RELOAD = "/tensorflow.serving.ModelService/HandleReloadConfigRequest"
 MAX_CALLS = 1000  # at the same time, health apart
 
+_SMALL_MESSAGE = 1 << 20  # bytes; larger ones wait for each other
 _SERVICES = ("", "tensorflow.serving.PredictionService", "tensorflow.serving.ModelService")
 _HEALTH_SECONDS = 0.1  # between two looks for who watches
 _LONGEST_MESSAGE = 2000  # a status travels in HTTP/2 headers, 8 kB in all
@@ -79,6 +81,7 @@ class Guard(grpc.aio.ServerInterceptor):
         self._most_bytes = config.max_body_mb << 20
         self._seconds = config.deadline_ms / 1000.0  # for a message to arrive
         self._under_way = 0
+        self._large = asyncio.Lock()
 
     async def intercept_service(
         self,
@@ -113,31 +116,61 @@ class Guard(grpc.aio.ServerInterceptor):
             )
         self._under_way += 1
         try:
-            request = await self._read(handler, messages, context)
-            response = await handler.unary_unary(request, context)
-            size = response.ByteSize() // BYTES_A_VALUE
-            return await aside(size, response.SerializeToString)
+            content = await self._received(messages, context)
+            async with contextlib.AsyncExitStack() as stack:
+                size = _SMALL_MESSAGE if _is_compressed(content) else 0  # that is inflated
+                if await aside(size // BYTES_A_VALUE, lambda: _is_large(content)):
+                    await self._turn(context)
+                    stack.callback(self._large.release)
+                return await self._answered(handler, content, context)
         finally:
             self._under_way -= 1
 
-    async def _read(
-        self,
-        handler: grpc.RpcMethodHandler,
-        messages: AsyncIterator[bytes],
-        context: grpc.aio.ServicerContext,
-    ) -> Any:
+    async def _received(
+        self, messages: AsyncIterator[bytes], context: grpc.aio.ServicerContext
+    ) -> bytes:
         try:
             async with asyncio.timeout(self._seconds):
-                content = await anext(aiter(messages), b"")
+                return await anext(aiter(messages), b"")
         except TimeoutError:
             await context.abort(
                 grpc.StatusCode.DEADLINE_EXCEEDED, "The message did not arrive before the deadline."
             )
+        raise AssertionError("abort raises")
+
+    async def _turn(self, context: grpc.aio.ServicerContext) -> None:
+        """Large messages go one at a time, so that what they stand for is in memory once."""
+        try:
+            async with asyncio.timeout(self._seconds):
+                await self._large.acquire()
+        except TimeoutError:
+            await context.abort(
+                grpc.StatusCode.DEADLINE_EXCEEDED, "Other large messages came first: split it."
+            )
+
+    async def _answered(
+        self, handler: grpc.RpcMethodHandler, content: bytes, context: grpc.aio.ServicerContext
+    ) -> bytes:
         size = self._most_bytes if _is_compressed(content) else len(content)
-        return await aside(
+        request = await aside(
             size // BYTES_A_VALUE,
             lambda: _parsed(handler.request_deserializer, content, self._most_bytes),
         )
+        response = await handler.unary_unary(request, context)
+        return await aside(response.ByteSize() // BYTES_A_VALUE, response.SerializeToString)
+
+
+def _is_large(content: bytes) -> bool:
+    """Whether a message is, or inflates to, more than `_SMALL_MESSAGE` bytes."""
+    if not _is_compressed(content):
+        return len(content) > _SMALL_MESSAGE
+    try:
+        _inflated(content, _SMALL_MESSAGE)
+    except zlib.error:
+        return False
+    except TooLarge:
+        return True
+    return False
 
 
 def _parsed(parse: Callable[[bytes], Any], content: bytes, most_bytes: int) -> Any:
