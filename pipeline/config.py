@@ -7,6 +7,7 @@ from typing import Any
 
 from pipeline import schema
 
+DUPLICATES = ("first", "sum", "max")
 SPLIT_KINDS = ("random", "time", "leave_last_out", "given")
 EPOCH_UNITS = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}  # ticks in a second
 
@@ -76,6 +77,8 @@ class PrepareConfig(SourceConfig):
     """Settings of one preparation: what is read, which rows are kept, how they are split."""
 
     split: str = "random"  # random, time (within each user), leave_last_out or given
+    # weight of a repeated pair, whose earliest row stays: first (of that row), sum or max
+    duplicates: str = "first"
     train_ratio: float = 0.8  # share of each user's rows for training, at least one row
     validation_ratio: float = 0.0  # share of the training rows that becomes validation
     min_user_interactions: int = 1  # k-core: users with fewer rows are dropped, to a fixed point
@@ -100,6 +103,10 @@ class PrepareConfig(SourceConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         _require(self.split in SPLIT_KINDS, "split", f"must be one of {SPLIT_KINDS}", self.split)
+        rule = f"must be one of {DUPLICATES}"
+        _require(self.duplicates in DUPLICATES, "duplicates", rule, self.duplicates)
+        if self.duplicates != "first" and not self.weight_column:
+            raise ValueError("--duplicates combines weights; it needs --weight_column.")
         _require(0 < self.train_ratio <= 1, "train_ratio", "must be in (0, 1]", self.train_ratio)
         _require(
             0 <= self.validation_ratio < 1,

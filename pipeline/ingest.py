@@ -49,7 +49,8 @@ def ingest(
         rows = (
             read.rows
             | "GroupRows" >> beam.GroupByKey()
-            | "StageRows" >> beam.MapTuple(partial(_stage_distinct, out=out))
+            | "StageRows"
+            >> beam.MapTuple(partial(_stage_distinct, out=out, weights=config.duplicates))
         )
         ids = (
             read.ids
@@ -166,9 +167,11 @@ class ReadPiece(beam.DoFn):
         yield _TALLY, 0, Tally(piece.number, piece.path, *tally)
 
 
-def _stage_distinct(part: int, blocks: Iterable[np.ndarray], out: dict[str, Path]) -> str:
+def _stage_distinct(
+    part: int, blocks: Iterable[np.ndarray], out: dict[str, Path], weights: str
+) -> str:
     rows = join(blocks)
-    kept = drop_duplicates(rows)
+    kept = drop_duplicates(rows, weights)
     tally = {"duplicates": len(rows) - len(kept), "rows": len(kept)}
     write_json(out["tally"], f"distinct-{part:05d}", tally)
     return write_block(out["rows"], f"{part:05d}", kept)

@@ -42,8 +42,13 @@ def join(blocks: Iterable[np.ndarray]) -> np.ndarray:
     return np.concatenate(blocks) if blocks else np.empty(0, ROW)
 
 
-def drop_duplicates(rows: np.ndarray) -> np.ndarray:
-    """Keeps the earliest row of each (query, candidate), by split, time, then source order."""
+def drop_duplicates(rows: np.ndarray, weights: str = "first") -> np.ndarray:
+    """Keeps the earliest row of each (query, candidate), by split, time, then source order.
+
+    Args:
+      rows: ROW [n], in any order; the result does not depend on it.
+      weights: a pair's weight is the `first` of its rows in that split, or their `sum` or `max`.
+    """
     by_pair = np.lexsort(
         (rows["order"], rows["timestamp"], rows["split"], rows["candidate"], rows["query"])
     )
@@ -52,4 +57,10 @@ def drop_duplicates(rows: np.ndarray) -> np.ndarray:
     new[1:] = (rows["query"][1:] != rows["query"][:-1]) | (
         rows["candidate"][1:] != rows["candidate"][:-1]
     )
-    return rows[new]
+    kept = rows[new]
+    if weights != "first" and len(kept):
+        same_split = rows["split"] == kept["split"][np.cumsum(new) - 1]
+        known = np.where(same_split, rows["weight"].astype(np.float64), 0)  # no weight is below 0
+        combine = np.add if weights == "sum" else np.maximum
+        kept["weight"] = combine.reduceat(known, np.flatnonzero(new))
+    return kept

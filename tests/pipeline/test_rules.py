@@ -7,11 +7,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from prepared import examples, raw_pairs, vocabulary
+from prepared import digest, examples, raw_pairs, vocabulary
 
 from pipeline import schema
 from pipeline.config import PrepareConfig
 from pipeline.job import prepare
+from pipeline.rows import ROW, drop_duplicates
 
 
 def run(log, tmp_path, **settings):
@@ -72,6 +73,37 @@ def test_the_earliest_duplicate_stays(tmp_path):
     items = vocabulary(out, "candidate")
     rows = examples(out, "train", "candidate_id", "timestamp")
     assert {items[int(c)]: t for c, t in rows} == {"x": 3, "y": 7}
+
+
+@pytest.mark.parametrize("duplicates", ["first", "sum", "max"])
+def test_weights_of_repeated_pairs(log, tmp_path, duplicates):
+    weights = np.random.default_rng(3).uniform(0, 9, len(log)).astype(np.float32)
+    log, files = log.append_column("w", pa.array(weights)), []
+    for partitions in (1, 5):
+        settings = {"duplicates": duplicates, "partitions": partitions, "overwrite": True}
+        _, out = run(log, tmp_path, weight_column="w", train_ratio=1.0, **settings)
+        files.append(digest(out))
+    assert files[0] == files[1]
+    found = defaultdict(list)
+    for row in sorted(log.to_pylist(), key=lambda row: row["timestamp"]):
+        found[row["user_id"], row["item_id"]].append(row["w"])
+    combine = {"first": lambda w: w[0], "sum": sum, "max": max}[duplicates]
+    users, items = vocabulary(out, "query"), vocabulary(out, "candidate")
+    rows = examples(out, "train", "query_id", "candidate_id", "weight")
+    got = {(users[int(q)], items[int(c)]): w for q, c, w in rows}
+    assert got == pytest.approx({pair: combine(w) for pair, w in found.items()}, rel=1e-6)
+    assert max(map(len, found.values())) > 1
+
+
+def test_weights_of_another_split_do_not_count():
+    rows = np.zeros(3, ROW)
+    rows["weight"], rows["split"], rows["order"] = [1, 2, 4], [0, 2, 0], [0, 1, 2]
+    assert [drop_duplicates(rows, how)["weight"].tolist() for how in ("sum", "max")] == [[5], [4]]
+
+
+def test_combining_weights_needs_weights():
+    with pytest.raises(ValueError, match="needs --weight_column"):
+        PrepareConfig(source="log", output="out", duplicates="sum")
 
 
 def test_dense_ids_by_count_then_raw_id(log, tmp_path):
