@@ -130,7 +130,7 @@ class ServeConfig:
     # how long SIGTERM leaves requests answered while /readyz says 503, for balancers to see it
     lame_duck_seconds: float = 5.0
     drain_seconds: float = 10.0  # how long running requests may take to end after that
-    max_body_mb: int = 32  # largest body of a request
+    max_body_mb: int = 16  # largest body of a request
     prune_versions: int = 0  # newest versions to keep on disk; 0: all. Served ones always stay
     intra_op_threads: int = 0  # threads within an operation; 0: as many as there are cores
     inter_op_threads: int = 0  # operations side by side; 0: as many as there are cores

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from pydantic_core import from_json
 
-MAX_VALUES = 1 << 20  # of a body, lists and objects included; each takes up to 200 bytes
+MAX_VALUES = 1 << 19  # of a body, lists and objects included; each takes up to 200 bytes
 
 _PIECE = 1 << 15  # bytes that are read at once
 _BLOCK = 1 << 20  # bytes that are searched for commas at once

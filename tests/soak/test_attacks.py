@@ -79,7 +79,7 @@ def write_messages(path):
     status = get_model_status_pb2.GetModelStatusRequest()
     status.model_spec.name = "twotower"
     for name, request in {
-        "PredictionService-Predict-gzip-just": predict_request(b"x" * (31 << 20), 1),
+        "PredictionService-Predict-gzip-just": predict_request(b"x" * (15 << 20), 1),
         "PredictionService-Predict-gzip-above": predict_request(b"x" * (60 << 20), 1),
         "PredictionService-Predict-plain-rows": predict_request(b"x" * 30_000, 1 << 18),
         "PredictionService-Predict-plain-product": predict_request(b"x" * 3_000_000, 6400),

@@ -28,7 +28,7 @@ def rest_attacks():
     ids, fewer = (json.dumps([f"query {row % 2000}" for row in range(n)]) for n in (6400, 640))
     many = json.dumps([str(row) for row in range(200_000)])
     allowed = json.dumps([f"candidate {row}" for row in range(100_000)])
-    megabytes = 31 << 20
+    megabytes = 15 << 20
 
     def values(start, value, end):
         return (start + ",".join([value] * (megabytes // (len(value) + 1))) + end).encode()
@@ -55,7 +55,7 @@ def rest_attacks():
         "names": ("POST", f"{MODEL}:retrieve", values('{"x": {', '"a":1', "}}"), {}),
         "inflated": (*predict(gzip.compress(b" " * megabytes))[:3], GZIP),
         "inflated too far": (*predict(gzip.compress(b" " * 2 * megabytes))[:3], GZIP),
-        "too large": predict(b" " * (33 << 20)),
+        "too large": predict(b" " * (17 << 20)),
         "padded limit": ("GET", f"{MODEL}:sample_queries?limit=0000000019999999", None, {}),
         "long limit": ("GET", f"{MODEL}:sample_queries?limit={'1' * 5000}", None, {}),
         "padded time": ("GET", "/healthz", None, {"X-Timeout-Ms": "0" * 20 + "9" * 5000}),
