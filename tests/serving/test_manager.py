@@ -285,7 +285,7 @@ def test_a_model_without_versions_is_unloaded(put, start, models, caplog, config
     assert answer(manager, "other") == 2
     put(3)
     until(lambda: served(manager) == [3])
-    assert [one.version for one in manager.catalogue.status("adder")] == [3]
+    until(lambda: [one.version for one in manager.catalogue.status("adder")] == [3])
 
 
 @pytest.mark.parametrize("configured", [False, True])
