@@ -316,7 +316,7 @@ def read_snapshot(directory: str | os.PathLike[str]) -> Manifest:
     """Reads the manifest of a snapshot.
 
     Raises:
-      ValueError: there is none, or the intervals in it are biased towards 1.
+      ValueError: the manifest is missing, or the intervals are biased towards 1.
     """
     manifest = read_manifest(directory, "streaming_frequency")
     if STREAMING_WEIGHT not in manifest.files:

@@ -174,7 +174,7 @@ def _is_large(content: bytes) -> bool:
 
 
 def _parsed(parse: Callable[[bytes], Any], content: bytes, most_bytes: int) -> Any:
-    """The message, or why there is none, for `answer` to tell."""
+    """The message, or the error that `answer` raises in its place."""
     try:
         return parse(_inflated(content, most_bytes) if _is_compressed(content) else content)
     except (DecodeError, zlib.error):
