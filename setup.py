@@ -1,6 +1,6 @@
 """Packaging: honest ranges here, the tested set in requirements.lock."""
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 BASE = [
     "tensorflow>=2.20,<2.21",  # the in-graph ops of scann 1.4.2 are built for 2.20
@@ -66,9 +66,9 @@ setup(
     description="Two-tower retrieval for TensorFlow: raw interactions in, a served top-k out.",
     license="Apache-2.0",
     python_requires=">=3.11,<3.12",
-    packages=["pipeline", "pipeline.features", "samplers", "serving", "towers"],
+    packages=find_packages(include=["pipeline*", "samplers*", "serving*", "towers*"]),
     py_modules=["twotower"],
-    package_data={"serving": ["*.html"]},
+    package_data={"serving.rest": ["*.html"]},
     install_requires=BASE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["twotower = twotower:main"]},

@@ -30,36 +30,38 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "prepare": Command(
-        "pipeline.config:PrepareConfig",
+        "pipeline.prepare.settings:PrepareConfig",
         "twotower:_prepare",
         "read raw interactions and write examples, vocabularies and counts (Beam)",
     ),
     "frequencies": Command(
-        "pipeline.config:FrequenciesConfig",
+        "pipeline.prepare.settings:FrequenciesConfig",
         "twotower:_frequencies",
         "count items, or estimate their frequency from a stream, for log_q alone (Beam)",
     ),
     "train": Command(
-        "towers.config:TrainConfig", "towers.train:train", "train a two-tower model on them"
+        "towers.training.settings:TrainConfig",
+        "towers.training.train:train",
+        "train a two-tower model on them",
     ),
     "tune": Command(
-        "towers.tune_config:TuneConfig",
-        "towers.tune:tune",
+        "towers.tune.settings:TuneConfig",
+        "towers.tune.study:tune",
         "search good settings of training on the validation split",
     ),
     "evaluate": Command(
-        "towers.config:EvaluateConfig",
-        "towers.evaluate:evaluate",
+        "towers.training.settings:EvaluateConfig",
+        "towers.evaluation.evaluate:evaluate",
         "rank the whole corpus for every test user, and write a report",
     ),
     "compare": Command(
-        "towers.config:CompareConfig",
-        "towers.compare:compare",
+        "towers.training.settings:CompareConfig",
+        "towers.evaluation.compare:compare",
         "set evaluated runs side by side, with tests over the users",
     ),
     "audit": Command(
-        "towers.config:AuditConfig",
-        "towers.audit:audit",
+        "towers.training.settings:AuditConfig",
+        "towers.audit.job:audit",
         "measure how far each sampler is from the full softmax on a trained run",
     ),
     "export": Command(
@@ -68,7 +70,7 @@ COMMANDS = {
         "publish a trained model as a version with exact and ScaNN top-k",
     ),
     "recommend": Command(
-        "towers.config:RecommendConfig",
+        "towers.training.settings:RecommendConfig",
         "twotower:_recommend",
         "write the top-k of all users to Parquet files",
     ),
@@ -78,7 +80,9 @@ COMMANDS = {
         "serve the newest model versions over REST and gRPC",
     ),
     "query": Command(
-        "serving.config:QueryConfig", "serving.query:answer", "ask a published version for a top-k"
+        "serving.config:QueryConfig",
+        "serving.retrieval.query:answer",
+        "ask a published version for a top-k",
     ),
     "run": Command(
         "twotower:RunConfig", "twotower:_run", "prepare, train, evaluate and export in a row"
@@ -128,7 +132,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"twotower {name}: {text}", file=sys.stderr)
         return 2
     except RuntimeError as error:
-        from pipeline.accounting import AccountingError
+        from pipeline.beam.accounting import AccountingError
 
         if not isinstance(error, AccountingError) or os.environ.get("TWOTOWER_DEBUG"):
             raise
@@ -271,35 +275,35 @@ def _frequencies(config: Any, beam_arguments: list[str]) -> None:
 
 def _export(config: Any) -> None:
     """A trained run → bundle → version; a bundle that is there becomes one as it is."""
-    from serving.publish import publish
+    from serving.publish.publish import publish
 
     bundle = config.bundle
     if not bundle:
-        from towers.export import export_bundle
+        from towers.export.bundle import export_bundle
 
         bundle = export_bundle(config.data, config.run, str(Path(config.run) / "bundle"))
     options = dataclasses.asdict(config.version_options())
     version = publish(bundle, config.models, **options)
     print(f"bundle: {bundle}\nversion: {version}")
     if config.run and (Path(config.run) / "metrics.json").is_file():
-        from towers.report import write_report
+        from towers.report.run_page import write_report
 
         print(f"report: {write_report(config.run, config.data, version)}")
 
 
 def _recommend(config: Any) -> None:
     """The top-k of all users: by the trained run alone, or by the index of its version."""
-    from towers.recommend import Ranker, recommend
+    from towers.export.recommend import Ranker, recommend
 
     if config.index == "exact":
         recommend(config)
         return
     import numpy
 
-    from pipeline import schema
-    from serving.bundle import read_raw_ids
-    from serving.retriever import Retriever
-    from serving.versions import RETRIEVAL
+    from pipeline.contract import schema
+    from serving.retrieval.retriever import Retriever
+    from serving.version.bundle import read_raw_ids
+    from serving.version.versions import RETRIEVAL
 
     retriever = Retriever.load(config.models, config.name)
     version = retriever.version.path
@@ -355,7 +359,7 @@ def _run(config: RunConfig, sections: dict[str, Any]) -> None:
     runners["prepare"] = lambda settings: _prepare(settings, left)
     started = [stage for stage in STAGES if _run_stage(stage, parsed[stage], runners[stage], work)]
     if "export" not in started:
-        from towers.report import write_report
+        from towers.report.run_page import write_report
 
         export = parsed["export"]
         version = _version_of(work / "run" / "bundle", Path(export.models) / export.name)
@@ -386,8 +390,8 @@ def _results(metrics: dict[str, Any]) -> str:
 
 def _version_of(bundle: Path, models: Path) -> Path | None:
     """The newest version that was made of a bundle, if there is one."""
-    from pipeline import schema
-    from serving.versions import numbered_directories
+    from pipeline.contract import schema
+    from serving.version.versions import numbered_directories
 
     made_of = schema.read_manifest(bundle, "bundle").fingerprint
     for _, path in sorted(numbered_directories(models).items(), reverse=True):
@@ -400,7 +404,7 @@ def _version_of(bundle: Path, models: Path) -> Path | None:
 
 def _run_stage(stage: str, settings: Any, call: Callable[[Any], Any], work: Path) -> bool:
     """Runs a stage, if it must be; whether it did."""
-    from pipeline.schema import write_atomically
+    from pipeline.contract.schema import write_atomically
 
     record_path = work / "stages.json"
     record = json.loads(record_path.read_text()) if record_path.exists() else {}
@@ -421,8 +425,9 @@ def _run_stage(stage: str, settings: Any, call: Callable[[Any], Any], work: Path
 
 def _stage_key(stage: str, settings: Any, work: Path) -> str:
     """A checksum of a stage's settings and of the content that it reads."""
-    from pipeline import schema, sources
+    from pipeline.contract import schema
     from pipeline.features.tables import feature_files
+    from pipeline.read import discover as sources
 
     parts: list[Any] = [dataclasses.asdict(settings)]
     if stage == "prepare":

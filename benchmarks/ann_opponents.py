@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from serving.measuring import BATCH, Judge, Search
+from serving.publish.measuring import BATCH, Judge, Search
 
 _EFFORTS = (10, 16, 24, 32, 48, 64, 100, 128, 200, 300, 400, 600, 800, 1200)
 _LINKS, _BUILD_EFFORT = 16, 100  # M and efConstruction of HNSW

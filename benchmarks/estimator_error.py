@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.record import command, write
-from pipeline import schema
-from pipeline.streaming_frequency import STATE, advance
+from pipeline.contract import schema
+from pipeline.streaming.estimator import STATE, advance
 
 ITEMS, BATCH, ALPHA, ZIPF = 2000, 256, 0.01, 1.0
 ARRAYS = (1, 5)

@@ -25,16 +25,21 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.record import command, write
-from pipeline import schema
-from pipeline.config import PrepareConfig
+from pipeline.contract import schema
 from pipeline.job import prepare
-from towers.data import Positives, RetrievalData, open_data
-from towers.full_corpus_metrics import FullCorpusMetrics
+from pipeline.prepare.settings import PrepareConfig
+from towers.data.interactions import Positives, RetrievalData, open_data
 from towers.legacy_keras import tf_keras
-from towers.metrics import mean_metrics
-from towers.optimizers import CoupledAdam
-from towers.ranking import find_hits, rank_by_popularity, rank_corpus, tie_order
-from towers.two_tower import TwoTower
+from towers.metrics.definitions import mean_metrics
+from towers.metrics.full_corpus_metrics import FullCorpusMetrics
+from towers.metrics.ranking import (
+    find_hits,
+    rank_by_popularity,
+    rank_corpus,
+    tie_order,
+)
+from towers.model.optimizers import CoupledAdam
+from towers.model.two_tower import TwoTower
 
 KS = (10, 20, 50)
 # Temperature, rate and dropout were chosen on validation.

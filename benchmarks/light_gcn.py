@@ -24,12 +24,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.record import command, write
-from pipeline.config import PrepareConfig
 from pipeline.job import prepare
-from towers.data import RetrievalData, open_data
-from towers.held_out import HeldOut
-from towers.optimizers import CoupledAdam
-from towers.two_tower import TwoTower
+from pipeline.prepare.settings import PrepareConfig
+from towers.data.interactions import RetrievalData, open_data
+from towers.metrics.held_out import HeldOut
+from towers.model.optimizers import CoupledAdam
+from towers.model.two_tower import TwoTower
 
 METHODS = ("dns", "soft_bpr")
 DIM, LAYERS, BATCH = 64, 3, 2048

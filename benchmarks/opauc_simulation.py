@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.record import write
-from towers.metrics import ndcg, recall
-from towers.opauc import opauc
+from towers.metrics.definitions import ndcg, recall
+from towers.metrics.opauc import opauc
 
 RANKINGS, POSITIVES, NEGATIVES = 2000, 100, 10_000
 KS = (5, 10, 20, 50)

@@ -6,7 +6,7 @@
 RUN is a run of `xir` on PREPARED. Three panels:
 - how the weight that a loss puts on the scores of negatives accumulates over the ranking of the
   model: that of the full softmax, which all others approximate, and theirs (the audit of
-  `towers.audit`, on the embeddings of RUN; XIR paper, the figure of cumulative distributions);
+  `towers.audit.job`, on the embeddings of RUN; XIR paper, the figure of cumulative distributions);
 - what the cache of XIR holds by popularity: its occurrences at the end of RUN beside the train rows
   and a uniform draw, accumulated over candidates, the most popular first;
 - Recall@50 on the validation part by training time, of the runs of
@@ -62,8 +62,8 @@ def main() -> None:
 
 def softmax_by_rank(data: str, run: str) -> dict[str, Any]:
     """{"ranks", "mass_by_rank": {method: share of the weight on candidates down to each rank}}."""
-    from towers.audit import audit
-    from towers.config import AuditConfig
+    from towers.audit.job import audit
+    from towers.training.settings import AuditConfig
 
     with tempfile.TemporaryDirectory() as place:
         found = audit(AuditConfig(data=data, run=run, output=place, methods=METHODS, warm_up=50))
@@ -77,8 +77,8 @@ def cache_by_popularity(data: str, run: str) -> dict[str, Any]:
     Raises:
       ValueError: the run is not one of `xir`.
     """
-    from towers.data import open_data
-    from towers.run_directory import open_run
+    from towers.data.interactions import open_data
+    from towers.training.run_directory import open_run
 
     opened = open_data(data)
     model, trained = open_run(run, opened)

@@ -30,7 +30,7 @@ from typing import Any
 
 from benchmarks.paper_settings import FIGURES, TABLES, Row, Table
 from benchmarks.record import command, write
-from pipeline import schema
+from pipeline.contract import schema
 
 ALL = {**TABLES, **FIGURES}
 ROOT = Path(__file__).parents[1]
@@ -74,9 +74,9 @@ def main() -> None:
 
 def run(options: argparse.Namespace, dataset: str, method: str, seed: int) -> None:
     """Trains and measures one row with one seed, and notes it."""
-    from towers.config import EvaluateConfig, TrainConfig
-    from towers.evaluate import evaluate
-    from towers.train import train
+    from towers.evaluation.evaluate import evaluate
+    from towers.training.settings import EvaluateConfig, TrainConfig
+    from towers.training.train import train
 
     table = ALL[options.table, dataset]
     data = prepared(options, dataset)
@@ -142,8 +142,8 @@ def settings_of(row: Row, table: Table, name: str) -> dict[str, Any]:
 
 def prepared(options: argparse.Namespace, dataset: str) -> Path:
     """The prepared data, made where it is not there yet."""
-    from pipeline.config import PrepareConfig
     from pipeline.job import prepare
+    from pipeline.prepare.settings import PrepareConfig
 
     source, ratio = Path(options.data) / dataset, 0.1 if options.patience else 0.0
     if dataset in GIVEN:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pipeline import schema
+from pipeline.contract import schema
 
 
 def command(benchmark: str) -> str:

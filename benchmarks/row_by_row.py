@@ -19,9 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from pipeline import schema
-from pipeline.examples import shard_of, write_shard
-from pipeline.rows import ROW
+from pipeline.beam.blocks import ROW
+from pipeline.contract import schema
+from pipeline.prepare.shards import shard_of, write_shard
 
 SEED, TRAIN_RATIO = 10, 0.8  # the defaults of `twotower prepare`
 _WORD = (1 << 64) - 1

@@ -35,12 +35,12 @@ import tensorflow as tf
 from benchmarks.ann_opponents import opponents
 from benchmarks.record import command, write
 from benchmarks.service import NAME, RELOADS, network, synthetic_bundle
-from pipeline import schema
-from serving.bundle import read_bundle
-from serving.measuring import BATCH, Judge, Search
-from serving.publish import publish
-from serving.retriever import Retriever
-from serving.versions import ANN_REPORT
+from pipeline.contract import schema
+from serving.publish.measuring import BATCH, Judge, Search
+from serving.publish.publish import publish
+from serving.retrieval.retriever import Retriever
+from serving.version.bundle import read_bundle
+from serving.version.versions import ANN_REPORT
 
 THREADS = 2
 CORPUS, QUICK_CORPUS, DIMENSIONS = 1_000_000, 100_000, 64

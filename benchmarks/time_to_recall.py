@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from towers.data import RetrievalData
-from towers.held_out import HeldOut
-from towers.optimizers import make_optimizer
-from towers.two_tower import TwoTower
+from towers.data.interactions import RetrievalData
+from towers.metrics.held_out import HeldOut
+from towers.model.optimizers import make_optimizer
+from towers.model.two_tower import TwoTower
 
 TARGETS = {"seconds_to_recall50_264": 0.264, "seconds_to_recall50_302": 0.3022}
 EVALUATIONS = 4  # in an epoch, from the second one on: nothing is good before

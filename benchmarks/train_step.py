@@ -26,8 +26,8 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.record import command, write
-from towers.data import RetrievalData, open_data
-from towers.dataframe import from_dataframe
+from towers.data.dataframe import from_dataframe
+from towers.data.interactions import RetrievalData, open_data
 from towers.legacy_keras import tf_keras, tfrs
 
 BATCH, DIM = 2048, 32
@@ -112,7 +112,7 @@ def time_methods(
 ) -> dict[str, dict[str, float]]:
     """{method: {ratio_to_stock_tfrs, median_ms}}, `stock_tfrs` among them."""
     import samplers
-    from towers.two_tower import TwoTower
+    from towers.model.two_tower import TwoTower
 
     names = only or [*dict.fromkeys([*samplers.METHODS, *VARIANTS])]
     models: dict[str, Any] = {"stock_tfrs": StockRetrieval(data)}
@@ -175,7 +175,7 @@ def peak_gib(name: str) -> float:
     """Peak memory during three steps at a large batch, minus what was in use before the first."""
     import tensorflow as tf
 
-    from towers.two_tower import TwoTower
+    from towers.model.two_tower import TwoTower
 
     data = synthetic(2 * LARGE_BATCH + 70_846)
     model = TwoTower(data, dim=LARGE_DIM, method=name, block_size=BLOCK)

@@ -39,10 +39,10 @@ from benchmarks.record import command, write
 from benchmarks.time_to_recall import CONFIGURATIONS, TARGETS, race
 from benchmarks.train_step import StockRetrieval, synthetic
 from benchmarks.worker_overhead import overhead
-from towers.data import RetrievalData, Vocabulary, open_data
+from towers.data.interactions import RetrievalData, Vocabulary, open_data
 from towers.legacy_keras import tf_keras
-from towers.optimizers import make_optimizer
-from towers.two_tower import TwoTower
+from towers.model.optimizers import make_optimizer
+from towers.model.two_tower import TwoTower
 
 BATCH, DIM, FIT_DIM = 2048, 64, 32
 SPARSE = ("lazy_adam", "adagrad")

@@ -123,7 +123,7 @@ def _measure(
     if worker == "joined":
         strategy = tf.distribute.MultiWorkerMirroredStrategy()
     from benchmarks.train_step import synthetic
-    from towers.data import open_data
+    from towers.data.interactions import open_data
 
     data = open_data(directory) if directory else synthetic()
     rounds, steps = (3, 10) if quick else (9, 20)
@@ -144,9 +144,9 @@ def _measure(
 
 
 def _steps(data: Any, method: str, strategy: Any) -> Callable[[int], None]:
-    from towers.distribution import split_batches
-    from towers.optimizers import CoupledAdam
-    from towers.two_tower import TwoTower
+    from towers.model.distribution import split_batches
+    from towers.model.optimizers import CoupledAdam
+    from towers.model.two_tower import TwoTower
 
     with strategy.scope():
         model = TwoTower(data, DIM, method, normalize=True, temperature=0.1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.config import FrequenciesConfig
+from pipeline.prepare.settings import FrequenciesConfig
 
 
 def frequencies(config: FrequenciesConfig, beam_arguments: list[str] | None = None) -> None:
@@ -16,10 +16,10 @@ def frequencies(config: FrequenciesConfig, beam_arguments: list[str] | None = No
       ValueError: what the jobs raise.
     """
     if config.streaming:
-        from pipeline.streaming_job import estimate
+        from pipeline.streaming.job import estimate
 
         estimate(config, beam_arguments)
     else:
-        from pipeline.counts import count
+        from pipeline.counts.job import count
 
         count(config, beam_arguments)

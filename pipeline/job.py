@@ -10,27 +10,32 @@ translate are used: Create, ParDo, GroupByKey, Flatten, tagged outputs and small
 import logging
 from typing import Any
 
-from pipeline import schema
-from pipeline.accounting import check_sum
-from pipeline.activity import k_core
-from pipeline.assemble import assemble
-from pipeline.beam_options import beam_options
-from pipeline.config import PrepareConfig
-from pipeline.examples import Shard, columns_of, write_dataset_metadata
+from pipeline.beam.accounting import check_sum
+from pipeline.beam.options import beam_options
+from pipeline.beam.staging import Staging, add_up
+from pipeline.contract import schema
 from pipeline.features.job import write_features
 from pipeline.features.tables import find_tables
-from pipeline.ingest import check_ingested, ingest
-from pipeline.measures import Measures, measure_blocks, measure_output
-from pipeline.quality import DROPS, as_lines, check_days, quality
-from pipeline.quality_page import write_page
-from pipeline.sources import (
+from pipeline.prepare.assemble import assemble
+from pipeline.prepare.ingest import check_ingested, ingest
+from pipeline.prepare.k_core import k_core
+from pipeline.prepare.settings import PrepareConfig
+from pipeline.prepare.shards import Shard, columns_of, write_dataset_metadata
+from pipeline.quality.measures import Measures, measure_blocks, measure_output
+from pipeline.quality.page import write_page
+from pipeline.quality.report import (
+    DROPS,
+    as_lines,
+    check_days,
+    quality,
+)
+from pipeline.read.discover import (
     Piece,
     column_names,
     find_pieces,
     resolve_columns,
     with_demo_columns,
 )
-from pipeline.staging import Staging, add_up
 
 log = logging.getLogger(__name__)
 

@@ -7,20 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from samplers.candidates import Batch, Candidates, Encoders
-    from samplers.frequency import log_pop
-    from samplers.methods import METHODS, build
-    from samplers.seen import Seen
+    from samplers.methods.by_name import METHODS, build
+    from samplers.proposals.frequency import log_pop
+    from samplers.selection.seen import Seen
 
 __all__ = ["METHODS", "Batch", "Candidates", "Encoders", "Seen", "build", "log_pop"]
 
 _HOMES = {
-    "METHODS": "samplers.methods",
+    "METHODS": "samplers.methods.by_name",
     "Batch": "samplers.candidates",
     "Candidates": "samplers.candidates",
     "Encoders": "samplers.candidates",
-    "Seen": "samplers.seen",
-    "build": "samplers.methods",
-    "log_pop": "samplers.frequency",
+    "Seen": "samplers.selection.seen",
+    "build": "samplers.methods.by_name",
+    "log_pop": "samplers.proposals.frequency",
 }
 
 

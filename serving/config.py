@@ -77,7 +77,7 @@ class ExportConfig:
         self.version_options()
 
     def version_options(self) -> VersionOptions:
-        """The part of the settings that `serving.publish` takes."""
+        """The part of the settings that `serving.publish.publish` takes."""
         names = [field.name for field in dataclasses.fields(VersionOptions)]
         return VersionOptions(**{name: getattr(self, name) for name in names})
 

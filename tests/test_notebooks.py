@@ -81,7 +81,7 @@ def test_prepare_in_a_kernel(kernel, tmp_path):
     (tmp_path / "log.csv").write_text("user_id,item_id\na,x\na,y\nb,x\n")
     settings = f"source='{tmp_path}/log.csv', output='{tmp_path}/out'"
     source = f"""
-        from pipeline.config import PrepareConfig
+        from pipeline.prepare.settings import PrepareConfig
         from pipeline.job import prepare
         print(prepare(PrepareConfig({settings})).counts["rows"])
     """

@@ -6,9 +6,9 @@ import tensorflow as tf
 
 from benchmarks.paper_settings import FIGURES, TABLES
 from benchmarks.paper_tables import settings_of
-from samplers.methods import METHODS
-from samplers.pairwise_losses import soft_bpr_loss
-from towers.config import TrainConfig
+from samplers.losses.pairwise import soft_bpr_loss
+from samplers.methods.by_name import METHODS
+from towers.training.settings import TrainConfig
 
 
 def test_every_row_is_a_configuration():

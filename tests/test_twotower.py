@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import twotower
-from pipeline.config import PrepareConfig
+from pipeline.prepare.settings import PrepareConfig
 
 ROOT = Path(__file__).parents[1]
 

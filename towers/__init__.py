@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 os.environ["TF_USE_LEGACY_KERAS"] = "1"  # read when tf.keras is first used; TFRS needs Keras 2
 
 if TYPE_CHECKING:
-    from towers.data import RetrievalData, open_data
-    from towers.dataframe import from_dataframe
-    from towers.full_corpus_metrics import FullCorpusMetrics
-    from towers.held_out import HeldOut
-    from towers.optimizers import CoupledAdam, staircase_decay
-    from towers.retrieval_task import RetrievalTask
-    from towers.teacher import soft_targets
-    from towers.two_tower import TwoTower
+    from towers.data.dataframe import from_dataframe
+    from towers.data.interactions import RetrievalData, open_data
+    from towers.metrics.full_corpus_metrics import FullCorpusMetrics
+    from towers.metrics.held_out import HeldOut
+    from towers.model.optimizers import CoupledAdam, staircase_decay
+    from towers.model.retrieval_task import RetrievalTask
+    from towers.model.two_tower import TwoTower
+    from towers.training.teacher import soft_targets
 
 __all__ = [
     "CoupledAdam",
@@ -32,16 +32,16 @@ __all__ = [
 ]
 
 _HOMES = {
-    "CoupledAdam": "towers.optimizers",
-    "FullCorpusMetrics": "towers.full_corpus_metrics",
-    "HeldOut": "towers.held_out",
-    "RetrievalData": "towers.data",
-    "RetrievalTask": "towers.retrieval_task",
-    "TwoTower": "towers.two_tower",
-    "from_dataframe": "towers.dataframe",
-    "open_data": "towers.data",
-    "soft_targets": "towers.teacher",
-    "staircase_decay": "towers.optimizers",
+    "CoupledAdam": "towers.model.optimizers",
+    "FullCorpusMetrics": "towers.metrics.full_corpus_metrics",
+    "HeldOut": "towers.metrics.held_out",
+    "RetrievalData": "towers.data.interactions",
+    "RetrievalTask": "towers.model.retrieval_task",
+    "TwoTower": "towers.model.two_tower",
+    "from_dataframe": "towers.data.dataframe",
+    "open_data": "towers.data.interactions",
+    "soft_targets": "towers.training.teacher",
+    "staircase_decay": "towers.model.optimizers",
 }
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import schema
+from pipeline.contract import schema
 from pipeline.features.moments import Moments
 from pipeline.features.values import TEXT
 
@@ -78,7 +78,7 @@ def encode(
 
     Args:
       column: values, [n], of the type that their kind has before.
-      spec: says how; `pipeline.features.spec` says what comes out.
+      spec: says how; `pipeline.contract.feature_spec` says what comes out.
       vocabulary: of a categorical or multi column.
 
     Returns:

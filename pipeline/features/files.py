@@ -9,15 +9,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import schema
-from pipeline.accounting import AccountingError
-from pipeline.examples import shard_of
+from pipeline.beam.accounting import AccountingError
+from pipeline.beam.blocks import partition
+from pipeline.beam.staging import write_json
+from pipeline.contract import schema
 from pipeline.features.columns import encode
 from pipeline.features.join import DENSE
 from pipeline.features.values import TEXT, VALUE_TYPES
-from pipeline.rows import partition
-from pipeline.staging import write_json
-from pipeline.vocabulary import without_mark, write_table
+from pipeline.prepare.shards import shard_of
+from pipeline.prepare.vocabulary import without_mark, write_table
 
 Key = tuple[int, int, int]  # side; 1 for ids without interactions, else 0; shard
 

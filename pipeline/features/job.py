@@ -19,19 +19,19 @@ import numpy as np
 import pyarrow.parquet as pq
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from pipeline import schema
-from pipeline.accounting import check_sum
-from pipeline.activity import load_block
-from pipeline.beam_options import finish, running
-from pipeline.config import PrepareConfig
+from pipeline.beam.accounting import check_sum
+from pipeline.beam.options import finish, running
+from pipeline.beam.staging import Staging, read_json, write_json
+from pipeline.contract import schema
 from pipeline.features.columns import Statistics, merge, rank_values
 from pipeline.features.files import WriteFeatures
 from pipeline.features.join import join_slot, load_vocabulary, train_ids
 from pipeline.features.read import ReadTable
 from pipeline.features.tables import WORDS, Table, in_words_of
-from pipeline.sources import Piece, files_in, source_files
-from pipeline.staging import Staging, read_json, write_json
-from pipeline.vocabulary import write_table
+from pipeline.prepare.k_core import load_block
+from pipeline.prepare.settings import PrepareConfig
+from pipeline.prepare.vocabulary import write_table
+from pipeline.read.discover import Piece, files_in, source_files
 
 log = logging.getLogger(__name__)
 Specs = dict[str, list[schema.FeatureSpec]]  # side → the columns of its feature files

@@ -9,17 +9,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline import schema
-from pipeline.accounting import look_up
-from pipeline.config import PrepareConfig
+from pipeline.beam.accounting import look_up
+from pipeline.beam.blocks import partition, partition_of
+from pipeline.beam.staging import write_json
+from pipeline.contract import schema
 from pipeline.features.columns import Statistics, describe
 from pipeline.features.read import values_schema
 from pipeline.features.tables import Table
 from pipeline.features.values import TEXT
-from pipeline.rows import partition, partition_of
-from pipeline.split import assign_splits
-from pipeline.staging import write_json
-from pipeline.vocabulary import write_table
+from pipeline.prepare.settings import PrepareConfig
+from pipeline.prepare.split import assign_splits
+from pipeline.prepare.vocabulary import write_table
 
 DENSE = "dense"  # column of joined values: dense id, -1 for an id without interactions
 Known = tuple[np.ndarray, np.ndarray, pa.Array]  # fingerprints, dense ids, raw ids, [n] each

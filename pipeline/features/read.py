@@ -8,14 +8,25 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 
-from pipeline import schema
-from pipeline.batches import Batches, DeadLetter, parquet_batches, text_batches
-from pipeline.cells import Checks, content_of, ids_of
+from pipeline.beam.blocks import partition, partition_of
+from pipeline.beam.staging import write_json
+from pipeline.contract import schema
 from pipeline.features.tables import Table
 from pipeline.features.values import TEXT, VALUE_TYPES, values_of
-from pipeline.rows import partition, partition_of
-from pipeline.sources import BROKEN_FILE, Piece, column_names, delimiter_of, resolve_columns
-from pipeline.staging import write_json
+from pipeline.read.cells import Checks, content_of, ids_of
+from pipeline.read.discover import (
+    BROKEN_FILE,
+    Piece,
+    column_names,
+    delimiter_of,
+    resolve_columns,
+)
+from pipeline.read.readers import (
+    Batches,
+    DeadLetter,
+    parquet_batches,
+    text_batches,
+)
 
 
 def values_schema(table: Table) -> pa.Schema:

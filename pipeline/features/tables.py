@@ -12,11 +12,11 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import schema
-from pipeline.cells import NUMBER
-from pipeline.config import PrepareConfig, SourceConfig
+from pipeline.contract import schema
 from pipeline.features.values import infer_kind, is_list
-from pipeline.sources import (
+from pipeline.prepare.settings import PrepareConfig, SourceConfig
+from pipeline.read.cells import NUMBER
+from pipeline.read.discover import (
     BROKEN_FILE,
     Piece,
     delimiter_of,

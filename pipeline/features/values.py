@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.cells import Checks, numbers_of, text_of
 from pipeline.features.moments import LARGEST
+from pipeline.read.cells import Checks, numbers_of, text_of
 
 TEXT = pa.large_string()  # offsets of 64 bits: a range of a long table can hold more than 2 GB
 VALUE_TYPES = {

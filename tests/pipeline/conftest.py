@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 from streaming_log import BY_TIME, config_for, make_rows, state_of, write_parts
 
-from pipeline.streaming_job import estimate
+from pipeline.streaming.job import estimate
 
 
 def make_log(num_rows=3000, num_users=120, num_items=80, seed=7):

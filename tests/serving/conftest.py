@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
 
-from pipeline import schema
-from serving.publish import publish
+from pipeline.contract import schema
+from serving.publish.publish import publish
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,7 +23,7 @@ from tensorflow_serving.apis import (
 
 from benchmarks import load
 from benchmarks.service import synthetic_bundle
-from serving.publish import publish
+from serving.publish.publish import publish
 
 pytestmark = pytest.mark.soak
 

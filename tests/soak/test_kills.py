@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pipeline import schema
-from serving.versions import check_files, numbered_directories
-from towers.run_directory import TRAINING, read_json
+from pipeline.contract import schema
+from serving.version.versions import check_files, numbered_directories
+from towers.training.run_directory import TRAINING, read_json
 
 pytestmark = pytest.mark.soak
 

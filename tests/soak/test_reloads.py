@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks import load
 from benchmarks.service import synthetic_bundle
-from serving.publish import publish
+from serving.publish.publish import publish
 
 pytestmark = pytest.mark.soak
 

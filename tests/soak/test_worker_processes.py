@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from prepared import digest
 
-from pipeline import schema
+from pipeline.contract import schema
 
 pytestmark = pytest.mark.soak
 NUM_RUNS = 20

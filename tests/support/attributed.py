@@ -5,8 +5,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.config import PrepareConfig
 from pipeline.job import prepare
+from pipeline.prepare.settings import PrepareConfig
 
 USERS = [f"u{n}" for n in range(30)]  # u28 has test rows alone, u29 none
 COLD_USERS = ["u29"]

@@ -6,7 +6,7 @@ import uuid
 import numpy as np
 from paper_recursion import Paper
 
-from pipeline.streaming_frequency import FILES, STATE, Block
+from pipeline.streaming.estimator import FILES, STATE, Block
 
 SIZES = {"num_buckets": 23, "num_hashes": 3, "alpha": 0.1}
 

@@ -4,9 +4,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import schema
-from pipeline.config import FrequenciesConfig
-from pipeline.streaming_frequency import STATE
+from pipeline.contract import schema
+from pipeline.prepare.settings import FrequenciesConfig
+from pipeline.streaming.estimator import STATE
 
 HEADER = "item_id,timestamp\n"
 GOOD = "".join(f"i{n % 7},{1000 + 10 * n}\n" for n in range(30))

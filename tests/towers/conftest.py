@@ -12,8 +12,8 @@ import pytest
 import tensorflow as tf
 from attributed import prepare_attributed
 
-from pipeline import schema
-from towers.dataframe import from_dataframe
+from pipeline.contract import schema
+from towers.data.dataframe import from_dataframe
 
 
 def random_pairs(num_queries=60, num_candidates=50, rows=1500, seed=0):

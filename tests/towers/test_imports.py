@@ -6,7 +6,7 @@ import pytest
 BY_ITSELF = """
 import sys, tensorflow
 before = set(sys.modules)
-import towers, towers.config
+import towers, towers.training.settings
 new = {name.split('.')[0] for name in set(sys.modules) - before}
 assert not new & {'keras', 'tf_keras', 'tensorflow_recommenders', 'apache_beam', 'serving'}, new
 """

@@ -1,0 +1,133 @@
+"""Where a running preparation keeps what it has so far, and how that becomes the output.
+
+The job is a few Beam pipelines in a row, because a k-core repeats until nothing changes and Beam
+has no loops. Blocks pass from one to the next through files in `<output>.partial`, which every
+worker must see. The directory is renamed into place when it is complete.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections import Counter
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import numpy as np
+
+from pipeline.beam.accounting import AccountingError
+from pipeline.contract import schema
+
+
+class Staging:
+    """A context: `<output>.partial` while it is open; nothing of it when it ends early.
+
+    A second preparation of the same output waits for nobody: it is refused. What a killed one
+    left is removed by the next, even where that finds the output finished.
+    """
+
+    def __init__(self, output: str, overwrite: bool) -> None:
+        self.destination = Path(output).absolute()
+        self.root = self.destination.with_name(self.destination.name + ".partial")
+        self._lock_path = self.root.with_name(self.root.name + ".lock")
+        self._overwrite = overwrite
+        self._lock: IO[str] | None = None
+
+    def __enter__(self) -> Staging:
+        refused = self.destination.exists() and not self._overwrite
+        if not refused or self._lock_path.exists():  # what a killed one left goes in any case
+            self._begin()
+        if refused:
+            self._end()
+            raise ValueError(
+                f"{self.destination} already exists; choose another --output, or --overwrite it."
+            )
+        self.out.mkdir(parents=True)
+        return self
+
+    def _begin(self) -> None:
+        self.destination.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = open(self._lock_path, "w")  # noqa: SIM115, until `_end`
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.close()
+            raise ValueError(
+                f"another preparation of {self.destination} is running; wait for it, "
+                "or choose another --output."
+            ) from None
+        shutil.rmtree(self.root, ignore_errors=True)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        if self._lock is None:
+            return
+        shutil.rmtree(self.root, ignore_errors=True)
+        os.unlink(self._lock_path)
+        self._lock.close()
+
+    @property
+    def out(self) -> Path:
+        """The directory that becomes the output."""
+        return self.root / "out"
+
+    def stage(self, name: str) -> Path:
+        """The directory of one step's files, made when it is asked for first."""
+        path = self.root / name
+        path.mkdir(exist_ok=True)
+        return path
+
+    def sweep(self) -> None:
+        """Removes what workers that were killed have half written."""
+        for path in self.out.glob(".*"):
+            path.unlink()
+
+    def commit(self) -> None:
+        """Puts the finished output in its place.
+
+        Call `sweep` before the files are described.
+        """
+        schema.replace_directory(self.out, self.destination)
+
+
+def write_block(directory: Path, name: str, block: np.ndarray) -> str:
+    """Writes an array as `name`.npy in one step, so that a worker may try again; its path."""
+    path = directory / f"{name}.npy"
+    with schema.written_aside(path) as aside, open(aside, "wb") as file:
+        np.save(file, block, allow_pickle=False)
+    return str(path)
+
+
+def write_json(directory: Path, name: str, value: Any) -> None:
+    """Writes a small result of a step."""
+    schema.write_atomically(directory / f"{name}.json", json.dumps(value))
+
+
+def read_json(directory: Path, name: str) -> Any:
+    """Reads a small result of a step.
+
+    Raises:
+      AccountingError: the step did not write it.
+    """
+    path = directory / f"{name}.json"
+    if not path.exists():
+        raise AccountingError(f"{directory.name}: the result {name} of a step is missing")
+    return json.loads(path.read_text())
+
+
+def add_up(directory: Path, pattern: str) -> dict[str, int]:
+    """The sums of small results of a step that are name → number, by name."""
+    sums: Counter[str] = Counter()
+    for path in directory.glob(f"{pattern}.json"):
+        sums.update(read_json(directory, path.stem))
+    return dict(sums)

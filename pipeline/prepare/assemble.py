@@ -1,0 +1,163 @@
+"""Assembling: distinct rows by query → splits, vocabularies, counts and shards of examples."""
+
+from collections.abc import Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from pipeline.beam.accounting import places_of
+from pipeline.beam.blocks import join, partition, partition_of
+from pipeline.beam.options import finish, running
+from pipeline.beam.staging import Staging, read_json, write_json
+from pipeline.contract import schema
+from pipeline.prepare.k_core import load_block, repartition
+from pipeline.prepare.settings import PrepareConfig
+from pipeline.prepare.shards import Shard, shard_of, write_shard
+from pipeline.prepare.split import assign_splits
+from pipeline.prepare.vocabulary import (
+    TRAIN,
+    Ids,
+    RankIds,
+    count_ids,
+    distinct_ids,
+    replace_ids,
+)
+
+
+def assemble(
+    blocks: list[str],
+    columns: tuple[str, ...],
+    num_shards: int,
+    config: PrepareConfig,
+    options: PipelineOptions,
+    staging: Staging,
+) -> list[Shard]:
+    """Blocks of rows by query → split, dense ids, vocabularies, train counts, shards."""
+    id_files = sorted(map(str, staging.stage("ids").glob("*.parquet")))
+    slots = [int(Path(path).stem) for path in id_files]
+    out, written, counted = staging.out, staging.stage("shards"), staging.stage("counted")
+    with running(options) as pipeline:
+        rows = (
+            pipeline
+            | "Blocks" >> beam.Create(blocks)
+            | "SpreadBlocks" >> beam.Reshuffle()
+            | "Load" >> beam.Map(load_block)
+            | "Split" >> beam.Map(lambda element: assign_splits(element[1], config))
+        )
+        ids = (
+            pipeline
+            | "IdFiles" >> beam.Create(id_files)
+            | "SpreadIds" >> beam.Reshuffle()
+            | "LoadIds" >> beam.Map(_load_ids)
+        )
+        counts = rows | "CountBlock" >> beam.FlatMap(_count_block, config.partitions)
+        ranked = (
+            {"ids": ids, "counts": counts}
+            | "JoinCounts" >> beam.CoGroupByKey()
+            | "CountRange" >> beam.Map(_count_range, config.partitions, counted)
+            | "RankIds" >> RankIds(config.partitions, slots, config.rows_per_shard, out)
+        )
+        for number in (1, 0):  # candidates, then queries
+            side, first = schema.SIDES[number], number * config.partitions
+            by_side = rows | f"By{side}" >> beam.FlatMap(_by_slot, side, config.partitions, first)
+            rows = (
+                {"rows": by_side, "dense": ranked["dense"]}
+                | f"Join{side}" >> beam.CoGroupByKey()
+                | f"Replace{side}" >> beam.FlatMap(_replace_range, side)
+            )
+        shards = (
+            rows
+            | "ByShard" >> beam.FlatMap(_to_shards, num_shards)
+            | "GroupShards" >> beam.GroupByKey()
+            | "Write"
+            >> beam.MapTuple(
+                partial(
+                    _write_shard, num_shards=num_shards, columns=columns, out=out, written=written
+                )
+            )
+        )
+        finish(ranked["shards"], shards)
+    return sorted(Shard(**read_json(written, path.stem)) for path in written.glob("*.json"))
+
+
+def _load_ids(path: str) -> tuple[int, Ids]:
+    table = pq.read_table(path)
+    ids = table[schema.FINGERPRINT].to_numpy(), table[schema.RAW_ID].to_pylist()
+    return int(Path(path).stem), ids
+
+
+def _count_block(
+    rows: np.ndarray, partitions: int
+) -> Iterator[tuple[int, tuple[np.ndarray, np.ndarray]]]:
+    """The partial counts of a block: (slot, (fingerprints, counts [n, 2]))."""
+    for number, side in enumerate(schema.SIDES):
+        ids, codes = np.unique(rows[side], return_inverse=True)
+        train = np.bincount(codes, rows["split"] == 0, len(ids))
+        counts = np.stack([np.bincount(codes, minlength=len(ids)), train], 1).astype(np.int64)
+        parts = partition_of(ids, partitions)
+        for part, found in partition(np.arange(len(ids)), parts, partitions):
+            yield number * partitions + part, (ids[found], counts[found])
+
+
+def _count_range(
+    element: tuple[int, dict[str, Iterable[Any]]], partitions: int, out: Path
+) -> tuple[int, pa.Table]:
+    """The ids of one slot that still have rows, with their counts; stages how many have none."""
+    slot, found = element
+    side = schema.SIDES[slot // partitions]
+    prints, counts = count_ids(found["counts"])
+    known, raw = distinct_ids(found["ids"])
+    places = places_of(prints, known, f"{side} ids, range {slot % partitions}")
+    write_json(out, f"{side}-{slot:05d}", {"kept": len(prints), "lost": len(known) - len(prints)})
+    columns = {
+        schema.RAW_ID: pa.array([raw[i] for i in places], pa.binary()),
+        schema.FINGERPRINT: prints,
+        schema.COUNT: counts[:, 0],
+        TRAIN: counts[:, 1],
+    }
+    return slot, pa.table(columns)
+
+
+def _by_slot(
+    rows: np.ndarray, side: str, partitions: int, first: int
+) -> Iterator[tuple[int, np.ndarray]]:
+    for part, some in repartition(rows, side, partitions):
+        yield first + part, some
+
+
+def _replace_range(
+    element: tuple[int, dict[str, Iterable[Any]]], side: str
+) -> Iterator[np.ndarray]:
+    found = element[1]
+    rows = join(found["rows"])
+    if len(rows):
+        rows[side] = replace_ids(rows[side], found["dense"], f"{side} ids of the rows")
+        yield rows
+
+
+def _to_shards(rows: np.ndarray, num_shards: int) -> Iterator[tuple[int, np.ndarray]]:
+    numbers = rows["split"].astype(np.int64) * num_shards + shard_of(rows["order"], num_shards)
+    return partition(rows, numbers, len(schema.SPLITS) * num_shards)
+
+
+def _write_shard(
+    number: int,
+    blocks: Iterable[np.ndarray],
+    num_shards: int,
+    columns: tuple[str, ...],
+    out: Path,
+    written: Path,
+) -> None:
+    rows = join(blocks)
+    rows = rows[np.lexsort((rows["candidate"], rows["query"], rows["order"]))]
+    split, number = divmod(number, num_shards)
+    name = schema.shard_name(schema.SPLITS[split], number, num_shards)
+    size = write_shard(out / name, rows, columns)
+    shard = Shard(split, number, len(rows), size)
+    write_json(written, name, shard._asdict())

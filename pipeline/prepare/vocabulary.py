@@ -1,0 +1,280 @@
+"""Vocabularies: raw id ↔ dense id, by descending count, then by raw id.
+
+A dense id is the rank of an id in its whole side, yet no worker sees a whole side: ids go to ranges
+of ranks by boundaries that a sample gives, each range is sorted alone, and the sizes of the ranges
+before it make its offset. The boundaries decide where work is done, never what comes out.
+"""
+
+import bisect
+import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.beam.accounting import AccountingError, places_of
+from pipeline.beam.blocks import partition, partition_of
+from pipeline.contract import schema
+
+Ids = tuple[np.ndarray, list[bytes]]  # fingerprints int64 [n], raw ids in UTF-8
+TRAIN = "train"  # column of counted ids beside those of a vocabulary: rows in train
+RANK_ORDER = [(schema.COUNT, "descending"), (schema.RAW_ID, "ascending")]
+_SAMPLE = 4096  # keys of a side, about, that the boundaries are chosen from
+
+
+def distinct_ids(tables: Iterable[Ids]) -> Ids:
+    """Each id once, by fingerprint.
+
+    Raises:
+      ValueError: two different ids have one fingerprint.
+    """
+    tables = [(np.empty(0, np.int64), []), *tables]
+    prints = np.concatenate([table[0] for table in tables])
+    raw = np.array([value for table in tables for value in table[1]], object)
+    by_print = np.argsort(prints, kind="stable")
+    prints, raw = prints[by_print], raw[by_print]
+    same = prints[1:] == prints[:-1]
+    clash = same & (raw[1:] != raw[:-1])
+    if clash.any():
+        first = int(np.flatnonzero(clash)[0])
+        raise ValueError(
+            f"the ids {raw[first]!r} and {raw[first + 1]!r} have the same 64-bit fingerprint; "
+            "rename one of them in the source."
+        )
+    new = np.r_[True, ~same][: len(prints)]
+    return prints[new], list(raw[new])
+
+
+def count_ids(blocks: Iterable[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Adds up partial counts: (ids int64 [n], counts int64 [n, 2]) many times → once, in order.
+
+    The two counts of an id are its rows over all splits and those in train.
+    """
+    blocks = [(np.empty(0, np.int64), np.empty((0, 2), np.int64)), *blocks]
+    ids, codes = np.unique(np.concatenate([ids for ids, _ in blocks]), return_inverse=True)
+    sums = np.zeros((len(ids), 2), np.int64)
+    np.add.at(sums, codes, np.concatenate([counts for _, counts in blocks]))
+    return ids, sums
+
+
+def replace_ids(
+    ids: np.ndarray, tables: Iterable[tuple[np.ndarray, np.ndarray]], where: str
+) -> np.ndarray:
+    """Fingerprints → dense ids; the tables hold fingerprints [m] and their dense ids [m].
+
+    Raises:
+      AccountingError: an id is in no table.
+    """
+    tables = [(np.empty(0, np.int64),) * 2, *tables]
+    prints = np.concatenate([prints for prints, _ in tables])
+    by_print = np.argsort(prints, kind="stable")
+    dense = np.concatenate([dense for _, dense in tables])
+    return dense[by_print[places_of(ids, prints[by_print], where)]]
+
+
+def write_table(table: pa.Table, path: Path) -> None:
+    """Writes a Parquet file in one step: the same table gives the same bytes."""
+    with schema.written_aside(path) as aside:
+        pq.write_table(table, aside)
+
+
+def without_mark(tables: Iterable[pa.Table | None], shard: str) -> list[pa.Table]:
+    """The tables of a shard without its mark, one None, which makes it even where it has no rows.
+
+    Raises:
+      AccountingError: there is not one mark.
+    """
+    tables = list(tables)
+    found = [table for table in tables if table is not None]
+    if len(found) != len(tables) - 1:
+        raise AccountingError(f"{shard}: {len(tables) - len(found)} marks of the shard came, not 1")
+    return found
+
+
+@beam.typehints.with_input_types(tuple[int, pa.Table])
+@dataclasses.dataclass
+class RankIds(beam.PTransform):
+    """(slot, counted ids) → `shards` written, `dense`: (slot, (fingerprints, dense ids)).
+
+    A slot is side · partitions + range of fingerprints. Counted ids are a table with the columns
+    raw_id (binary), fingerprint, count and `TRAIN`, one a slot, every id in one of them.
+
+    Attributes:
+      partitions: ranges of fingerprints, and of ranks.
+      slots: those that have a table, empty or not.
+      ids_per_shard: ids of a file of a vocabulary; it alone decides how they are cut.
+      out: directory of the vocabularies and of the train counts of the candidates.
+    """
+
+    partitions: int
+    slots: list[int]
+    ids_per_shard: int
+    out: Path
+
+    def expand(self, counted: beam.PCollection) -> Any:  # a dict; Beam has no type for it
+        ranges = (
+            counted
+            | "SendSamples" >> beam.FlatMap(self._send_samples)
+            | "GroupSlots" >> beam.GroupByKey()
+            | "ByRankRange" >> beam.FlatMap(self._by_rank_range)
+            | "GroupRankRanges" >> beam.GroupByKey()
+            | "SortRankRange" >> beam.MapTuple(_sort_range)
+        )
+        ranked = (
+            ranges
+            | "SendSizes" >> beam.FlatMap(self._send_sizes)
+            | "GroupSizes" >> beam.GroupByKey()
+            | "Rank" >> beam.FlatMap(_with_offset)
+        )
+        shards = (
+            ranked
+            | "ByShard" >> beam.FlatMap(self._by_shard)
+            | "GroupShards" >> beam.GroupByKey()
+            | "WriteShard" >> beam.MapTuple(self._write_shard)
+        )
+        return {"shards": shards, "dense": ranked | "Dense" >> beam.FlatMap(self._dense)}
+
+    def _ranges(self, slot: int) -> range:
+        """All ranges of ranks of the same side."""
+        first = slot // self.partitions * self.partitions
+        return range(first, first + self.partitions)
+
+    def _others(self, slot: int) -> list[int]:
+        """All slots of the same side that have a table."""
+        ranges = self._ranges(slot)
+        return [other for other in self.slots if other in ranges]
+
+    def _send_samples(self, element: tuple[int, pa.Table]) -> Iterator[tuple[int, Any]]:
+        """The ids to their slot, in order, and a sample of their keys to all slots of the side."""
+        slot, table = element
+        table = table.sort_by(RANK_ORDER)
+        wanted = max(4, _SAMPLE // self.partitions)
+        keys = table.take(pa.array(np.arange(0, len(table), max(1, len(table) // wanted))))
+        counts, raw = keys[schema.COUNT].to_pylist(), keys[schema.RAW_ID].to_pylist()
+        sample = [(-count, one) for count, one in zip(counts, raw, strict=True)]
+        yield slot, table
+        for other in self._others(slot):
+            yield other, sample
+
+    def _by_rank_range(self, element: tuple[int, Iterable[Any]]) -> Iterator[tuple[int, pa.Table]]:
+        """Cuts the ids of a slot where the keys of all samples say that a range of ranks begins."""
+        slot, sent = element
+        tables, samples = _by_type(sent)
+        expected = len(self._others(slot))
+        if (len(tables), len(samples)) != (1, expected):
+            raise AccountingError(
+                f"{self._name(slot)} ids, range {slot % self.partitions}: of 1 table and "
+                f"{expected} samples came {len(tables)} and {len(samples)}"
+            )
+        keys = sorted(key for sample in samples for key in sample)
+        places = np.arange(1, self.partitions) * len(keys) // self.partitions if keys else ()
+        boundaries = sorted({keys[place] for place in places})
+        first = self._ranges(slot).start
+        for table in tables:
+            descending = -table[schema.COUNT].to_numpy()
+            raw = table[schema.RAW_ID].combine_chunks()
+            cuts = [0, *(_place(descending, raw, key) for key in boundaries), len(table)]
+            for number, (start, end) in enumerate(itertools.pairwise(cuts)):
+                if end > start:
+                    # taken, not sliced: a slice would travel with the whole table behind it
+                    yield first + number, table.take(pa.array(np.arange(start, end)))
+
+    def _send_sizes(self, element: tuple[int, pa.Table]) -> Iterator[tuple[int, Any]]:
+        """The ids to their range of ranks, and their number to all ranges of the side."""
+        rank_range, table = element
+        yield rank_range, table
+        for other in self._ranges(rank_range):
+            yield other, (rank_range, len(table))
+
+    def _side(self, rank_range: int) -> int:
+        return rank_range // self.partitions
+
+    def _name(self, rank_range: int) -> str:
+        return schema.SIDES[self._side(rank_range)]
+
+    def _by_shard(
+        self, ranked: "Ranked"
+    ) -> Iterator[tuple[tuple[int, int, int], tuple[int, pa.Table]]]:
+        """((side, shard, ids of the side), (place in the shard, ids))."""
+        rank, end = ranked.offset, ranked.offset + len(ranked.table)
+        while rank < end:
+            shard, place = divmod(rank, self.ids_per_shard)
+            size = min(end - rank, self.ids_per_shard - place)
+            part = ranked.table.take(pa.array(np.arange(size) + rank - ranked.offset))
+            yield (self._side(ranked.rank_range), shard, ranked.total), (place, part)
+            rank += size
+
+    def _write_shard(self, key: tuple[int, int, int], parts: Iterable[tuple[int, pa.Table]]) -> str:
+        side, shard, total = schema.SIDES[key[0]], key[1], key[2]
+        shards = -(-total // self.ids_per_shard)
+        name = schema.vocabulary_name(side, shard, shards)
+        ordered = sorted(parts, key=lambda part: part[0])
+        ends = np.cumsum([len(part) for _, part in ordered]).tolist()
+        size = min(self.ids_per_shard, total - shard * self.ids_per_shard)
+        if [place for place, _ in ordered] != [0, *ends[:-1]] or ends[-1] != size:
+            raise AccountingError(
+                f"{name}: its {size} ids must lie side by side, {ends[-1]} came in parts"
+            )
+        table = pa.concat_tables([part for _, part in ordered]).combine_chunks()
+        raw = table[schema.RAW_ID].cast(pa.string())
+        vocabulary = table.drop_columns([TRAIN]).set_column(0, schema.RAW_ID, raw)
+        write_table(vocabulary, self.out / name)
+        if side == "candidate":
+            counts = pa.table({schema.COUNT: table[TRAIN]})
+            write_table(counts, self.out / schema.train_counts_name(shard, shards))
+        return name
+
+    def _dense(self, ranked: "Ranked") -> Iterator[tuple[int, tuple[np.ndarray, np.ndarray]]]:
+        prints = ranked.table[schema.FINGERPRINT].to_numpy()
+        dense = np.arange(ranked.offset, ranked.offset + len(prints))
+        parts = partition_of(prints, self.partitions)
+        first = self._side(ranked.rank_range) * self.partitions
+        for part, chosen in partition(np.arange(len(prints)), parts, self.partitions):
+            yield first + part, (prints[chosen], dense[chosen])
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranked:
+    """The ids of one range of ranks, in order."""
+
+    rank_range: int  # side · partitions + range
+    offset: int  # dense id of the first
+    total: int  # ids of the whole side
+    table: pa.Table
+
+
+def _place(descending: np.ndarray, raw: pa.Array, key: tuple[int, bytes]) -> int:
+    """Where a key stands among rows sorted by (-count, raw id): the first row not before it."""
+    low = int(np.searchsorted(descending, key[0], "left"))
+    high = int(np.searchsorted(descending, key[0], "right"))
+    return bisect.bisect_left(range(high), key[1], low, high, key=lambda row: raw[row].as_py())
+
+
+def _sort_range(rank_range: int, tables: Iterable[pa.Table]) -> tuple[int, pa.Table]:
+    return rank_range, pa.concat_tables(list(tables)).sort_by(RANK_ORDER).combine_chunks()
+
+
+def _with_offset(element: tuple[int, Iterable[Any]]) -> Iterator[Ranked]:
+    rank_range, sent = element
+    tables, sizes = _by_type(sent)
+    own = [size for number, size in sizes if number == rank_range]
+    if own != [len(table) for table in tables]:
+        raise AccountingError(
+            f"ids, range of ranks {rank_range}: of tables of {own} ids came {len(tables)}"
+        )
+    offset = sum(size for number, size in sizes if number < rank_range)
+    total = sum(size for _, size in sizes)
+    for table in tables:
+        yield Ranked(rank_range, offset, total, table)
+
+
+def _by_type(sent: Iterable[Any]) -> tuple[list[pa.Table], list[Any]]:
+    """The tables among what was sent to a key, and the rest."""
+    sent = list(sent)
+    tables = [one for one in sent if isinstance(one, pa.Table)]
+    return tables, [one for one in sent if not isinstance(one, pa.Table)]

@@ -1,0 +1,68 @@
+"""Which files an output was made from, so that none is counted twice."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pipeline.beam.staging import read_json, write_json
+from pipeline.contract import schema
+from pipeline.prepare.settings import SourceConfig
+from pipeline.read.discover import source_files, tfds_builder
+
+
+def input_files(config: SourceConfig) -> list[str]:
+    """The files that a source consists of, in the order in which they are read."""
+    if not config.source.startswith("tfds:"):
+        return source_files(config)
+    splits = tfds_builder(config.source).info.splits
+    return [str(path) for name in sorted(splits) for path in splits[name].filepaths]
+
+
+def short_names(paths: Iterable[str]) -> dict[str, str]:
+    """Each path → its name below the directory that all have in common; no machine is in it."""
+    absolute = {path: os.path.abspath(path) for path in paths}
+    if not absolute:
+        return {}
+    common = os.path.commonpath([os.path.dirname(path) for path in absolute.values()])
+    return {path: Path(os.path.relpath(full, common)).as_posix() for path, full in absolute.items()}
+
+
+def stage_input(number: int, path: str, out: Path) -> str:
+    """Writes size and checksum of one file, the step of a worker; its path."""
+    described = {"bytes": os.path.getsize(path), "checksum": schema.checksum(path)}
+    write_json(out, f"{number:06d}", described)
+    return path
+
+
+def staged_inputs(files: list[str], out: Path) -> dict[str, dict[str, Any]]:
+    """Path → name, size in bytes and checksum, as `stage_input` has written them."""
+    names = short_names(files)
+    return {
+        path: {"file": names[path]} | read_json(out, f"{number:06d}")
+        for number, path in enumerate(files)
+    }
+
+
+def check_not_repeated(
+    inputs: dict[str, dict[str, Any]], earlier: Iterable[dict[str, Any]]
+) -> None:
+    """Each file may be counted once.
+
+    Args:
+      inputs: path → description, the files of this run.
+      earlier: descriptions of the files of earlier runs.
+
+    Raises:
+      ValueError: a file has the content of an earlier one, or of another one of this run.
+    """
+    known = {one["checksum"]: f"{one['file']} in an earlier run" for one in earlier}
+    for path, described in inputs.items():
+        where = known.setdefault(described["checksum"], f"{path} in this run")
+        if where != f"{path} in this run":
+            raise ValueError(
+                f"{path} would be counted twice: its content is that of {where}; leave it out "
+                "of --source, or count it all the same with --allow_repeated_files."
+            )

@@ -1,0 +1,165 @@
+"""Reads a piece of a source in batches of Arrow columns, with the number of every row."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+
+from pipeline.read.discover import Piece, open_text, tfds_builder
+
+BLOCK_ROWS = 262_144
+BLOCK_BYTES = 16 << 20  # of a text file
+_BROKEN = "\x00not UTF-8\x00"
+
+
+class DeadLetter(NamedTuple):
+    """A row that cannot be used."""
+
+    piece: int
+    row: int  # from 1, the header and blank lines of a text file not counted
+    source: str
+    reason: str
+    content: str
+
+    def as_json(self) -> str:
+        """One line of the dead-letter file."""
+        fields = {"source": self.source, "row": self.row, "reason": self.reason}
+        return json.dumps(fields | {"content": self.content}, ensure_ascii=False)
+
+
+# Columns, the number of each row in its file from 1, and the rows that are no columns at all.
+Batches = Iterator[tuple[pa.RecordBatch, np.ndarray, list[DeadLetter]]]
+
+
+class _Utf8Lines(io.RawIOBase):
+    """A text file whose lines that are not UTF-8 became one marker field each.
+
+    The parser hands a row with a wrong number of columns to a callback, but stops at one that
+    is not UTF-8; so a broken line takes the same way, and row numbers stay right.
+    """
+
+    def __init__(self, file: BinaryIO | pa.NativeFile) -> None:
+        self.broken: dict[int, str] = {}  # marker number → the line, bad bytes escaped
+        self._file, self._rest = file, b""
+        self._ready = memoryview(b"")
+        self._num_broken = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._ready:
+            chunk = self._file.read(BLOCK_BYTES)
+            if not chunk:
+                self._ready, self._rest = memoryview(self._repair(self._rest)), b""
+                break
+            whole, newline, self._rest = (self._rest + chunk).rpartition(b"\n")
+            self._ready = memoryview(self._repair(whole + newline))
+        count = min(len(buffer), len(self._ready))
+        buffer[:count], self._ready = self._ready[:count], self._ready[count:]
+        return count
+
+    def _repair(self, lines: bytes) -> bytes:
+        try:
+            lines.decode()
+            return lines
+        except UnicodeDecodeError:
+            return b"".join(map(self._repair_line, lines.splitlines(keepends=True)))
+
+    def _repair_line(self, line: bytes) -> bytes:
+        try:
+            line.decode()
+            return line
+        except UnicodeDecodeError:
+            marker = f"{_BROKEN}{self._num_broken}\n"
+            text = line.rstrip(b"\r\n").decode("utf-8", "backslashreplace")
+            self.broken[self._num_broken] = text
+            self._num_broken += 1
+            return marker.encode()
+
+
+def parquet_batches(piece: Piece, columns: list[str]) -> Batches:
+    """The batches of a row group."""
+    file = pq.ParquetFile(piece.path)
+    row = piece.first_row
+    for batch in file.iter_batches(BLOCK_ROWS, [piece.part], columns, use_threads=False):
+        yield batch, np.arange(row + 1, row + 1 + len(batch)), []
+        row += len(batch)
+
+
+def text_batches(piece: Piece, columns: list[str], delimiter: str, header: list[str]) -> Batches:
+    """The batches of a text file, all cells as bytes.
+
+    A row with another number of columns than `header` has, or that is not UTF-8, is a dead letter.
+    """
+    wrong: list[DeadLetter] = []
+    with open_text(piece.path) as file:
+        lines = _Utf8Lines(file)
+
+        def collect(row: pa_csv.InvalidRow) -> str:
+            reason = f"expected {row.expected_columns} columns, found {row.actual_columns}"
+            text = row.text
+            if text.startswith(_BROKEN):
+                reason = "the line is not UTF-8"
+                text = lines.broken.pop(int(text.removeprefix(_BROKEN)))
+            wrong.append(DeadLetter(piece.number, row.number - 1, piece.path, reason, text))
+            return "skip"
+
+        batches = pa_csv.open_csv(
+            lines,
+            pa_csv.ReadOptions(
+                use_threads=False, block_size=BLOCK_BYTES, column_names=header, skip_rows=1
+            ),
+            pa_csv.ParseOptions(delimiter=delimiter, invalid_row_handler=collect),
+            pa_csv.ConvertOptions(
+                include_columns=columns, column_types=dict.fromkeys(columns, pa.binary())
+            ),
+        )
+        row = 0
+        for batch in batches:
+            bad, wrong[:] = list(wrong), []
+            numbers = _row_numbers(row, len(batch), np.array([b.row for b in bad], np.int64))
+            row += len(batch) + len(bad)
+            yield batch, numbers, bad
+
+
+def _row_numbers(before: int, good: int, wrong: np.ndarray) -> np.ndarray:
+    """The numbers of the good rows of a block: those that the wrong rows leave, int64 [good]."""
+    numbers = np.arange(before + 1, before + 1 + good + len(wrong))
+    return np.setdiff1d(numbers, wrong, assume_unique=True)[:good]
+
+
+def tfds_batches(piece: Piece, columns: list[str], source: str) -> Batches:
+    """The batches of a shard of a TFDS split."""
+    import tensorflow_datasets as tfds
+
+    builder = tfds_builder(source)
+    shard = builder.info.splits[piece.path].shard_lengths[piece.part]
+    instruction = f"{piece.path}[{piece.first_row}:{piece.first_row + shard}]"
+    examples = builder.as_dataset(
+        split=instruction,
+        batch_size=BLOCK_ROWS,
+        decoders=tfds.decode.PartialDecoding(dict.fromkeys(columns, True)),
+        shuffle_files=False,
+    )
+    row = piece.first_row
+    for batch in tfds.as_numpy(examples):
+        arrays = [_array(batch[name]) for name in columns]
+        yield (
+            pa.RecordBatch.from_arrays(arrays, columns),
+            np.arange(row + 1, row + 1 + len(arrays[0])),
+            [],
+        )
+        row += len(arrays[0])
+
+
+def _array(values: np.ndarray) -> pa.Array:
+    """A column of TFDS; numbers keep their width, because it says which of them are exact."""
+    return pa.array(values.tolist() if values.dtype == object else values)

@@ -1,0 +1,114 @@
+"""Reads a piece of a source in blocks, and tells good rows from bad ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.beam.blocks import ROW
+from pipeline.contract import schema
+from pipeline.prepare.settings import SourceConfig
+from pipeline.read.cells import (
+    Checks,
+    content_of,
+    ids_of,
+    numbers_of,
+    seconds_of,
+)
+from pipeline.read.discover import (
+    BROKEN_FILE,
+    Columns,
+    Piece,
+    column_names,
+    delimiter_of,
+    resolve_columns,
+)
+from pipeline.read.readers import (
+    Batches,
+    DeadLetter,
+    parquet_batches,
+    text_batches,
+    tfds_batches,
+)
+
+
+class Block(NamedTuple):
+    """What one block of a piece gave."""
+
+    rows: np.ndarray  # ROW [n], ids are fingerprints
+    ids: dict[str, tuple[np.ndarray, list[bytes]]]  # side → fingerprints, raw ids; each id once,
+    # without a side whose column is not read
+    bad: list[DeadLetter]
+    num_read: int
+    num_below: int  # rows below the rating threshold
+    has_times: bool  # whether rows have a timestamp
+
+
+def read_blocks(piece: Piece, config: SourceConfig) -> Iterator[Block]:
+    """Reads and validates one piece.
+
+    Raises:
+      ValueError: the file as a whole cannot be read (truncated, not of its format).
+    """
+    try:
+        for batch, numbers, bad in _batches(piece, config):
+            columns = resolve_columns(batch.schema.names, config, piece.path)
+            yield _validate(batch, numbers, bad, columns, piece, config)
+    except BROKEN_FILE as error:
+        reason = str(error).split("\n")[0]
+        raise ValueError(f"{piece.path} cannot be read to its end: {reason}") from error
+
+
+def _batches(piece: Piece, config: SourceConfig) -> Batches:
+    names = column_names(piece, config)
+    columns = resolve_columns(names, config, piece.path).read()
+    if piece.kind == "parquet":
+        return parquet_batches(piece, columns)
+    if piece.kind == "tfds":
+        return tfds_batches(piece, columns, config.source)
+    return text_batches(piece, columns, delimiter_of(piece.path, config), names)
+
+
+def _validate(
+    batch: pa.RecordBatch,
+    numbers: np.ndarray,
+    bad: list[DeadLetter],
+    columns: Columns,
+    piece: Piece,
+    config: SourceConfig,
+) -> Block:
+    checks = Checks(len(batch))
+    rows = np.zeros(len(batch), ROW)
+    rows["order"] = (piece.number << 40) + numbers
+    rows["split"], rows["weight"] = piece.split, 1
+    codes, ids = {}, {}
+    for side, name in zip(schema.SIDES, (columns.user, columns.item), strict=True):
+        if name:
+            codes[side], ids[side] = ids_of(batch[name], name, checks)
+    if columns.timestamp:
+        rows["timestamp"] = seconds_of(batch[columns.timestamp], columns.timestamp, config, checks)
+        if config.latest_time is not None:
+            ahead = rows["timestamp"] > config.latest_time
+            checks.fail(ahead, f"{columns.timestamp} is in the future")
+    if columns.weight:
+        rows["weight"] = numbers_of(batch[columns.weight], columns.weight, checks)
+        checks.fail(rows["weight"] < 0, f"{columns.weight} is negative")
+    keep = checks.good
+    if columns.rating:
+        keep &= numbers_of(batch[columns.rating], columns.rating, checks) >= config.rating_threshold
+    keep &= checks.good
+    used = {}
+    for side, (fingerprints, raw) in ids.items():
+        rows[side] = fingerprints[codes[side]] if len(fingerprints) else 0
+        present = np.unique(codes[side][keep])
+        used[side] = (fingerprints[present], [raw[i] for i in present])
+    letters = [
+        DeadLetter(piece.number, int(numbers[row]), piece.path, reason, content_of(batch, row))
+        for row, reason in checks.failures()
+    ]
+    below = int(checks.good.sum() - keep.sum())
+    num_read = len(batch) + len(bad)
+    return Block(rows[keep], used, bad + letters, num_read, below, columns.timestamp is not None)

@@ -1,0 +1,296 @@
+"""One bounded run of a stream: new files and the last snapshot → the next snapshot.
+
+Three pipelines one after the other: the log is read and staged; where rows decide the step, they
+are put in order; then every row gets its step, and each range of buckets is advanced from where the
+last snapshot left it, all steps of a bucket in one place and in order.
+
+Where event time decides the step, W = (latest event time seen) - allowed lateness is as far as the
+stream is complete. The step that holds W and those before it are applied; later rows are pending:
+they stay in the snapshot and a later run applies them. Rows of a step before the last applied one
+are late: they are counted and dropped. Rows of the last applied step itself may come in any run,
+because a bucket that has counted a step does not count it again. So files may be divided over runs
+at will: as long as no row is late, the result has the bits of one run over all of them. No run
+drains what is pending: without allowed lateness there is nothing, and with it the rows of the
+next run belong in front of it.
+"""
+
+import dataclasses
+import os
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from pipeline.beam.accounting import AccountingError, check_sum
+from pipeline.beam.staging import Staging, read_json
+from pipeline.contract import schema
+from pipeline.prepare.ingest import DEAD_LETTERS, check_read, read_tally
+from pipeline.prepare.settings import FrequenciesConfig, StartedConfig
+from pipeline.read.discover import Piece, files_in
+from pipeline.streaming.estimator import (
+    FILES,
+    STATE,
+    Estimator,
+    assemble,
+    occurrences,
+)
+from pipeline.streaming.order import (
+    chunks,
+    order_events,
+    stage_events,
+    time_range,
+)
+from pipeline.streaming.snapshots import (
+    Position,
+    Snapshot,
+    next_directory,
+    rule_of,
+    write_pending,
+)
+from pipeline.streaming.steps import (
+    APPLIED,
+    LATE,
+    NEVER,
+    PENDING,
+    Periods,
+    Split,
+    advance_rows,
+    split_by_rows,
+    split_by_time,
+    staged_buckets,
+    staged_late,
+    staged_pending,
+)
+
+_SAME_CONTENT = ("delimiter", "max_bad_share", "max_ahead_seconds", "allowed_lateness_seconds")
+
+
+class Input(NamedTuple):
+    """A file to read, as it is before it is read."""
+
+    file: str  # absolute path
+    bytes: int
+    checksum: str
+    stamp: tuple[int, ...]  # tells whether the file was written since
+
+    def recorded(self) -> dict[str, Any]:
+        """What snapshots remember of a file that was read."""
+        return {"file": self.file, "bytes": self.bytes, "checksum": self.checksum}
+
+
+def stamp_of(path: str) -> tuple[int, ...]:
+    """Size, time of the last change and number of a file, to see a change; () without a file."""
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return ()
+    return found.st_size, found.st_mtime_ns, found.st_ino
+
+
+def describe(paths: list[str]) -> list[Input]:
+    """Looks at files before they are read."""
+    files = [os.path.abspath(path) for path in paths]
+    stamps = [stamp_of(file) for file in files]
+    with ThreadPoolExecutor() as pool:
+        checksums = list(pool.map(schema.checksum, files))
+    return [
+        Input(file, stamp[0], checksum, stamp)
+        for file, stamp, checksum in zip(files, stamps, checksums, strict=True)
+    ]
+
+
+def run_batch(
+    pieces: list[Piece],
+    inputs: list[Input],
+    previous: Snapshot | None,
+    config: FrequenciesConfig,
+    options: PipelineOptions,
+) -> Snapshot:
+    """Reads new files and writes the next snapshot.
+
+    Args:
+      pieces: of the new files.
+      inputs: the new files.
+      previous: the snapshot to go on from.
+      config: what to do.
+      options: of Beam.
+
+    Raises:
+      ValueError: what `check_read` raises, no good row has come so far, or a file changed while
+        it was read; there is no new snapshot then.
+    """
+    directory = next_directory(config.output)
+    before = previous.position if previous else Position()
+    with Staging(str(directory), overwrite=False) as staging:
+        reading = StartedConfig(**vars(config), started=int(time.time()))
+        events = stage_events(pieces, reading, options, staging)
+        read = _check_read(inputs, config, staging)
+        if config.step_seconds:
+            after, periods = _times(before, previous, config, staging)
+            todo = chunks([*events, *([previous.pending] if previous else [])])
+            split: Split = partial(split_by_time, periods=periods)
+        else:
+            rows = before.rows + sum(chunk.stop - chunk.start for chunk in chunks(events))
+            after = before._replace(step=-(-rows // config.batch_size))
+            todo = chunks(order_events(events, config.partitions, options, staging))
+            split = partial(split_by_rows, rows_before=before.rows, size=config.batch_size)
+        estimator = _estimator(config, previous)
+        advance_rows(todo, split, estimator, options, staging)
+        counts = read["counts"] | _write_state(estimator, config, staging)
+        _check_rows(counts, previous, config)
+        _check_late(counts, before, config)
+        after = after._replace(rows=before.rows + counts[APPLIED])
+        if not counts["bad"]:
+            (staging.out / DEAD_LETTERS).unlink(missing_ok=True)
+        manifest = _manifest(counts, after, pieces, inputs, previous, config, staging)
+        manifest.write(staging.out)
+        staging.commit()
+    return Snapshot(directory.resolve(), manifest)
+
+
+def _estimator(config: FrequenciesConfig, previous: Snapshot | None) -> Estimator:
+    return Estimator(
+        num_buckets=config.num_buckets,
+        num_hashes=config.num_hashes,
+        alpha=config.alpha,
+        ranges=config.partitions,
+        previous=str(previous.path) if previous else "",
+    )
+
+
+def _times(
+    before: Position, previous: Snapshot | None, config: FrequenciesConfig, staging: Staging
+) -> tuple[Position, Periods]:
+    """How far the stream comes with the staged rows, and what becomes of rows by their time."""
+    found, seconds = time_range(staging), config.step_seconds
+    oldest, newest = found or (None, None)
+    times = [time for time in (newest, before.newest) if time is not None]
+    periods = Periods(seconds, 0, NEVER, NEVER, config.partitions)  # all rows are pending
+    if not times:
+        return before, periods
+    after = before._replace(newest=max(times))
+    last = (max(times) - config.allowed_lateness_seconds) // seconds
+    if before.origin is not None and before.period is not None:
+        origin, last = before.origin, max(last, before.period)
+        periods = periods._replace(oldest=before.period)
+    else:
+        firsts = [] if oldest is None else [oldest // seconds]
+        if previous and previous.manifest.counts[PENDING]:
+            firsts.append(int(np.load(previous.pending, mmap_mode="r")[:, 1].min()))
+        origin = min(firsts)
+    if last < origin:
+        return after, periods
+    after = after._replace(step=last - origin + 1, origin=origin)
+    return after, periods._replace(origin=origin, last=last)
+
+
+def _write_state(
+    estimator: Estimator, config: FrequenciesConfig, staging: Staging
+) -> dict[str, int]:
+    """Writes the arrays and pending rows of the snapshot; what became of the good rows."""
+    state, rows = assemble(estimator, staged_buckets(staging))
+    if rows.min() != rows.max():
+        raise AccountingError(
+            f"the hash arrays counted {rows.tolist()} rows: rows were lost or made twice"
+        )
+    for name, file in zip(STATE.names or (), FILES, strict=True):
+        np.save(staging.out / file, np.ascontiguousarray(state[name]))
+    pending = 0
+    if config.step_seconds:
+        pending = write_pending(staging.out / schema.STREAMING_PENDING, staged_pending(staging))
+    return {APPLIED: int(rows[0]), LATE: sum(staged_late(staging).values()), PENDING: pending}
+
+
+def _check_read(inputs: list[Input], config: FrequenciesConfig, staging: Staging) -> dict[str, Any]:
+    """As `check_read`, but empty is a file of this run, not any of the source."""
+    changed = [one.file for one in inputs if stamp_of(one.file) != one.stamp]
+    if changed:
+        raise ValueError(
+            f"{changed[0]} changed while it was read; write files under another name, such as "
+            "NAME.partial, and rename them when they are complete."
+        )
+    if config.allow_empty_files and not _has_rows(staging):
+        return {"counts": dict.fromkeys(("read", "bad", "below_threshold"), 0)}
+    read = check_read(dataclasses.replace(config, allow_empty_files=True), staging)
+    if config.source.startswith("tfds:"):
+        return read
+    rows = {os.path.abspath(path): number for path, number in read["files"].items()}
+    names = [os.path.abspath(name) for one in inputs for name in files_in(one.file)]
+    empty = [name for name in names if not rows.get(name)]
+    if empty and not config.allow_empty_files:
+        raise ValueError(
+            f"{empty[0]} holds no rows, as do {len(empty) - 1} other file(s) of this run; is a "
+            "part of the log missing? --allow_empty_files goes on without."
+        )
+    return read
+
+
+def _has_rows(staging: Staging) -> bool:
+    """Whether there is anything to check: a quiet hour may write a file without rows."""
+    if not read_json(staging.stage("tally"), "pieces"):
+        return False
+    read = read_tally(staging)
+    return bool(read["problems"] or read["counts"].get("read"))
+
+
+def _check_rows(
+    counts: dict[str, int], previous: Snapshot | None, config: FrequenciesConfig
+) -> None:
+    """Rows read, and those that were pending, are applied, pending, late or never were good."""
+    rows_in = counts["read"] + (previous.manifest.counts[PENDING] if previous else 0)
+    names = ("bad", "below_threshold", APPLIED, LATE, PENDING)
+    check_sum("advancing the stream", rows_in, counts, names)
+    if previous is None and not counts[APPLIED] + counts[PENDING] and counts["read"]:
+        raise ValueError(f"no row of {config.source} is left: {counts}; check --rating_threshold.")
+
+
+def _check_late(counts: dict[str, int], before: Position, config: FrequenciesConfig) -> None:
+    """Raises ValueError where most rows are late: then a time before them was wrong."""
+    if counts[LATE] > config.max_late_share * counts["read"]:
+        newest = np.datetime64(before.newest or 0, "s")
+        raise ValueError(
+            f"{counts[LATE]} of {counts['read']} rows are late, more than --max_late_share "
+            f"{config.max_late_share:g}: the stream has seen a row of {newest}; if that time is "
+            "wrong, go on from an earlier snapshot with --previous, else raise the share."
+        )
+
+
+def _manifest(
+    counts: dict[str, int],
+    after: Position,
+    pieces: list[Piece],
+    inputs: list[Input],
+    previous: Snapshot | None,
+    config: FrequenciesConfig,
+    staging: Staging,
+) -> schema.Manifest:
+    late: Counter[str] = Counter()
+    for piece, rows in staged_late(staging).items():
+        late[pieces[piece].path] += rows
+    mean = after.rows / after.step if after.step else 0.0
+    weight = np.load(staging.out / schema.STREAMING_WEIGHT, mmap_mode="r")
+    staging.sweep()
+    return schema.Manifest(
+        kind="streaming_frequency",
+        source=config.source,
+        configuration=rule_of(config)
+        | {name: getattr(config, name) for name in _SAME_CONTENT}
+        | {"format_version": schema.FORMAT_VERSION},
+        counts=counts,
+        files=schema.describe_files(staging.out),
+        details=after._asdict()
+        | {
+            "rows_per_step": mean if config.step_seconds else float(config.batch_size),
+            "buckets": occurrences(weight, config.alpha),
+            "previous": previous.manifest.fingerprint if previous else None,
+            "late": dict(sorted(late.items())),
+            "consumed": [
+                *(previous.consumed if previous else []),
+                *(one.recorded() for one in inputs),
+            ],
+        },
+    )

@@ -1,0 +1,171 @@
+"""Snapshots of streaming frequencies: what they hold, which one is next, who may write them.
+
+A directory of snapshots holds one directory a run, `00000001`, `00000002`, ... Each is written
+aside and renamed once; a run that is killed leaves those before it as they were.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pipeline.contract import schema
+from pipeline.prepare.ingest import DEAD_LETTERS
+from pipeline.prepare.settings import FrequenciesConfig
+
+_LOCK = ".lock"
+
+
+class Position(NamedTuple):
+    """How far a stream has come: what a later run needs beside the arrays and pending rows."""
+
+    step: int = 0  # t, the last one that was applied; it may be not full yet
+    rows: int = 0  # that were applied in all steps
+    origin: int | None = None  # the period of event time that is step 1, where time decides
+    newest: int | None = None  # latest event time seen, s since 1970
+
+    @property
+    def period(self) -> int | None:
+        """The period of the last step; None before the first step."""
+        return None if self.origin is None else self.origin + self.step - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Snapshot:
+    """A finished snapshot."""
+
+    path: Path
+    manifest: schema.Manifest
+
+    @property
+    def position(self) -> Position:
+        """How far it has come."""
+        details = self.manifest.details
+        return Position(**{name: details[name] for name in Position._fields})
+
+    @property
+    def consumed(self) -> list[dict[str, Any]]:
+        """The files of all runs so far: file, bytes and checksum of each."""
+        return self.manifest.details["consumed"]
+
+    @property
+    def pending(self) -> str:
+        """The file of its pending rows; empty where rows decide the step."""
+        named = schema.STREAMING_PENDING in self.manifest.files
+        return str(self.path / schema.STREAMING_PENDING) if named else ""
+
+
+def rule_of(config: FrequenciesConfig) -> dict[str, Any]:
+    """The settings that all runs of one stream share; they stand in the manifest."""
+    by_time = config.step_seconds > 0
+    rated = config.rating_threshold is not None
+    return {
+        "item_column": config.item_column,
+        "timestamp_column": config.timestamp_column,
+        "timestamp_format": config.timestamp_format,
+        "rating_threshold": config.rating_threshold,
+        "rating_column": config.rating_column if rated else None,
+        "num_hashes": config.num_hashes,
+        "num_buckets": config.num_buckets,
+        "alpha": config.alpha,
+        "step_seconds": config.step_seconds,
+        "batch_size": None if by_time else config.batch_size,
+    }
+
+
+def open_snapshot(path: str | os.PathLike[str], config: FrequenciesConfig) -> Snapshot:
+    """The snapshot at a path, or the newest one in a directory of them.
+
+    Raises:
+      ValueError: there is none, or one of a stream with other settings.
+    """
+    found = schema.snapshot_directories(path)
+    directory = (found[-1] if found else Path(path)).resolve()
+    manifest = schema.read_snapshot(directory)
+    for name, value in rule_of(config).items():
+        before = manifest.configuration[name]
+        if before != value:
+            raise ValueError(
+                f"{directory} was made with {name} {before}, got {value}: a stream keeps its "
+                f"settings; change --{name}, or begin a new stream without --previous."
+            )
+    before = manifest.configuration["allowed_lateness_seconds"]
+    if config.allowed_lateness_seconds < before:
+        raise ValueError(
+            f"{directory} was made with allowed_lateness_seconds {before}, got "
+            f"{config.allowed_lateness_seconds}: rows that it would still wait for would be late; "
+            f"give --allowed_lateness_seconds {before} or more."
+        )
+    for name, described in manifest.files.items():
+        file = directory / name
+        if not file.is_file() or schema.checksum(file) != described["checksum"]:
+            raise ValueError(f"{file} is missing or damaged; go on from an earlier snapshot.")
+    return Snapshot(directory, manifest)
+
+
+def next_directory(output: str) -> Path:
+    """Where the next snapshot belongs."""
+    found = [int(path.name) for path in schema.snapshot_directories(output)]
+    return Path(output) / f"{max(found, default=0) + 1:08d}"
+
+
+def keep_newest(output: str, number: int) -> None:
+    """Removes all but the newest snapshots; their dead letters stay, beside them."""
+    for path in schema.snapshot_directories(output)[:-number]:
+        if (path / DEAD_LETTERS).exists():
+            os.replace(path / DEAD_LETTERS, path.with_name(f"{path.name}.{DEAD_LETTERS}"))
+        retired = path.with_name(f".{path.name}.retired")
+        os.rename(path, retired)
+        shutil.rmtree(retired)
+
+
+@contextlib.contextmanager
+def only_writer(output: str) -> Iterator[None]:
+    """Keeps other runs out of a directory of snapshots, and clears what a killed one left.
+
+    Raises:
+      ValueError: another run writes there, or it is a directory of something else.
+    """
+    root, made = Path(output), not Path(output).exists()
+    if (root / schema.MANIFEST).exists():
+        raise ValueError(
+            f"{root} is no directory of snapshots, there is a {schema.MANIFEST} in it; choose "
+            "another --output."
+        )
+    root.mkdir(parents=True, exist_ok=True)
+    with open(root / _LOCK, "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"another run writes snapshots to {root}; wait for it, or choose another --output."
+            ) from None
+        for left in [*root.glob("*.partial"), *root.glob(".*.retired*")]:
+            shutil.rmtree(left)
+        try:
+            yield
+        finally:
+            if made and {path.name for path in root.iterdir()} == {_LOCK}:
+                shutil.rmtree(root)
+
+
+def write_pending(path: Path, blocks: list[str]) -> int:
+    """Joins staged files of pending rows, int64 [n, 3] each, one at a time; their rows in all."""
+    sizes = [len(np.load(block, mmap_mode="r")) for block in blocks]
+    rows = 0
+    with open(path, "wb") as file:
+        header = {"descr": "<i8", "fortran_order": False, "shape": (sum(sizes), 3)}
+        np.lib.format.write_array_header_1_0(file, header)
+        for block in blocks:
+            pending = np.load(block)
+            rows += int(pending[:, 2].sum())
+            file.write(pending.tobytes())
+    return rows

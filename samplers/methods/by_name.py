@@ -1,0 +1,158 @@
+"""The look-up of methods by name, and the reading of their options."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from typing import Any
+
+import numpy as np
+
+from samplers.methods.adaptive import (
+    AdaSirP,
+    AdaSirU,
+    AdaSirW,
+    AoBpr,
+    Kernel,
+)
+from samplers.methods.corpus import FullSoftmax, Mns
+from samplers.methods.hard_negative import (
+    Dns,
+    DnsMn,
+    SoftBpr,
+    Warp,
+)
+from samplers.methods.in_batch import CorrectSfx, Ssl, SslPop
+from samplers.methods.method import Method
+from samplers.methods.mixing import Bmns, PositiveMixing
+from samplers.methods.per_query import (
+    Bpr,
+    Pns,
+    PrisP,
+    PrisU,
+    SoftmaxV,
+)
+from samplers.methods.resampling import Bir, Xir
+from samplers.methods.sl_at_k import SlAtK
+from samplers.proposals.soft_targets import SoftTargets
+from samplers.selection.seen import Seen
+
+METHODS: dict[str, type[Method]] = {
+    "full_softmax": FullSoftmax,
+    "ssl": Ssl,
+    "ssl_pop": SslPop,
+    "correct_sfx": CorrectSfx,
+    "mns": Mns,
+    "bir": Bir,
+    "xir": Xir,
+    "bmns": Bmns,
+    "positive_mixing": PositiveMixing,
+    "sl_at_k": SlAtK,
+    "bpr": Bpr,
+    "pns": Pns,
+    "dns": Dns,
+    "dns_mn": DnsMn,
+    "soft_bpr": SoftBpr,
+    "softmax_v": SoftmaxV,
+    "pris_u": PrisU,
+    "pris_p": PrisP,
+    "adasir_u": AdaSirU,
+    "adasir_p": AdaSirP,
+    "adasir_w": AdaSirW,
+    "warp": Warp,
+    "aobpr": AoBpr,
+    "kernel": Kernel,
+}
+
+
+def build(
+    name: str,
+    *,
+    frequency: np.ndarray | None = None,
+    num_candidates: int | None = None,
+    num_queries: int | None = None,
+    fingerprints: np.ndarray | None = None,
+    targets: SoftTargets | None = None,
+    seen: Seen | None = None,
+    **options: Any,
+) -> Method:
+    """Makes the method of that name, a `tf.Module` whose state checkpoints.
+
+    Args:
+      name: a key of `METHODS`.
+      frequency: [N], train rows of each candidate; not every method needs it.
+      num_candidates: N; not every method needs it.
+      num_queries: the number of dense query ids; methods with state for each query need it.
+      fingerprints: int64 [N], hashes of the raw ids of the candidates; correct_sfx uses them.
+      targets: what a teacher ranks highest; full_softmax alone learns from one.
+      seen: the train positives of every query, where they are to be left out of its negatives.
+      **options: fields of that method's dataclass. Text such as "0.5" or "true" is converted,
+        so that options may come from a command line.
+
+    Raises:
+      ValueError: the name or an option is unknown, or an option has a wrong value.
+    """
+    if name not in METHODS:
+        raise ValueError(_unknown("method", name, sorted(METHODS)))
+    method = METHODS[name]
+    if targets is not None and method is not FullSoftmax:
+        raise ValueError(f"targets go with the method full_softmax alone, got {name}.")
+    known = option_types(name)
+    for option in options:
+        if option not in known:
+            raise ValueError(_unknown(f"option of {name}", option, sorted(known)))
+    given = {option: _parsed(option, value, known[option]) for option, value in options.items()}
+    return method(
+        frequency=frequency,
+        num_candidates=num_candidates,
+        num_queries=num_queries,
+        fingerprints=fingerprints,
+        targets=targets,
+        seen=seen,
+        **given,
+    )
+
+
+def option_types(name: str) -> dict[str, str]:
+    """The options of a method: name → type, such as "bool" or "float | None"."""
+    shared = {field.name for field in dataclasses.fields(Method)}
+    fields = dataclasses.fields(METHODS[name])
+    return {field.name: str(field.type) for field in fields if field.name not in shared}
+
+
+def _unknown(what: str, name: str, known: list[str]) -> str:
+    nearest = difflib.get_close_matches(name, known, n=1)
+    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+    return f"{what} must be one of {', '.join(known)}, got {name!r}.{hint}"
+
+
+def _parsed(option: str, value: Any, kind: str) -> Any:
+    """The value of an option in its declared type, from text where it is text."""
+    kinds = [part.strip() for part in kind.split("|")]
+    if isinstance(value, str):
+        text = value.strip().lower()
+        if "None" in kinds and text == "none":
+            return None
+        if "bool" in kinds and text in ("true", "false", "1", "0", "yes", "no"):
+            return text in ("true", "1", "yes")
+        for name, convert in (("int", int), ("float", float)):
+            if name in kinds:
+                try:
+                    return convert(value)
+                except ValueError:
+                    continue
+        if "str" in kinds:
+            return value
+    elif _fits(value, kinds):
+        return value
+    raise ValueError(f"{option} must be {kind}, got {value!r}.")
+
+
+def _fits(value: Any, kinds: list[str]) -> bool:
+    if isinstance(value, (bool, np.bool_)):
+        return "bool" in kinds
+    if isinstance(value, (int, np.integer)):
+        return "int" in kinds or "float" in kinds
+    return (isinstance(value, (float, np.floating)) and "float" in kinds) or (
+        value is None and "None" in kinds
+    )

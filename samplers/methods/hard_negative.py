@@ -1,0 +1,139 @@
+"""Methods that draw many negatives for each query and train against the hardest of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import tensorflow as tf
+
+from samplers.candidates import Batch, Candidates, Encoders
+from samplers.checks import check_at_least_1
+from samplers.losses.pairwise import soft_bpr_loss
+from samplers.losses.scoring import candidate_scores, positive_scores
+from samplers.methods.per_query import UniformMethod
+from samplers.selection.top_m import first_true, top_m
+from samplers.selection.weights import harmonic_number
+
+
+@dataclasses.dataclass(eq=False, kw_only=True)
+class Dns(UniformMethod):
+    """Dynamic negative sampling: bpr with j the highest score among uniform draws.
+
+    Zhang et al., SIGIR 2013, doi:10.1145/2484028.2484126.
+    """
+
+    excludes_seen: ClassVar[bool] = True
+
+    num_negatives: int = 10  # N, uniform draws for each pair, of which one is kept
+
+    def select(self, encoders: Encoders, batch: Batch, proposed: Candidates) -> Candidates:
+        """The candidates of each row with the highest scores."""
+        scores = candidate_scores(encoders.query, encoders.candidates(proposed.ids))
+        kept = top_m(scores, self._num_kept(), valid=self._valid(batch, proposed.ids))
+        return Candidates(
+            tf.gather(proposed.ids, kept, batch_dims=1),
+            tf.gather(proposed.log_q, kept, batch_dims=1),
+        )
+
+    def _num_kept(self) -> int:
+        return 1
+
+
+@dataclasses.dataclass(eq=False, kw_only=True)
+class DnsMn(Dns):
+    """Dynamic negative sampling, DNS(M, N): the M highest scores among N uniform draws.
+
+    Shi et al., WWW 2023, doi:10.1145/3543507.3583223, Algorithm 1:
+        loss_b = (1/M) Σ_{j in the top M of N} -log σ(s_ui - s_uj)
+    With all n₋ negatives for the draws and M = β n₋ it is the estimator of OPAUC(β), eq. (12).
+
+    Differs: the published code sums over the M candidates (`sum_over_kept`).
+    """
+
+    num_negatives: int = 200  # N, uniform draws for each pair
+    num_kept: int = 2  # M, the draws with the highest scores that are kept, at most N
+    sum_over_kept: bool = False  # the sum over the M, not the mean, as in the published code
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least_1("num_kept", self.num_kept)
+        if self.num_kept > self.num_negatives:
+            raise ValueError(
+                f"num_kept must be at most num_negatives = {self.num_negatives}, "
+                f"got {self.num_kept}: keep fewer candidates or draw more."
+            )
+
+    def _num_kept(self) -> int:
+        return self.num_kept
+
+    def _weights(
+        self, losses: tf.Tensor, scores: tf.Tensor, log_q: tf.Tensor, valid: tf.Tensor | None
+    ) -> tf.Tensor:
+        if not self.sum_over_kept:
+            return super()._weights(losses, scores, log_q, valid)
+        return tf.ones_like(losses) if valid is None else tf.cast(valid, losses.dtype)
+
+
+@dataclasses.dataclass(eq=False, kw_only=True)
+class SoftBpr(Dns):
+    """Dynamic negative sampling with the soft BPR loss, which trusts hard negatives less.
+
+    Shi et al., "Soft BPR Loss for Dynamic Hard Negative Sampling in Recommender Systems",
+    Algorithm 1, eq. (10): loss_b = -log σ((1 - α) (s_ui - s_uj)), j as in `dns`.
+    """
+
+    num_negatives: int = 16  # H, uniform draws for each pair, of which one is kept
+    soft_factor: float = 0.1  # 1 - α, above 0 and at most 1, where it is dns
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.soft_factor <= 1:
+            raise ValueError(
+                f"soft_factor must be above 0 and at most 1, got {self.soft_factor}: it is 1 - α, "
+                "with α the share of the positive in the mixed negative."
+            )
+
+    def _pair_losses(self, positive: tf.Tensor, negative: tf.Tensor) -> tf.Tensor:
+        return soft_bpr_loss(positive, negative, soft_factor=self.soft_factor)
+
+
+@dataclasses.dataclass(eq=False, kw_only=True)
+class Warp(UniformMethod):
+    """The first of several uniform draws that outranks the positive, by how rare that is.
+
+    Weston, Bengio and Usunier, IJCAI 2011 (WSABIE), with the pairwise loss of bpr:
+        loss_b = J(rank_b) · -log σ(s_ui - s_uj), J(r) = Σ_{k ≤ r} 1/k
+        rank_b = floor((N - 1) / V) + 1, j the V-th draw, the first with s_uj > s_ui
+    The loss is 0 where none of the draws outranks the positive. A draw that the masks leave out
+    counts as a trial.
+
+    Differs: all trials are drawn at once; WSABIE takes the hinge and calls a violator what
+    scores above s_ui - 1 (`margin`).
+    """
+
+    num_negatives: int = 100  # the most trials, uniform draws for each pair; one is kept
+    margin: float = 0.0  # a violator scores above s_ui - margin
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.margin < float("inf"):
+            raise ValueError(f"margin must be at least 0 and finite, got {self.margin}.")
+
+    def select(self, encoders: Encoders, batch: Batch, proposed: Candidates) -> Candidates:
+        """The first violator of each row, and J(rank) of the row, 0 where there is none."""
+        scores = candidate_scores(encoders.query, encoders.candidates(proposed.ids))
+        threshold = positive_scores(encoders.query, encoders.positive) - self.margin
+        # The positive outranks itself by rounding only, where two kernels sum in other orders.
+        violates = proposed.ids != batch.candidate_ids[:, None]
+        violates &= scores > threshold[:, None]
+        valid = self._valid(batch, proposed.ids)
+        first, found = first_true(violates if valid is None else violates & valid)
+        assert self.num_candidates is not None
+        rank = (self.num_candidates - 1) // (first + 1) + 1
+        weight = harmonic_number(rank)
+        return Candidates(
+            tf.gather(proposed.ids, first[:, None], batch_dims=1),
+            tf.gather(proposed.log_q, first[:, None], batch_dims=1),
+            tf.where(found, weight, tf.zeros_like(weight)),
+        )

@@ -1,0 +1,148 @@
+"""Methods whose negatives are the positives of the other rows of the batch."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import numpy as np
+import tensorflow as tf
+
+from samplers.candidates import Batch, Candidates, Encoders
+from samplers.checks import check_at_least_1_or_none
+from samplers.losses.softmax import in_batch_softmax_loss, positive_corrected_loss
+from samplers.losses.streamed_softmax import Valid
+from samplers.methods.method import Method
+from samplers.proposals.popularity_table import PopularityTable
+from samplers.proposals.streaming_frequency import StreamingFrequency
+from samplers.selection.validity import hit_filter, weigh_rows, without_padding
+
+_PRIMES = (4993, 4999, 5003, 5009, 5011)
+
+
+@dataclasses.dataclass(eq=False, kw_only=True)
+class Ssl(Method):
+    """Sampled softmax over the batch, not corrected: popular candidates are pushed down.
+
+    Fan et al., CIKM 2023, doi:10.1145/3583780.3614789, eq. (1) without eq. (2).
+    """
+
+    faster_with_xla: ClassVar[bool] = False
+
+    mask_accidental_hits: bool = False  # leave out other columns that hold the row's positive
+    positive_twice: bool = False  # count the positive twice, as the published code does
+    block_size: int | None = None  # candidates scored at once, to save memory; none: all
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least_1_or_none(block_size=self.block_size)
+
+    def loss(
+        self, encoders: Encoders, batch: Batch, proposed: Candidates | None, *, seed: tf.Tensor
+    ) -> tf.Tensor:
+        """log Σ_j e^(s_uj - log q_j) - (s_ui - log q_i) over the batch columns j: float32 [B]."""
+        del proposed, seed
+        return weigh_rows(self._batch_losses(encoders, batch), batch)
+
+    def _batch_losses(self, encoders: Encoders, batch: Batch) -> tf.Tensor:
+        return in_batch_softmax_loss(
+            encoders.query,
+            encoders.columns,
+            without_padding(self._log_q(batch.columns), batch.columns),
+            positive=encoders.positive,
+            first=batch.first,
+            valid=self._valid(batch),
+            positive_twice=self.positive_twice,
+            block_size=self.block_size,
+        )
+
+    def _log_q(self, batch: Batch) -> tf.Tensor:
+        """The log-probability of each column, [B]: here 0, which corrects nothing."""
+        return tf.zeros_like(batch.candidate_ids, tf.float32)
+
+    def _valid(self, batch: Batch) -> Valid | None:
+        ids = batch.columns.candidate_ids
+        return hit_filter(batch, ids, mask_accidental_hits=self.mask_accidental_hits)
+
+
+@dataclasses.dataclass(eq=False, kw_only=True)
+class SslPop(Ssl):
+    """Sampled softmax over the batch, corrected by the popularity of its candidates.
+
+    Fan et al., CIKM 2023, doi:10.1145/3583780.3614789, eq. (1)-(2): log pop_j is taken from
+    every score, because a candidate is in the batch in proportion to its train rows. Its log
+    popularity comes from `frequency`, or with the batch.
+    """
+
+    positive_correction: bool = False  # the positive is no sample, in any column: arXiv 2507.09331
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.positive_correction and self.positive_twice:
+            raise ValueError(
+                "positive_correction takes the positive out of the sum, positive_twice puts it "
+                "in twice, got both True: choose one."
+            )
+        self._popularity = PopularityTable(type(self).__name__, self.frequency)
+
+    def _batch_losses(self, encoders: Encoders, batch: Batch) -> tf.Tensor:
+        if not self.positive_correction:
+            return super()._batch_losses(encoders, batch)
+        return positive_corrected_loss(
+            encoders.query,
+            encoders.columns,
+            without_padding(self._log_q(batch.columns), batch.columns),
+            positive=encoders.positive,
+            first=batch.first,
+            # Q / (1 - Q_i), which the correction is by, is a distribution without candidate i.
+            valid=hit_filter(batch, batch.columns.candidate_ids, mask_accidental_hits=True),
+            block_size=self.block_size,
+        )
+
+    def _log_q(self, batch: Batch) -> tf.Tensor:
+        return self._popularity.of_batch(batch)
+
+
+@dataclasses.dataclass(eq=False, kw_only=True)
+class CorrectSfx(Ssl):
+    """As ssl_pop, with the popularity estimated from the stream of batches.
+
+    Yi et al., RecSys 2019, doi:10.1145/3298689.3346996: log p_j is that of one over the mean
+    number of steps between two batches that hold candidate j, see `StreamingFrequency`.
+
+    The estimates that a loss uses hold its own batch already. They are computed in the loss
+    and written by `update` after the step, so that a loss can be taken without a trace.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("num_candidates",)
+
+    alpha: float = 1e-4  # α, weight of the newest interval in the mean, in (0, 1]
+    num_hashes: int = 5  # hash arrays; the largest of their estimates of the interval counts
+    num_buckets: int | None = None  # of each hash array; none: twice the number of candidates
+    published_buckets: bool = False  # five arrays of 4993 … 5011 buckets, primes, as published
+    published_start: bool = False  # estimates start at 1 with full weight, for some 1/α occurrences
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.published_buckets and (self.num_buckets is not None or self.num_hashes != 5):
+            raise ValueError(
+                "num_buckets and num_hashes must be left out with published_buckets, got "
+                f"{self.num_buckets} and {self.num_hashes}."
+            )
+        assert self.num_candidates is not None
+        ids = np.arange(self.num_candidates) if self.fingerprints is None else self.fingerprints
+        self.estimates = StreamingFrequency(
+            ids,
+            num_buckets=2 * self.num_candidates if self.num_buckets is None else self.num_buckets,
+            num_hashes=self.num_hashes,
+            primes=_PRIMES if self.published_buckets else None,
+            alpha=self.alpha,
+            published_start=self.published_start,
+        )
+
+    def update(self, batch: Batch) -> None:
+        """Writes the estimates after this batch."""
+        self.estimates.update(batch.candidate_ids, valid=batch.valid)
+
+    def _log_q(self, batch: Batch) -> tf.Tensor:
+        return self.estimates.log_q_with(batch.candidate_ids)

@@ -1,0 +1,205 @@
+"""What every method is: options, what the data gives it, a loss, and state that checkpoints."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import numpy as np
+import tensorflow as tf
+
+from samplers.candidates import Batch, Candidates, Encoders
+from samplers.proposals.soft_targets import SoftTargets
+from samplers.randomness import split_seed
+from samplers.selection.seen import Seen
+
+
+@dataclasses.dataclass(eq=False, kw_only=True)
+class Method(tf.Module):
+    """Base of the methods: `method(encoders, batch, seed=seed)` is the loss of each row, [B].
+
+    A method proposes, scores, selects or weighs, and takes the loss. The steps that it overrides
+    are `refresh`, `propose` and `select`, for candidates beyond those of the batch, and `loss`.
+    Only `loss` has a gradient. A trainer that keeps look-ups out of its compiled region calls
+    the steps by hand, in the order of `__call__`, see `split_seed`.
+
+    On several replicas each has the loss of its rows, which are a part of a larger batch. Where
+    rows are negatives of each other, the negatives are the positives of all: `Batch.columns`.
+
+    A subclass is a dataclass whose further fields are its options; the comment on the line of a
+    field is its documentation. What it needs of the data it names in `needs`. State lives in
+    `tf.Variable`s made in `__post_init__`, so that it checkpoints with the model.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ()  # of "frequency", "num_candidates", "num_queries"
+    faster_with_xla: ClassVar[bool] = True  # on a CPU; compiled by default where True
+    row_by_row: ClassVar[bool] = False  # `select` and `loss` of a row look at no other row
+    excludes_seen: ClassVar[bool] = False  # its paper draws no train positive of the query
+
+    frequency: np.ndarray | None = dataclasses.field(default=None, repr=False)  # [N], train rows
+    num_candidates: int | None = dataclasses.field(default=None, repr=False)  # N
+    num_queries: int | None = dataclasses.field(default=None, repr=False)
+    fingerprints: np.ndarray | None = dataclasses.field(default=None, repr=False)  # [N], int64
+    targets: SoftTargets | None = dataclasses.field(default=None, repr=False)  # of a teacher
+    seen: Seen | None = dataclasses.field(default=None, repr=False)  # is left out of negatives
+
+    def __post_init__(self) -> None:
+        super().__init__(name=type(self).__name__.lower())
+        for what in self.needs:
+            if getattr(self, what) is None:
+                raise ValueError(
+                    f"{type(self).__name__} needs {what}=, got None: pass "
+                    + {
+                        "frequency": "the number of train rows of each candidate, [N].",
+                        "num_candidates": "the size of the corpus, N.",
+                        "num_queries": "the number of queries, known or not, with a dense id.",
+                    }[what]
+                )
+        for what in ("num_candidates", "num_queries"):
+            size = getattr(self, what)
+            if size is not None and size < 1:
+                raise ValueError(f"{what} must be at least 1, got {size}.")
+        if self.frequency is not None and self.num_candidates is not None:
+            rows = np.shape(self.frequency)
+            if rows != (self.num_candidates,):
+                raise ValueError(
+                    f"frequency must have shape [num_candidates] = [{self.num_candidates}], "
+                    f"got {list(rows)}: give candidates without train rows a 0."
+                )
+        if self.fingerprints is not None and self.num_candidates is not None:
+            rows = np.shape(self.fingerprints)
+            if rows != (self.num_candidates,):
+                raise ValueError(
+                    f"fingerprints must have shape [num_candidates] = [{self.num_candidates}], "
+                    f"got {list(rows)}: pass one for each candidate, by dense id."
+                )
+
+    def __call__(self, encoders: Encoders, batch: Batch, *, seed: tf.Tensor) -> tf.Tensor:
+        """The loss of each row.
+
+        Args:
+          encoders: the towers.
+          batch: the observed pairs, B of them.
+          seed: int [2], the only source of randomness.
+
+        Returns:
+          float32 [B], weighted, 0 for padding, not reduced.
+        """
+        first, second = split_seed(seed)  # of refresh and propose, and of the loss
+        detached = without_gradient(encoders)
+        self.refresh(detached, seed=first)
+        proposed = self.propose(detached.query, batch, seed=first)
+        if proposed is not None:
+            proposed = self.select(detached, batch, proposed)
+        batch = self.with_seen(batch, proposed)
+        return self.loss(encoders, batch, proposed, seed=second)
+
+    def refresh(self, encoders: Encoders, *, seed: tf.Tensor) -> None:
+        """Renews state that depends on the towers, where it is missing or old; else does nothing.
+
+        The first thing in a step. Uses neither the query nor the positive of `encoders`. What
+        it writes does not depend on how often it is called.
+        """
+        del encoders, seed
+
+    def propose(self, query: tf.Tensor, batch: Batch, *, seed: tf.Tensor) -> Candidates | None:
+        """Draws the candidates that the loss embeds beyond those of the batch; None for none.
+
+        Reads state, does not write it. `query` is [B, D], without gradient.
+        """
+        del query, batch, seed
+        return None
+
+    def select(self, encoders: Encoders, batch: Batch, proposed: Candidates) -> Candidates:
+        """Of the proposed candidates, those that the loss embeds; all of them by default.
+
+        Runs before the look-up of the rows that get a gradient, outside the compiled region, so
+        that the loss and its gradient cost as much as the candidates that are left. Embeds with
+        `encoders`, which have no gradient here. A function of its arguments and the state.
+        """
+        del encoders, batch
+        return proposed
+
+    def with_seen(self, batch: Batch, proposed: Candidates | None) -> Batch:
+        """The batch as `loss` needs it: with which of the shared columns its queries have seen.
+
+        The columns are those of the batch and what `select` returned. Before `loss`, in a trainer
+        that calls the steps by hand, and outside of what XLA compiles.
+        """
+        if self.seen is None:
+            return batch
+        ids = batch.columns.candidate_ids
+        ids = ids if proposed is None else tf.concat([ids, proposed.ids], axis=0)
+        return batch._replace(seen=self.seen.hits(batch.query_ids, ids))
+
+    def loss(
+        self, encoders: Encoders, batch: Batch, proposed: Candidates | None, *, seed: tf.Tensor
+    ) -> tf.Tensor:
+        """The loss of each row, [B], from what `select` returned; may be compiled by XLA.
+
+        Leaves the state as it is, but for a `renewed_variable` where it keeps what `update` needs.
+        """
+        raise NotImplementedError
+
+    @property
+    def counted(self) -> tuple[tf.Variable, ...]:
+        """What `loss` counts over its rows, for `update`: of a batch in parts, it is summed."""
+        return ()
+
+    def update(self, batch: Batch) -> None:
+        """Writes what a method remembers of a batch; called after its training step."""
+        del batch
+
+    def end_epoch(self, encoders: Encoders) -> None:
+        """Writes what a method renews between epochs; `query` and `positive` are empty there."""
+        del encoders
+
+
+def state_variable(initial: tf.Tensor, name: str) -> tf.Variable:
+    """A variable of a method's state: not trained, and the same on all replicas.
+
+    Every replica of a distribution strategy sees the whole batch and writes the same values.
+    """
+    return tf.Variable(
+        initial,
+        trainable=False,
+        name=name,
+        aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+    )
+
+
+def renewed_variable(initial: tf.Tensor, name: str, *, shape: Any = None) -> tf.Variable:
+    """As `state_variable`, for what `refresh` writes under a condition, or `loss` for `update`.
+
+    Replicas cannot meet inside a branch or a function of its own: each writes its own copy.
+
+    Args:
+      initial: the first value.
+      name: of the variable.
+      shape: where it is to change later, such as [None, None].
+    """
+    return tf.Variable(
+        initial,
+        trainable=False,
+        name=name,
+        shape=shape,
+        synchronization=tf.VariableSynchronization.ON_READ,
+        aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+    )
+
+
+def without_gradient(encoders: Encoders) -> Encoders:
+    """The same towers, through whose embeddings no gradient flows."""
+
+    def detach(embed: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
+        return lambda *ids: tf.stop_gradient(embed(*ids))
+
+    return Encoders(
+        query=tf.stop_gradient(encoders.query),
+        positive=tf.stop_gradient(encoders.positive),
+        candidates=detach(encoders.candidates),
+        corpus=detach(encoders.corpus),
+        queries=None if encoders.queries is None else detach(encoders.queries),
+        whole=None if encoders.whole is None else tf.stop_gradient(encoders.whole),
+    )

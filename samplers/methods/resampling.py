@@ -1,0 +1,199 @@
+"""Methods that resample the columns of a batch for each query, by the softmax of its scores."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import tensorflow as tf
+
+from samplers.candidates import Batch, Candidates, Encoders
+from samplers.checks import check_at_least_1, check_at_least_1_or_none
+from samplers.losses.softmax import resampled_softmax_loss
+from samplers.losses.streamed_softmax import own_scores
+from samplers.methods.method import Method
+from samplers.proposals.candidate_cache import CandidateCache
+from samplers.proposals.popularity_table import PopularityTable
+from samplers.randomness import split_seeds
+from samplers.selection.resampling import Resampling
+from samplers.selection.validity import (
+    hit_filter,
+    num_rows,
+    weigh_rows,
+    without_padding,
+)
+
+_WEIGHTS = ("published", "equal", "importance")
+
+
+@dataclasses.dataclass(eq=False, kw_only=True)
+class Bir(Method):
+    """In-batch importance resampling: each query draws its negatives from the batch.
+
+    Chen et al., NeurIPS 2022, Algorithm 1 and eq. (3), with the -log that it lacks in print:
+        n_u ~ Multinomial(m, softmax_j(s_uj - log pop_j)) over the columns j of the batch
+        loss = log(e^(s_ui) + Σ_j n_uj e^(s_uj)) - s_ui
+    The draws follow the softmax over the corpus as the batch grows. Then equal weights estimate its
+    gradient, which is what section 3.1 argues, and eq. (3), as in the published code, weighs the
+    draws by e^s a second time: harder negatives than those of the softmax. Theorem 3.2 bounds the
+    bias of another loss. The last two are options, with w the softmax above as a constant:
+        weights="equal": (1/m) Σ_j n_uj s_uj - s_ui, of any sign, for its gradient
+        weights="importance": log(e^(s_ui) + Σ_j n_uj e^(s_uj) / (m w_uj)) - s_ui
+
+    Differs: the draws are systematic, see `selection.resample`, with the expectation of
+    independent ones and less variance; `systematic=False` makes them independent.
+    """
+
+    num_resampled: int | None = None  # m, draws for each row; none: as many as rows
+    systematic: bool = True  # one random number a row; false: one a draw, several times slower
+    weights: str = "published"  # of the draws: published, eq. (3); equal; or importance
+    mask_accidental_hits: bool = False  # draw no column that holds the row's positive
+    block_size: int | None = None  # candidates scored at once, to save memory; none: all
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least_1_or_none(num_resampled=self.num_resampled, block_size=self.block_size)
+        if self.block_size is not None and not self.systematic:
+            raise ValueError(
+                f"systematic must be True with block_size, got block_size={self.block_size}: "
+                "independent draws need all scores of a row; leave one of the two out."
+            )
+        self._check_weights()
+        self._popularity = PopularityTable(type(self).__name__, self.frequency)
+
+    def _check_weights(self) -> None:
+        if self.weights not in _WEIGHTS:
+            raise ValueError(f"weights must be one of {', '.join(_WEIGHTS)}, got {self.weights!r}.")
+        if self.block_size is not None and self.weights != "published":
+            raise ValueError(
+                f"weights must be published with block_size, got {self.weights!r}: leave one of "
+                "the two out."
+            )
+        if self.weights == "equal" and (self.mask_accidental_hits or self.seen is not None):
+            raise ValueError(
+                "weights must not be equal with mask_accidental_hits or exclude_seen_negatives: "
+                "such a loss has the positive as a column that is drawn; leave one of the two out."
+            )
+
+    def loss(
+        self, encoders: Encoders, batch: Batch, proposed: Candidates | None, *, seed: tf.Tensor
+    ) -> tf.Tensor:
+        """log(e^(s_ui) + Σ_j n_uj e^(s_uj)) - s_ui, or that of other `weights`: float32 [B]."""
+        del proposed
+        losses, _ = self._batch_losses(encoders, batch, self._draws(num_rows(batch.columns)), seed)
+        return weigh_rows(losses, batch)
+
+    def _draws(self, rows: tf.Tensor) -> tf.Tensor | int:
+        return rows if self.num_resampled is None else self.num_resampled
+
+    def _batch_losses(
+        self, encoders: Encoders, batch: Batch, n: tf.Tensor | int, seed: tf.Tensor
+    ) -> tuple[tf.Tensor, Resampling]:
+        whole = batch.columns
+        log_q = without_padding(self._popularity.of_batch(whole), whole)
+        ids = whole.candidate_ids
+        return self._column_losses(encoders, batch, encoders.columns, ids, log_q, n, seed)
+
+    def _column_losses(
+        self,
+        encoders: Encoders,
+        batch: Batch,
+        candidates: tf.Tensor,
+        ids: tf.Tensor,
+        log_q: tf.Tensor,
+        n: tf.Tensor | int,
+        seed: tf.Tensor,
+        first: tf.Tensor | int = 0,
+    ) -> tuple[tf.Tensor, Resampling]:
+        """The loss of each row over draws from some columns, [B], and the draws."""
+        resampling = Resampling(
+            encoders.query,
+            candidates,
+            log_q,
+            n,
+            seed,
+            valid=hit_filter(
+                batch, ids, mask_accidental_hits=self.mask_accidental_hits, first=first
+            ),
+            systematic=self.systematic,
+            block_size=self.block_size,
+            part=batch.part,
+        )
+        positive = own_scores(encoders.query, encoders.positive)
+        if self.weights == "equal":
+            mean, drawn = resampling.mean_score(encoders.query, candidates)
+            return tf.where(drawn, mean - positive, tf.zeros_like(positive)), resampling
+        importance = self.weights == "importance"
+        log_total = resampling.log_total(encoders.query, candidates, importance=importance)
+        return resampled_softmax_loss(log_total, positive), resampling
+
+
+@dataclasses.dataclass(eq=False, kw_only=True)
+class Xir(Bir):
+    """BIR on the batch and on a cache of candidates that were often drawn before.
+
+    Chen et al., NeurIPS 2022, Algorithm 2 and eq. (4), with the -log that it lacks in print:
+        loss = λ · (bir on the cache) + (1 - λ) · (bir on the batch)
+    with B/2 draws from each, and in the cache with weights softmax_c(s_uc - log pop_c) too.
+    The occurrences that the cache is drawn by grow by all draws of the step: `CandidateCache`.
+
+    Differs: the published code draws the cache from the candidates that the last step drew
+    (`redraw="drawn"`), the paper from the corpus.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("frequency",)
+
+    cache_weight: float = 0.2  # λ, weight of the loss on the cache, in [0, 1]
+    cache_size: int = 2048  # C, candidates in the cache; the paper takes the batch size
+    redraw: str = "corpus"  # where the cache is drawn from: corpus, or drawn (published code)
+    num_resampled: int | None = None  # draws for each row from each of the two; none: half of B
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.cache_weight <= 1:
+            raise ValueError(f"cache_weight must be between 0 and 1, got {self.cache_weight}.")
+        check_at_least_1("cache_size", self.cache_size)
+        if self.redraw not in ("corpus", "drawn"):
+            raise ValueError(f"redraw must be corpus or drawn, got {self.redraw!r}.")
+        assert self.frequency is not None
+        self.cache = CandidateCache(self.frequency, from_drawn=self.redraw == "drawn")
+
+    def propose(self, query: tf.Tensor, batch: Batch, *, seed: tf.Tensor) -> Candidates:
+        """The cache of this step: [C]."""
+        del query, batch
+        return self.cache.sample(self.cache_size, seed=seed)
+
+    def loss(
+        self, encoders: Encoders, batch: Batch, proposed: Candidates | None, *, seed: tf.Tensor
+    ) -> tf.Tensor:
+        """λ · (bir on the cache) + (1 - λ) · (bir on the batch): float32 [B]."""
+        assert proposed is not None
+        n = self._draws(tf.maximum(num_rows(batch.columns) // 2, 1))
+        first, second = split_seeds(seed, 2)
+        on_batch, from_batch = self._batch_losses(encoders, batch, n, first)
+        on_cache, from_cache = self._column_losses(
+            encoders,
+            batch,
+            encoders.candidates(proposed.ids),
+            proposed.ids,
+            self._popularity.of_ids(proposed.ids),
+            n,
+            second,
+            first=tf.size(batch.columns.candidate_ids),
+        )
+        self.cache.record(
+            tf.concat([batch.columns.candidate_ids, proposed.ids], axis=0),
+            tf.concat([r.column_sums(batch.valid) for r in (from_batch, from_cache)], axis=0),
+        )
+        losses = self.cache_weight * on_cache + (1 - self.cache_weight) * on_batch
+        return weigh_rows(losses, batch)
+
+    @property
+    def counted(self) -> tuple[tf.Variable, ...]:
+        """The draws of the step."""
+        return (self.cache.drawn,)
+
+    def update(self, batch: Batch) -> None:
+        """Adds the draws of the step to the occurrences."""
+        del batch
+        self.cache.update()

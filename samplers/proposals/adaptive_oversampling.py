@@ -1,0 +1,100 @@
+"""Candidates drawn by their rank along one factor of the query (AOBPR)."""
+
+from __future__ import annotations
+
+import math
+
+import tensorflow as tf
+
+from samplers.candidates import Candidates
+from samplers.methods.method import renewed_variable
+from samplers.randomness import split_seed
+
+
+class AdaptiveOversampler(tf.Module):
+    """Draws candidates that are likely to score high for the query, in constant time.
+
+    Rendle and Freudenthaler, WSDM 2014, doi:10.1145/2556195.2556248, section 4.3:
+        rank r with p(r) ∝ e^(-r / λ), r = 0 … N - 1
+        factor f with p(f | q) ∝ |q_f| σ_f, σ_f the deviation of factor f over the candidates
+        the candidate at rank r of factor f, from the top if q_f > 0, else from the bottom
+    The orders are renewed every N log N draws.
+
+    Args:
+      num_candidates: N.
+      rank_scale: λ, above 0.
+
+    Attributes:
+      orders: int64 [D, N], the candidates by descending value of each factor.
+      deviations: float32 [D], σ.
+      draws: int64, draws since the orders were made.
+    """
+
+    def __init__(self, num_candidates: int, *, rank_scale: float) -> None:
+        super().__init__(name="adaptive_oversampler")
+        self._num_candidates, self._rank_scale = num_candidates, rank_scale
+        self._interval = max(1, math.ceil(num_candidates * math.log(num_candidates)))
+        # D is not known before the first embeddings; int32 has no kernels for this on a GPU.
+        nothing = tf.zeros([0, 0], tf.int64)
+        self.orders = renewed_variable(nothing, "orders", shape=[None, None])
+        self.deviations = renewed_variable(tf.zeros([0]), "deviations", shape=[None])
+        self.draws = renewed_variable(tf.constant(self._interval, tf.int64), "draws")
+
+    @property
+    def due(self) -> tf.Tensor:
+        """Whether the orders are missing, or N log N draws old: bool."""
+        return self.draws >= self._interval
+
+    def renew(self, corpus: tf.Tensor) -> None:
+        """Orders the candidates by each factor; `corpus` is their embeddings, [N, D]."""
+        factors = tf.transpose(tf.cast(corpus, tf.float32))  # [D, N]
+        order = tf.argsort(factors, axis=1, direction="DESCENDING")
+        self.orders.assign(tf.cast(order, tf.int64))
+        self.deviations.assign(tf.math.reduce_std(factors, axis=1))
+        self.draws.assign(0)
+
+    def count(self, draws: tf.Tensor) -> None:
+        """Notes that so many candidates were drawn."""
+        self.draws.assign_add(tf.cast(draws, tf.int64))
+
+    def sample(self, query: tf.Tensor, num_negatives: int, *, seed: tf.Tensor) -> Candidates:
+        """Draws for each query.
+
+        Args:
+          query: [B, D].
+          num_negatives: N of the draws.
+          seed: int [2], the only source of randomness.
+
+        Returns:
+          [B, N]; log_q is the log-probability of the draw of both factor and rank.
+        """
+        query = tf.cast(query, tf.float32)
+        shape = [tf.shape(query)[0], num_negatives]
+        first, second = split_seed(seed)
+        factor, log_factor = self._draw_factors(query, tf.random.stateless_uniform(shape, first))
+        rank, log_rank = self._draw_ranks(tf.random.stateless_uniform(shape, second))
+        upwards = tf.gather(query, factor, batch_dims=1) > 0
+        place = tf.where(upwards, rank, self._num_candidates - 1 - rank)
+        ids = tf.gather_nd(self.orders, tf.stack([factor, place], axis=-1))
+        return Candidates(ids, log_factor + log_rank)
+
+    def _draw_factors(self, query: tf.Tensor, draws: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Factors by |q_f| σ_f, and their log-probabilities: int64 and float32 [B, N]."""
+        weights = tf.abs(query) * self.deviations
+        flat = tf.reduce_sum(weights, axis=1, keepdims=True) == 0
+        weights = tf.where(flat, tf.ones_like(weights), weights)  # any factor will do
+        cumulative = tf.cumsum(weights, axis=1)
+        target = draws * cumulative[:, -1:]
+        factor = tf.searchsorted(cumulative, target, side="right", out_type=tf.int64)
+        factor = tf.minimum(factor, tf.shape(query, tf.int64)[1] - 1)
+        chosen = tf.gather(weights, factor, batch_dims=1)
+        return factor, tf.math.log(chosen / cumulative[:, -1:])
+
+    def _draw_ranks(self, draws: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Ranks by e^(-r / λ), and their log-probabilities: int64 and float32 [B, N]."""
+        scale, last = self._rank_scale, self._num_candidates - 1
+        mass = -math.expm1(-self._num_candidates / scale)  # of all ranks, times 1 - e^(-1 / λ)
+        rank = tf.cast(-scale * tf.math.log1p(-draws * mass), tf.int64)
+        rank = tf.minimum(rank, last)
+        first = math.log(-math.expm1(-1.0 / scale) / mass)
+        return rank, first - tf.cast(rank, tf.float32) / scale

@@ -1,0 +1,166 @@
+"""A pool of hard candidates for every query, renewed by importance resampling (AdaSIR)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import tensorflow as tf
+
+from samplers.candidates import Candidates, Encoders
+from samplers.losses.scoring import candidate_scores
+from samplers.methods.method import renewed_variable
+from samplers.randomness import HOST, split_seed
+from samplers.selection.seen import Seen
+
+_BLOCK = 1024  # queries renewed at a time: bounds the memory of a renewal
+
+
+class Sampler(Protocol):
+    """What draws the candidates that a pool resamples."""
+
+    def sample(self, shape: tf.Tensor, *, seed: tf.Tensor) -> Candidates:
+        """Independent draws: ids and log_q of that shape."""
+
+
+class QueryPool(tf.Module):
+    """For every query, candidates that follow the softmax of its scores.
+
+    Chen et al., WWW 2022, doi:10.1145/3485447.3512075, Algorithm 1. A renewal draws K_c from the
+    proposal Q, weighs it by w = softmax_{j in K_c}(s_cj - log Q_j), and draws R' from K_c by w,
+    with replacement. R' becomes the pool at first, and then the pool becomes a uniform draw, with
+    replacement, from the old pool and R' together; candidates keep the w that they came with.
+
+    Args:
+      num_queries: Q, one pool for each.
+      pool_size: P, of K_c and of the pool.
+      proposal: draws K_c.
+      keep_proposed: whether to remember K_c, to estimate ranks with it.
+      seen: what a pool leaves out, unless all of K_c is; None for nothing.
+
+    Attributes:
+      ids: int64 [Q, P], the pools.
+      log_weights: float32 [Q, P], log w of each.
+      proposed: int64 [Q, P], the last K_c, or None.
+      filled: bool, whether there was a renewal.
+    """
+
+    def __init__(
+        self,
+        num_queries: int,
+        pool_size: int,
+        proposal: Sampler,
+        *,
+        keep_proposed: bool = False,
+        seen: Seen | None = None,
+    ) -> None:
+        super().__init__(name="query_pool")
+        self._seen = seen
+        self._num_queries, self._pool_size, self._proposal = num_queries, pool_size, proposal
+
+        def zeros(dtype: tf.DType, name: str) -> tf.Variable:
+            return renewed_variable(tf.zeros([num_queries, pool_size], dtype), name)
+
+        self.ids = zeros(tf.int64, "ids")  # int32 has no kernels for this on a GPU
+        self.log_weights = zeros(tf.float32, "log_weights")
+        self.proposed = zeros(tf.int64, "proposed") if keep_proposed else None
+        self.filled = renewed_variable(tf.constant(False), "filled")
+
+    def sample(self, query_ids: tf.Tensor, num_negatives: int, *, seed: tf.Tensor) -> Candidates:
+        """Uniform draws, with replacement, from the pools of queries.
+
+        Args:
+          query_ids: int64 [B].
+          num_negatives: N.
+          seed: int [2], the only source of randomness.
+
+        Returns:
+          [B, N]; log_q is log w, the log-probability with which resampling drew the candidate.
+        """
+        places = tf.random.stateless_uniform(
+            [tf.size(query_ids), num_negatives],
+            seed,
+            minval=0,
+            maxval=self._pool_size,
+            dtype=tf.int64,
+        )
+        rows = tf.broadcast_to(query_ids[:, None], tf.shape(places))
+        where = tf.stack([rows, places], axis=-1)  # [B, N, 2]
+        return Candidates(tf.gather_nd(self.ids, where), tf.gather_nd(self.log_weights, where))
+
+    def renew(self, encoders: Encoders, *, seed: tf.Tensor) -> None:
+        """Resamples every pool by the scores of now, in blocks of queries.
+
+        Raises:
+          ValueError: `encoders` cannot embed queries by id.
+        """
+        if encoders.queries is None:
+            raise ValueError(
+                "A pool for each query needs Encoders.queries, got None: pass a callable from "
+                "dense query ids to their embeddings."
+            )
+        queries: Callable[[tf.Tensor], tf.Tensor] = encoders.queries
+
+        def renew_block(start: tf.Tensor) -> tuple[tf.Tensor]:
+            rows = tf.range(start, tf.minimum(start + _BLOCK, self._num_queries), dtype=tf.int64)
+            with tf.device(HOST):
+                block_seed = tf.random.experimental.stateless_fold_in(seed, start)
+            self._renew_rows(rows, queries(rows), encoders.candidates, block_seed)
+            return (start + _BLOCK,)
+
+        start = tf.constant(0, tf.int64)
+        tf.while_loop(
+            lambda start: start < self._num_queries,
+            renew_block,
+            (start,),
+            parallel_iterations=1,
+        )
+        self.filled.assign(True)
+
+    def _renew_rows(
+        self,
+        rows: tf.Tensor,
+        query: tf.Tensor,
+        embed: Callable[[tf.Tensor], tf.Tensor],
+        seed: tf.Tensor,
+    ) -> None:
+        """One block of Algorithm 1, lines 4 to 10: queries [b] and their embeddings [b, D]."""
+        seeds = split_seed(seed, 3)
+        shape = tf.stack([tf.size(rows), self._pool_size])
+        drawn = self._proposal.sample(shape, seed=seeds[0])  # K_c
+        logits = candidate_scores(query, embed(drawn.ids)) - drawn.log_q
+        if self._seen is not None:
+            hits = self._seen.holds(rows, drawn.ids)
+            hits &= ~tf.reduce_all(hits, axis=1, keepdims=True)
+            logits = tf.where(hits, -float("inf"), logits)
+        log_weights = tf.nn.log_softmax(logits)
+        places = _draw_by_weight(tf.exp(log_weights), seed=seeds[1])  # R'
+        old_or_new = tf.random.stateless_uniform(
+            shape, seeds[2], minval=0, maxval=2 * self._pool_size, dtype=tf.int64
+        )
+        column = tf.broadcast_to(tf.range(self._pool_size, dtype=tf.int64), tf.shape(places))
+        chosen = tf.where(self.filled, old_or_new, column + self._pool_size)
+        for state, new in ((self.ids, drawn.ids), (self.log_weights, log_weights)):
+            new = tf.gather(new, places, batch_dims=1)
+            both = tf.concat([tf.gather(state, rows), new], axis=1)  # [b, 2 P]
+            _set_rows(state, rows, tf.gather(both, chosen, batch_dims=1))
+        if self.proposed is not None:
+            _set_rows(self.proposed, rows, drawn.ids)
+
+
+def _set_rows(variable: tf.Variable, rows: tf.Tensor, values: tf.Tensor) -> None:
+    """Writes rows in place, which a variable with a copy on each replica cannot do by itself."""
+    copies = tf.distribute.get_strategy().experimental_local_results(variable)
+    if len(copies) > 1:
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        variable = copies[int(tf.get_static_value(replica))]
+    variable.scatter_update(tf.IndexedSlices(values, rows))
+
+
+def _draw_by_weight(weights: tf.Tensor, *, seed: tf.Tensor) -> tf.Tensor:
+    """As many columns of each row as there are, by their weights, with replacement: [b, P]."""
+    cumulative = tf.cumsum(weights, axis=1)
+    draws = tf.random.stateless_uniform(tf.shape(weights), seed) * cumulative[:, -1:]
+    places = tf.searchsorted(cumulative, draws, side="right", out_type=tf.int64)
+    last = tf.shape(weights, tf.int64)[1] - 1
+    return tf.minimum(places, last)  # a product may round up to the total

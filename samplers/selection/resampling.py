@@ -1,0 +1,213 @@
+"""Resampling the columns of dot-product scores for each query, at once or block by block."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+
+from samplers.candidates import Part
+from samplers.losses.streamed_softmax import (
+    Counts,
+    Valid,
+    at_least_float32,
+    dot_logsumexp,
+    fold_columns,
+    logsumexp_of_parts,
+    num_blocks,
+    own_scores,
+    take_columns,
+)
+from samplers.randomness import split_seeds
+from samplers.selection.draws import (
+    first_points,
+    highest,
+    integer_masses,
+    resample_weighted,
+    rounding,
+    systematic_counts,
+)
+
+
+class Resampling:
+    """n draws from the columns for each query with weights softmax_j(q_b · v_j - log q_j).
+
+    The draws are without gradient, `log_total` has one. They do not depend on `block_size` but
+    for the rounding of scores; in blocks, the cumulative sums of `selection.resample` go on from
+    block to block.
+
+    Args:
+      query: [B, D].
+      candidates: [C, D].
+      log_q: [C]; columns with -inf are not drawn.
+      n: draws for each query.
+      seed: int [2].
+      valid: which columns a row may draw; None for all.
+      systematic: as in `selection.resample`.
+      block_size: columns scored at once; None for all. Needs systematic draws.
+      part: where the rows are a part of a batch, which.
+    """
+
+    def __init__(
+        self,
+        query: tf.Tensor,
+        candidates: tf.Tensor,
+        log_q: tf.Tensor,
+        n: tf.Tensor | int,
+        seed: tf.Tensor,
+        *,
+        valid: Valid | None = None,
+        systematic: bool = True,
+        block_size: int | None = None,
+        part: Part | None = None,
+    ) -> None:
+        self._query = tf.stop_gradient(at_least_float32(query))
+        self._candidates = tf.stop_gradient(at_least_float32(candidates))
+        self._log_q = tf.cast(tf.stop_gradient(log_q), self._query.dtype)
+        self._valid, self._block_size, self._part = valid, block_size, part
+        self._num_columns = tf.shape(candidates)[0]
+        self._correction = tf.where(tf.math.is_finite(self._log_q), self._log_q, float("inf"))
+        self._counts: Counts
+        if block_size is not None:
+            self._counts = self._counts_by_block(n, seed, block_size)
+            return
+        scores = tf.matmul(self._query, self._candidates, transpose_b=True)
+        scores = self._masked(scores, tf.range(self._num_columns))
+        self._draw = resample_weighted(scores, self._log_q, n, seed, systematic, part)
+
+    def mean_score(self, query: tf.Tensor, candidates: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """(1/m) Σ_j n_bj q_b · v_j, with gradients, and whether m = Σ_j n_bj is above 0: [B] each.
+
+        Needs all columns at once. Arguments as of `log_total`.
+        """
+        counts = tf.cast(self._draw.counts, self._query.dtype)
+        drawn = tf.reduce_sum(counts, axis=1)
+        means = tf.matmul(
+            tf.math.divide_no_nan(counts, drawn[:, None]), at_least_float32(candidates)
+        )
+        return own_scores(query, means), drawn > 0
+
+    def log_total(
+        self, query: tf.Tensor, candidates: tf.Tensor, *, importance: bool = False
+    ) -> tf.Tensor:
+        """log Σ_j n_bj e^(q_b · v_j), [B], with gradients for the queries and the candidates.
+
+        Args:
+          query: [B, D].
+          candidates: [C, D], both as they were given, with gradient.
+          importance: divide each term by m w_bj, with m = Σ_j n_bj and w the weights of the draws,
+            which are constants; needs all columns at once.
+        """
+        if self._block_size is not None:
+            return dot_logsumexp(
+                query,
+                candidates,
+                tf.zeros_like(self._log_q),
+                counts=self._counts,
+                highest=self._highest,
+                block_size=self._block_size,
+            )
+        # The terms follow from the weights of the draw without another exponential:
+        # e^s = e^(s - log q) · q. Relative to the largest q there is no overflow.
+        known = tf.math.is_finite(self._log_q)
+        largest = tf.reduce_max(tf.where(known, self._log_q, self._log_q.dtype.min))
+        largest = tf.where(tf.reduce_any(known), largest, tf.zeros_like(largest))
+        relative = tf.where(known, tf.exp(self._log_q - largest), tf.zeros_like(self._log_q))
+        counts, weights = self._draw.counts, self._draw.weights
+        parts = counts * tf.cast(relative, tf.float32)[None, :]
+        level = self._draw.highest + tf.cast(largest, tf.float32)
+        if importance:  # e^s / w = q · Σ_k e^(s_k - log q_k)
+            sums = [tf.maximum(tf.reduce_sum(x, axis=1), 1.0) for x in (weights, counts)]
+            level += tf.math.log(sums[0] / sums[1])
+        else:
+            parts *= weights
+        dtype = self._query.dtype
+        return logsumexp_of_parts(query, candidates, tf.cast(parts, dtype), tf.cast(level, dtype))
+
+    def column_sums(self, rows: tf.Tensor | None = None) -> tf.Tensor:
+        """How often each column is drawn by all rows, or those where bool [B] is True.
+
+        Returns:
+          float32 [C], whole numbers: exact where they are below 2^24.
+        """
+
+        def sums(counts: tf.Tensor) -> tf.Tensor:
+            # Not a product with ones: a GPU may round its factors.
+            if rows is not None:
+                counts *= tf.cast(rows, tf.float32)[:, None]
+            return tf.reduce_sum(counts, axis=0)
+
+        if self._block_size is None:
+            return sums(self._draw.counts)
+
+        def write(block: tf.Tensor, columns: tf.Tensor, carry: tf.TensorArray) -> tf.TensorArray:
+            return carry.write(block, sums(self._counts(self._scores(columns), columns)))
+
+        blocks = tf.TensorArray(
+            tf.float32,
+            num_blocks(self._num_columns, self._block_size),
+            element_shape=[self._block_size],
+        )
+        blocks = fold_columns(write, blocks, self._num_columns, self._block_size)
+        return blocks.concat()[: self._num_columns]
+
+    def _scores(self, columns: tf.Tensor) -> tf.Tensor:
+        block = take_columns(self._candidates, columns)
+        return self._masked(tf.matmul(self._query, block, transpose_b=True), columns)
+
+    def _masked(self, scores: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
+        if self._valid is None:
+            return scores
+        return tf.where(self._valid(columns), scores, -float("inf"))
+
+    def _bound(self, top: tf.Tensor) -> tf.Tensor:
+        """From the maximum of s - log q over the columns of each row, [B], one of s.
+
+        A column that is drawn is not far below: at most 40, or it would hardly be drawn, and the
+        span of log q.
+        """
+        log_q = tf.where(tf.math.is_finite(self._log_q), self._log_q, self._log_q.dtype.min)
+        largest = tf.cast(tf.reduce_max(log_q), top.dtype)
+        return tf.where(top > top.dtype.min, top + largest, tf.zeros_like(top))
+
+    def _counts_by_block(self, n: tf.Tensor | int, seed: tf.Tensor, block_size: int) -> Counts:
+        seeds = split_seeds(seed, 2)
+        up = rounding(self._num_columns, seeds[0])
+        first = first_points(self._query, seeds[1], self._part)
+
+        def logits_of(scores: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
+            correction = take_columns(self._correction, columns, float("inf"))
+            return tf.cast(scores - correction, tf.float32)
+
+        def raise_top(block: tf.Tensor, columns: tf.Tensor, top: tf.Tensor) -> tf.Tensor:
+            del block
+            return tf.maximum(top, highest(logits_of(self._scores(columns), columns)))
+
+        top = tf.fill([tf.shape(self._query)[0]], tf.float32.min)
+        top = fold_columns(raise_top, top, self._num_columns, block_size)
+        self._highest = self._bound(top)
+
+        def masses_of(scores: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
+            weights = tf.exp(logits_of(scores, columns) - top[:, None])
+            return integer_masses(weights, take_columns(up, columns), num_columns=self._num_columns)
+
+        def write(block: tf.Tensor, columns: tf.Tensor, carry: Any) -> Any:
+            masses = masses_of(self._scores(columns), columns)
+            return carry.write(block, tf.reduce_sum(masses, axis=1))
+
+        sums = tf.TensorArray(
+            tf.int32,
+            num_blocks(self._num_columns, block_size),
+            element_shape=[self._query.shape[0]],
+        )
+        sums = fold_columns(write, sums, self._num_columns, block_size).stack()  # [blocks, B]
+        before = tf.cumsum(sums, exclusive=True)
+        total = before[-1] + sums[-1]
+
+        def counts(scores: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
+            masses = masses_of(self._masked(scores, columns), columns)
+            below = before[columns[0] // block_size]
+            cumulative = below[:, None] + tf.cumsum(masses, axis=1)
+            return systematic_counts(below, cumulative, total, n, first)
+
+        return counts

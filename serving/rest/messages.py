@@ -1,0 +1,158 @@
+"""The bodies of `:retrieve` and of errors, as they stand in the OpenAPI description."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import to_json
+
+from serving.errors import InvalidRequest, check_rows
+from serving.rest import pieces as json_pieces
+from serving.rest.codec import PIECE_VALUES, json_list
+from serving.rest.tensors import short_floats
+from serving.retrieval.requests import RetrieveRequest, RetrieveResponse, RetrieveResult
+
+_MOST_MISTAKES = 3  # that a message names
+_MOST_FIELDS = 20  # of an object
+
+
+class RetrieveBody(BaseModel):
+    """A question: the best candidates of each query."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    query_ids: list[str] | None = Field(  # of wrong ids, one is told
+        None, fail_fast=True, description="Raw ids of the queries.", examples=[["user 1"]]
+    )
+    features: dict[str, list[Any]] | None = Field(
+        None,
+        description="In place of ids, the inputs of a model without a query model: "
+        '{"embedding": [[...], ...]}, one row for each query.',
+    )
+    k: int = Field(10, ge=1, description="Results for each query; the service has a limit.")
+    exclude_seen: bool = Field(False, description="Leave out what a query had in training.")
+    exclude: list[str] = Field([], fail_fast=True, description="Ids of candidates to leave out.")
+    allow: list[str] | None = Field(
+        None, fail_fast=True, description="Ids of the only candidates to choose from."
+    )
+    min_score: float | None = Field(None, description="Leave out candidates below it.")
+    index: Literal["default", "exact", "scann"] = Field(
+        "default", description="default is the faster one that keeps the promised recall."
+    )
+    unknown_queries: Literal["popular", "empty", "error"] | None = Field(
+        None, description="What an unknown query gets; null for what the service is set to."
+    )
+
+
+class CandidateAnswer(BaseModel):
+    """One result."""
+
+    id: str
+    score: float
+
+
+class ResultAnswer(BaseModel):
+    """The answer to one query, best candidate first."""
+
+    query_id: str
+    known: bool = Field(description="Whether the model knows the query.")
+    fallback: Literal["", "popular"] = Field(
+        description="popular: these are popular candidates in place of an answer."
+    )
+    candidates: list[CandidateAnswer]
+
+
+class RetrieveAnswer(BaseModel):
+    """The answers to all queries, in their order."""
+
+    model: str
+    version: int
+    index: Literal["exact", "scann"]
+    unknown_ids: int = Field(description="Ids of `exclude` and `allow` not in the corpus.")
+    results: list[ResultAnswer]
+
+
+class ErrorAnswer(BaseModel):
+    """Why there is no answer."""
+
+    error: str
+
+
+def parse_retrieve(body: bytes | bytearray, max_rows: int) -> RetrieveRequest:
+    """Reads a body of `:retrieve`.
+
+    Raises:
+      InvalidRequest: it is not JSON or breaks a rule; the message names the field.
+    """
+    try:
+        content = json_pieces.parse(body)
+    except ValueError as error:
+        raise InvalidRequest(f"body: Invalid JSON: {error}") from error
+    _check_sizes(content, max_rows)
+    try:
+        return RetrieveRequest(**dict(RetrieveBody.model_validate(content)))
+    except ValidationError as error:
+        raise InvalidRequest("; ".join(_mistakes(error))) from error
+    except ValueError as error:
+        raise InvalidRequest(str(error)) from error
+
+
+def encode_retrieve(model: str, response: RetrieveResponse, deadline: float = math.inf) -> bytes:
+    """The body that answers `:retrieve`, a `RetrieveAnswer`.
+
+    Raises:
+      DeadlineExceeded: the deadline, in seconds of `time.monotonic`, passed.
+    """
+    head = {
+        "model": model,
+        "version": response.version,
+        "index": response.index,
+        "unknown_ids": response.unknown_ids,
+    }
+    results = json_list(_pieces(response.results), deadline)
+    return b'%s,"results":%s}' % (to_json(head)[:-1], results)
+
+
+def _pieces(results: Sequence[RetrieveResult]) -> Iterator[list[dict[str, Any]]]:
+    longest = max((len(one.scores) for one in results), default=0)
+    size = max(1, PIECE_VALUES // (1 + longest))
+    for start in range(0, len(results), size):
+        piece = results[start : start + size]
+        scores = iter(short_floats([score for one in piece for score in one.scores]))
+        yield [
+            {
+                "query_id": one.query_id,
+                "known": one.known,
+                "fallback": one.fallback,
+                "candidates": [
+                    {"id": candidate_id, "score": next(scores)}
+                    for candidate_id in one.candidate_ids
+                ],
+            }
+            for one in piece
+        ]
+
+
+def _check_sizes(content: Any, max_rows: int) -> None:
+    """Refuses what is far too large before its parts are looked at."""
+    if not isinstance(content, dict):
+        return
+    features = content.get("features")
+    columns = [*features.values()][:_MOST_FIELDS] if isinstance(features, dict) else []
+    columns.append(content.get("query_ids"))
+    check_rows(max((len(one) for one in columns if isinstance(one, list)), default=0), max_rows)
+    for fields in (content, features):
+        if isinstance(fields, dict) and len(fields) > _MOST_FIELDS:
+            raise InvalidRequest(f"An object may have at most {_MOST_FIELDS} fields here.")
+
+
+def _mistakes(error: ValidationError) -> Iterator[str]:
+    mistakes = error.errors(include_url=False, include_context=False, include_input=False)
+    for mistake in mistakes[:_MOST_MISTAKES]:
+        place = ".".join(str(part)[:40] for part in mistake["loc"]) or "body"
+        yield f"{place}: {mistake['msg'][:200]}"
+    if len(mistakes) > _MOST_MISTAKES:
+        yield f"and {len(mistakes) - _MOST_MISTAKES} more"

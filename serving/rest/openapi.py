@@ -1,0 +1,128 @@
+"""What the OpenAPI description says of the routes, which read their bodies themselves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from serving.config import MOST_VERSION
+from serving.rest.messages import ErrorAnswer, RetrieveAnswer, RetrieveBody
+
+DESCRIPTION = (
+    "Top-k retrieval. `:predict`, status and metadata are TensorFlow Serving's REST API; "
+    "`:retrieve` is the richer one. A client may send X-Request-Id and X-Timeout-Ms; every answer "
+    "has X-Request-Id and Server-Timing."
+)
+
+_NAME = {"type": "string", "pattern": "^[^/:]{1,200}$"}
+_PARAMETERS = {
+    "model": {**_NAME, "description": "Name of the model."},
+    "version": {"type": "integer", "minimum": 0, "maximum": MOST_VERSION},
+    "label": {**_NAME, "description": "Name of a version, set by a reload of the configuration."},
+}
+_VALUES = {"description": "A value or nested lists; binary is an object with the key b64."}
+_PREDICT_BODY = {
+    "type": "object",
+    "properties": {
+        "signature_name": {"type": "string", "default": "serving_default"},
+        "instances": {
+            "type": "array",
+            "minItems": 1,
+            "description": "Rows: values of the only input, or objects by name of input.",
+            "example": [{"query_id": "user 1"}],
+        },
+        "inputs": {**_VALUES, "description": "Columns: of the only input, or by name of input."},
+    },
+    "oneOf": [{"required": ["instances"]}, {"required": ["inputs"]}],
+}
+_PREDICT_ANSWER = {
+    "type": "object",
+    "properties": {"predictions": {"type": "array"}, "outputs": _VALUES},
+}
+_REFUSALS = {
+    400: "The request is not valid; the message says what is.",
+    401: "The token is missing or wrong.",
+    404: "There is no such model, version or query.",
+    408: "The body did not arrive in time.",
+    413: "The body is too large.",
+    415: "The body is compressed other than by gzip.",
+    429: "There is not enough memory for the request.",
+    503: "The queue is full, no version is loaded, or the service is shutting down.",
+    504: "The deadline passed.",
+}
+_ON_READING = (400, 401, 404)
+
+
+def _object(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"content": {"application/json": {"schema": schema}}}
+
+
+def _reads(tag: str, summary: str, *refusals: int, answer: Any = None) -> dict[str, Any]:
+    """A route without a body."""
+    answer = answer or _object({"type": "object"})
+    return {"tags": [tag], "summary": summary, "answer": answer, "refusals": refusals}
+
+
+def _asks(tag: str, summary: str, body: dict[str, Any], answer: Any) -> dict[str, Any]:
+    """A route with a body."""
+    content = {"requestBody": {**_object(body), "required": True}}
+    refusals = tuple(_REFUSALS)
+    return {**_reads(tag, summary, *refusals, answer=answer), "extra": content}
+
+
+_TEXT = {"content": {"text/plain": {"schema": {"type": "string"}}}}
+_HTML = {"content": {"text/html": {"schema": {"type": "string"}}}}
+_SERVING, _RETRIEVAL, _OPERATION = "TensorFlow Serving", "Retrieval", "Operation"
+
+
+def _query(name: str, schema: dict[str, Any], required: bool = False) -> dict[str, Any]:
+    return {"name": name, "in": "query", "required": required, "schema": schema}
+
+
+_LIMIT = _query("limit", {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100})
+_QUERY = _query("query_id", {"type": "string"}, required=True)
+
+MODELS = _reads(_OPERATION, "Names of the models", 401)
+STATUS = _reads(_SERVING, "State of all versions of a model, or of one", *_ON_READING)
+METADATA = _reads(_SERVING, "Signatures of the version that answers", *_ON_READING, 503)
+PREDICT = _asks(_SERVING, "Run a signature", _PREDICT_BODY, _object(_PREDICT_ANSWER))
+RETRIEVE = _asks(
+    _RETRIEVAL,
+    "The best candidates of each query, filtered",
+    RetrieveBody.model_json_schema(),
+    {"model": RetrieveAnswer},
+)
+ALIVE = _reads(_OPERATION, "200 unless a restart is called for", 503, answer=_TEXT)
+READY = _reads(_OPERATION, "200 once every model can answer", 503, answer=_TEXT)
+METRICS = _reads(_OPERATION, "Metrics for Prometheus", 401, answer=_TEXT)
+PAGE = _reads(_OPERATION, "A page for people", answer=_HTML)
+SAMPLES = {
+    **_reads(_RETRIEVAL, "Queries that have a history, and what the model is", *_ON_READING, 503),
+    "parameters": [_LIMIT],
+}
+HISTORY = {
+    **_reads(_RETRIEVAL, "What a query had in training", *_ON_READING, 503),
+    "parameters": [_QUERY, _LIMIT],
+}
+
+
+def operation(path: str, description: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of `FastAPI.add_api_route` that describe a route."""
+    parameters = [
+        {"name": name, "in": "path", "required": True, "schema": schema}
+        for name, schema in _PARAMETERS.items()
+        if f"{{{name}:" in path
+    ]
+    refusals: dict[int, Any] = {
+        status: {"model": ErrorAnswer, "description": _REFUSALS[status]}
+        for status in description["refusals"]
+    }
+    return {
+        "tags": description["tags"],
+        "summary": description["summary"],
+        "responses": {200: {"description": "The answer.", **description["answer"]}, **refusals},
+        "openapi_extra": {
+            "parameters": parameters + description.get("parameters", []),
+            **description.get("extra", {}),
+        },
+        "response_model": None,
+    }

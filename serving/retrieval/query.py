@@ -1,0 +1,66 @@
+"""One question to a model version, printed: what `twotower query` does."""
+
+from __future__ import annotations
+
+import json
+
+from serving.config import QueryConfig
+from serving.retrieval.retriever import Result, Retriever
+
+
+class UnknownQuery(LookupError):  # noqa: N818 - it names what happened, not a fault
+    """The version does not know the query."""
+
+
+def answer(config: QueryConfig) -> Result:
+    """Prints the best candidates of one query, as a table or as JSON, and returns them.
+
+    Raises:
+      UnknownQuery: the query was not in the training data of the version.
+      ValueError: the version cannot be found or cannot do what is asked.
+    """
+    retriever = Retriever.load(config.models, config.name, config.version)
+    [result] = retriever.top_k(
+        [config.query], config.k, index=config.index, exclude_seen=config.exclude_seen
+    )
+    if not result.known:
+        raise UnknownQuery(
+            f"Query {config.query!r} is not known to {retriever.version.path}: it was not in the "
+            "training data, check the id or export a newer version."
+        )
+    history = retriever.history(config.query)
+    print(_json(config, retriever, result, history) if config.json else _table(result, history))
+    return result
+
+
+def _json(config: QueryConfig, retriever: Retriever, result: Result, history: list[str]) -> str:
+    seen = set(history)
+    index = retriever.default_index if config.index == "default" else config.index
+    ranked = enumerate(zip(result.candidate_ids, result.scores, strict=True), start=1)
+    content = {
+        "query_id": result.query_id,
+        "model": config.name,
+        "version": retriever.version.number,
+        "index": index,
+        "history": history,
+        "results": [
+            {"rank": rank, "candidate_id": name, "score": score, "seen": name in seen}
+            for rank, (name, score) in ranked
+        ],
+    }
+    return json.dumps(content, indent=2, ensure_ascii=False)
+
+
+def _table(result: Result, history: list[str]) -> str:
+    """Rank, candidate id, score, a mark on what was seen; the query's history beside it."""
+    seen = set(history)
+    width = max([len("candidate_id"), *map(len, result.candidate_ids)])
+    rows = [f"rank  {'candidate_id':<{width}}  {'score':>9}  seen  "]
+    ranked = zip(result.candidate_ids, result.scores, strict=True)
+    for rank, (name, score) in enumerate(ranked, start=1):
+        mark = "yes" if name in seen else ""
+        rows.append(f"{rank:>4}  {name:<{width}}  {score:>9.4f}  {mark:4}  ")
+    shown = history[: len(rows) - 1]
+    of_all = "" if len(shown) == len(history) else f" ({len(shown)} of {len(history)})"
+    beside = [f"history{of_all}", *shown] + [""] * (len(rows) - 1 - len(shown))
+    return "\n".join((row + other).rstrip() for row, other in zip(rows, beside, strict=True))

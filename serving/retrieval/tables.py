@@ -1,0 +1,156 @@
+"""What a retriever knows beside the graph: ids of candidates and queries, vectors, seen lists."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from pipeline.contract import schema
+from serving.retrieval.filters import Filters
+from serving.retrieval.requests import RetrieveRequest
+from serving.version.bundle import read_raw_ids
+
+_NO_ROWS = np.empty(0, np.int64)
+
+
+class FilterRows(NamedTuple):
+    """What all queries of a request do not get, and what alone they may: rows, ascending."""
+
+    excluded: np.ndarray  # int64
+    allowed: np.ndarray | None  # int64, None for all
+    unknown_ids: int  # different ids that are not in the corpus
+
+
+class RetrievalTables:
+    """The files below `assets.extra/retrieval`; what needs much memory is read on first use."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.candidate_ids = read_raw_ids(path / schema.BUNDLE_CANDIDATE_IDS)
+        self.vectors = np.load(path / schema.BUNDLE_VECTORS, mmap_mode="r")  # [N, D]
+
+    @property
+    def has_seen(self) -> bool:
+        """Whether the version was published with seen lists."""
+        return (self._path / schema.BUNDLE_SEEN_OFFSETS).is_file()
+
+    @property
+    def has_popularity(self) -> bool:
+        """Whether the version knows which candidates are popular: by counts or seen lists."""
+        return self.has_seen or (self._path / schema.BUNDLE_CANDIDATE_COUNTS).is_file()
+
+    @property
+    def num_candidates(self) -> int:
+        """N, the size of the corpus."""
+        return len(self.candidate_ids)
+
+    def filter_rows(self, request: RetrieveRequest) -> FilterRows:
+        """What a request excludes and allows, in rows; its cost grows with their ids."""
+        ids = {*request.exclude, *(request.allow or ())}
+        return FilterRows(
+            self._candidate_rows(request.exclude),
+            None if request.allow is None else self._candidate_rows(request.allow),
+            len(ids.difference(self._candidate_row)),
+        )
+
+    def filters(
+        self, request: RetrieveRequest, shared: FilterRows, query_ids: Sequence[str]
+    ) -> Filters:
+        """The filters of some queries of a request."""
+        return Filters(
+            self.num_candidates,
+            shared.excluded,
+            shared.allowed,
+            [self.seen_rows(one) if request.exclude_seen else _NO_ROWS for one in query_ids],
+            request.min_score,
+        )
+
+    def seen_rows(self, query_id: str) -> np.ndarray:
+        """Rows that the query had in training, int64, in the order of its list; [] if unknown."""
+        row = self._query_row.get(query_id)
+        if row is None:
+            return _NO_ROWS
+        offsets, candidates = self._seen
+        return candidates[offsets[row] : offsets[row + 1]].astype(np.int64)
+
+    def query_ids(self, limit: int) -> list[str]:
+        """The first raw ids of the queries that have a seen list."""
+        return list(itertools.islice(self._query_row, limit))
+
+    def names(self, rows: np.ndarray) -> list[str]:
+        """Raw ids of rows of candidates."""
+        return self._names[rows].tolist()
+
+    @cached_property
+    def popularity(self) -> tuple[np.ndarray, np.ndarray]:
+        """Training rows of each candidate, int64 [N], and rows from the most to the least of it.
+
+        The counts of the bundle, and where it has none, how many seen lists name a candidate. Of
+        equally popular ones the lower row comes first.
+
+        Raises:
+          ValueError: the version has neither.
+        """
+        self.check_popularity()
+        counts = self._path / schema.BUNDLE_CANDIDATE_COUNTS
+        if counts.is_file():
+            count = np.load(counts)
+        else:
+            count = np.bincount(self._seen[1], minlength=self.num_candidates)
+        return count, np.argsort(-count, kind="stable")
+
+    def check_popularity(self) -> None:
+        """Raises ValueError where the version does not know which candidates are popular."""
+        if not self.has_popularity:
+            raise ValueError(
+                f"unknown_queries 'popular' needs counts of the candidates, but the version "
+                f"has neither {schema.BUNDLE_CANDIDATE_COUNTS} nor seen lists: choose 'empty' or "
+                "'error', or export again with one of them in the bundle."
+            )
+
+    def load(self) -> None:
+        """Reads now what is otherwise read on first use."""
+        if self.has_popularity:
+            _ = self.popularity
+        _ = self._names, self._candidate_row, self._query_row
+
+    def popular_rows(self, filters: Filters, query: int, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The most popular rows that a query may get, at most k, and their counts."""
+        count, by_popularity = self.popularity
+        if filters.base is None:
+            barred = self.num_candidates - int(filters.num_left[query])
+            most = by_popularity[: k + barred]
+        else:
+            most = filters.base[np.argsort(-count[filters.base], kind="stable")]
+        rows = most[filters.may_get(most[None], np.array([query]))[0]][:k]
+        return rows, count[rows]
+
+    def _candidate_rows(self, candidate_ids: Iterable[str]) -> np.ndarray:
+        """Rows of the candidates that are in the corpus: int64, ascending, each once."""
+        rows = {self._candidate_row.get(raw_id, -1) for raw_id in candidate_ids} - {-1}
+        return np.sort(np.fromiter(rows, np.int64, len(rows)))
+
+    @cached_property
+    def _names(self) -> np.ndarray:
+        return np.array(self.candidate_ids, object)
+
+    @cached_property
+    def _candidate_row(self) -> dict[str, int]:
+        return {candidate_id: row for row, candidate_id in enumerate(self.candidate_ids)}
+
+    @cached_property
+    def _query_row(self) -> dict[str, int]:
+        if not self.has_seen:
+            return {}
+        query_ids = read_raw_ids(self._path / schema.BUNDLE_QUERY_IDS)
+        return {query_id: row for row, query_id in enumerate(query_ids)}
+
+    @cached_property
+    def _seen(self) -> tuple[np.ndarray, np.ndarray]:
+        offsets = np.load(self._path / schema.BUNDLE_SEEN_OFFSETS, mmap_mode="r")
+        return offsets, np.load(self._path / schema.BUNDLE_SEEN_CANDIDATES, mmap_mode="r")

@@ -1,0 +1,214 @@
+"""TensorFlow Serving's gRPC API: `PredictionService`, `ModelService` and `grpc.health.v1`.
+
+Reference: the .proto files of the package tensorflow-serving-api. Message sizes are limited by
+`max_body_mb`; a client's deadline and its cancellation reach the queue of the service.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2_grpc
+from tensorflow_serving.apis import (
+    get_model_metadata_pb2,
+    get_model_status_pb2,
+    model_management_pb2,
+    model_pb2,
+    model_service_pb2_grpc,
+    predict_pb2,
+    prediction_service_pb2_grpc,
+)
+
+from serving.config import ServeConfig
+from serving.errors import InvalidRequest
+from serving.rpc import codec as grpc_codec
+from serving.rpc.guard import (
+    Guard,
+    Health,
+    answer,
+    not_implemented,
+)
+from serving.runtime.aside import BYTES_A_VALUE, aside
+from serving.runtime.batched import PREDICT
+from serving.runtime.call import Call, counted
+from serving.runtime.model_config import from_proto
+from serving.runtime.service import (
+    DEFAULT_SIGNATURE,
+    Inputs,
+    Prediction,
+    Service,
+)
+from serving.runtime.signature import Signature
+
+_MOST_STREAMS = 100  # calls at the same time on one connection; more wait in the client
+_RELOAD_SECONDS = 300.0  # for a reload whose client sets no deadline
+
+
+def build(service: Service, config: ServeConfig) -> grpc.aio.Server:
+    """A server with all the services; it has no port yet and is not started."""
+    most = config.max_body_mb << 20
+    options = [
+        ("grpc.so_reuseport", 0),  # otherwise two servers share a port and clients get either
+        ("grpc.max_receive_message_length", most),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.per_message_decompression", 0),  # `Guard` does it, with a limit
+        ("grpc.max_concurrent_streams", _MOST_STREAMS),
+        ("grpc.max_metadata_size", 16 << 10),
+    ]
+    server = grpc.aio.server(interceptors=[Guard(config)], options=options)
+    prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
+        PredictionService(service), server
+    )
+    model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(service), server)
+    health_pb2_grpc.add_HealthServicer_to_server(Health(lambda: service.ready), server)
+    return server
+
+
+class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
+    """`Predict` and `GetModelMetadata`; the methods on tf.Example are not implemented."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def Predict(  # noqa: N802 - names of the .proto
+        self, request: predict_pb2.PredictRequest, context: grpc.aio.ServicerContext
+    ) -> predict_pb2.PredictResponse:
+        return await answer(self._predict, request, context)
+
+    async def GetModelMetadata(  # noqa: N802
+        self,
+        request: get_model_metadata_pb2.GetModelMetadataRequest,
+        context: grpc.aio.ServicerContext,
+    ) -> get_model_metadata_pb2.GetModelMetadataResponse:
+        return await answer(self._metadata, request, context)
+
+    async def Classify(self, request: Any, context: grpc.aio.ServicerContext) -> None:  # noqa: N802
+        await not_implemented(context, "Classify")
+
+    async def Regress(self, request: Any, context: grpc.aio.ServicerContext) -> None:  # noqa: N802
+        await not_implemented(context, "Regress")
+
+    async def MultiInference(  # noqa: N802
+        self, request: Any, context: grpc.aio.ServicerContext
+    ) -> None:
+        await not_implemented(context, "MultiInference")
+
+    async def _predict(
+        self, request: predict_pb2.PredictRequest, call: Call
+    ) -> predict_pb2.PredictResponse:
+        spec, wanted = request.model_spec, request.output_filter
+        size = request.ByteSize() // BYTES_A_VALUE
+
+        def decoded(signature: Signature) -> Inputs:
+            if wanted:
+                grpc_codec.check_output_filter(wanted, signature)
+            most = self._service.config.max_rows
+            return grpc_codec.decode_inputs(request.inputs, signature, most)
+
+        async def decode(signature: Signature) -> Inputs:
+            start = time.perf_counter()
+            inputs = await aside(size, lambda: decoded(signature))
+            self._stage("decode", start, spec.name)
+            return inputs
+
+        async def encode(prediction: Prediction, _: float) -> predict_pb2.PredictResponse:
+            start = time.perf_counter()
+            response = await aside(
+                sum(array.size for array in prediction.outputs.values()),
+                lambda: grpc_codec.encode_prediction(
+                    model, prediction.version, prediction.signature, prediction.outputs, wanted
+                ),
+            )
+            self._stage("encode", start, model)
+            return response
+
+        with counted(self._service, call, PREDICT):
+            model = _model(spec)
+        return await self._service.predict(
+            model,
+            decode,
+            signature=spec.signature_name or DEFAULT_SIGNATURE,
+            encode=encode,
+            **_version(spec),
+            **call._asdict(),
+        )
+
+    async def _metadata(
+        self, request: get_model_metadata_pb2.GetModelMetadataRequest, call: Call
+    ) -> get_model_metadata_pb2.GetModelMetadataResponse:
+        spec = request.model_spec
+        with counted(self._service, call, "GetModelMetadata", spec.name):
+            if set(request.metadata_field) != {grpc_codec.SIGNATURE_DEF}:
+                raise InvalidRequest(
+                    f"metadata_field must be {grpc_codec.SIGNATURE_DEF!r}, "
+                    f"got {str(list(request.metadata_field))[:80]}."
+                )
+            version, signatures = self._service.metadata(_model(spec), **_version(spec))
+        return grpc_codec.encode_metadata(spec.name, version, signatures)
+
+    def _stage(self, name: str, start: float, model: str) -> None:
+        self._service.metrics.stage(name, time.perf_counter() - start, model, PREDICT)
+
+
+class ModelService(model_service_pb2_grpc.ModelServiceServicer):
+    """State of the versions, and which of them are to be served."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        # A reload ends those that wait: there is always a thread for the next one.
+        self._reloads = ThreadPoolExecutor(2, "reload")
+
+    async def GetModelStatus(  # noqa: N802
+        self,
+        request: get_model_status_pb2.GetModelStatusRequest,
+        context: grpc.aio.ServicerContext,
+    ) -> get_model_status_pb2.GetModelStatusResponse:
+        return await answer(self._status, request, context)
+
+    async def HandleReloadConfigRequest(  # noqa: N802
+        self,
+        request: model_management_pb2.ReloadConfigRequest,
+        context: grpc.aio.ServicerContext,
+    ) -> model_management_pb2.ReloadConfigResponse:
+        return await answer(self._reload, request, context)
+
+    async def _status(
+        self, request: get_model_status_pb2.GetModelStatusRequest, call: Call
+    ) -> get_model_status_pb2.GetModelStatusResponse:
+        spec = request.model_spec
+        with counted(self._service, call, "GetModelStatus", spec.name):
+            return grpc_codec.encode_status(self._service.status(_model(spec), **_version(spec)))
+
+    async def _reload(
+        self, request: model_management_pb2.ReloadConfigRequest, call: Call
+    ) -> model_management_pb2.ReloadConfigResponse:
+        seconds = _RELOAD_SECONDS
+        if call.deadline is not None:
+            seconds = max(0.0, call.deadline - time.monotonic())
+        with counted(self._service, call, "ReloadConfig"):
+            try:
+                configs = from_proto(request.config)
+            except ValueError as error:
+                raise InvalidRequest(str(error)) from error
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(self._reloads, self._service.reload, configs, seconds)
+        return model_management_pb2.ReloadConfigResponse()  # its status says OK
+
+
+def _model(spec: model_pb2.ModelSpec) -> str:
+    if not spec.name:
+        raise InvalidRequest("model_spec must name a model, got none.")
+    return spec.name
+
+
+def _version(spec: model_pb2.ModelSpec) -> dict[str, Any]:
+    """The version or the label that a request asks for, as arguments of the service."""
+    choice = spec.WhichOneof("version_choice")
+    return {
+        "version": spec.version.value if choice == "version" else None,
+        "label": spec.version_label if choice == "version_label" else None,
+    }

@@ -1,0 +1,191 @@
+"""A loaded version whose requests are batched: one queue a signature, one for retrieval."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, TypeVar
+
+import numpy as np
+
+from serving.config import ServeConfig
+from serving.errors import InvalidRequest, NotFound, check_ids, check_rows
+from serving.monitoring.metrics import Metrics
+from serving.retrieval.answers import Question
+from serving.retrieval.requests import RetrieveRequest, RetrieveResponse, UnknownQuery
+from serving.retrieval.retriever import Retriever
+from serving.runtime import joining
+from serving.runtime.aside import aside
+from serving.runtime.batching import Batcher, BatchOptions, BatchThreads
+from serving.runtime.loaded import LoadedVersion
+from serving.version.served_model import SCORE
+
+PREDICT, RETRIEVE = "predict", "retrieve"  # names of the APIs in the metrics
+MAX_RESULTS = 640_000  # of a request: 6,400 rows of 100, or 640 of 1,000
+MAX_FILTER_IDS = 100_000  # of a request
+_WIDTH = 64  # values of an embedding, about
+
+Arrays = Mapping[str, np.ndarray]
+_R = TypeVar("_R")
+
+
+class BatchedVersion:
+    """Answers requests on an event loop with a version that runs in threads."""
+
+    def __init__(
+        self,
+        model: str,
+        loaded: LoadedVersion,
+        config: ServeConfig,
+        threads: BatchThreads,
+        metrics: Metrics,
+    ) -> None:
+        self.loaded = loaded
+        self._config = config
+        options = BatchOptions(
+            config.max_batch_size, config.batch_timeout_micros / 1e6, config.max_enqueued_batches
+        )
+        alone = options._replace(max_batch_size=1)
+        on_predict = partial(metrics.batch, model, PREDICT)
+        self._predict: dict[str, Batcher[Arrays, dict[str, np.ndarray]]] = {
+            name: Batcher(
+                threads,
+                partial(loaded.run_all, name),
+                options if signature.by_rows else alone,
+                on_predict,
+            )
+            for name, signature in loaded.signatures.items()
+        }
+        on_retrieve = partial(metrics.batch, model, RETRIEVE)
+        # Nothing here refers back to this object: it is freed with its last reference.
+        answer_all = partial(_answer_all, loaded, config.unknown_queries)
+        self._retrieve = Batcher(threads, answer_all, options, on_retrieve)
+        # What scores all candidates leaves one thread to what an index answers.
+        self._score_all = Batcher(
+            threads, answer_all, options, on_retrieve, max_running=config.num_batch_threads - 1
+        )
+
+    @property
+    def retriever(self) -> Retriever:
+        """Answers without batching.
+
+        Raises:
+          InvalidRequest: there is none, another framework made the version.
+        """
+        if self.loaded.retriever is None:
+            raise InvalidRequest(
+                f"Version {self.loaded.number} was not made by `twotower export`: it answers "
+                ":predict alone."
+            )
+        return self.loaded.retriever
+
+    async def predict(self, name: str, inputs: Arrays, deadline: float) -> dict[str, np.ndarray]:
+        """Runs a signature; more rows than a batch has are run in several.
+
+        Raises:
+          InvalidRequest, NotFound, Overloaded, DeadlineExceeded, Unavailable: see `Service`.
+        """
+        arrays = self.loaded.fit(name, inputs)
+        signature, batcher = self.loaded.signatures[name], self._predict[name]
+        rows, key = signature.rows(arrays), signature.row_shapes(arrays)
+        size = self._config.max_batch_size
+        if signature.by_rows:
+            check_rows(rows, batcher.capacity)
+        if self.loaded.retriever is not None and SCORE in signature.outputs:
+            _check_results(rows, self.loaded.retriever.k)
+        goes_by_rows = signature.by_rows and name not in self.loaded.not_by_rows
+        if rows > size and goes_by_rows:
+            pieces = list(joining.pieces(arrays, size))
+            counts = [signature.rows(piece) for piece in pieces]
+            parts = await _all(
+                batcher.submit(piece, count, key=key, deadline=deadline)
+                for piece, count in zip(pieces, counts, strict=True)
+            )
+            if self.loaded.have_rows(name, parts, counts):
+                return dict(joining.join(parts))
+        return await batcher.submit(arrays, rows, key=key, deadline=deadline)
+
+    async def retrieve(self, request: RetrieveRequest, deadline: float) -> RetrieveResponse:
+        """Answers a request; more queries than a batch has are searched in several."""
+        retriever, filter_ids = self.retriever, len(request.exclude) + len(request.allow or ())
+        rows = _num_queries(request)
+        check_rows(rows, self._retrieve.capacity)
+        if request.k > self._config.max_k:
+            raise InvalidRequest(f"k must be at most {self._config.max_k}, got {request.k}.")
+        check_ids(request.query_ids or ())
+        _check_results(rows, min(request.k, retriever.num_candidates))
+        if filter_ids > MAX_FILTER_IDS:
+            raise InvalidRequest(
+                f"exclude and allow may have at most {MAX_FILTER_IDS} ids, got {filter_ids}."
+            )
+        try:
+            size = filter_ids + rows * (_WIDTH if request.features else 1)
+            question = await aside(size, partial(retriever.question, request))
+        except ValueError as error:
+            raise _known(error) from error
+        alone = retriever.default_index != "exact" and retriever.scores_all(question)
+        batcher = self._score_all if alone else self._retrieve
+        responses = await _all(
+            batcher.submit(part, len(part.query_ids), deadline=deadline)
+            for part in question.parts(self._config.max_batch_size)
+        )
+        results = [result for response in responses for result in response.results]
+        return dataclasses.replace(responses[0], results=results)
+
+    def close(self) -> None:
+        """Frees the version, once nothing runs that its last requests did not wait for."""
+        for batcher in self._predict.values():
+            batcher.wait_until_idle()
+        self._retrieve.wait_until_idle()
+        self._score_all.wait_until_idle()
+        self.loaded.close()
+
+
+def _answer_all(
+    loaded: LoadedVersion, unknown_queries: str, questions: Sequence[Question]
+) -> list[RetrieveResponse | Exception]:
+    retriever = loaded.retriever
+    assert retriever is not None
+    if unknown_queries == "popular" and not retriever.has_popularity:
+        unknown_queries = "empty"
+    outcomes = retriever.answer_questions(questions, unknown_queries=unknown_queries)
+    return [_known(one) for one in outcomes]
+
+
+def _known(outcome: RetrieveResponse | Exception) -> Any:
+    """Errors of a retriever as those of a service."""
+    if isinstance(outcome, UnknownQuery):
+        return NotFound(str(outcome))
+    if isinstance(outcome, UnicodeEncodeError):  # JSON may hold half of a surrogate pair
+        return InvalidRequest(f"Text must be Unicode: {outcome.reason}.")
+    if isinstance(outcome, ValueError):
+        return InvalidRequest(str(outcome))
+    return outcome
+
+
+def _num_queries(request: RetrieveRequest) -> int:
+    """Queries of a request, before it is looked at any further."""
+    columns = [request.query_ids, *(request.features or {}).values()]
+    return max((len(one) for one in columns if isinstance(one, Sequence | np.ndarray)), default=0)
+
+
+def _check_results(rows: int, k: int) -> None:
+    if rows * k > MAX_RESULTS:
+        raise InvalidRequest(
+            f"A request may have at most {MAX_RESULTS} results, {rows} rows of {k} are more: "
+            "split it."
+        )
+
+
+async def _all(futures: Iterable[asyncio.Future[_R]]) -> list[_R]:
+    """The results of all; where one is refused, the others are not waited for."""
+    submitted: list[asyncio.Future[_R]] = []
+    try:
+        submitted.extend(futures)
+        return [await submitted[0]] if len(submitted) == 1 else await asyncio.gather(*submitted)
+    finally:
+        for future in submitted:
+            future.cancel()
+        submitted.clear()  # with what they raise they make a cycle, which holds the request

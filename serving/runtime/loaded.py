@@ -1,0 +1,225 @@
+"""A model version in memory: its signatures, and the retriever of one that we published."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
+
+from serving.errors import (
+    FailedPrecondition,
+    InvalidRequest,
+    OutOfMemory,
+    ServiceError,
+    check_ids,
+)
+from serving.retrieval.embedding_input import LARGEST
+from serving.retrieval.retriever import Retriever
+from serving.runtime import joining
+from serving.runtime.signature import Signature
+from serving.version.arrival import SAVED_MODEL, Arrival
+from serving.version.served_model import TOP_K
+from serving.version.versions import Version
+
+_SHOWN_ERROR = 500  # characters of TensorFlow's message that a client sees
+_log = logging.getLogger(__name__)
+
+
+class LoadedVersion:
+    """Runs the signatures of a version; may be shared by threads.
+
+    `serving_default` of a version that we published searches with its default index, the other
+    signatures are those of the exact model, which stock TensorFlow Serving loads as well.
+
+    Attributes:
+      number: of the version.
+      path: its directory.
+      signatures: by name.
+      retriever: None for the SavedModel of another framework.
+      not_by_rows: signatures whose outputs turned out not to have a row for each input row.
+    """
+
+    def __init__(self, arrival: Arrival, index: str = "default") -> None:
+        """Loads it.
+
+        Args:
+          arrival: a version without a problem.
+          index: "default", "exact" or "scann"; a version without ScaNN is searched exactly.
+
+        Raises:
+          ValueError, OSError, tf.errors.OpError: it cannot be loaded.
+        """
+        self.number, self.path = arrival.number, arrival.path
+        self.retriever: Retriever | None = None
+        self._models: list[Any] = []  # all that was loaded
+        self._functions: dict[str, Any] = {}
+        self._is_ours = arrival.manifest is not None  # ScaNN fails for a whole batch on a NaN
+        self.not_by_rows: set[str] = set()
+        try:
+            self.signatures = self._load(arrival, index)
+        except BaseException:
+            self.close()  # what was loaded until then
+            raise
+
+    def _load(self, arrival: Arrival, index: str) -> dict[str, Signature]:
+        """Loads the models and their functions; returns the signatures that can be served."""
+        if arrival.manifest is None:
+            self._models.append(tf.saved_model.load(str(self.path)))
+            self._functions = dict(self._models[0].signatures)
+        else:
+            version = _Recorded(self.number, self.path, arrival.manifest, self._models)
+            self.retriever = Retriever(version, index)
+            self._functions = dict(self.retriever.model("exact").signatures)
+            self._functions[TOP_K] = self.retriever.model().signatures[TOP_K]
+        protos = _signature_protos(self.path / SAVED_MODEL)
+        signatures = {
+            name: Signature.of(name, protos[name])
+            for name in self._functions
+            if name in protos and _is_dense(protos[name])
+        }
+        if not signatures:
+            raise ValueError(f"{self.path} has no signature to serve: save it with one.")
+        return signatures
+
+    def signature(self, name: str) -> Signature:
+        """The signature of that name.
+
+        Raises:
+          FailedPrecondition: there is none.
+        """
+        if name not in self.signatures:
+            there = ", ".join(sorted(self.signatures))
+            raise FailedPrecondition(
+                f"Signature {name[:80]!r} is not in version {self.number}; there are: {there}."
+            )
+        return self.signatures[name]
+
+    def fit(self, name: str, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """Checks the inputs of a signature; see `Signature.fit`."""
+        arrays = self.signature(name).fit(inputs)
+        if self._is_ours:
+            for key, array in arrays.items():
+                if array.dtype.kind == "f" and not (np.abs(array) <= LARGEST).all():
+                    raise InvalidRequest(
+                        f"Input {key!r} must hold finite numbers of at most {LARGEST:g}, "
+                        "got a larger one or NaN."
+                    )
+                if array.dtype.kind == "O":
+                    check_ids(array.ravel().tolist())
+        return arrays
+
+    def run(self, name: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Runs a signature on inputs that fit it; strings are object arrays of bytes.
+
+        Raises:
+          InvalidRequest: the graph refuses the values.
+          ServiceError: it fails otherwise.
+        """
+        signature = self.signatures[name]
+        tensors = {
+            key: tf.constant(inputs[key], spec.dtype) for key, spec in signature.inputs.items()
+        }
+        try:
+            outputs = self._functions[name](**tensors)
+            return {key: _as_array(outputs[key]) for key in signature.outputs}
+        except tf.errors.OpError as error:
+            raise _refusal(error) from error
+
+    def run_all(
+        self, name: str, requests: Sequence[Mapping[str, np.ndarray]]
+    ) -> list[dict[str, np.ndarray]]:
+        """Runs a signature that goes by rows for several requests at once.
+
+        Where an output turns out not to have a row for each input row, it is from then on run
+        for each request alone.
+        """
+        if len(requests) > 1 and name not in self.not_by_rows:
+            rows = [self.signatures[name].rows(inputs) for inputs in requests]
+            joined = self.run(name, joining.join(requests))
+            if self.have_rows(name, [joined], [sum(rows)]):
+                return joining.split(joined, rows)
+        return [self.run(name, inputs) for inputs in requests]
+
+    def have_rows(
+        self, name: str, outputs: Sequence[Mapping[str, np.ndarray]], rows: Sequence[int]
+    ) -> bool:
+        """Whether outputs have as many rows as their inputs; if not, that is remembered."""
+        if all(
+            array.ndim and len(array) == count
+            for arrays, count in zip(outputs, rows, strict=True)
+            for array in arrays.values()
+        ):
+            return True
+        _log.warning("%s: %r has outputs not by rows, it is not batched.", self.path, name)
+        self.not_by_rows.add(name)
+        return False
+
+    def close(self) -> None:
+        """Frees it; call it after the last request."""
+        if self.retriever is not None:
+            self.retriever.close()
+        self.retriever = None
+        self._functions = {}
+        for model in self._models:
+            _destroy_tables(model)
+        self._models.clear()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Recorded(Version):
+    """A version that remembers which models were loaded from it."""
+
+    models: list[Any]
+
+    def load(self, index: str) -> Any:
+        model = super().load(index)
+        self.models.append(model)
+        return model
+
+
+def _destroy_tables(model: Any) -> None:
+    """Frees the lookup tables of a SavedModel: TensorFlow keeps them when the model is gone."""
+    for part in tf.train.TrackableView(model).descendants():
+        handle = getattr(part, "resource_handle", None)
+        if handle is not None and not isinstance(part, tf.Variable):
+            tf.raw_ops.DestroyResourceOp(resource=handle, ignore_lookup_error=True)
+
+
+def _signature_protos(path: Path) -> dict[str, meta_graph_pb2.SignatureDef]:
+    """The signatures of the graph that is tagged for serving."""
+    saved = saved_model_pb2.SavedModel()
+    saved.ParseFromString(path.read_bytes())
+    for graph in saved.meta_graphs:
+        if tf.saved_model.SERVING in graph.meta_info_def.tags:
+            return dict(graph.signature_def)
+    return {}
+
+
+def _is_dense(proto: meta_graph_pb2.SignatureDef) -> bool:
+    """Whether all inputs and outputs are plain tensors."""
+    infos = (*proto.inputs.values(), *proto.outputs.values())
+    return all(info.WhichOneof("encoding") == "name" for info in infos)
+
+
+def _as_array(tensor: tf.Tensor) -> np.ndarray:
+    value = tensor.numpy()
+    if isinstance(value, np.ndarray):
+        return value
+    array = np.empty((), object if isinstance(value, bytes) else np.asarray(value).dtype)
+    array[()] = value
+    return array
+
+
+def _refusal(error: tf.errors.OpError) -> ServiceError:
+    message = error.message.strip()[:_SHOWN_ERROR]
+    if isinstance(error, tf.errors.InvalidArgumentError | tf.errors.OutOfRangeError):
+        return InvalidRequest(f"The model refuses the inputs: {message}")
+    if isinstance(error, tf.errors.ResourceExhaustedError):
+        return OutOfMemory(f"There is not enough memory for the request: {message}")
+    return ServiceError(f"The model failed: {message}")

@@ -1,0 +1,341 @@
+"""Loads versions in the background and swaps them while requests go on.
+
+One thread looks at the disk, loads, retires and frees. Requests pin the version that they use; it
+is freed after the last of them. What is served goes away only when all that is wanted is there.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import shutil
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Generic
+
+from serving.errors import Aborted, InvalidRequest, ServiceError, Unavailable
+from serving.monitoring.logs import event
+from serving.runtime.catalogue import Catalogue
+from serving.runtime.config_source import ConfigSource
+from serving.runtime.model_config import ModelConfig, State
+from serving.runtime.model_versions import ModelVersions, S
+from serving.runtime.paths import ModelHomes
+from serving.version.arrival import Arrival
+
+_PRUNED = ".pruned-"  # a version is renamed before it is deleted: nobody reads half of it
+_LONGEST_ERROR = 1000  # characters of an error that a status keeps
+_log = logging.getLogger(__name__)
+
+
+class ModelManager(Generic[S]):
+    """Keeps the wanted versions of all models loaded.
+
+    Attributes:
+      catalogue: what is served.
+    """
+
+    def __init__(
+        self,
+        models: str | Path,
+        configs: Sequence[ModelConfig] | None,
+        load: Callable[[str, Arrival], S],
+        *,
+        source: ConfigSource | None = None,
+        poll_seconds: float = 1.0,
+        prune_versions: int = 0,
+        on_change: Callable[[str, str, float], None] = lambda *_: None,
+    ) -> None:
+        """Makes a manager that serves nothing before `start`.
+
+        Args:
+          models: the directory of all models.
+          configs: the models to serve; None for every directory in `models` with a version.
+          load: the name of a model and a complete version → the version, warmed up. Whatever it
+            raises is reported; the version is tried again later, and when its files change.
+          source: where edits of the configuration come from and a reload is kept.
+          poll_seconds: time between two looks at the disk.
+          prune_versions: how many of the newest versions stay on disk; 0 for all.
+          on_change: called with a model, "loaded", "failed" or "unloaded", and the seconds.
+
+        Raises:
+          ValueError: there is no directory of models.
+        """
+        of_file = source.of_file if source else configs
+        self._homes = ModelHomes(models, of_file or ())
+        self._source = source
+        self.catalogue: Catalogue[S] = Catalogue()
+        self._load_version = load
+        self._poll_seconds = poll_seconds
+        self._prune_versions = prune_versions
+        self._on_change = on_change
+        self._discovers = configs is None
+        self._requested: Sequence[ModelConfig] | None = configs
+        self._looked = threading.Condition()
+        self._requests = self._answered = self._fulfilled = 0  # reloads and edits, counted
+        self._unkept: list[ModelConfig] | None = None  # a reload that is not fulfilled yet
+        self._not_kept = ""  # why the last one is not kept
+        self._stopping = False
+        self._was_ready = False
+        self._thread = threading.Thread(target=self._watch, name="versions", daemon=True)
+
+    def start(self) -> None:
+        """Begins to look for versions and to load them."""
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread is there."""
+        return self._thread.is_alive()
+
+    @property
+    def ready(self) -> bool:
+        """Whether every model had a version once, and nothing but a reload took one away.
+
+        Where models are discovered, one of which all versions are broken does not hold up the
+        others; and a model that comes later does not take readiness away.
+        """
+        with self.catalogue.lock:
+            models = list(self.catalogue.models.values())
+            some = any(model.available for model in models)
+            done = [model.available or (self._discovers and model.settled) for model in models]
+            self._was_ready |= some and all(done) and self._requested is None
+            return self._was_ready and some
+
+    def wait_until_ready(self, seconds: float) -> bool:
+        """Waits at most so long; whether it is ready."""
+        with self._looked:
+            return self._looked.wait_for(lambda: self.ready, seconds)
+
+    def reload(self, configs: Sequence[ModelConfig], wait_seconds: float = 0.0) -> None:
+        """Serves these models and versions from now on; see `Service.reload`."""
+        for config in configs:
+            self._check(config)
+        if self._source:
+            self._source.check()
+        with self._looked:
+            if self._source:
+                self._source.overrule()
+            request = self._ask(list(configs))
+            self._unkept, self._not_kept = list(configs), ""
+            self.catalogue.attention.set()
+            if wait_seconds:
+                self._looked.wait_for(
+                    lambda: self._requests > request or self._is_over(request), wait_seconds
+                )
+                if refusal := self._refusal(request):
+                    raise refusal
+
+    def close(self) -> None:
+        """Ends the thread, and frees everything; no request may be under way."""
+        with self._looked:
+            self._stopping = True
+            self._looked.notify_all()
+        self.catalogue.attention.set()
+        if self._thread.ident:
+            self._thread.join()
+        for model in self.catalogue.models.values():
+            self._retire(model, list(model.available))
+        self._free()
+
+    # --- the thread --------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        while not self._stopping:
+            request = self._requests
+            try:
+                self._look()
+            except Exception:  # what cannot be read now may be readable the next time
+                _log.exception("Looking for versions in %s failed.", self._homes.root)
+            with self._looked:
+                self._answered = request
+                self._fulfil(request)
+                self._looked.notify_all()
+            self.catalogue.attention.wait(self._poll_seconds)
+            self.catalogue.attention.clear()
+
+    def _look(self) -> None:
+        self._adopt()
+        for name, model in self.catalogue.models.items():
+            try:
+                self._attend(model)
+            except OSError as error:
+                _log.warning("Looking for versions of %s failed: %s", name, error)
+        self._free()
+
+    def _attend(self, model: ModelVersions[S]) -> None:
+        while (arrivals := self._find(model)) and not self._stopping:
+            model.settled = False
+            self._load(model, arrivals[0])
+        model.settled = True
+        self._retire(model, model.surplus())
+        self._free()
+        if self._prune_versions and self._unkept is None:  # the next start may want what goes
+            self._prune(model)
+
+    def _adopt(self) -> None:
+        """Takes over what was asked for, or finds new models."""
+        with self._looked:
+            if self._source and (edited := self._source.edited()) is not None:
+                self._take_edit(edited)
+            requested, self._requested = self._requested, None
+        models = dict(self.catalogue.models)
+        if requested is not None:
+            self._discovers = False
+            models = {config.name: self._adopt_one(config) for config in requested}
+        elif self._discovers:
+            for name, path in self._homes.find():
+                models.setdefault(name, ModelVersions(ModelConfig(name), path, self._homes.root))
+        gone = [model for name, model in self.catalogue.models.items() if name not in models]
+        self.catalogue.models = models
+        for model in gone:
+            self._retire(model, list(model.available))
+
+    def _adopt_one(self, config: ModelConfig) -> ModelVersions[S]:
+        model = self.catalogue.models.get(config.name)
+        if model is None:
+            return ModelVersions(config, self._homes.path(config))
+        model.config = config
+        return model
+
+    def _find(self, model: ModelVersions[S]) -> list[Arrival]:
+        before, absence = model.statuses, model.absence
+        arrivals = model.find()
+        if model.available and model.absence != absence:
+            _log.warning("%s", model.absence or f"Model {model.config.name!r} is on disk again.")
+        for number, status in model.statuses.items():
+            if status.error_message and status != before.get(number):
+                self._report(model, logging.WARNING, "waiting", number, status.error_message)
+        return arrivals
+
+    def _load(self, model: ModelVersions[S], arrival: Arrival) -> None:
+        name, number = model.config.name, arrival.number
+        model.report(number, State.LOADING)
+        start = time.monotonic()
+        try:
+            servable = self._load_version(name, arrival)
+        except Exception as error:  # whatever the files of a version can cause
+            message = f"{type(error).__name__}: {error}"[:_LONGEST_ERROR]
+            _log.debug("Loading %s failed.", arrival.path, exc_info=True)
+            message = model.failed(arrival, message)
+            self._report(model, logging.ERROR, "failed", number, message, start)
+            return
+        self.catalogue.serve(model, number, servable)
+        self._report(model, logging.INFO, "loaded", number, "", start)
+
+    def _retire(self, model: ModelVersions[S], numbers: Sequence[int]) -> None:
+        for number in numbers:
+            self.catalogue.retire(model, number)
+
+    def _free(self) -> None:
+        unused = self.catalogue.take_unused()
+        freed = [(model, held.number) for model, held in unused]
+        start = time.monotonic()
+        while unused:
+            try:
+                unused.pop().held.servable.close()
+            except Exception:  # it is gone for requests in any case
+                _log.exception("A version did not close.")
+        if freed:
+            gc.collect()  # the graphs are full of cycles, which hold the variables
+        for model, number in freed:
+            model.report(number, State.END)
+            self._report(model, logging.INFO, "unloaded", number, "", start)
+
+    def _prune(self, model: ModelVersions[S]) -> None:
+        for leftover in model.base_path.glob(f"{_PRUNED}*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        for path in model.removable(self._prune_versions):
+            pruned = path.with_name(f"{_PRUNED}{path.name}")
+            path.rename(pruned)
+            shutil.rmtree(pruned, ignore_errors=True)
+            self._report(model, logging.INFO, "pruned", int(path.name))
+
+    def _report(
+        self,
+        model: ModelVersions[S],
+        level: int,
+        what: str,
+        number: int,
+        error: str = "",
+        start: float | None = None,
+    ) -> None:
+        seconds = 0.0 if start is None else time.monotonic() - start
+        name = model.config.name
+        message = f"Version {number} of model {name} {what}{': ' if error else ''}{error}"
+        event(_log, level, message, model=name, version=number, change=what, seconds=seconds)
+        self._on_change(name, what, seconds)
+
+    # --- reload; what follows but `_check` is called with `_looked` held -----------------------
+
+    def _check(self, config: ModelConfig) -> None:
+        self._check_path(config)
+        self._homes.check(config)
+
+    def _check_path(self, config: ModelConfig) -> None:
+        served = self.catalogue.models.get(config.name)
+        if served is not None and served.base_path != self._homes.path(config):
+            raise InvalidRequest(
+                f"base_path of model {config.name!r} cannot be changed while it is served: leave "
+                "it as it is, or choose another name."
+            )
+
+    def _ask(self, configs: list[ModelConfig]) -> int:
+        self._requests += 1
+        self._requested = configs
+        self._looked.notify_all()  # whoever waits for an earlier one
+        return self._requests
+
+    def _take_edit(self, configs: list[ModelConfig]) -> None:
+        """The operator has edited the file."""
+        try:
+            for config in configs:
+                self._check_path(config)
+        except InvalidRequest as error:
+            _log.error("What is served stays as it is: %s", error)
+            return
+        self._homes.place(configs)
+        self._ask(configs)
+        self._unkept = None
+        _log.info("The edited configuration is in force: %d models.", len(configs))
+
+    def _fulfil(self, request: int) -> None:
+        """Keeps a reload for the next start once all that it wants is served."""
+        if self._unkept is None or self._requests != request:
+            return
+        if any(missing or not over for over, missing in map(self._outcome, self._unkept)):
+            return
+        try:
+            if self._source:
+                self._source.keep(self._unkept)
+        except OSError as error:
+            _log.error("A reload is not kept for the next start: %s", error)
+            told = error.strerror or type(error).__name__
+            self._not_kept = f"The reload is in force, but not kept for the next start: {told}."
+            return
+        self._unkept, self._fulfilled = None, request
+
+    def _is_over(self, request: int) -> bool:
+        """Whether waiting for a reload does not help."""
+        if self._stopping or self._fulfilled >= request or self._not_kept:
+            return True
+        outcomes = map(self._outcome, self._unkept or ())
+        return self._answered >= request and any(over and missing for over, missing in outcomes)
+
+    def _refusal(self, request: int) -> ServiceError | None:
+        """Why a reload is not fulfilled; None where it is."""
+        if self._requests > request:
+            return Aborted("Another configuration came before all of this one was loaded.")
+        if self._fulfilled >= request:
+            return None
+        missing = [missing for _, missing in map(self._outcome, self._unkept or ()) if missing]
+        if self._stopping:
+            missing = ["The service is shutting down."]
+        return Unavailable((*missing, self._not_kept or "The reload has not begun yet.")[0])
+
+    def _outcome(self, config: ModelConfig) -> tuple[bool, str]:
+        """Whether the reload of a model is over, and what is missing, "" for nothing."""
+        with self.catalogue.lock:
+            model = self.catalogue.models.get(config.name)
+            return (False, "") if model is None else model.outcome()

@@ -1,0 +1,188 @@
+"""The versions of one model: which are on disk, wanted, served, and what became of each."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Collection, Hashable
+from pathlib import Path
+from typing import Generic, Protocol, TypeVar
+
+from serving.runtime.model_config import ModelConfig, State, VersionStatus
+from serving.version.arrival import Arrival, is_finished, look
+from serving.version.versions import numbered_directories
+
+_RETRY_SECONDS, _LONGEST_RETRY = 1.0, 300.0  # before a version is tried again; it doubles
+
+
+class Servable(Protocol):
+    """What a version is once it is loaded."""
+
+    def close(self) -> None:
+        """Frees it."""
+
+
+S = TypeVar("S", bound=Servable)
+
+
+@dataclasses.dataclass(eq=False)
+class Held(Generic[S]):
+    """A loaded version and how many requests use it now."""
+
+    number: int
+    servable: S
+    pins: int = 0
+    retired: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class _Failure:
+    """A version that could not be loaded."""
+
+    stamp: Hashable
+    wait: float  # seconds
+    again: float  # `time.monotonic()` seconds
+
+
+class ModelVersions(Generic[S]):
+    """Bookkeeping for one model; the manager says when, and holds its lock where that matters.
+
+    Attributes:
+      config: which versions are wanted.
+      base_path: directory of the versions.
+      available: what requests get, by number.
+      statuses: of every version that was looked at, by number; replaced, never changed.
+      settled: whether the last look left nothing to load.
+      absence: what it means that no wanted version is on disk; "" where one is.
+    """
+
+    def __init__(self, config: ModelConfig, base_path: Path, root: Path | None = None) -> None:
+        """Makes the bookkeeping of a model that nobody has looked at.
+
+        Args:
+          config: which versions are wanted.
+          base_path: directory of the versions.
+          root: while it is missing, the disk is away and no version deleted; `base_path` if None.
+        """
+        self.config = config
+        self.base_path = base_path
+        self._root = root or base_path
+        self.available: dict[int, Held[S]] = {}
+        self.statuses: dict[int, VersionStatus] = {}
+        self.settled = False
+        self.absence = ""
+        self._wanted: list[int] = []
+        self._deleted = False  # whether nothing is left of what is served and wanted
+        self._stamps: dict[int, Hashable] = {}  # of the last look at what is not loaded
+        self._failed: dict[int, _Failure] = {}
+
+    def find(self) -> list[Arrival]:
+        """Looks at the disk; what is wanted and not loaded, newest first."""
+        on_disk = numbered_directories(self.base_path)
+        found: dict[int, Arrival | None] = {}
+
+        def usable(number: int) -> bool:
+            if number in self.available:
+                return True
+            if number not in found:
+                found[number] = self._find_one(number, on_disk[number])
+            return found[number] is not None
+
+        labelled = [number for number in self.config.labels.values() if number in on_disk]
+        named = self.config.policy.specific
+        self._deleted = False
+        self.absence = ""
+        if not labelled and not (on_disk.keys() & set(named) if named else on_disk):
+            self._deleted = self._root.is_dir() and not on_disk.keys() & self.available.keys()
+            what = "is unloaded" if self._deleted else "stays until there is one"
+            self.absence = f"Model {self.config.name!r} has no wanted version on disk: "
+            self.absence += f"what is served {what}."
+        chosen = self.config.policy.choose(on_disk, usable)
+        self._wanted = sorted({*chosen, *filter(usable, labelled)}, reverse=True)
+        self._forget(on_disk, found)
+        arrivals = [found.get(number) for number in self._wanted]
+        return [arrival for arrival in arrivals if arrival is not None]
+
+    def surplus(self) -> list[int]:
+        """What is served and not wanted any more; [] until all that is wanted is served.
+
+        Where no version is left on disk, that is all.
+        """
+        if self._deleted:
+            return list(self.available)
+        if not self._wanted or not self.available.keys() >= set(self._wanted):
+            return []
+        return [number for number in self.available if number not in self._wanted]
+
+    def outcome(self) -> tuple[bool, str]:
+        """Whether a reload of the configuration is over, and what is missing, "" for nothing."""
+        named = {*self.config.policy.specific, *self.config.labels.values()}
+        missing = named - self.available.keys()
+        if self.available and not missing:
+            return True, ""
+        statuses = [self.statuses[n] for n in missing or self.statuses if n in self.statuses]
+        for status in statuses:
+            if status.state == State.END and status.error_message:
+                return True, f"Version {status.version} cannot be loaded: {status.error_message}"
+        return False, f"Model {self.config.name!r} is still being loaded."
+
+    def failed(self, arrival: Arrival, message: str) -> str:
+        """Notes that a version could not be loaded, and when it is tried again: the message.
+
+        That is each time twice as long after, or as soon as its files change.
+        """
+        last, wait = self._failed.get(arrival.number), _RETRY_SECONDS
+        if last and last.stamp == arrival.stamp:
+            wait = min(2 * last.wait, _LONGEST_RETRY)
+        again = time.monotonic() + wait
+        self._failed[arrival.number] = _Failure(arrival.stamp, wait, again)
+        message = f"{message} (it is tried again in {wait:g} s)"
+        self.report(arrival.number, State.END, message)
+        return message
+
+    def report(self, number: int, state: State, error: str = "") -> None:
+        """Sets the status of a version; clients see it, and no path of this machine in it."""
+        error = error.replace(str(self.base_path), self.base_path.name)
+        code = "OK"
+        if error:
+            code = "UNAVAILABLE" if state == State.START else "INTERNAL"
+        status = VersionStatus(number, state, code, error)
+        self.statuses = {**self.statuses, number: status}
+
+    def removable(self, keep: int) -> list[Path]:
+        """Directories that may be deleted, so that the newest `keep` finished ones are left.
+
+        Nothing that is served, wanted or newer than what is served is among them.
+        """
+        on_disk = numbered_directories(self.base_path)
+        finished = sorted((n for n in on_disk if is_finished(on_disk[n])), reverse=True)
+        needed = {*self.available, *self._wanted, *self.config.labels.values()}
+        newest = max(self.available, default=0)
+        return [on_disk[n] for n in finished[keep:] if n not in needed and n < newest]
+
+    def _forget(self, on_disk: Collection[int], looked_at: Collection[int]) -> None:
+        """Drops what is known of deleted versions and of those not waited for any more.
+
+        Of a model without any other, status goes on to say that they have ended.
+        """
+        ended, started = State.END, State.START
+        self.statuses = {
+            number: status
+            for number, status in self.statuses.items()
+            if not (status.state == ended and number not in on_disk and self.available)
+            and not (status.state == started and number not in looked_at)
+        }
+        self._stamps = {n: stamp for n, stamp in self._stamps.items() if n in on_disk}
+        self._failed = {n: failure for n, failure in self._failed.items() if n in on_disk}
+
+    def _find_one(self, number: int, path: Path) -> Arrival | None:
+        """A version that can be loaded; None, with a status, where it cannot."""
+        arrival = look(number, path, self._stamps.get(number))
+        self._stamps[number] = arrival.stamp
+        if arrival.problem:
+            self.report(number, State.START if arrival.on_its_way else State.END, arrival.problem)
+            return None
+        failure = self._failed.get(number)
+        if failure and failure.stamp == arrival.stamp and time.monotonic() < failure.again:
+            return None
+        return arrival

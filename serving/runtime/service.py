@@ -1,0 +1,322 @@
+"""The service without a network: what the REST and gRPC APIs call, and nothing else of ours."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+from tensorflow.core.protobuf import meta_graph_pb2
+
+from serving.config import ServeConfig
+from serving.errors import DeadlineExceeded, InvalidRequest, ServiceError, Unavailable
+from serving.monitoring.logs import event
+from serving.monitoring.metrics import Metrics
+from serving.retrieval.requests import RetrieveRequest, RetrieveResponse
+from serving.retrieval.retriever import Retriever
+from serving.runtime.batched import PREDICT, RETRIEVE, BatchedVersion
+from serving.runtime.batching import BatchThreads
+from serving.runtime.config_source import ConfigSource
+from serving.runtime.loaded import LoadedVersion
+from serving.runtime.manager import ModelManager
+from serving.runtime.model_config import ModelConfig, VersionStatus
+from serving.runtime.signature import Signature
+from serving.runtime.warming import warm_up
+from serving.version.arrival import Arrival
+
+DEFAULT_SIGNATURE = "serving_default"
+
+_DRAIN_STEP = 0.01  # seconds between two looks at what is still under way
+_log = logging.getLogger(__name__)
+
+Inputs = Mapping[str, np.ndarray]
+
+
+class Prediction(NamedTuple):
+    """The outputs of a signature, rows in the order of the inputs, and who gave them."""
+
+    outputs: dict[str, np.ndarray]  # strings are object arrays of bytes
+    version: int
+    signature: Signature
+
+
+class Service:
+    """Serves model versions; its methods are for the event loop unless they say otherwise.
+
+    All refusals are `serving.errors.ServiceError`; another exception is a fault of ours.
+    Deadlines are absolute `time.monotonic()` seconds; the service's own (`deadline_ms`) holds
+    where it is earlier or none is given. `entrypoint` ("REST", "GRPC") and `request_id` appear
+    in metrics and logs. A cancelled call leaves the queue, its batch runs without it.
+    """
+
+    def __init__(self, config: ServeConfig) -> None:
+        """Reads the configuration; nothing is loaded and no thread runs before `start`.
+
+        Raises:
+          ValueError: the directory of models, the `config_file`, or the reload that was kept
+            cannot be read.
+        """
+        self.config = config
+        self.metrics = Metrics()
+        source = ConfigSource(config.config_file, config.state_dir or config.models)
+        self._manager: ModelManager[BatchedVersion] = ModelManager(
+            config.models,
+            source.in_force(),
+            self._load,
+            source=source,
+            poll_seconds=config.poll_seconds,
+            prune_versions=config.prune_versions,
+            on_change=self.metrics.changed,
+        )
+        self._catalogue = self._manager.catalogue
+        self._threads = BatchThreads(config.num_batch_threads)
+        self._leaving = self._draining = False
+        self._under_way = 0
+        self.metrics.watched.queue_depth = lambda: self._threads.waiting_rows
+        self.metrics.watched.statuses = self._statuses
+        self.metrics.watched.ready = lambda: self.ready
+
+    def start(self, wait_seconds: float = 0) -> None:
+        """Starts to look for versions, load them and run batches; blocks for `wait_seconds`.
+
+        Args:
+          wait_seconds: at most so long until the service is ready; it goes on if it is not.
+        """
+        _set_threads(self.config)
+        self._threads.start()
+        self._manager.start()
+        if wait_seconds:
+            self._manager.wait_until_ready(wait_seconds)
+
+    @property
+    def ready(self) -> bool:
+        """Whether every configured model has a version to answer, and the service stays."""
+        return not self._leaving and self._manager.ready
+
+    @property
+    def alive(self) -> bool:
+        """Whether the threads that load and run are there; False calls for a restart."""
+        return self._threads.alive and self._manager.alive
+
+    @property
+    def models(self) -> list[str]:
+        """Names of the models, loaded or not."""
+        return sorted(self._catalogue.models)
+
+    async def predict(
+        self,
+        model: str,
+        inputs: Inputs | Callable[[Signature], Awaitable[Inputs]],
+        *,
+        signature: str = DEFAULT_SIGNATURE,
+        version: int | None = None,
+        label: str | None = None,
+        deadline: float | None = None,
+        entrypoint: str = "",
+        request_id: str = "",
+        encode: Callable[[Prediction, float], Awaitable[Any]] | None = None,
+    ) -> Any:
+        """Runs a signature of a version, in one batch with what others ask of it.
+
+        Args:
+          model: its name.
+          inputs: an array for each input of the signature, or a function that makes them once
+            version and signature are known (a JSON request has no dtypes); an InvalidRequest
+            that it raises is passed on. Strings are object arrays of bytes (or str).
+          signature: its name.
+          version, label: at most one of them; neither for the newest version.
+          deadline, entrypoint, request_id: see the class.
+          encode: makes the answer from a prediction and the deadline, which holds for it, too.
+
+        Returns:
+          A `Prediction`, or what `encode` makes of it.
+
+        Raises:
+          InvalidRequest: the inputs do not fit the signature, or there is no such label; the
+            message names what does, and those there are.
+          NotFound: no such model or version; the message names those there are.
+          FailedPrecondition: no such signature; the message names those there are.
+          Overloaded, DeadlineExceeded, Unavailable: see `serving.errors`.
+        """
+        caller = _Caller(model, PREDICT, entrypoint, request_id)
+        async with self._accounted(caller, deadline) as latest:
+            with self._catalogue.pinned(model, version, label) as served:
+                described = served.loaded.signature(signature)
+                arrays = await inputs(described) if callable(inputs) else inputs
+                outputs = await served.predict(signature, arrays, latest)
+                prediction = Prediction(outputs, served.loaded.number, described)
+                return await encode(prediction, latest) if encode else prediction
+
+    async def retrieve(
+        self,
+        model: str,
+        request: RetrieveRequest,
+        *,
+        version: int | None = None,
+        label: str | None = None,
+        deadline: float | None = None,
+        entrypoint: str = "",
+        request_id: str = "",
+        encode: Callable[[RetrieveResponse, float], Awaitable[Any]] | None = None,
+    ) -> Any:
+        """The best candidates of each query, a `RetrieveResponse`; otherwise as `predict`."""
+        caller = _Caller(model, RETRIEVE, entrypoint, request_id)
+        async with self._accounted(caller, deadline) as latest:
+            with self._catalogue.pinned(model, version, label) as served:
+                response = await served.retrieve(request, latest)
+                return await encode(response, latest) if encode else response
+
+    def metadata(
+        self, model: str, version: int | None = None, label: str | None = None
+    ) -> tuple[int, dict[str, meta_graph_pb2.SignatureDef]]:
+        """The version that answers, and its signatures by name; refusals as in `predict`."""
+        with self._catalogue.pinned(model, version, label) as served:
+            signatures = served.loaded.signatures.values()
+            return served.loaded.number, {one.name: one.proto for one in signatures}
+
+    def status(
+        self, model: str, version: int | None = None, label: str | None = None
+    ) -> list[VersionStatus]:
+        """State of every version of a model that was looked at, newest first, or of one.
+
+        Raises:
+          NotFound: no such model or version.
+          InvalidRequest: no such label.
+        """
+        return self._catalogue.status(model, version, label)
+
+    @contextlib.contextmanager
+    def retriever(
+        self, model: str, version: int | None = None, label: str | None = None
+    ) -> Iterator[Retriever]:
+        """The retriever of a version, for what it tells without a search; refusals as above.
+
+        Raises:
+          InvalidRequest: the version has none, another framework made it.
+        """
+        with self._catalogue.pinned(model, version, label) as served:
+            yield served.retriever
+
+    def reload(self, configs: Sequence[ModelConfig], wait_seconds: float = 0) -> None:
+        """Serves exactly these models and versions from now on; may be called by any thread.
+
+        What is served stays until what replaces it is loaded; then the reload is kept for the
+        next start. With `wait_seconds` it blocks (call it outside the event loop) until that.
+
+        Raises:
+          InvalidRequest: a path outside the models, or a label of a version that is not wanted.
+          NotFound: a model or a specific version is not on disk. Nothing is changed then.
+          FailedPrecondition: it could not be kept. Nothing is changed then.
+          Unavailable: with `wait_seconds`, a version could not be loaded or it took longer.
+          Aborted: with `wait_seconds`, another reload or an edit of the file came meanwhile.
+        """
+        self._manager.reload(configs, wait_seconds)
+
+    def leave(self) -> None:
+        """Is not ready from now on, and goes on to answer: clients are to look for another."""
+        self._leaving = True
+
+    async def drain(self, seconds: float) -> None:
+        """Refuses new requests from now on and waits at most `seconds` for those it has."""
+        self._leaving = self._draining = True
+        end = time.monotonic() + seconds
+        while self._under_way and time.monotonic() < end:
+            await asyncio.sleep(_DRAIN_STEP)
+
+    def close(self) -> None:
+        """Ends the threads and frees the versions; call it after `drain`."""
+        self._leaving = self._draining = True
+        self._threads.close()
+        self._manager.close()
+
+    @contextlib.asynccontextmanager
+    async def _accounted(self, caller: _Caller, deadline: float | None) -> AsyncIterator[float]:
+        """Around a request: its deadline, its metrics, its line in the log if it is refused."""
+        start = time.monotonic()
+        latest = start + self.config.deadline_ms / 1000.0
+        latest = latest if deadline is None else min(latest, deadline)
+        self._under_way += 1
+        try:
+            if self._draining:
+                raise Unavailable("The service is shutting down.")
+            async with asyncio.timeout(latest - start):
+                yield latest
+        except asyncio.CancelledError:
+            self.metrics.cancelled(self._known(caller.model), caller.api)
+            raise
+        except Exception as error:
+            refusal = self._refusal(error, caller)
+            try:  # an error that refers to itself would hold the request
+                if refusal is error:
+                    raise
+                raise refusal from error
+            finally:
+                del refusal
+        else:
+            self._answered(caller, time.monotonic() - start)
+        finally:
+            self._under_way -= 1
+
+    def _answered(self, caller: _Caller, seconds: float) -> None:
+        self.metrics.answered(caller.model, caller.api, caller.entrypoint, seconds)
+        if self.config.log_requests:
+            event(_log, logging.INFO, "answered", **caller._asdict(), seconds=seconds)
+
+    def _refusal(self, error: Exception, caller: _Caller) -> ServiceError:
+        """What the client is told; a fault of ours is logged with its stack trace."""
+        if isinstance(error, ServiceError):
+            refusal = error
+        elif isinstance(error, TimeoutError):
+            refusal = DeadlineExceeded("There was no result before the deadline.")
+        elif isinstance(error, UnicodeEncodeError):  # JSON may hold half of a surrogate pair
+            refusal = InvalidRequest(f"Text must be Unicode: {error.reason}.")
+        else:
+            _log.exception("Request %s failed.", caller.request_id)
+            refusal = ServiceError("The service failed; its log says why.")
+        self.metrics.refused(
+            refusal, caller.entrypoint, self._known(caller.model), caller.api, caller.request_id
+        )
+        return refusal
+
+    def _known(self, model: str) -> str:
+        """The name as a label of metrics: clients may send any."""
+        return model if model in self._catalogue.models else ""
+
+    def _statuses(self) -> dict[str, list[VersionStatus]]:
+        models = self._catalogue.models
+        return {name: list(model.statuses.values()) for name, model in models.items()}
+
+    def _load(self, model: str, arrival: Arrival) -> BatchedVersion:
+        loaded = LoadedVersion(arrival, self.config.index)
+        try:
+            warm_up(loaded, self.config.max_batch_size)
+        except Exception:
+            loaded.close()
+            raise
+        return BatchedVersion(model, loaded, self.config, self._threads, self.metrics)
+
+
+class _Caller(NamedTuple):
+    """Who asks for what, for metrics and logs."""
+
+    model: str
+    api: str
+    entrypoint: str
+    request_id: str
+
+
+def _set_threads(config: ServeConfig) -> None:
+    """Limits TensorFlow's threads, which is possible only before it runs anything."""
+    threading = tf.config.threading
+    try:
+        if config.intra_op_threads:
+            threading.set_intra_op_parallelism_threads(config.intra_op_threads)
+        if config.inter_op_threads:
+            threading.set_inter_op_parallelism_threads(config.inter_op_threads)
+    except RuntimeError as error:
+        _log.warning("The numbers of threads stay as they are: %s", error)

@@ -1,0 +1,157 @@
+"""The SavedModel of a version: a query encoder, an index, and the raw ids of the candidates.
+
+Signatures, the same in the exact and the ScaNN model:
+  serving_default: query_id string [B] -> candidate_id string [B, K], score float32 [B, K];
+    where there is no result (an unknown query), the empty id with score 0.
+  query_embedding: query_id string [B] -> embedding float32 [B, D], known bool [B].
+  embedding_search: embedding float32 [B, D] -> candidate_row int32 [B, K], -1 for no result,
+    score float32 [B, K]. In the ScaNN model it also takes leaves_to_search, int32 scalar, 0 or
+    less for the tuned number; kept out of `serving_default`, which thus means the same in both.
+  wide_search, in the ScaNN model alone: embedding float32 [B, D], num_results int32 scalar, from
+    K to N -> as embedding_search with so many columns, for those who filter results.
+A version without a query model takes embedding instead of query_id everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+
+from serving.version.index import ExactIndex, ScannIndex
+
+QUERY_ID, EMBEDDING, KNOWN = "query_id", "embedding", "known"
+CANDIDATE_ID, CANDIDATE_ROW, SCORE = "candidate_id", "candidate_row", "score"
+LEAVES_TO_SEARCH, NUM_RESULTS = "leaves_to_search", "num_results"
+TOP_K, QUERY_EMBEDDING, EMBEDDING_SEARCH = "serving_default", "query_embedding", "embedding_search"
+WIDE_SEARCH = "wide_search"
+
+
+class QueryModel(tf.Module):
+    """Raw query ids to embeddings, by the query SavedModel of a bundle."""
+
+    def __init__(self, path: Path, dimensions: int) -> None:
+        """Loads it.
+
+        Args:
+          path: a SavedModel, whose signature `serving_default` takes query_id string [B] and
+            gives embedding float32 [B, D] and known bool [B].
+          dimensions: D, of the candidate vectors.
+
+        Raises:
+          ValueError: it is no SavedModel, or has another signature.
+        """
+        super().__init__(name="query_model")
+        self._dimensions = dimensions
+        self._model = _load(path)
+        signature = self._model.signatures.get(TOP_K)
+        if signature is None:
+            raise ValueError(f"{path} must have a signature {TOP_K!r}: save it with one.")
+        _check_signature(path, signature, dimensions)
+        self.input = tf.TensorSpec([None], tf.string, name=QUERY_ID)
+
+    def __call__(self, query_ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Embeddings float32 [B, D] and known bool [B]."""
+        outputs = self._model.signatures[TOP_K](**{QUERY_ID: query_ids})
+        return tf.ensure_shape(outputs[EMBEDDING], [None, self._dimensions]), outputs[KNOWN]
+
+
+class GivenEmbedding(tf.Module):
+    """Stands in for a query model where the caller brings embeddings: all are known."""
+
+    def __init__(self, dimensions: int) -> None:
+        super().__init__(name="given_embedding")
+        self.input = tf.TensorSpec([None, dimensions], tf.float32, name=EMBEDDING)
+
+    def __call__(self, embedding: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """The embeddings float32 [B, D] as they are, and True [B]."""
+        return tf.identity(embedding), tf.ones(tf.shape(embedding)[:1], tf.bool)
+
+
+class ServedModel(tf.Module):
+    """Joins the three parts into the signatures that are saved."""
+
+    def __init__(
+        self,
+        encoder: QueryModel | GivenEmbedding,
+        index: ExactIndex | ScannIndex,
+        candidate_ids: list[str],
+        dimensions: int,
+    ) -> None:
+        super().__init__(name="served_model")
+        self.encoder = encoder
+        self.index = index
+        self.candidate_ids = tf.Variable(candidate_ids, trainable=False, name="candidate_ids")
+        self._embedding = tf.TensorSpec([None, dimensions], tf.float32, name=EMBEDDING)
+        if isinstance(index, ScannIndex):
+            self.release = tf.function(index.release, input_signature=[])
+
+    def save(self, path: Path) -> dict[str, list[str]]:
+        """Writes the SavedModel; returns the names of the inputs of each signature."""
+        inputs = [self._embedding]
+        if isinstance(self.index, ScannIndex):
+            inputs.append(tf.TensorSpec([], tf.int32, name=LEAVES_TO_SEARCH))
+        signatures = {
+            TOP_K: _trace(self._top_k, self.encoder.input),
+            QUERY_EMBEDDING: _trace(self._query_embedding, self.encoder.input),
+            EMBEDDING_SEARCH: _trace(self._embedding_search, *inputs),
+        }
+        if isinstance(self.index, ScannIndex):
+            num_results = tf.TensorSpec([], tf.int32, name=NUM_RESULTS)
+            signatures[WIDE_SEARCH] = _trace(self._wide_search, self._embedding, num_results)
+        tf.saved_model.save(self, str(path), signatures=signatures)
+        return {
+            name: [spec.name for spec in function.structured_input_signature[0]]
+            for name, function in signatures.items()
+        }
+
+    def _top_k(self, query: tf.Tensor) -> dict[str, tf.Tensor]:
+        embedding, known = self.encoder(query)
+        rows, scores = self.index.search(embedding)
+        found = (rows >= 0) & known[:, tf.newaxis]  # [B, K]
+        ids = tf.gather(self.candidate_ids, tf.maximum(rows, 0))
+        return {CANDIDATE_ID: tf.where(found, ids, ""), SCORE: tf.where(found, scores, 0.0)}
+
+    def _query_embedding(self, query: tf.Tensor) -> dict[str, tf.Tensor]:
+        embedding, known = self.encoder(query)
+        return {EMBEDDING: embedding, KNOWN: known}
+
+    def _embedding_search(self, *inputs: tf.Tensor) -> dict[str, tf.Tensor]:
+        rows, scores = self.index.search(*inputs)
+        return {CANDIDATE_ROW: rows, SCORE: scores}
+
+    def _wide_search(self, embedding: tf.Tensor, num_results: tf.Tensor) -> dict[str, tf.Tensor]:
+        assert isinstance(self.index, ScannIndex)
+        rows, scores = self.index.search_wider(embedding, num_results)
+        return {CANDIDATE_ROW: rows, SCORE: scores}
+
+
+def _trace(function: Callable[..., dict[str, tf.Tensor]], *inputs: tf.TensorSpec) -> Any:
+    return tf.function(function).get_concrete_function(*inputs)
+
+
+def _load(path: Path) -> Any:
+    try:
+        return tf.saved_model.load(str(path))
+    except (OSError, tf.errors.OpError, ValueError) as error:
+        raise ValueError(f"{path} must be a SavedModel: {error}.") from error
+
+
+def _check_signature(path: Path, signature: Any, dimensions: int) -> None:
+    """Refuses a query model with other inputs or outputs than the contract names."""
+    inputs = signature.structured_input_signature[1]
+    outputs = signature.structured_outputs
+    got = {name: spec.dtype.name for name, spec in (*inputs.items(), *outputs.items())}
+    if list(inputs) != [QUERY_ID] or inputs[QUERY_ID].dtype != tf.string:
+        raise ValueError(f"{path} must take one input {QUERY_ID!r} of strings, got {got}.")
+    if not {EMBEDDING, KNOWN} <= set(outputs) or outputs[KNOWN].dtype != tf.bool:
+        raise ValueError(f"{path} must give {EMBEDDING!r} and {KNOWN!r} (bool), got {got}.")
+    shape = outputs[EMBEDDING].shape
+    fits = shape.rank == 2 and shape[1] in (None, dimensions)
+    if outputs[EMBEDDING].dtype != tf.float32 or not (fits or shape.rank is None):
+        raise ValueError(
+            f"{path} must give embeddings float32 [B, {dimensions}] like the candidate vectors, "
+            f"got {outputs[EMBEDDING].dtype.name} {shape}."
+        )

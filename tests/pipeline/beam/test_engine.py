@@ -1,0 +1,138 @@
+"""The same input gives the same bytes however the work is cut; a killed job leaves nothing."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from prepared import digest
+
+from pipeline.beam.staging import Staging
+from pipeline.contract import schema
+from pipeline.job import prepare
+from pipeline.prepare.settings import PrepareConfig
+from pipeline.read import readers as batches
+
+SETTINGS = {
+    "validation_ratio": 0.1,
+    "min_user_interactions": 3,
+    "min_item_interactions": 3,
+    "rows_per_shard": 400,
+}
+
+
+@pytest.fixture(scope="module")
+def source(log, tmp_path_factory):
+    path = tmp_path_factory.mktemp("source") / "log.parquet"
+    pq.write_table(log, path, row_group_size=250)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def expected(source, tmp_path_factory):
+    out = tmp_path_factory.mktemp("expected") / "out"
+    prepare(PrepareConfig(source=source, output=str(out), **SETTINGS))
+    return digest(out)
+
+
+@pytest.mark.parametrize("partitions", [1, 3, 64])
+def test_key_ranges_do_not_matter(source, expected, tmp_path, partitions):
+    out = tmp_path / "out"
+    prepare(PrepareConfig(source=source, output=str(out), partitions=partitions, **SETTINGS))
+    assert digest(out) == expected
+
+
+@pytest.mark.parametrize("block_rows", [37, 1000])
+def test_block_and_bundle_sizes_do_not_matter(source, expected, tmp_path, monkeypatch, block_rows):
+    monkeypatch.setattr(batches, "BLOCK_ROWS", block_rows)
+    out = tmp_path / "out"
+    prepare(PrepareConfig(source=source, output=str(out), **SETTINGS))
+    assert digest(out) == expected
+
+
+def test_row_groups_do_not_matter(log, source, expected, tmp_path):
+    pq.write_table(log, source)  # one piece, at the same path
+    out = tmp_path / "out"
+    prepare(PrepareConfig(source=source, output=str(out), **SETTINGS))
+    pq.write_table(log, source, row_group_size=250)
+    assert digest(out) == expected
+
+
+@pytest.mark.parametrize("mode", ["multi_threading", "multi_processing"])
+def test_workers_do_not_matter(source, expected, tmp_path, mode):
+    out = tmp_path / "out"
+    arguments = [f"--direct_running_mode={mode}", "--direct_num_workers=2"]
+    prepare(PrepareConfig(source=source, output=str(out), **SETTINGS), arguments)
+    assert digest(out) == expected
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [
+        "rows",
+        pytest.param("active1", marks=pytest.mark.long),
+        pytest.param("out/interactions-train*", marks=pytest.mark.long),
+    ],
+)
+def test_a_killed_job_leaves_nothing_that_looks_finished(source, expected, tmp_path, stage):
+    """SIGKILL as soon as a stage has begun to write; the next run then succeeds."""
+    out = tmp_path / "out"
+    flags = [f"--{name}={value}" for name, value in SETTINGS.items()] + ["--partitions=3"]
+    command = [sys.executable, "-m", "twotower", "prepare", "--source", source]
+    # The writer of blocks waits after its first file, so that there is a moment to kill in.
+    slow = (
+        "import sys, time, twotower\n"
+        "from pipeline import activity, assemble, ingest\n"
+        "for room, name in ((ingest, 'write_block'), (activity, 'write_block'),\n"
+        "                   (assemble, 'write_shard')):\n"
+        "    def wait(*a, f=getattr(room, name)): r = f(*a); time.sleep(0.3); return r\n"
+        "    setattr(room, name, wait)\n"
+        "sys.exit(twotower.main(sys.argv[1:]))\n"
+    )
+    job = subprocess.Popen(
+        [sys.executable, "-c", slow, *command[3:], "--output", str(out), *flags],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd=Path(schema.__file__).parents[1],
+        start_new_session=True,
+    )
+    partial = tmp_path / "out.partial"
+    pattern = stage if "*" in stage else f"{stage}/*.npy"
+    deadline = time.monotonic() + 60
+    while not any(partial.glob(pattern)):
+        assert job.poll() is None, "the job ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.killpg(job.pid, signal.SIGKILL)
+    job.wait()
+    assert not out.exists()
+    with pytest.raises(ValueError, match="no finished prepared data"):
+        schema.read_manifest(out, "prepared")
+    prepare(PrepareConfig(source=source, output=str(out), **SETTINGS))
+    assert digest(out) == expected
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
+
+
+def test_two_preparations_of_one_output(source, tmp_path):
+    from pipeline.beam.staging import Staging
+
+    config = PrepareConfig(source=source, output=str(tmp_path / "out"))
+    with (
+        Staging(config.output, overwrite=False),
+        pytest.raises(ValueError, match=r"another preparation of .* is running"),
+    ):
+        prepare(config)
+
+
+def test_what_is_left_beside_a_finished_output_goes_with_the_next_command(tmp_path):
+    """Of a job that was killed between the renaming of its output and its end."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out.partial" / "rows").mkdir(parents=True)
+    (tmp_path / "out.partial.lock").touch()
+    with pytest.raises(ValueError, match="already exists"), Staging(str(tmp_path / "out"), False):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

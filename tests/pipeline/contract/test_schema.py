@@ -1,0 +1,56 @@
+"""The contract: golden values, and what a reader refuses."""
+
+import json
+
+import numpy as np
+import pytest
+
+from pipeline.contract import schema
+
+
+def test_fingerprints_do_not_change():
+    golden = {"": -5426141060434712860, "42": 8820412187630416983, "käse": 7584503891383709300}
+    for raw, value in golden.items():
+        assert schema.fingerprint(raw) == value
+    encoded = [raw.encode() for raw in golden]
+    assert schema.fingerprints(encoded).tolist() == list(golden.values())
+
+
+def test_a_newer_format_is_refused_and_an_unknown_field_is_not(tmp_path):
+    manifest = schema.Manifest("prepared", "s", {}, {}, {})
+    manifest.write(tmp_path)
+    fields = json.loads((tmp_path / schema.MANIFEST).read_text())
+    (tmp_path / schema.MANIFEST).write_text(
+        json.dumps(fields | {"format_version": "1.7", "news": 1})
+    )
+    assert schema.read_manifest(tmp_path, "prepared").format_version == "1.7"
+    (tmp_path / schema.MANIFEST).write_text(json.dumps(fields | {"format_version": "2.0"}))
+    with pytest.raises(ValueError, match=r"format version 2\.0.*update twotower"):
+        schema.read_manifest(tmp_path, "prepared")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [(None, "no finished prepared data"), ("{", "is not a manifest"), ("[]", "is not a manifest")],
+)
+def test_what_is_no_manifest(tmp_path, text, message):
+    if text is not None:
+        (tmp_path / schema.MANIFEST).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        schema.read_manifest(tmp_path, "prepared")
+
+
+def test_a_manifest_of_another_kind(tmp_path):
+    schema.Manifest("bundle", "s", {}, {}, {}).write(tmp_path)
+    with pytest.raises(ValueError, match="'bundle' directory, not 'prepared'"):
+        schema.read_manifest(tmp_path, "prepared")
+
+
+def test_two_ids_of_one_fingerprint_are_told_apart():
+    from pipeline.prepare.vocabulary import distinct_ids
+
+    same = np.array([5, 5, 6])
+    prints, raw = distinct_ids([(same, [b"a", b"a", b"b"])])
+    assert (prints.tolist(), raw) == ([5, 6], [b"a", b"b"])
+    with pytest.raises(ValueError, match="same 64-bit fingerprint"):
+        distinct_ids([(same, [b"a", b"c", b"b"])])

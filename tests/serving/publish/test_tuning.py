@@ -1,0 +1,212 @@
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from pipeline.contract import schema
+from serving.publish import sweep, tuning
+from serving.publish.measuring import Judge
+from serving.publish.publish import publish
+from serving.publish.sweep import Sweep
+from serving.version.index import ExactIndex, ScannIndex
+
+
+@pytest.fixture(scope="module")
+def report(clustered):
+    return json.loads((clustered.version / "ann_report.json").read_text())
+
+
+def halves(sample, seed=10):
+    """Places of the queries that choose, and of those that judge."""
+    order = np.random.default_rng(seed).permutation(len(sample.queries))[:1000]
+    return order[::2], order[1::2]
+
+
+def recall(sample, places, k, find):
+    """Brute force: the share of the exact top k that `find` finds."""
+    found = find(sample.queries[places])
+    hits = [
+        len(set(rows[:k]) & set(sample.best(query)[:k]))
+        for query, rows in zip(places, found, strict=True)
+    ]
+    return np.mean(hits) / k
+
+
+def searching(version):
+    """The default search of the ScaNN model of a version."""
+    import scann  # noqa: F401
+
+    model = tf.saved_model.load(str(version / "assets.extra/scann"))
+    search = model.signatures["embedding_search"]
+
+    def find(queries):
+        found = search(embedding=tf.constant(queries), leaves_to_search=tf.constant(0))
+        return found["candidate_row"].numpy().tolist()
+
+    return find
+
+
+def test_the_reported_recall_is_that_of_queries_that_did_not_choose(clustered, report):
+    choosing, judging = halves(clustered.sample)
+    assert (report["queries"]["choosing"], report["queries"]["judging"]) == (100, 100)
+    find = searching(clustered.version)
+    for places, name in ((judging, "recall"), (choosing, "recall_when_chosen")):
+        found = recall(clustered.sample, places, 20, find)
+        assert found >= 0.95
+        assert report["scann"][name] == pytest.approx(found, abs=2e-3)
+
+
+def test_the_report_holds_the_curve_of_every_tree(report, clustered):
+    scann_report = report["scann"]
+    trees = {one["num_leaves"] for one in scann_report["sweep"]}
+    assert trees == {int(leaves) for leaves in scann_report["build_seconds"]}
+    assert {63, 126} <= trees <= {63, 126, 252}
+    chosen = {name: scann_report[name] for name in ("leaves_to_search", "num_reordered")}
+    assert any(chosen.items() <= one.items() for one in scann_report["sweep"])
+    details = schema.read_manifest(clustered.version, "version").details
+    assert chosen.items() <= details.items()
+    assert (details["at"], details["k"]) == (20, 20)
+    assert details["default_index"] == report["default_index"] == report["faster"]
+    faster = scann_report["batch_ms"] < report["exact"]["batch_ms"]
+    assert report["faster"] == ("scann" if faster else "exact")
+
+
+@pytest.fixture
+def by_work(monkeypatch):
+    """A search takes as long as it has work, so that nothing depends on the machine."""
+    measure, latency = Judge.measure, Judge.latency
+
+    def work(search, parameters):
+        if not parameters:
+            return 1e6
+        return 10 * parameters[0] + parameters[1]
+
+    def measured(self, search, *parameters, timings=9):
+        found = measure(self, search, *parameters, timings=1)
+        return found._replace(batch_ms=work(search, parameters))
+
+    def latencies(self, search, *parameters):
+        return {name: work(search, parameters) for name in latency(self, search, *parameters)}
+
+    monkeypatch.setattr(Judge, "measure", measured)
+    monkeypatch.setattr(Judge, "latency", latencies)
+
+
+def test_a_sweep_measures_what_more_work_finds(clustered, by_work):
+    sample = clustered.sample
+    index = ScannIndex(sample.vectors, 20, 63)
+    judge = Judge(sample.queries, ExactIndex(sample.vectors, 20).search, at=20)
+    settings = {one.parameters: one for one in Sweep(index, judge, promise=1.0).settings}
+    for leaves, num_reordered in ((1, 25), (4, 50), (4, 200)):
+        search = tf.function(index.search)
+        found = search(tf.constant(sample.queries), leaves, num_reordered)[0].numpy().tolist()
+        expected = recall(sample, np.arange(200), 20, lambda _, found=found: found)
+        measured = settings[leaves, num_reordered].measured.recall
+        assert measured == pytest.approx(expected, abs=2e-3)
+    recalls = {parameters: one.measured.recall for parameters, one in settings.items()}
+    assert recalls[1, 200] < recalls[4, 200]
+    assert recalls[4, 25] < recalls[4, 200]
+    assert len(settings) > 30
+
+
+def test_the_fastest_setting_that_keeps_the_promise_is_chosen(clustered, tmp_path, by_work):
+    version = publish(clustered.bundle, tmp_path, k=20, target_recall=0.9, scann_leaves=40)
+    report = json.loads((version / "ann_report.json").read_text())
+    chosen, settings = report["scann"], report["scann"]["sweep"]
+    assert chosen["num_leaves"] == 40
+    assert chosen["recall"] >= 0.9
+    assert chosen["recall_when_chosen"] > 0.9
+    cheaper = [one for one in settings if one["batch_ms"] < chosen["batch_ms"]]
+    assert len(cheaper) > 5
+    assert all(one["recall"] < 0.95 for one in cheaper)  # far enough above is always taken
+    assert report["default_index"] == "scann"
+
+
+@pytest.mark.parametrize(
+    ("gain", "built", "chosen"), [(0.0, [63, 126], 63), (1e9, [63, 126, 252], 252)]
+)
+def test_a_larger_tree_is_kept_only_where_it_is_faster(
+    gain, built, chosen, clustered, tmp_path, by_work, monkeypatch
+):
+    released = []
+    release = ScannIndex.release
+    monkeypatch.setattr(
+        ScannIndex, "release", lambda self: (released.append(self.num_leaves), release(self))
+    )
+    monkeypatch.setattr(tuning, "_FASTER", gain)  # none is so much faster; any is so much
+    version = publish(clustered.bundle, tmp_path, k=20)
+    report = json.loads((version / "ann_report.json").read_text())
+    assert sorted(map(int, report["scann"]["build_seconds"])) == built
+    assert report["scann"]["num_leaves"] == chosen
+    assert sorted(released) == sorted([*built, chosen])  # `save` traces that of the chosen one
+
+
+def test_recall_is_promised_at_a_rank(clustered, tmp_path):
+    version = publish(clustered.bundle, tmp_path, k=20, at=2, scann_leaves=63)
+    report = json.loads((version / "ann_report.json").read_text())
+    assert report["at"] == schema.read_manifest(version, "version").details["at"] == 2
+    _, judging = halves(clustered.sample)
+    found = recall(clustered.sample, judging, 2, searching(version))
+    assert report["scann"]["recall"] == pytest.approx(found, abs=1e-4)
+    assert found >= 0.95
+    card = (version / "model_card.md").read_text()
+    assert "of the exact top 2, promised 0.95" in card
+
+
+def test_a_promise_that_cannot_be_kept_is_refused_and_leaves_nothing(
+    clustered, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(sweep, "_REORDERED", (1.0,))
+    monkeypatch.setattr(sweep, "_MOST_REORDERED", (1.0,))
+    message = (
+        r"target_recall 0.99 at 20 cannot be kept: ScaNN finds 0\.[5-9]\d+ of the exact results .* "
+        "Lower --target_recall, or publish exact search alone with --noscann"
+    )
+    with pytest.raises(ValueError, match=message) as error:
+        publish(clustered.bundle, tmp_path, k=20, target_recall=0.99, scann_leaves=63)
+    assert "\n" not in str(error.value)
+    assert [path.name for path in (tmp_path / "twotower").iterdir()] == [".lock"]
+    assert publish(clustered.bundle, tmp_path, k=20, target_recall=0.99, scann=False).name == "1"
+
+
+def test_where_no_setting_of_the_sweep_is_enough_all_leaves_are_searched(
+    clustered, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(sweep, "_REORDERED", (1.0,))
+    version = publish(clustered.bundle, tmp_path, k=20, target_recall=0.99, scann_leaves=63)
+    chosen = json.loads((version / "ann_report.json").read_text())["scann"]
+    assert (chosen["leaves_to_search"], chosen["num_reordered"]) in ((63, 200), (63, 1600))
+    assert chosen["recall"] >= 0.99
+    assert chosen["sweep"][-1]["leaves_to_search"] == 63
+
+
+def test_where_exact_search_is_faster_it_is_the_default_and_no_error(
+    clustered, tmp_path, by_work, monkeypatch
+):
+    measured = Judge.latency
+
+    def slow_with_parameters(self, search, *parameters):
+        times = measured(self, search, *parameters)
+        return times if parameters else dict.fromkeys(times, 1e-3)
+
+    monkeypatch.setattr(Judge, "latency", slow_with_parameters)
+    version = publish(clustered.bundle, tmp_path, k=20, scann_leaves=63)
+    report = json.loads((version / "ann_report.json").read_text())
+    assert report["default_index"] == report["faster"] == "exact"
+    assert report["scann"]["recall"] >= 0.95
+    assert (version / "assets.extra/scann/saved_model.pb").exists()
+
+
+@pytest.mark.parametrize(
+    ("num_candidates", "wanted", "trees"),
+    [
+        (1999, 0, [0]),
+        (1999, 7, [7]),
+        (2000, 0, [45, 90, 180]),
+        (1_000_000, 0, [1000, 2000, 4000]),
+        (1_000_000, 3000, [3000]),
+    ],
+)
+def test_which_trees_are_tried(num_candidates, wanted, trees):
+    assert tuning._trees(num_candidates, wanted) == trees

@@ -1,0 +1,318 @@
+"""Random filters through a whole retriever, against a loop in NumPy float64."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from pipeline.contract import schema
+from serving.publish.publish import publish
+from serving.retrieval import answers
+from serving.retrieval.index_search import IndexSearch
+from serving.retrieval.requests import RetrieveRequest, UnknownQuery
+from serving.retrieval.retriever import Retriever
+
+
+@pytest.fixture(scope="module")
+def retriever(small):
+    return Retriever.load(small.models)
+
+
+@pytest.fixture(scope="module")
+def tree(clustered):
+    return Retriever.load(clustered.models)
+
+
+def random_request(sample, seed, index):
+    """Any mixture of filters; most of them leave something."""
+    rng = np.random.default_rng(seed)
+    size = len(sample.vectors)
+
+    def some_ids(most):
+        chosen = rng.choice(size, rng.integers(0, most), replace=False)
+        return [sample.candidate_ids[row] for row in chosen] + ["unheard of"] * rng.integers(0, 3)
+
+    allow = [None, None, some_ids(size), some_ids(40)][rng.integers(4)]
+    return RetrieveRequest(
+        [*rng.choice(sample.query_ids, rng.integers(1, 8)), "nobody"],
+        k=int(rng.choice([1, 5, 20, 40, 41, 200])),
+        exclude_seen=bool(sample.seen is not None and rng.integers(2)),
+        exclude=some_ids([1, 10, size][rng.integers(3)]),
+        allow=allow,
+        min_score=None if rng.integers(2) else float(rng.normal()),
+        index=index,
+        unknown_queries="empty",
+    )
+
+
+def passing(sample, request, query_id):
+    """Rows that pass the filters, best first, and their scores: a loop, in float64."""
+    query = sample.query_ids.index(query_id)
+    scores = sample.vectors.astype(np.float64) @ sample.queries[query].astype(np.float64)
+    seen = sample.seen[query] if request.exclude_seen else ()
+    barred = {sample.candidate_ids[row] for row in seen} | set(request.exclude)
+    rows = []
+    for row in np.argsort(-scores, kind="stable"):
+        name = sample.candidate_ids[row]
+        allowed = request.allow is None or name in request.allow
+        high = request.min_score is None or scores[row] >= request.min_score
+        if allowed and high and name not in barred:
+            rows.append(row)
+    return [sample.candidate_ids[row] for row in rows], dict(
+        zip(sample.candidate_ids, scores, strict=True)
+    )
+
+
+@pytest.mark.parametrize("few_allowed", [0, 20_000])
+@pytest.mark.parametrize("index", ["exact", "scann"])
+def test_any_filters_give_what_a_loop_gives(retriever, small, index, few_allowed, monkeypatch):
+    monkeypatch.setattr(answers, "_FEW_ALLOWED", few_allowed)
+    lengths = []
+    for seed in range(60):
+        request = random_request(small.sample, seed, index)
+        response = retriever.answer(request)
+        assert (response.version, response.index) == (1, index)
+        strangers = {"unheard of"} & {*request.exclude, *(request.allow or ())}
+        assert response.unknown_ids == len(strangers)
+        *known, nobody = response.results
+        assert (nobody.known, nobody.fallback, nobody.candidates) == (False, "", [])
+        for result, query_id in zip(known, request.query_ids, strict=False):
+            expected, scores = passing(small.sample, request, query_id)
+            assert result.query_id == query_id
+            assert result.known
+            assert result.candidate_ids == expected[: request.k], request
+            wanted = [scores[name] for name in result.candidate_ids]
+            np.testing.assert_allclose(result.scores, wanted, rtol=1e-4, atol=1e-6)
+            lengths.append((len(result.scores), request.k))
+    assert any(0 < length < k for length, k in lengths)  # the cases are worth something
+    assert any(length == k > 20 for length, k in lengths)
+    assert any(length == 0 for length, k in lengths)
+
+
+def test_a_tree_gives_k_good_results_whatever_the_filters(tree, clustered):
+    sample, hits, total = clustered.sample, 0, 0
+    for seed in range(60):
+        request = random_request(sample, seed, "scann")
+        for result, query_id in zip(tree.answer(request).results, request.query_ids, strict=True):
+            if query_id == "nobody":
+                continue
+            expected, scores = passing(sample, request, query_id)
+            got = result.candidate_ids
+            assert len(got) == len(set(got)) <= min(request.k, len(expected))
+            assert len(got) == min(request.k, len(expected))
+            assert set(got) <= set(expected)
+            wanted = [scores[name] for name in got]
+            np.testing.assert_allclose(result.scores, wanted, rtol=1e-3, atol=1e-4)
+            assert result.scores == sorted(result.scores, reverse=True)
+            hits += len(set(got) & set(expected[: request.k]))
+            total += min(request.k, len(expected))
+    assert hits / total > 0.95
+
+
+@pytest.fixture
+def exactly_searched(monkeypatch):
+    """How many queries each request passes on to exact search."""
+    counts, search = [], answers.best_rows
+
+    def counting(vectors, embeddings, filters, queries, k):
+        counts.append(len(queries))
+        return search(vectors, embeddings, filters, queries, k)
+
+    monkeypatch.setattr(answers, "best_rows", counting)
+    return counts
+
+
+def test_an_index_is_asked_for_more_before_everything_is_scored(tree, clustered, exactly_searched):
+    sample = clustered.sample
+    exclude = sample.best_ids(0)[:15]
+    request = RetrieveRequest(sample.query_ids, k=20, exclude=exclude, index="scann")
+    results = tree.answer(request).results
+    assert exactly_searched == [0]
+    barred = sample.best(0)[:15]
+    hits = [
+        len(set(result.candidate_ids) & set(sample.best_ids(query, barred)[:20]))
+        for query, result in enumerate(results)
+    ]
+    assert np.mean(hits) > 18.5
+    assert {len(result.scores) for result in results} == {20}
+
+    tree._index("scann").widest = 0  # a version that was published before there was wide_search
+    try:
+        results = tree.answer(request).results
+    finally:
+        tree._index("scann").widest = 160
+    assert exactly_searched[1] >= 1
+    assert results[0].candidate_ids == sample.best_ids(0, barred)[:20]
+
+
+def test_few_allowed_rows_and_a_large_k_go_straight_to_exact_search(
+    tree, clustered, exactly_searched, monkeypatch
+):
+    asked, search = [], IndexSearch.search
+    monkeypatch.setattr(
+        IndexSearch, "search", lambda self, e: (asked.append(len(e)), search(self, e))[1]
+    )
+    ids, sample = clustered.sample.query_ids[:3], clustered.sample
+    allow = sample.candidate_ids[:50]
+    tree.answer(RetrieveRequest(ids, k=5, allow=allow, index="scann"))
+    tree.answer(RetrieveRequest(ids, k=161, index="scann"))
+    assert (asked, exactly_searched) == ([], [3, 3])
+    tree.answer(RetrieveRequest(ids, k=20, index="scann"))
+    assert (asked, exactly_searched) == ([3], [3, 3, 0])
+
+
+@pytest.mark.parametrize("index", ["exact", "scann"])
+def test_some_more_than_the_results_of_an_index_are_asked_of_it(
+    tree, clustered, exactly_searched, index
+):
+    ids = clustered.sample.query_ids
+    results = tree.answer(RetrieveRequest(ids, k=21, index=index)).results
+    hits = [
+        len(set(result.candidate_ids) & set(clustered.sample.best_ids(query)[:21]))
+        for query, result in enumerate(results)
+    ]
+    assert np.mean(hits) > 19.9
+    assert exactly_searched == [len(ids) if index == "exact" else 0]
+
+
+@pytest.mark.parametrize(("index", "searched"), [("exact", 0), ("scann", 1)])
+def test_below_the_lowest_score_there_may_be_what_an_index_has_missed(
+    tree, exactly_searched, index, searched
+):
+    [plain] = tree.answer(RetrieveRequest(["query 0"], k=20, index=index)).results
+    request = RetrieveRequest(["query 0"], k=20, min_score=plain.scores[7], index=index)
+    [result] = tree.answer(request).results
+    assert result.candidate_ids[:8] == plain.candidate_ids[:8]
+    assert exactly_searched == [0, searched]
+
+
+def test_many_requests_get_what_each_gets_alone(retriever, small):
+    requests = [
+        random_request(small.sample, seed, ("exact", "scann")[seed % 2]) for seed in range(100, 120)
+    ]
+    requests[4] = RetrieveRequest(["query 0", "nobody"], unknown_queries="error")
+    requests[7] = RetrieveRequest(features={"embedding": [[0.0] * 8]})
+    together = retriever.answer_all(requests)
+    assert isinstance(together[4], UnknownQuery)
+    assert "takes query_ids, not features" in str(together[7])
+    for place, request in enumerate(requests):
+        if place not in (4, 7):
+            alone = retriever.answer(request)
+            assert [one.candidate_ids for one in together[place].results] == [
+                one.candidate_ids for one in alone.results
+            ]
+    assert retriever.answer_all([]) == []
+    assert retriever.answer_all([RetrieveRequest([])])[0].results == []
+
+
+def popularity(sample):
+    """Rows by how many seen lists hold them: a loop."""
+    counts = [0] * len(sample.vectors)
+    for rows in sample.seen:
+        for row in rows:
+            counts[row] += 1
+    return counts, sorted(range(len(counts)), key=lambda row: (-counts[row], row))
+
+
+def test_unknown_queries_get_popular_candidates_that_are_marked(retriever, small):
+    sample = small.sample
+    counts, order = popularity(sample)
+    request = RetrieveRequest(["nobody", "query 3"], k=7, min_score=1e9, unknown_queries="popular")
+    nobody, known = retriever.answer(request).results
+    assert (nobody.known, nobody.fallback) == (False, "popular")
+    assert nobody.candidate_ids == [sample.candidate_ids[row] for row in order[:7]]
+    assert nobody.scores == [counts[row] for row in order[:7]]
+    assert (known.known, known.fallback, known.candidates) == (True, "", [])
+
+    exclude = [sample.candidate_ids[row] for row in order[:4]]
+    left = [sample.candidate_ids[row] for row in order[4:]]
+    request = RetrieveRequest(["nobody"], k=7, exclude=exclude)
+    [barred] = retriever.answer(request, unknown_queries="popular").results
+    assert barred.candidate_ids == left[:7]
+    allow = [*exclude, *left[100:103]]
+    request = RetrieveRequest(["nobody"], k=7, exclude=exclude, allow=allow)
+    [allowed] = retriever.answer(request, unknown_queries="popular").results
+    assert allowed.candidate_ids == left[100:103]
+    [result] = retriever.top_k(["nobody"], 2, unknown_queries="popular")
+    assert result.candidate_ids == [sample.candidate_ids[row] for row in order[:2]]
+
+
+def test_an_unknown_query_can_be_an_error(retriever):
+    request = RetrieveRequest(["nobody", "query 1", "noone"], unknown_queries="error")
+    with pytest.raises(UnknownQuery, match=r"2 of 3 queries are not known .*: 'nobody', 'noone'"):
+        retriever.answer(request, unknown_queries="empty")  # the request decides
+    assert retriever.answer(dataclasses.replace(request, unknown_queries="empty"))
+    with pytest.raises(UnknownQuery):
+        retriever.answer(RetrieveRequest(["nobody"]), unknown_queries="error")
+
+
+def test_counts_of_a_bundle_decide_what_is_popular(tmp_path, write_bundle, sign_bundle, small):
+    sample = small.sample
+    bundle = write_bundle(tmp_path / "bundle", sample)
+    np.save(bundle / schema.BUNDLE_CANDIDATE_COUNTS, np.arange(300) % 250)
+    sign_bundle(bundle)
+    publish(bundle, tmp_path / "models", scann=False)
+    retriever = Retriever.load(tmp_path / "models")
+    [result] = retriever.top_k(["nobody"], 3, unknown_queries="popular")
+    assert result.candidate_ids == [sample.candidate_ids[row] for row in (249, 248, 247)]
+    assert result.scores == [249, 248, 247]
+
+
+def test_without_counts_and_seen_lists_nothing_is_popular(tree):
+    assert not tree.has_popularity
+    with pytest.raises(
+        ValueError, match=r"'popular' needs counts of the candidates, but .* choose"
+    ):
+        tree.answer(RetrieveRequest(["query 0"], unknown_queries="popular"))
+    known, unknown = (RetrieveRequest([name]) for name in ("query 0", "nobody"))
+    outcomes = tree.answer_all([known, unknown], unknown_queries="popular")
+    assert outcomes[0].results[0].known
+    assert "needs counts of the candidates" in str(outcomes[1])
+
+
+@pytest.fixture(scope="module")
+def by_embedding(tmp_path_factory, write_bundle, small):
+    root = tmp_path_factory.mktemp("by_embedding")
+    write_bundle(root / "bundle", small.sample, query_model=False)
+    publish(root / "bundle", root / "models", k=10)
+    return Retriever.load(root / "models")
+
+
+def test_a_version_without_query_model_filters_by_embedding(by_embedding, small):
+    sample = small.sample
+    exclude = sample.best_ids(4)[:3]
+    features = {"embedding": sample.queries[4:6].tolist()}
+    response = by_embedding.answer(RetrieveRequest(features=features, k=8, exclude=exclude))
+    rows = sample.best(4)[:3]
+    for query, result in zip((4, 5), response.results, strict=True):
+        assert (result.query_id, result.known) == ("", True)
+        assert result.candidate_ids == sample.best_ids(query, rows)[:8]
+    assert by_embedding.answer(RetrieveRequest(features={"embedding": []})).results == []
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        ({}, r"got the names \[\]"),
+        ({"age": [1]}, r"got the names \['age'\]"),
+        ({"embedding": [1.0] * 8}, r"got the shape \[8\]"),
+        ({"embedding": [[1.0] * 7]}, r"got the shape \[1, 7\]"),
+        ({"embedding": [[1.0] * 8, [1.0]]}, "not numbers in rows of one length"),
+        ({"embedding": [["a"] * 8]}, "not numbers in rows of one length"),
+        ({"embedding": [[float("nan")] * 8]}, "got a larger one or NaN"),
+        ({"embedding": [[1e300] * 8]}, "got a larger one or NaN"),
+        ({"embedding": [[10**400] * 8]}, "not numbers in rows of one length"),
+    ],
+)
+def test_embeddings_of_a_request_are_checked(by_embedding, features, message):
+    with pytest.raises(ValueError, match=message) as error:
+        by_embedding.answer(RetrieveRequest(features=features))
+    assert str(error.value).startswith("features must be {'embedding': numbers [B, 8]}")
+
+
+def test_query_ids_mean_nothing_without_a_query_model(by_embedding):
+    with pytest.raises(ValueError, match="published without a query model"):
+        by_embedding.top_k(["query 0"], 3)
+    features = {"embedding": np.ones((1, 8))}
+    with pytest.raises(ValueError, match="exclude_seen needs seen lists"):
+        by_embedding.answer(RetrieveRequest(features=features, exclude_seen=True))

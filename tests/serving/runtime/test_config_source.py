@@ -1,0 +1,235 @@
+"""The configuration file, edits of it, and reloads: over one life of a service and the next."""
+
+import gc
+import logging
+import threading
+import time
+
+import pytest
+from google.protobuf import text_format
+from tensorflow_serving.config import model_server_config_pb2
+
+from serving.errors import Aborted, FailedPrecondition
+from serving.runtime.config_source import KEPT, ConfigSource
+from serving.runtime.manager import ModelManager
+from serving.runtime.model_config import ModelConfig, VersionPolicy, from_proto
+
+SECONDS = 30
+
+
+def pinned(version, **labels):
+    return ModelConfig("adder", policy=VersionPolicy(specific=(version,)), labels=labels)
+
+
+def text(version):
+    policy = f"model_version_policy {{ specific {{ versions: {version} }} }}"
+    return f'model_config_list {{ config {{ name: "adder" {policy} }} }}'
+
+
+def of(version):
+    proto = model_server_config_pb2.ModelServerConfig()
+    return from_proto(text_format.Parse(text(version), proto))
+
+
+class Loaded:
+    def close(self):
+        pass
+
+
+class Life:
+    """A manager from its start to its end, over versions that are directories with a name."""
+
+    def __init__(self, root, load=lambda name, arrival: Loaded()):
+        self.file = root / "models.config"
+        source = ConfigSource(str(self.file) if self.file.exists() else "", root / "models")
+        self.manager = ModelManager(
+            root / "models", source.in_force(), load, source=source, poll_seconds=0.01
+        )
+
+    def __enter__(self):
+        self.manager.start()
+        return self
+
+    def __exit__(self, *_):
+        self.manager.close()
+
+    def serves(self, *versions):
+        end = time.monotonic() + SECONDS
+        while self._available() != list(versions):
+            assert time.monotonic() < end, self.manager.catalogue.models
+            time.sleep(0.005)
+        return True
+
+    def _available(self):
+        model = self.manager.catalogue.models.get("adder")
+        return model and sorted(model.available)
+
+    def reload(self, config, seconds=SECONDS):
+        self.manager.reload([config], wait_seconds=seconds)
+
+
+@pytest.fixture
+def root(tmp_path):
+    for number in (1, 2, 3):
+        version = tmp_path / "models" / "adder" / str(number)
+        version.mkdir(parents=True)
+        (version / "saved_model.pb").write_bytes(b"")
+    return tmp_path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _settled():
+    """What is imported is left out of the garbage collections that follow each version."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture(autouse=True)
+def _old_enough(monkeypatch):
+    monkeypatch.setattr("serving.version.arrival._FRESH_SECONDS", 0.0)
+
+
+def wait_for_a_look(life):
+    """Until a look that began after this call has ended."""
+    looks, end = [], time.monotonic() + SECONDS
+    before = life.manager._look
+
+    def look():
+        looks.append(None)
+        before()
+
+    life.manager._look = look
+    while len(looks) < 3:
+        assert time.monotonic() < end
+        time.sleep(0.005)
+    life.manager._look = before
+
+
+@pytest.mark.parametrize("with_file", [False, True])
+def test_an_accepted_reload_outlives_the_process(root, with_file):
+    if with_file:
+        (root / "models.config").write_text(text(3))
+    with Life(root) as life:
+        assert life.serves(3)
+        life.reload(pinned(1, stable=1))
+    with Life(root) as life:
+        assert life.serves(1)
+        assert life.manager.catalogue.models["adder"].config == pinned(1, stable=1)
+        life.reload(ModelConfig("adder"))
+    with Life(root) as life:
+        assert life.serves(3)
+
+
+def test_an_edited_file_is_taken_over_and_ends_earlier_reloads(root):
+    (root / "models.config").write_text(text(3))
+    with Life(root) as life:
+        life.file.write_text(text(2))
+        assert life.serves(2)
+        life.reload(pinned(1))
+        wait_for_a_look(life)
+        assert life.serves(1)  # the file is as it was when the reload came
+        life.file.write_text(text(3))
+        assert life.serves(3)
+        life.file.write_text(text(2))
+        assert life.serves(2)
+    with Life(root) as life:
+        assert life.serves(2)
+
+
+def test_an_edit_while_nothing_runs_ends_a_reload(root):
+    (root / "models.config").write_text(text(3))
+    with Life(root) as life:
+        life.reload(pinned(1))
+    (root / "models.config").write_text(text(2))
+    with Life(root) as life:
+        assert life.serves(2)
+    (root / "models.config").write_text(text(3))  # as it was before the reload
+    with Life(root) as life:
+        assert life.serves(3)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "model_config_list { config {",
+        "",
+        text(2).replace('"adder"', '"../adder"'),
+        text(2).replace("name:", 'base_path: "/elsewhere" name:'),
+    ],
+)
+def test_an_edit_that_cannot_be_used_is_told_once_and_changes_nothing(root, damage, caplog):
+    (root / "models.config").write_text(text(3))
+    with Life(root) as life, caplog.at_level(logging.ERROR):
+        life.serves(3)
+        life.file.write_text(damage)
+        wait_for_a_look(life)
+        assert life.serves(3)
+        life.file.unlink()
+        wait_for_a_look(life)
+        assert life.serves(3)
+        life.file.write_text(text(2))
+        assert life.serves(2)
+    told = [one for one in caplog.messages if "stays as it is" in one]
+    assert len(told) == 2
+
+
+def test_a_reload_that_nobody_may_write_down_changes_nothing(root, monkeypatch):
+    with Life(root) as life:
+        life.serves(3)
+        monkeypatch.setattr("serving.runtime.config_source.os.access", lambda *_: False)
+        with pytest.raises(FailedPrecondition, match="another state_dir"):
+            life.reload(pinned(1))
+        wait_for_a_look(life)
+        assert life.serves(3)
+
+
+def test_a_reload_is_kept_when_all_of_it_is_served_and_not_before(root):
+    gate = threading.Event()
+
+    def load(name, arrival):
+        assert arrival.number == 3 or gate.wait(SECONDS)
+        return Loaded()
+
+    with Life(root, load) as life:
+        life.serves(3)
+        waiting = threading.Thread(target=life.reload, args=(pinned(1),))
+        waiting.start()
+        assert not (root / "models" / KEPT).exists()
+        gate.set()
+        waiting.join(SECONDS)
+        assert (root / "models" / KEPT).exists()
+
+
+def test_a_later_reload_takes_the_place_of_one_that_waits(root):
+    gate, outcome = threading.Event(), []
+
+    def load(name, arrival):
+        assert arrival.number != 1 or gate.wait(SECONDS)
+        return Loaded()
+
+    def earlier():
+        try:
+            life.reload(pinned(1))
+        except Aborted as error:
+            outcome.append(error)
+
+    with Life(root, load) as life:
+        life.serves(3)
+        waiting = threading.Thread(target=earlier)
+        waiting.start()
+        while not life.manager._requests:
+            time.sleep(0.001)
+        life.manager.reload([pinned(2)])
+        waiting.join(SECONDS)
+        assert outcome
+        gate.set()
+        life.reload(pinned(2))
+    with Life(root) as life:
+        assert life.serves(2)
+
+
+def test_what_was_kept_and_cannot_be_read_is_told(root):
+    (root / "models" / KEPT).write_text('{"after": ')
+    with pytest.raises(ValueError, match=r"must hold the last reload, .* delete it"):
+        Life(root)

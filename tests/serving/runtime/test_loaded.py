@@ -1,0 +1,203 @@
+import gc
+import shutil
+import weakref
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from saved_models import write_affine
+
+from serving.errors import FailedPrecondition, InvalidRequest
+from serving.publish.publish import publish
+from serving.runtime.loaded import LoadedVersion
+from serving.version.arrival import look
+from serving.version.versions import find_version
+
+
+def load(path, **options):
+    first = look(int(path.name), path)
+    arrival = look(int(path.name), path, first.stamp)
+    assert not arrival.problem
+    return LoadedVersion(arrival, **options)
+
+
+def names(*ids):
+    return np.array([raw.encode() for raw in ids], object)
+
+
+@pytest.fixture(scope="module")
+def affine(tmp_path_factory):
+    return load(write_affine(tmp_path_factory.mktemp("affine") / "7", 3.0))
+
+
+@pytest.fixture(scope="module")
+def embedding(write_bundle, small_sample, tmp_path_factory):
+    """A version without a query model, 300 candidates of 8 dimensions."""
+    root = tmp_path_factory.mktemp("embedding")
+    bundle = write_bundle(root / "bundle", small_sample(), query_model=False)
+    return load(publish(bundle, root / "models", k=5))
+
+
+def test_a_published_version_answers_as_brute_force_does(small):
+    loaded = load(small.version, index="exact")
+    assert loaded.number == 1
+    assert sorted(loaded.signatures) == ["embedding_search", "query_embedding", "serving_default"]
+    outputs = loaded.run("serving_default", {"query_id": names("query 3", "nobody", "query 0")})
+    ids = np.char.decode(outputs["candidate_id"].astype("S"))
+    assert ids[0].tolist() == small.sample.best_ids(3)[:40]
+    assert ids[2].tolist() == small.sample.best_ids(0)[:40]
+    assert outputs["candidate_id"].dtype == object
+    assert set(outputs["candidate_id"][1]) == {b""}
+    assert outputs["score"].dtype == np.float32
+    assert not outputs["score"][1].any()
+
+
+def test_the_index_of_serving_default_is_chosen(clustered):
+    queries = names(*clustered.sample.query_ids)
+    answers = {}
+    for index in ("exact", "scann"):
+        loaded = load(clustered.version, index=index)
+        answers[index] = loaded.run("serving_default", {"query_id": queries})["candidate_id"]
+        assert list(loaded.signatures["embedding_search"].inputs) == ["embedding"]
+        loaded.close()
+    version = find_version(clustered.models, "twotower")
+    for index, answer in answers.items():
+        model = version.load(index)
+        expected = model.signatures["serving_default"](query_id=tf.constant(queries))
+        np.testing.assert_array_equal(answer, expected["candidate_id"].numpy())
+    assert (answers["exact"] != answers["scann"]).any()
+
+
+def test_a_version_without_scann_is_searched_exactly(bundle, tmp_path):
+    path = publish(bundle, tmp_path / "models", k=3, scann=False)
+    outputs = load(path, index="scann").run("serving_default", {"query_id": names("query 1")})
+    assert outputs["candidate_id"].shape == (1, 3)
+
+
+def test_another_framework_is_run_as_it_is(affine):
+    x = np.array([[1, 2], [3, 4], [5, 6]], np.float32)
+    outputs = affine.run("serving_default", {"x": x})
+    np.testing.assert_array_equal(outputs["y"], x + 3)
+    np.testing.assert_array_equal(outputs["amount"], [3, 3, 3])
+    assert affine.retriever is None
+    total = affine.run("total", {"x": x})["total"]
+    assert isinstance(total, np.ndarray)
+    assert total.shape == ()
+    assert total == 21
+
+
+def test_requests_are_joined_and_split(affine):
+    parts = [np.full((rows, 2), rows, np.float32) for rows in (2, 0, 3)]
+    outputs = affine.run_all("serving_default", [{"x": part} for part in parts])
+    for part, output in zip(parts, outputs, strict=True):
+        np.testing.assert_array_equal(output["y"], part + 3)
+        assert output["amount"].shape == part.shape[:1]
+    assert outputs[0]["y"].base is outputs[2]["y"].base
+
+
+def test_what_does_not_go_by_rows_after_all_is_run_alone(affine):
+    assert affine.signatures["mean"].by_rows  # its shape does not tell
+    parts = [np.full((rows, 2), rows, np.float32) for rows in (2, 3)]
+    for _ in range(2):
+        outputs = affine.run_all("mean", [{"x": part} for part in parts])
+        np.testing.assert_array_equal([output["mean"] for output in outputs], [[2, 2], [3, 3]])
+
+
+def test_what_the_graph_refuses_is_the_fault_of_the_request(affine):
+    with pytest.raises(InvalidRequest, match="The model refuses the inputs"):
+        affine.run("positive", {"x": np.full((1, 2), -1, np.float32)})
+
+
+def test_an_unknown_signature_names_those_there_are(affine):
+    with pytest.raises(
+        FailedPrecondition, match=r"'other' is not in version 7; there are: mean, positive"
+    ):
+        affine.signature("other")
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 3e38])
+def test_numbers_that_break_an_index_are_refused(embedding, bad):
+    queries = np.ones((3, 8), np.float32)
+    assert embedding.fit("serving_default", {"embedding": queries})
+    queries[1, 2] = bad
+    with pytest.raises(InvalidRequest, match="'embedding' must hold finite numbers"):
+        embedding.fit("serving_default", {"embedding": queries})
+
+
+def test_another_framework_may_mean_something_by_nan(affine):
+    x = np.full((1, 2), np.nan, np.float32)
+    assert np.isnan(
+        affine.run("serving_default", affine.fit("serving_default", {"x": x}))["y"]
+    ).all()
+
+
+def test_no_rows_have_no_rows(small, affine):
+    loaded = load(small.version)
+    outputs = loaded.run("serving_default", {"query_id": np.empty(0, object)})
+    assert outputs["candidate_id"].shape == outputs["score"].shape == (0, 40)
+    assert affine.run("serving_default", {"x": np.empty((0, 2), np.float32)})["y"].shape == (0, 2)
+
+
+def test_a_saved_model_of_tensorflow_1_is_served(tmp_path):
+    path = tmp_path / "1"
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        x = tf.compat.v1.placeholder(tf.int64, [None], "numbers")
+        weight = tf.compat.v1.get_variable("weight", initializer=tf.constant(3, tf.int64))
+        session.run(weight.initializer)
+        tf.compat.v1.saved_model.simple_save(session, str(path), {"x": x}, {"out": x * weight})
+    loaded = load(path)
+    inputs = loaded.fit("serving_default", {"x": np.array([1, 2])})
+    assert loaded.run("serving_default", inputs)["out"].tolist() == [3, 6]
+    with pytest.raises(InvalidRequest, match=r"'x' .* must be int64 \[any\], got int32"):
+        loaded.fit("serving_default", {"x": np.array([1, 2], np.int32)})
+
+
+def test_nothing_to_serve_is_an_error(tmp_path):
+    tf.saved_model.save(tf.Module(), str(tmp_path / "1"))
+    with pytest.raises(ValueError, match="has no signature to serve"):
+        load(tmp_path / "1")
+
+
+def tables(model):
+    """Handles of the lookup tables of a SavedModel."""
+    parts = tf.train.TrackableView(model).descendants()
+    handles = [getattr(part, "resource_handle", None) for part in parts]
+    return [handle for handle in handles if handle is not None]
+
+
+def test_lookup_tables_go_with_the_version_and_only_with_it(small):
+    first, second = load(small.version, index="exact"), load(small.version, index="exact")
+    [mine] = tables(first.retriever.model("exact"))
+    [scanns] = tables(first.retriever.model("scann"))  # loaded when it was first asked for
+    first.close()
+    for handle in (mine, scanns):
+        with pytest.raises(tf.errors.NotFoundError):
+            tf.raw_ops.LookupTableSizeV2(table_handle=handle)
+    [others] = tables(second.retriever.model("exact"))
+    assert tf.raw_ops.LookupTableSizeV2(table_handle=others) == 20
+    outputs = second.run("query_embedding", {"query_id": names("query 3")})
+    assert outputs["known"].all()
+
+
+def test_what_was_loaded_halfway_is_freed(small, tmp_path, monkeypatch):
+    """A version whose ScaNN part cannot be read: the tables of its exact part are destroyed."""
+    path = shutil.copytree(small.version, tmp_path / "1")
+    arrival = look(1, path)
+    shutil.rmtree(path / "assets.extra" / "scann" / "variables")
+    models, read = [], tf.saved_model.load
+    monkeypatch.setattr(tf.saved_model, "load", lambda *a: models.append(read(*a)) or models[-1])
+    with pytest.raises((OSError, tf.errors.OpError)):
+        LoadedVersion(arrival, "scann")
+    [exact] = models
+    with pytest.raises(tf.errors.OpError):
+        exact.signatures["serving_default"](query_id=tf.constant(["query 3"]))
+
+
+def test_what_is_closed_is_gone(clustered):
+    loaded = load(clustered.version, index="scann")
+    loaded.run("serving_default", {"query_id": names("query 1")})
+    models = [weakref.ref(loaded.retriever.model(index)) for index in ("exact", "scann")]
+    retriever = weakref.ref(loaded.retriever)
+    loaded.close()
+    gc.collect()
+    assert [one() for one in (retriever, *models)] == [None, None, None]

@@ -1,0 +1,528 @@
+"""The manager over real SavedModels, of which each answers with its own number."""
+
+import gc
+import os
+import shutil
+import threading
+import time
+
+import numpy as np
+import pytest
+from saved_models import write_affine
+
+from serving.errors import InvalidRequest, NotFound, Unavailable
+from serving.runtime.loaded import LoadedVersion
+from serving.runtime.manager import ModelManager
+from serving.runtime.model_config import ModelConfig, State, VersionPolicy
+
+X = np.zeros((1, 2), np.float32)
+
+
+def until(condition, seconds=30):
+    """Waits for what another thread does."""
+    end = time.monotonic() + seconds
+    while not (result := condition()):
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.005)
+    return result
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _settled():
+    """What is imported is left out of the garbage collections that follow each version."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    """Versions 1 to 5, to be copied: version n adds n."""
+    home = tmp_path_factory.mktemp("library")
+    for number in range(1, 6):
+        write_affine(home / str(number), float(number))
+    return home
+
+
+@pytest.fixture
+def models(tmp_path):
+    (tmp_path / "models").mkdir()
+    return tmp_path / "models"
+
+
+@pytest.fixture
+def put(library, models):
+    """Copies versions into place, each by one rename."""
+
+    def put(*numbers, name="adder"):
+        home = models / name
+        home.mkdir(exist_ok=True)
+        for number in numbers:
+            aside = home / f".partial-{number}"
+            shutil.copytree(library / str(number), aside)
+            aside.rename(home / str(number))
+        return home
+
+    return put
+
+
+@pytest.fixture
+def start(models):
+    made = []
+
+    def start(configs=None, *, load=lambda name, arrival: LoadedVersion(arrival), **options):
+        manager = ModelManager(models, configs, load, **{"poll_seconds": 0.01, **options})
+        made.append(manager)
+        manager.start()
+        return manager
+
+    yield start
+    for manager in made:
+        manager.close()
+
+
+def answer(manager, name="adder", version=None, label=None):
+    with manager.catalogue.pinned(name, version, label) as loaded:
+        return int(loaded.run("serving_default", {"x": X})["amount"][0])
+
+
+def served(manager, name="adder"):
+    models = manager.catalogue.models
+    return sorted(models[name].available) if name in models else []
+
+
+def state(manager, version, name="adder"):
+    return manager.catalogue.status(name, version)[0].state
+
+
+def test_the_newest_version_is_served_and_a_newer_one_replaces_it(put, start):
+    put(1, 3)
+    manager = start()
+    assert manager.wait_until_ready(30)
+    assert answer(manager) == 3
+    put(4)
+    until(lambda: served(manager) == [4])
+    assert answer(manager) == 4
+    until(lambda: state(manager, 3) == State.END)
+    statuses = manager.catalogue.status("adder")
+    assert [(one.version, one.state, one.error_code) for one in statuses] == [
+        (4, State.AVAILABLE, "OK"),
+        (3, State.END, "OK"),
+    ]
+
+
+def test_new_models_are_found_and_what_is_no_model_is_not(put, start, models):
+    put(1)
+    (models / "empty").mkdir()
+    (models / ".hidden" / "1").mkdir(parents=True)
+    (models / "file").write_text("")
+    manager = start()
+    assert manager.wait_until_ready(30)
+    assert list(manager.catalogue.models) == ["adder"]
+    put(2, name="other")
+    until(lambda: served(manager, "other") == [2])
+    assert answer(manager, "other") == 2
+    assert manager.ready
+
+
+def test_a_request_keeps_its_version_until_it_is_done(put, start):
+    put(1)
+    manager = start()
+    manager.wait_until_ready(30)
+    with manager.catalogue.pinned("adder") as pinned:
+        put(2)
+        until(lambda: served(manager) == [2])
+        assert answer(manager) == 2
+        for _ in range(20):  # the thread looks many times and does not free it
+            time.sleep(0.005)
+            assert state(manager, 1) == State.UNLOADING
+        assert int(pinned.run("serving_default", {"x": X})["amount"][0]) == 1
+        with pytest.raises(NotFound, match="Version 1 of model 'adder' is not served"):
+            answer(manager, version=1)
+    until(lambda: state(manager, 1) == State.END)
+
+
+def test_the_last_request_of_a_version_has_it_freed_at_once(put, start):
+    put(1)
+    manager = start(poll_seconds=3600)
+    until(lambda: manager.catalogue.models and manager.catalogue.models["adder"].statuses)
+    manager.reload([ModelConfig("adder")], wait_seconds=30)  # a second look
+    with manager.catalogue.pinned("adder"):
+        put(2)
+        manager.reload([ModelConfig("adder")], wait_seconds=30)
+        manager.reload([ModelConfig("adder")], wait_seconds=30)
+        assert served(manager) == [2]
+        assert state(manager, 1) == State.UNLOADING
+    until(lambda: state(manager, 1) == State.END)
+
+
+BREAK = {
+    "garbage for a graph": lambda path: (path / "saved_model.pb").write_bytes(b"\x08\xffgarbage"),
+    "an empty graph": lambda path: (path / "saved_model.pb").write_bytes(b""),
+    "a graph cut short": lambda path: os.truncate(path / "saved_model.pb", 3000),
+    "no variables": lambda path: (path / "variables/variables.data-00000-of-00001").unlink(),
+    "variables cut short": lambda path: os.truncate(
+        path / "variables/variables.data-00000-of-00001", 2
+    ),
+    "no index of variables": lambda path: (path / "variables/variables.index").unlink(),
+    "a manifest that is none": lambda path: (path / "manifest.json").write_text("{"),
+    "a newer format": lambda path: (path / "manifest.json").write_text('{"format_version": "2.0"}'),
+}
+
+
+@pytest.mark.parametrize("damage", BREAK)
+def test_a_broken_version_is_reported_and_replaces_nothing(put, start, library, models, damage):
+    put(1)
+    changes = []
+    manager = start(on_change=lambda *change: changes.append(change[:2]))
+    manager.wait_until_ready(30)
+    home = put()
+    broken = shutil.copytree(library / "2", home / ".broken")
+    BREAK[damage](broken)
+    broken.rename(home / "2")
+    until(lambda: manager.catalogue.models["adder"].statuses.get(2) is not None)
+    status = until(
+        lambda: next(
+            (s for s in manager.catalogue.status("adder", 2) if s.state == State.END), None
+        )
+    )
+    assert status.error_code == "INTERNAL"
+    assert status.error_message
+    assert answer(manager) == 1
+    assert manager.ready
+    assert {("adder", "failed"), ("adder", "waiting")} & set(changes)
+    # Once its files are good it is loaded, without a restart.
+    shutil.rmtree(home / "2")
+    put(2)
+    until(lambda: served(manager) == [2])
+    assert answer(manager) == 2
+
+
+def test_a_version_that_failed_is_tried_at_once_when_its_files_change(put, start, monkeypatch):
+    monkeypatch.setattr("serving.runtime.model_versions._RETRY_SECONDS", 3600.0)
+    tries = []
+
+    def load(name, arrival):
+        tries.append(arrival.number)
+        if arrival.number == 2:
+            raise RuntimeError("out of luck")
+        return LoadedVersion(arrival)
+
+    home = put(1, 2)
+    manager = start(load=load)
+    assert manager.wait_until_ready(30)
+    assert answer(manager) == 1
+    told = manager.catalogue.status("adder", 2)[0].error_message
+    assert told == "RuntimeError: out of luck (it is tried again in 3600 s)"
+    put(3)
+    until(lambda: served(manager) == [3])
+    assert tries == [2, 1, 3]  # many looks later
+    shutil.rmtree(home / "3")
+    until(lambda: served(manager) == [1])  # the newest that is good
+    (home / "2" / "fingerprint.pb").write_bytes(b"another one")
+    until(lambda: tries.count(2) == 2)
+    assert answer(manager) == 1
+
+
+def test_a_version_that_failed_is_tried_again_less_and_less_often(put, start, monkeypatch):
+    monkeypatch.setattr("serving.runtime.model_versions._RETRY_SECONDS", 0.02)
+    tries = []
+
+    def load(name, arrival):
+        tries.append(time.monotonic())
+        if len(tries) < 4:
+            raise OSError(24, "Too many open files")
+        return LoadedVersion(arrival)
+
+    put(1)
+    manager = start(load=load)
+    until(lambda: served(manager) == [1])
+    assert manager.ready
+    waits = np.diff(tries)
+    assert (waits >= [0.02, 0.04, 0.08]).all()
+
+
+def test_a_copy_under_way_is_waited_for(put, start, library):
+    home = put(1)
+    manager = start()
+    manager.wait_until_ready(30)
+    for path in sorted((library / "2").rglob("*")):  # file by file, with looks in between
+        target = home / "2" / path.relative_to(library / "2")
+        if path.is_dir():
+            target.mkdir(parents=True)
+            continue
+        target.parent.mkdir(exist_ok=True)
+        shutil.copy(path, target)
+        time.sleep(0.005)
+        assert answer(manager) in (1, 2)
+    until(lambda: served(manager) == [2])
+
+
+def test_a_deleted_version_gives_way_only_where_another_can_answer(put, start):
+    home = put(1, 2)
+    manager = start()
+    manager.wait_until_ready(30)
+    assert answer(manager) == 2
+    shutil.rmtree(home / "2")
+    until(lambda: served(manager) == [1])
+
+
+@pytest.mark.parametrize("configured", [False, True])
+def test_a_model_without_versions_is_unloaded(put, start, models, caplog, configured):
+    home = put(1)
+    put(2, name="other")
+    manager = start([ModelConfig("adder"), ModelConfig("other")] if configured else None)
+    manager.wait_until_ready(30)
+    until(lambda: served(manager) == [1])
+    shutil.rmtree(home / "1")
+    if not configured:
+        home.rmdir()
+    until(lambda: served(manager) == [])
+    until(lambda: state(manager, 1) == State.END)
+    assert "'adder' has no wanted version on disk: what is served is unloaded" in caplog.text
+    with pytest.raises(Unavailable, match="no version loaded"):
+        answer(manager)
+    assert answer(manager, "other") == 2
+    put(3)
+    until(lambda: served(manager) == [3])
+    until(lambda: [one.version for one in manager.catalogue.status("adder")] == [3])
+
+
+@pytest.mark.parametrize("configured", [False, True])
+def test_a_disk_that_is_away_unloads_nothing(put, start, models, caplog, configured):
+    home = put(1)
+    manager = start([ModelConfig("adder")] if configured else None)
+    manager.wait_until_ready(30)
+    away = home if configured else models
+    away.rename(away.with_name("away"))
+    until(lambda: not configured or "what is served stays until there is one" in caplog.text)
+    for _ in range(10):
+        time.sleep(0.005)
+        assert answer(manager) == 1
+    away.with_name("away").rename(away)
+    put(2)
+    until(lambda: served(manager) == [2])
+    assert manager.alive
+
+
+def test_a_wanted_version_that_is_not_there_yet_unloads_nothing(put, start):
+    put(1)
+    manager = start()
+    manager.wait_until_ready(30)
+    manager._homes.check = lambda config: None  # an edited file may name what comes later
+    manager.reload([ModelConfig("adder", policy=VersionPolicy(specific=(2,)))])
+    for _ in range(10):
+        time.sleep(0.005)
+        assert answer(manager) == 1
+    put(2)
+    until(lambda: served(manager) == [2])
+
+
+def test_what_is_not_there_is_told_with_what_is(put, start):
+    put(1)
+    manager = start()
+    manager.wait_until_ready(30)
+    with pytest.raises(NotFound, match="Model 'nobody' is not served; there are: adder"):
+        answer(manager, "nobody")
+    with pytest.raises(NotFound, match="Version 7 of model 'adder' is not served; there are: 1"):
+        answer(manager, version=7)
+    with pytest.raises(InvalidRequest, match=r"Label 'stable' is not one of model 'adder'; .*none"):
+        answer(manager, label="stable")
+    with pytest.raises(InvalidRequest, match="a version or a label, not both"):
+        answer(manager, version=1, label="stable")
+    with pytest.raises(NotFound, match="Could not find any version 7 of model 'adder'"):
+        manager.catalogue.status("adder", 7)
+    with pytest.raises(NotFound, match=r"Model '\.\./adder' is not served"):
+        answer(manager, "../adder")
+
+
+def test_before_anything_is_loaded_the_service_is_unavailable(put, start):
+    going_on = threading.Event()
+
+    def load(name, arrival):
+        assert going_on.wait(30)
+        return LoadedVersion(arrival)
+
+    put(1)
+    manager = start(load=load)
+    try:
+        until(lambda: "adder" in manager.catalogue.models and served(manager) == [])
+        until(lambda: manager.catalogue.models["adder"].statuses)
+        with pytest.raises(Unavailable, match="has no version loaded yet"):
+            answer(manager)
+        until(lambda: state(manager, 1) == State.LOADING)
+        with pytest.raises(Unavailable, match="has no version 1 loaded yet"):
+            answer(manager, version=1)
+        assert not manager.ready
+    finally:
+        going_on.set()
+    assert manager.wait_until_ready(30)
+
+
+def test_policies_and_labels(put, start):
+    put(1, 2, 3, 4)
+    put(1, 2, 3, name="every")
+    configs = [
+        ModelConfig("adder", "", VersionPolicy(latest=2), {"stable": 1}),
+        ModelConfig("every", "", VersionPolicy(latest=0)),
+    ]
+    manager = start(configs)
+    assert manager.wait_until_ready(30)
+    until(lambda: served(manager) == [1, 3, 4])  # the label keeps version 1
+    assert served(manager, "every") == [1, 2, 3]
+    assert answer(manager, label="stable") == 1
+    assert answer(manager, version=3) == 3
+    assert answer(manager) == 4
+    with pytest.raises(InvalidRequest, match=r"Label 'canary' .* there are: stable"):
+        answer(manager, label="canary")
+
+
+def test_a_reload_rolls_back_and_forth(put, start):
+    put(1, 2)
+    manager = start()
+    manager.wait_until_ready(30)
+    pinned = ModelConfig("adder", policy=VersionPolicy(specific=(1,)), labels={"stable": 1})
+    manager.reload([pinned], wait_seconds=30)
+    assert answer(manager) == answer(manager, label="stable") == 1
+    assert served(manager) == [1]
+    put(3)
+    time.sleep(0.05)
+    assert served(manager) == [1]  # a newer version changes nothing
+    manager.reload([ModelConfig("adder")], wait_seconds=30)
+    assert answer(manager) == 3
+    with pytest.raises(InvalidRequest, match="stable"):
+        answer(manager, label="stable")
+
+
+def test_a_reload_adds_and_removes_models(put, start):
+    put(1)
+    put(2, name="other")
+    put(3, name="third")
+    manager = start([ModelConfig("adder"), ModelConfig("third")])
+    manager.wait_until_ready(30)
+    assert sorted(manager.catalogue.models) == ["adder", "third"]
+    manager.reload([ModelConfig("adder"), ModelConfig("other")], wait_seconds=30)
+    assert answer(manager, "other") == 2
+    assert answer(manager) == 1
+    with pytest.raises(NotFound, match="there are: adder, other"):
+        answer(manager, "third")
+
+
+@pytest.mark.parametrize(
+    ("config", "error", "message"),
+    [
+        (ModelConfig("adder", "/etc"), InvalidRequest, "cannot be changed while it is served"),
+        (ModelConfig("new", "/etc"), InvalidRequest, "must lie below"),
+        (ModelConfig("new", "../models/../outside"), InvalidRequest, "must lie below"),
+        (ModelConfig("new", "."), InvalidRequest, "must lie below"),
+        (ModelConfig("new"), NotFound, "Model 'new' has no version on disk"),
+        (
+            ModelConfig("adder", policy=VersionPolicy(specific=(9,))),
+            NotFound,
+            "Model 'adder' has no version 9; there are: 1",
+        ),
+        (ModelConfig("adder", labels={"stable": 9}), NotFound, "has no version 9"),
+    ],
+)
+def test_a_reload_that_cannot_be_done_changes_nothing(put, start, config, error, message):
+    put(1)
+    manager = start()
+    manager.wait_until_ready(30)
+    with pytest.raises(error, match=message):
+        manager.reload([ModelConfig("adder"), config], wait_seconds=30)
+    put(2)
+    until(lambda: served(manager) == [2])
+    assert answer(manager) == 2
+
+
+def test_a_reload_to_a_broken_version_says_why_and_keeps_the_good_one(put, start, library):
+    home = put(1, 2)
+    manager = start()
+    manager.wait_until_ready(30)
+    shutil.copytree(library / "3", home / ".broken")
+    BREAK["a graph cut short"](home / ".broken")
+    (home / ".broken").rename(home / "3")
+    pinned = ModelConfig("adder", policy=VersionPolicy(specific=(3,)))
+    with pytest.raises(Unavailable, match="Version 3 cannot be loaded"):
+        manager.reload([pinned], wait_seconds=30)
+    assert answer(manager) == 2
+
+
+def test_a_reload_that_takes_too_long_goes_on(put, start):
+    going_on = threading.Event()
+
+    def load(name, arrival):
+        assert arrival.number != 1 or going_on.wait(30)
+        return LoadedVersion(arrival)
+
+    put(1, 2)
+    manager = start(load=load)
+    manager.wait_until_ready(30)
+    try:
+        pinned = ModelConfig("adder", policy=VersionPolicy(specific=(1,)))
+        with pytest.raises(Unavailable, match="still being loaded"):
+            manager.reload([pinned], wait_seconds=0.05)
+        assert answer(manager) == 2
+    finally:
+        going_on.set()
+    until(lambda: served(manager) == [1])
+
+
+def test_the_file_of_the_operator_may_place_a_model_anywhere(put, start, models, tmp_path):
+    put(1)
+    (models / "adder").rename(tmp_path / "elsewhere")
+    manager = start([ModelConfig("adder", str(tmp_path / "elsewhere"))])
+    assert manager.wait_until_ready(30)
+    manager.reload([ModelConfig("adder")], wait_seconds=30)  # an empty path leaves it there
+    manager.reload([], wait_seconds=30)
+    manager.reload([ModelConfig("adder", str(tmp_path / "elsewhere"))], wait_seconds=30)
+    assert answer(manager) == 1
+
+
+def test_a_configured_model_that_is_missing_holds_up_readiness(put, start):
+    put(1)
+    manager = start([ModelConfig("adder"), ModelConfig("other")])
+    until(lambda: served(manager) == [1])
+    assert not manager.ready
+    assert answer(manager) == 1  # what is there answers all the same
+    put(2, name="other")
+    assert manager.wait_until_ready(30)
+
+
+def test_a_found_model_that_is_broken_does_not_hold_up_readiness(put, start, models):
+    put(1)
+    (models / "broken" / "1").mkdir(parents=True)
+    (models / "broken" / "1" / "manifest.json").write_text("{")
+    manager = start()
+    assert manager.wait_until_ready(30)
+    with pytest.raises(Unavailable, match="is not a manifest"):
+        answer(manager, "broken")
+
+
+def test_old_versions_are_pruned_but_none_that_is_needed(put, start):
+    home = put(1, 2, 3, 4)
+    (home / "notes").mkdir()
+    config = ModelConfig("adder", labels={"stable": 1})
+    manager = start([config], prune_versions=2)
+    until(lambda: not (home / "2").exists())
+    assert manager.wait_until_ready(30)
+    put(5)
+    until(lambda: not (home / "3").exists())
+    until(lambda: served(manager) == [1, 5])
+    assert sorted(path.name for path in home.iterdir()) == ["1", "4", "5", "notes"]
+
+
+def test_a_version_newer_than_what_is_served_is_never_pruned(put, start):
+    home = put(1, 2, 3)
+    pinned = ModelConfig("adder", policy=VersionPolicy(specific=(1,)))
+    manager = start([pinned], prune_versions=1)
+    assert manager.wait_until_ready(30)
+    looks = manager._answered
+    manager.reload([pinned], wait_seconds=30)
+    assert manager._answered > looks
+    assert sorted(path.name for path in home.iterdir()) == ["1", "2", "3"]
+
+
+def test_no_directory_of_models_is_a_mistake_of_the_user(tmp_path):
+    with pytest.raises(ValueError, match="models must be a directory"):
+        ModelManager(tmp_path / "none", None, LoadedVersion)

@@ -1,0 +1,717 @@
+import asyncio
+import contextlib
+import gc
+import json
+import logging
+import shutil
+import threading
+import time
+import weakref
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from saved_models import write_affine
+
+from serving.config import ServeConfig
+from serving.errors import (
+    DeadlineExceeded,
+    FailedPrecondition,
+    InvalidRequest,
+    NotFound,
+    Overloaded,
+    ServiceError,
+    Unavailable,
+)
+from serving.publish.publish import publish
+from serving.retrieval.requests import RetrieveRequest
+from serving.retrieval.tables import RetrievalTables
+from serving.runtime.batching import Batcher
+from serving.runtime.loaded import LoadedVersion
+from serving.runtime.model_config import ModelConfig, State, VersionPolicy
+from serving.runtime.service import Service
+from serving.version.versions import Version
+
+POLL = 0.01
+
+
+def ids(*raw_ids):
+    return {"query_id": np.array([raw.encode() for raw in raw_ids], object)}
+
+
+def decoded(prediction):
+    return np.char.decode(prediction.outputs["candidate_id"].astype("S")).tolist()
+
+
+def run(coroutine):
+    return asyncio.run(asyncio.wait_for(coroutine, 120))
+
+
+async def until(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        await asyncio.sleep(0.005)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _settled():
+    """What is imported is left out of the garbage collections that follow each version."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture
+def models(tmp_path):
+    (tmp_path / "models").mkdir()
+    return tmp_path / "models"
+
+
+def put(source, models, number, name="shop"):
+    """Copies a version into place by one rename."""
+    home = models / name
+    home.mkdir(exist_ok=True)
+    aside = shutil.copytree(source, home / f".partial-{number}")
+    aside.rename(home / str(number))
+
+
+@pytest.fixture
+def start():
+    made = []
+
+    def start(models, **options):
+        service = Service(ServeConfig(str(models), poll_seconds=POLL, **options))
+        made.append(service)
+        service.start(60)
+        assert service.ready
+        assert service.alive
+        return service
+
+    yield start
+    for service in made:
+        service.close()
+
+
+@pytest.fixture(scope="module")
+def shared(small):
+    """A service of the small version that no test changes."""
+    service = Service(ServeConfig(str(small.models), poll_seconds=POLL, index="exact", max_k=200))
+    service.start(60)
+    yield service
+    service.close()
+
+
+class Held:
+    """Keeps the only thread of a service busy, so that requests wait."""
+
+    def __init__(self, service):
+        self._gate = threading.Event()
+        self._batcher = Batcher(service._threads, lambda items: self._gate.wait(60) and items)
+
+    async def __aenter__(self):
+        self._running = self._batcher.submit(0, 1)
+        await until(lambda: self._batcher.running)
+        return self
+
+    async def __aexit__(self, *_):
+        self._gate.set()
+        await self._running
+
+
+def metric(service, start):
+    """The sum of the samples whose line starts like that."""
+    lines = service.metrics.exposition().decode().splitlines()
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(start))
+
+
+# --- predict ------------------------------------------------------------------------------------
+
+
+def test_a_prediction_is_that_of_brute_force(shared, small):
+    prediction = run(shared.predict("twotower", ids("query 3", "query 5")))
+    assert decoded(prediction) == [small.sample.best_ids(3)[:40], small.sample.best_ids(5)[:40]]
+    assert prediction.version == 1
+    assert prediction.signature.name == "serving_default"
+
+
+def test_inputs_may_be_made_when_the_signature_is_known(shared, small):
+    async def decode(signature):
+        assert list(signature.inputs) == ["query_id"]
+        return {"query_id": ["query 3"]}
+
+    prediction = run(shared.predict("twotower", decode, signature="query_embedding"))
+    np.testing.assert_array_equal(prediction.outputs["embedding"][0], small.sample.queries[3])
+
+
+def test_requests_at_the_same_time_get_their_own_results(shared, small):
+    async def client(query):
+        for _ in range(5):
+            [found] = decoded(await shared.predict("twotower", ids(f"query {query}")))
+            assert found == small.sample.best_ids(query)[:40]
+
+    async def main():
+        await asyncio.gather(*(client(query) for query in range(20)))
+
+    before = metric(shared, 'twotower_batch_rows_count{api="predict"')
+    run(main())
+    assert metric(shared, 'twotower_batch_rows_count{api="predict"') - before < 100  # joined
+
+
+@pytest.mark.parametrize("rows", [0, 1, 64, 65, 200])
+def test_more_rows_than_a_batch_holds_are_run_in_several(shared, small, rows):
+    queries = [row % 20 for row in range(rows)]
+    prediction = run(shared.predict("twotower", ids(*(f"query {query}" for query in queries))))
+    assert prediction.outputs["score"].shape == (rows, 40)
+    best = {query: small.sample.best_ids(query)[:40] for query in range(20)}
+    assert decoded(prediction) == [best[query] for query in queries]
+
+
+def test_more_rows_than_may_wait_are_refused(shared):
+    with pytest.raises(InvalidRequest, match="at most 6400 rows, got 6401"):
+        run(shared.predict("twotower", ids(*["query 1"] * 6401)))
+
+
+def test_a_refused_request_is_freed_with_its_error(shared):
+    async def refused():
+        inputs = ids("query 1" * 20_000)
+        with contextlib.suppress(InvalidRequest):
+            await shared.predict("twotower", inputs)
+            pytest.fail("an id of 140,000 letters is not refused")
+        return weakref.ref(inputs["query_id"])
+
+    gc.disable()
+    try:
+        assert run(refused())() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize(
+    ("request_", "error", "message"),
+    [
+        ({"model": "other"}, NotFound, "Model 'other' is not served; there are: twotower"),
+        ({"version": 3}, NotFound, "Version 3 of model 'twotower' is not served; there are: 1"),
+        ({"label": "stable"}, InvalidRequest, "Label 'stable' is not one of model 'twotower'"),
+        (
+            {"signature": "other"},
+            FailedPrecondition,
+            "there are: embedding_search, query_embedding",
+        ),
+        ({"version": 1, "label": "x"}, InvalidRequest, "not both"),
+        ({"inputs": {"query": ["a"]}}, InvalidRequest, r"takes 'query_id': string \[any\]"),
+        ({"inputs": {"query_id": [1]}}, InvalidRequest, "got int64"),
+        ({"inputs": {"query_id": ["\ud800"]}}, InvalidRequest, "Text must be Unicode"),
+        ({"deadline": 0.0}, DeadlineExceeded, "deadline"),
+    ],
+)
+def test_what_cannot_be_answered_is_refused(shared, request_, error, message):
+    arguments = {"model": "twotower", "inputs": ids("query 1"), **request_}
+    with pytest.raises(error, match=message):
+        run(shared.predict(**arguments))
+    assert decoded(run(shared.predict("twotower", ids("query 1"))))
+
+
+def test_a_fault_of_ours_is_told_without_its_details(shared, caplog):
+    def decode(signature):
+        raise RuntimeError("secret")
+
+    with pytest.raises(ServiceError, match=r"^The service failed; its log says why\.$") as told:
+        run(shared.predict("twotower", decode, request_id="r7"))
+    assert told.value.http == 500
+    assert "Request r7 failed." in caplog.text
+    assert "RuntimeError: secret" in caplog.text
+
+
+# --- retrieve -----------------------------------------------------------------------------------
+
+
+def test_a_retrieval_filters_and_falls_back(shared, small):
+    request = RetrieveRequest(["query 1", "nobody"], k=5, exclude_seen=True)
+    response = run(shared.retrieve("twotower", request))
+    assert response.version == 1
+    known, unknown = response.results
+    assert known.candidate_ids == small.sample.best_ids(1, small.sample.seen[1])[:5]
+    assert (unknown.known, unknown.fallback, len(unknown.candidate_ids)) == (False, "popular", 5)
+
+
+@pytest.mark.parametrize("queries", [0, 1, 65, 130])
+def test_more_queries_than_a_batch_holds_are_searched_in_several(shared, small, queries):
+    asked = [row % 20 for row in range(queries)]
+    request = RetrieveRequest([f"query {query}" for query in asked], k=3, exclude=["none", "nil"])
+    response = run(shared.retrieve("twotower", request))
+    assert [result.query_id for result in response.results] == list(request.query_ids)
+    assert [one.candidate_ids for one in response.results] == [
+        small.sample.best_ids(query)[:3] for query in asked
+    ]
+    assert response.unknown_ids == 2
+
+
+@pytest.mark.parametrize(
+    ("request_", "error", "message"),
+    [
+        (RetrieveRequest(["nobody"], unknown_queries="error"), NotFound, "not known to the model"),
+        (RetrieveRequest(["query 1"], k=201), InvalidRequest, "k must be at most 200, got 201"),
+        (RetrieveRequest(features={"age": [3]}), InvalidRequest, "takes query_ids, not features"),
+        (RetrieveRequest(["query 1"] * 6401), InvalidRequest, "at most 6400 rows, got 6401"),
+        (RetrieveRequest(["\ud800"]), InvalidRequest, "Text must be Unicode"),
+    ],
+)
+def test_what_cannot_be_retrieved_is_refused(shared, request_, error, message):
+    with pytest.raises(error, match=message):
+        run(shared.retrieve("twotower", request_))
+
+
+def test_one_bad_retrieval_does_not_hit_its_neighbours(shared, small):
+    requests = [
+        RetrieveRequest(["query 1"], k=3),
+        RetrieveRequest(["\ud800"], k=3),
+        RetrieveRequest(["nobody"], k=3, unknown_queries="error"),
+        RetrieveRequest(["query 2"], k=3),
+    ]
+
+    async def main():
+        calls = [shared.retrieve("twotower", request) for request in requests * 3]
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    outcomes = run(main())
+    for turn in range(0, 12, 4):
+        one, unicode, unknown, two = outcomes[turn : turn + 4]
+        assert one.results[0].candidate_ids == small.sample.best_ids(1)[:3]
+        assert two.results[0].candidate_ids == small.sample.best_ids(2)[:3]
+        assert isinstance(unicode, InvalidRequest)
+        assert isinstance(unknown, NotFound)
+
+
+@pytest.fixture
+def looked_up(monkeypatch):
+    """How many ids of filters were looked up, each time."""
+    counts, filter_rows = [], RetrievalTables.filter_rows
+
+    def counting(self, request):
+        counts.append(len(request.exclude) + len(request.allow or ()))
+        return filter_rows(self, request)
+
+    monkeypatch.setattr(RetrievalTables, "filter_rows", counting)
+    return counts
+
+
+def test_filters_are_looked_up_once_for_all_parts_of_a_request(shared, small, looked_up):
+    best = small.sample.best_ids(1)
+    request = RetrieveRequest(["query 1"] * 200, k=2, allow=best[2:50], exclude=best[3:4])
+    results = run(shared.retrieve("twotower", request)).results
+    assert [one.candidate_ids for one in results] == [[best[2], best[4]]] * 200
+    assert looked_up == [49]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"query_ids": ["query 1"] * 6401}, "at most 6400 rows, got 6401"),
+        ({"query_ids": ["query 1"] * 6400, "k": 101}, "at most 640000 results"),
+        ({"query_ids": ["query 1"], "allow": ["a"] * 100_001}, "at most 100000 ids, got 100001"),
+    ],
+)
+def test_sizes_are_seen_before_anything_is_looked_up(shared, looked_up, fields, message):
+    with pytest.raises(InvalidRequest, match=message):
+        run(shared.retrieve("twotower", RetrieveRequest(**fields)))
+    assert looked_up == []
+
+
+def test_the_deadline_covers_the_encoding(shared):
+    async def never(answer, deadline):
+        assert deadline < time.monotonic() + 0.5
+        await asyncio.sleep(3600)
+
+    for work in (
+        shared.predict("twotower", ids("query 1"), encode=never, deadline=time.monotonic() + 0.5),
+        shared.retrieve(
+            *("twotower", RetrieveRequest(["query 1"])),
+            **{"encode": never, "deadline": time.monotonic() + 0.5},
+        ),
+    ):
+        with pytest.raises(DeadlineExceeded):
+            run(work)
+
+
+def test_embeddings_are_retrieved_from_a_version_without_a_query_model(
+    write_bundle, small_sample, tmp_path, start
+):
+    sample = small_sample()
+    bundle = write_bundle(tmp_path / "bundle", sample, query_model=False)
+    publish(bundle, tmp_path / "models", k=5)
+    service = start(tmp_path / "models", max_batch_size=8)
+    asked = [row % 20 for row in range(19)]  # more than a batch
+    for rows in (sample.queries[asked], sample.queries[asked].tolist()):
+        request = RetrieveRequest(features={"embedding": rows}, k=4)
+        results = run(service.retrieve("twotower", request)).results
+        expected = [sample.best_ids(query)[:4] for query in asked]
+        assert [result.candidate_ids for result in results] == expected
+    for wrong in ({"embedding": 3}, {"embedding": [[1.0]]}, {"x": [1], "y": [1, 2]}, {}):
+        with pytest.raises(InvalidRequest, match="features must be"):
+            run(service.retrieve("twotower", RetrieveRequest(features=wrong)))
+
+
+def test_another_framework_has_no_retrieval(models, start):
+    write_affine(models / "adder" / "1", 1.0)
+    service = start(models)
+    with pytest.raises(InvalidRequest, match="answers :predict alone"):
+        run(service.retrieve("adder", RetrieveRequest(["query 1"])))
+    prediction = run(service.predict("adder", {"x": np.ones((3, 2), np.float32)}))
+    np.testing.assert_array_equal(prediction.outputs["y"], np.full((3, 2), 2))
+    total = run(service.predict("adder", {"x": np.ones((100, 2), np.float32)}, signature="total"))
+    assert total.outputs["total"] == 200
+
+
+# --- limits -------------------------------------------------------------------------------------
+
+
+def test_overload_is_refused_at_once_and_passes(small, start):
+    service = start(small.models, num_batch_threads=1, max_batch_size=2, max_enqueued_batches=2)
+
+    async def main():
+        async with Held(service):
+            waiting = [
+                asyncio.create_task(service.predict("twotower", ids(f"query {query}")))
+                for query in range(4)
+            ]
+            await asyncio.sleep(0)
+            with pytest.raises(Overloaded, match="4 rows wait already, at most 4 may"):
+                await service.predict("twotower", ids("query 5"), entrypoint="GRPC")
+            with pytest.raises(Overloaded):
+                await service.predict("twotower", ids("query 5", "query 6", "query 7"))
+            assert metric(service, "twotower_queue_depth") == 4
+        return await asyncio.gather(*waiting)
+
+    predictions = run(main())
+    for query, prediction in enumerate(predictions):
+        assert prediction.outputs["candidate_id"][0, 0].decode() == small.sample.best_ids(query)[0]
+    refusals = 'twotower_refusals_total{entrypoint="GRPC",reason="overloaded"}'
+    assert metric(service, refusals) == 1
+    assert decoded(run(service.predict("twotower", ids("query 1"))))
+
+
+def test_deadlines_and_clients_that_leave_take_nothing_with_them(small, start):
+    service = start(small.models, num_batch_threads=1)
+
+    async def main():
+        rows = metric(service, "twotower_batch_rows_sum")
+        async with Held(service):
+            late = asyncio.create_task(
+                service.predict("twotower", ids("query 1"), deadline=time.monotonic() + 0.01)
+            )
+            leaves = asyncio.create_task(service.predict("twotower", ids("query 2")))
+            stays = asyncio.create_task(service.predict("twotower", ids("query 3")))
+            await asyncio.sleep(0)
+            leaves.cancel()
+            with pytest.raises(DeadlineExceeded, match="no result before the deadline"):
+                await late
+            with pytest.raises(asyncio.CancelledError):
+                await leaves
+            assert not stays.done()
+        await stays
+        # The thread has measured the batch once it takes the next one.
+        await service.predict("twotower", ids("query 4"))
+        return metric(service, "twotower_batch_rows_sum") - rows
+
+    # One row each of what stayed, of what the thread was held with, and perhaps of the last one.
+    assert run(main()) in (1, 2)
+    assert (
+        metric(service, 'twotower_requests_total{api="predict",model="twotower",status="CAN') == 1
+    )
+    assert (
+        metric(service, 'twotower_requests_total{api="predict",model="twotower",status="DEA') == 1
+    )
+
+
+def test_the_services_own_deadline_holds_without_one_of_the_client(small, start):
+    service = start(small.models, num_batch_threads=1, deadline_ms=10)
+
+    async def main():
+        async with Held(service):
+            for deadline in (None, time.monotonic() + 3600):
+                with pytest.raises(DeadlineExceeded):
+                    await service.predict("twotower", ids("query 1"), deadline=deadline)
+
+    run(main())
+
+
+def test_scann_by_default_is_exact_for_all_where_a_version_has_none(bundle, tmp_path, start):
+    publish(bundle, tmp_path / "models", k=5, scann=False)
+    service = start(tmp_path / "models", index="scann")
+    predicted = run(service.predict("twotower", ids("query 3")))
+    response = run(service.retrieve("twotower", RetrieveRequest(["query 3"], k=5)))
+    assert response.index == "exact"
+    assert decoded(predicted) == [response.results[0].candidate_ids]
+    with pytest.raises(InvalidRequest, match="version 1, which was published without") as error:
+        run(service.retrieve("twotower", RetrieveRequest(["query 3"], index="scann")))
+    assert str(tmp_path) not in str(error.value)
+
+
+def test_no_request_loads_an_index(small, models, start, monkeypatch):
+    put(small.version, models, 1, name="twotower")
+    manifest = models / "twotower" / "1" / "manifest.json"
+    exactly = json.loads(manifest.read_text())
+    exactly["details"]["default_index"] = "exact"
+    manifest.write_text(json.dumps(exactly))
+    service = start(models)
+    monkeypatch.setattr(Version, "load", None)
+    for index in ("exact", "scann"):
+        response = run(service.retrieve("twotower", RetrieveRequest(["query 3"], index=index)))
+        assert response.index == index
+
+
+def test_draining_ends_what_runs_and_takes_nothing_new(small, start):
+    service = start(small.models, num_batch_threads=1)
+
+    async def main():
+        async with Held(service):
+            running = asyncio.create_task(service.predict("twotower", ids("query 3")))
+            await asyncio.sleep(0)
+            draining = asyncio.create_task(service.drain(3600))
+            await asyncio.sleep(0.03)
+            assert not draining.done()
+            assert not service.ready
+            assert service.alive
+            with pytest.raises(Unavailable, match="shutting down"):
+                await service.predict("twotower", ids("query 4"))
+        prediction = await running
+        await draining
+        return prediction
+
+    assert decoded(run(main())) == [small.sample.best_ids(3)[:40]]
+    service.close()
+    assert not service.alive
+
+
+def test_draining_gives_up_after_its_time(small, start):
+    service = start(small.models, num_batch_threads=1)
+
+    async def main():
+        async with Held(service):
+            running = asyncio.create_task(service.predict("twotower", ids("query 3")))
+            await asyncio.sleep(0)
+            await service.drain(0.01)
+            assert not running.done()
+        await running
+
+    run(main())
+
+
+# --- versions -----------------------------------------------------------------------------------
+
+
+def test_metadata_and_status(shared):
+    version, signatures = shared.metadata("twotower")
+    assert version == 1
+    assert sorted(signatures) == ["embedding_search", "query_embedding", "serving_default"]
+    assert list(signatures["serving_default"].inputs) == ["query_id"]
+    [status] = shared.status("twotower")
+    assert (status.version, status.state, status.error_code) == (1, State.AVAILABLE, "OK")
+    assert shared.status("twotower", 1) == [status]
+    for call in (shared.metadata, shared.status):
+        with pytest.raises(NotFound):
+            call("twotower", 2)
+        with pytest.raises(NotFound):
+            call("other")
+    assert shared.models == ["twotower"]
+
+
+def test_no_request_fails_while_versions_are_swapped(small, models, start):
+    put(small.version, models, 1)
+    service = start(models)
+    expected = [small.sample.best_ids(query)[:40] for query in range(20)]
+    answered, stop = [], False
+
+    async def client(query):
+        while not stop:
+            prediction = await service.predict("shop", ids(f"query {query}"))
+            assert decoded(prediction) == [expected[query]]
+            request = RetrieveRequest([f"query {query}"], k=3, exclude_seen=True)
+            response = await service.retrieve("shop", request)
+            assert len(response.results[0].candidate_ids) == 3
+            answered.append((prediction.version, response.version))
+
+    async def main():
+        nonlocal stop
+        clients = [asyncio.create_task(client(query)) for query in range(8)]
+        for number in (2, 3, 4):
+            await asyncio.to_thread(put, small.version, models, number)
+            await until(lambda n=number: any(pair[1] == n for pair in answered))
+        rollback = ModelConfig("shop", policy=VersionPolicy(specific=(2,)))
+        await asyncio.to_thread(service.reload, [rollback], 60)
+        count = len(answered)
+        await until(lambda: len(answered) > count + 20)
+        stop = True
+        await asyncio.gather(*clients)
+
+    run(main())
+    assert {version for pair in answered for version in pair} == {1, 2, 3, 4}
+    assert answered[-1] == (2, 2)
+    assert metric(service, "twotower_refusals_total") == 0
+
+
+def test_a_version_is_not_freed_under_a_batch_whose_clients_have_left(
+    small, models, start, monkeypatch
+):
+    gate, running, run_all = threading.Event(), threading.Event(), LoadedVersion.run_all
+    outcome = []
+
+    def held(self, name, requests):
+        running.set()
+        assert gate.wait(60)
+        outcome.append(run_all(self, name, requests))
+        return outcome[-1]
+
+    monkeypatch.setattr(LoadedVersion, "run_all", held)
+    put(small.version, models, 1)
+    service = start(models)
+
+    async def main():
+        client = asyncio.create_task(service.predict("shop", ids("query 1")))
+        assert await asyncio.to_thread(running.wait, 60)
+        client.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await client
+        await asyncio.to_thread(put, small.version, models, 2)
+        await until(lambda: service.status("shop", 1)[0].state == State.UNLOADING)
+        for _ in range(10):
+            await asyncio.sleep(0.005)
+            assert service.status("shop", 1)[0].state == State.UNLOADING
+        gate.set()
+        await until(lambda: service.status("shop", 1)[0].state == State.END)
+
+    run(main())
+    [[outputs]] = outcome  # it could still be run
+    assert outputs["candidate_id"][0, 0].decode() == small.sample.best_ids(1)[0]
+
+
+def test_what_is_replaced_is_freed(clustered, models, start, monkeypatch):
+    loaded = []
+    load = Service._load
+
+    def remember(self, model, arrival):
+        version = load(self, model, arrival)
+        inner = version.loaded
+        exact, scann = (inner.retriever.model(index) for index in ("exact", "scann"))
+        objects = [version, inner, inner.retriever, exact, scann]
+        objects += tf.train.TrackableView(exact).descendants()  # the variables among them
+        loaded.append([weakref.ref(one) for one in objects])
+        return version
+
+    monkeypatch.setattr(Service, "_load", remember)
+    put(clustered.version, models, 1)
+    service = start(models, index="scann")
+
+    def graphs():
+        return sum(type(one).__name__ == "FuncGraph" for one in gc.get_objects())
+
+    async def main():
+        counts = []
+        for number in range(1, 7):
+            if number > 1:
+                await asyncio.to_thread(put, clustered.version, models, number)
+            await until(lambda n=number: service.status("shop")[0].version == n)
+            await until(lambda n=number: service.status("shop", n)[0].state == State.AVAILABLE)
+            await service.predict("shop", ids("query 1"))
+            await service.retrieve("shop", RetrieveRequest(["query 1"], k=3))
+            if number > 1:
+                await until(lambda n=number: service.status("shop", n - 1)[0].state == State.END)
+            counts.append(graphs())
+        old = [one for version in loaded[:5] for one in version]
+        await until(lambda: not any(one() is not None for one in old))
+        return counts
+
+    counts = run(main())
+    assert len(loaded) == 6
+    assert all(one() is not None for one in loaded[5])
+    assert max(counts[1:]) <= counts[0]  # graphs keep variables alive, in cycles
+
+
+def test_a_version_that_fails_its_own_requests_is_not_served(small, models, start):
+    put(small.version, models, 1)
+    service = start(models)
+    broken = shutil.copytree(small.version, models / "broken")
+    name = "assets.extra/tf_serving_warmup_requests"
+    (broken / name).write_bytes(b"not a TFRecord")
+    fields = json.loads((broken / "manifest.json").read_text())
+    fields["files"][name] = {"bytes": len(b"not a TFRecord"), "checksum": ""}
+    (broken / "manifest.json").write_text(json.dumps(fields))
+    put(broken, models, 2)
+
+    async def main():
+        await until(lambda: any(one.version == 2 for one in service.status("shop")))
+        await until(lambda: service.status("shop", 2)[0].state == State.END)
+        return await service.predict("shop", ids("query 1"))
+
+    assert run(main()).version == 1
+    assert "TFRecord" in service.status("shop", 2)[0].error_message
+
+
+def test_a_config_file_chooses_models_and_labels(small, models, tmp_path, start):
+    put(small.version, models, 1)
+    put(small.version, models, 2)
+    put(small.version, models, 1, name="left out")
+    path = tmp_path / "models.config"
+    path.write_text(
+        """model_config_list { config {
+            name: "shop" model_version_policy { all {} }
+            version_labels { key: "stable" value: 1 }
+        } }"""
+    )
+    service = start(models, config_file=str(path))
+    assert service.models == ["shop"]
+    assert run(service.predict("shop", ids("query 1"), label="stable")).version == 1
+    assert run(service.predict("shop", ids("query 1"))).version == 2
+
+
+def test_a_service_that_cannot_start_says_why(tmp_path):
+    with pytest.raises(ValueError, match="models must be a directory"):
+        Service(ServeConfig(str(tmp_path / "none")))
+    with pytest.raises(ValueError, match="config_file"):
+        Service(ServeConfig(str(tmp_path), config_file=str(tmp_path / "none")))
+
+
+def test_before_a_version_is_there_the_service_is_alive_but_not_ready(tmp_path):
+    service = Service(ServeConfig(str(tmp_path), poll_seconds=POLL))
+    service.start()
+    try:
+        assert service.alive
+        assert not service.ready
+        with pytest.raises(NotFound, match="there are: none"):
+            run(service.predict("shop", ids("query 1")))
+    finally:
+        service.close()
+    assert not service.alive
+
+
+# --- monitoring ---------------------------------------------------------------------------------
+
+
+def test_requests_are_counted_and_refusals_logged(small, start, caplog):
+    service = start(small.models)
+    with caplog.at_level(logging.INFO, "serving"):
+        run(service.predict("twotower", ids("query 1"), entrypoint="REST", request_id="good"))
+        with pytest.raises(NotFound):
+            run(service.predict("x" * 1000, ids("query 1"), entrypoint="REST", request_id="bad"))
+    latency = ":tensorflow:serving:request_latency_count"
+    labels = '{model_name="twotower",API="predict",entrypoint="REST"}'
+    assert metric(service, latency + labels) == 1
+    assert metric(service, ':tensorflow:serving:request_count{model_name="",status="NOT_FO') == 1
+    assert metric(service, 'twotower_version_state{model="twotower",version="1"}') == 30
+    assert metric(service, "twotower_ready") == 1
+    page = service.metrics.exposition().decode()
+    assert "xxxx" not in page  # a client makes up no labels
+    fields = [record.fields for record in caplog.records if hasattr(record, "fields")]
+    assert [one["status"] for one in fields if one.get("request_id") == "bad"] == ["NOT_FOUND"]
+    assert not [one for one in fields if one.get("request_id") == "good"]
+
+
+def test_good_requests_are_logged_where_asked_for(small, start, caplog):
+    service = start(small.models, log_requests=True)
+    with caplog.at_level(logging.INFO, "serving"):
+        run(service.predict("twotower", ids("query 1"), entrypoint="GRPC", request_id="r1"))
+    [record] = [one for one in caplog.records if getattr(one, "fields", {}).get("request_id")]
+    assert record.getMessage() == "answered"
+    assert record.fields["model"] == "twotower"
+    assert record.fields["seconds"] > 0

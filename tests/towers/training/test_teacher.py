@@ -1,0 +1,130 @@
+import dataclasses
+import shutil
+
+import numpy as np
+import pytest
+
+from towers.data.interactions import open_data
+from towers.evaluation.evaluate import evaluate
+from towers.model.two_tower import TwoTower
+from towers.training.run_directory import open_run
+from towers.training.settings import EvaluateConfig, TrainConfig
+from towers.training.teacher import soft_targets
+from towers.training.train import train
+
+
+@pytest.fixture(scope="module")
+def teacher(prepared, tmp_path_factory):
+    """A trained run."""
+    run = tmp_path_factory.mktemp("teacher") / "run"
+    train(TrainConfig(data=str(prepared), run=str(run), dim=16, batch_size=100, epochs=3))
+    return run
+
+
+@pytest.fixture
+def student(prepared, teacher, tmp_path):
+    """Settings of a run that learns from it."""
+    return TrainConfig(
+        data=str(prepared),
+        run=str(tmp_path / "student"),
+        method="full_softmax",
+        teacher=str(teacher),
+        teacher_candidates=5,
+        dim=8,
+        batch_size=16,
+        epochs=40,
+        l2=0.0,
+    )
+
+
+def top(run, prepared, k=5):
+    data = open_data(prepared)
+    model, _ = open_run(run, data)
+    return soft_targets(model, data, k)
+
+
+def overlap(some, others):
+    """Mean share of the same candidates in the rows of two rankings."""
+    pairs = zip(some, others, strict=True)
+    return np.mean([len(set(mine) & set(theirs)) / len(theirs) for mine, theirs in pairs])
+
+
+def test_targets_are_the_top_of_the_teacher_without_what_was_chosen(data):
+    model = TwoTower(data, 4, init_stddev=1.0)
+    found = soft_targets(model, data, 6, block_size=7)
+    scores = model.query_embeddings().numpy() @ model.candidate_embeddings().numpy().T
+    chosen = data.positives("train")
+    assert len(data.positives("validation").candidate_ids)  # which are ranked with the rest
+    for query in range(data.num_queries):
+        own = chosen.of(query)
+        np.testing.assert_array_equal(
+            found.chosen[found.offsets[query] : found.offsets[query + 1]], own
+        )
+        scores[query, own] = -np.inf
+        expected = np.argsort(-scores[query])[:6]
+        np.testing.assert_array_equal(found.ids[query], expected)
+        np.testing.assert_allclose(found.scores[query], scores[query, expected], rtol=1e-5)
+
+
+def test_by_query_has_a_row_for_each_query(data):
+    rows = data.by_query().arrays("train")
+    sizes = data.positives("train").sizes
+    np.testing.assert_array_equal(rows["query_id"], np.flatnonzero(sizes))
+    for query, candidate in zip(rows["query_id"], rows["candidate_id"], strict=True):
+        assert candidate in data.positives("train").of(query)
+    sizes = sizes[sizes > 0]
+    np.testing.assert_allclose(rows["weight"] ** 2, sizes / sizes.mean(), rtol=1e-5)
+    held_out = data.arrays("validation"), data.by_query().arrays("validation")
+    np.testing.assert_array_equal(*(part["candidate_id"] for part in held_out))
+
+
+def test_a_small_corpus_leaves_the_end_of_a_ranking_empty(data):
+    found = soft_targets(TwoTower(data, 4), data, 1000)
+    assert found.ids.shape == (data.num_queries, data.num_candidates)
+    free = data.num_candidates - data.positives("train").sizes
+    np.testing.assert_array_equal((found.ids >= 0).sum(axis=1), free)
+    TwoTower(data, 4, method="full_softmax", targets=found)
+
+
+def test_a_student_ranks_as_its_teacher(prepared, teacher, student, tmp_path):
+    train(student)
+    alone = dataclasses.replace(student, run=str(tmp_path / "alone"), teacher="")
+    train(alone)
+    wanted = top(teacher, prepared).ids
+    taught = overlap(top(student.run, prepared).ids, wanted)
+    assert taught > overlap(top(alone.run, prepared).ids, wanted) + 0.1
+
+
+def test_killed_and_resumed_is_never_interrupted(prepared, student, tmp_path):
+    straight = dataclasses.replace(student, run=str(tmp_path / "straight"), epochs=2)
+    queries = len(np.unique(open_data(prepared).arrays("train")["query_id"]))
+    assert train(straight)["steps"] == 2 * -(-queries // 16)
+    train(dataclasses.replace(student, epochs=1))
+    train(dataclasses.replace(student, epochs=2))
+    for mine, theirs in zip(*(top(c.run, prepared) for c in (student, straight)), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+def test_a_student_is_used_without_its_teacher(prepared, teacher, student, tmp_path):
+    copy = tmp_path / "teacher"
+    shutil.copytree(teacher, copy)
+    train(dataclasses.replace(student, teacher=str(copy), epochs=1))
+    shutil.rmtree(copy)
+    assert evaluate(EvaluateConfig(data=str(prepared), run=student.run))["test"]
+    model, config = open_run(student.run, open_data(prepared))
+    assert config.recorded()["teacher"] is True
+    assert model.method.targets is None
+
+
+def test_what_cannot_be_a_teacher_is_told(student, tmp_path):
+    nothing = dataclasses.replace(student, teacher=str(tmp_path / "nothing"))
+    with pytest.raises(ValueError, match=r"nothing holds no trained run"):
+        train(nothing)
+    assert not (tmp_path / "student").exists()
+    for changes, text in (
+        ({"method": "ssl_pop"}, "^teacher goes with --method full_softmax alone"),
+        ({"teacher": student.run}, "^teacher must be another directory than run"),
+        ({"teacher_candidates": 0}, "^teacher_candidates must be at least 1"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            dataclasses.replace(student, **changes)

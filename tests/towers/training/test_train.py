@@ -1,0 +1,235 @@
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from towers.data.interactions import open_data
+from towers.evaluation.evaluate import evaluate
+from towers.metrics.held_out import HeldOut
+from towers.training.run_directory import only_writer, open_run
+from towers.training.settings import EvaluateConfig, TrainConfig
+from towers.training.train import train
+
+# Trains until a checkpoint inside an epoch is a few steps old, then kills itself.
+KILLED = """
+import json, os, signal, sys
+from towers.training.checkpoints import RunRecorder
+from towers.training.settings import TrainConfig
+from towers.training.train import train
+
+original = RunRecorder.on_train_batch_end
+
+def on_train_batch_end(self, batch, logs=None):
+    original(self, batch, logs)
+    saved = int(self.summary()["weights"].split("-")[1] or 0) if os.path.exists(
+        os.path.join(sys.argv[1], "training.json")) else 0
+    inside = saved > 60 and saved % self._steps
+    if inside and int(self.model.iteration) >= saved + 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+RunRecorder.on_train_batch_end = on_train_batch_end
+train(TrainConfig(**json.loads(sys.argv[2]) | {"run": sys.argv[1]}))
+"""
+
+
+def config_for(prepared, run, **settings):
+    fields = {"dim": 8, "batch_size": 32, "epochs": 4, "l2": 1e-4, "temperature": 0.5}
+    return TrainConfig(data=str(prepared), run=str(run), **(fields | settings))
+
+
+def checkpoint_of(run):
+    """Every variable in the last checkpoint of a run."""
+    reader = tf.train.load_checkpoint(tf.train.latest_checkpoint(str(run / "checkpoints")))
+    names = [name for name in reader.get_variable_to_shape_map() if name.startswith("model/")]
+    assert any("optimizer" in name for name in names)
+    return {name: reader.get_tensor(name) for name in names}
+
+
+def history_of(run):
+    """The history without what depends on the clock."""
+    entries = json.loads((run / "training.json").read_text())["history"]
+    return [{key: entry[key] for key in entry if key != "seconds"} for entry in entries]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({"jit_compile": False}, marks=pytest.mark.long),
+        pytest.param({"jit_compile": True}, marks=pytest.mark.long),
+        {"jit_compile": False, "optimizer": "lazy_adam", "exclude_seen_negatives": True},
+        pytest.param({"jit_compile": False, "optimizer": "adagrad"}, marks=pytest.mark.long),
+    ],
+    ids=["plain", "xla", "lazy_adam", "adagrad"],
+)
+def test_killed_and_resumed_is_never_interrupted(prepared, tmp_path, settings):
+    config = config_for(prepared, tmp_path / "whole", checkpoint_minutes=5e-4, epochs=8, **settings)
+    train(config)
+    fields = json.dumps(dataclasses.asdict(config))
+    run = tmp_path / "killed"
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(run), fields])
+    assert killed.returncode == -signal.SIGKILL
+    left = json.loads((run / "training.json").read_text())
+    assert left["steps"] % open_data(prepared).steps_per_epoch(32) > 0
+    assert not left["finished"]
+    summary = train(dataclasses.replace(config, run=str(run)))
+    assert summary["finished"]
+    whole, resumed = checkpoint_of(tmp_path / "whole"), checkpoint_of(run)
+    assert whole.keys() == resumed.keys()
+    for name, values in whole.items():
+        assert values.tobytes() == resumed[name].tobytes(), name
+    assert history_of(run) == history_of(tmp_path / "whole")
+
+
+def test_interrupted_between_the_last_step_and_the_end_of_an_epoch(prepared, tmp_path, monkeypatch):
+    whole = config_for(prepared, tmp_path / "whole", epochs=3, checkpoint_minutes=1e-9)
+    train(whole)
+    cut = dataclasses.replace(whole, run=str(tmp_path / "cut"))
+    measure, calls = HeldOut.measure, []
+
+    def interrupted(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return measure(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(HeldOut, "measure", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(cut)
+    assert train(cut)["epochs"] == 3
+    assert history_of(tmp_path / "cut") == history_of(tmp_path / "whole")
+    for name, values in checkpoint_of(tmp_path / "whole").items():
+        np.testing.assert_array_equal(values, checkpoint_of(tmp_path / "cut")[name])
+
+
+def test_more_epochs_go_on_with_a_finished_run(prepared, tmp_path, caplog):
+    caplog.set_level("INFO", "towers")
+    whole = train(config_for(prepared, tmp_path / "whole", epochs=3))
+    train(config_for(prepared, tmp_path / "parts", epochs=2))
+    again = train(config_for(prepared, tmp_path / "parts", epochs=2))
+    assert again["epochs"] == 2
+    assert "is finished after 2 epochs" in caplog.text
+    parts = train(config_for(prepared, tmp_path / "parts", epochs=3))
+    assert parts["steps"] == whole["steps"]
+    for name, values in checkpoint_of(tmp_path / "whole").items():
+        np.testing.assert_array_equal(values, checkpoint_of(tmp_path / "parts")[name])
+
+
+def test_run_directory(prepared, tmp_path):
+    run = tmp_path / "run"
+    summary = train(config_for(prepared, run, epochs=2))
+    assert json.loads((run / "training.json").read_text()) == summary
+    config = json.loads((run / "config.json").read_text())["configuration"]
+    assert (config["method"], config["dim"]) == ("ssl_pop", 8)
+    assert summary["steps"] == 2 * open_data(prepared).steps_per_epoch(32)
+    assert [entry["epoch"] for entry in summary["history"]] == [1, 2]
+    assert {"loss", "val_recall@50", "val_ndcg@10", "seconds"} <= set(summary["history"][0])
+    assert summary["seconds"] > 0
+    assert list((run / "logs" / "train").iterdir())
+    assert len(list((run / "checkpoints").glob("*.index"))) <= 2
+
+
+def test_another_configuration_is_refused(prepared, tmp_path):
+    train(config_for(prepared, tmp_path / "run", epochs=2))
+    with pytest.raises(ValueError, match=r"dim 8 → 4, temperature 0.5 → 2.0.*--overwrite"):
+        train(config_for(prepared, tmp_path / "run", epochs=2, dim=4, temperature=2.0))
+    with pytest.raises(ValueError, match="epochs 2 → 1"):
+        train(config_for(prepared, tmp_path / "run", epochs=1))
+    summary = train(config_for(prepared, tmp_path / "run", epochs=1, dim=4, overwrite=True))
+    assert summary["epochs"] == 1
+
+
+def test_a_run_remembers_whether_it_leaves_out_what_was_seen(prepared, tmp_path):
+    config = config_for(prepared, tmp_path / "run", epochs=1, exclude_seen_negatives=True)
+    train(config)
+    model, opened = open_run(config.run, open_data(prepared))
+    assert model.method.seen is not None
+    assert opened.recorded()["exclude_seen_negatives"] is True
+    with pytest.raises(ValueError, match="exclude_seen_negatives True → False"):
+        train(dataclasses.replace(config, exclude_seen_negatives=False))
+
+
+def test_other_data_are_refused(prepared, checkerboard, make_prepared, tmp_path):
+    train(config_for(prepared, tmp_path / "run", epochs=1))
+    other = make_prepared(checkerboard)
+    with pytest.raises(ValueError, match="the content of the data"):
+        train(config_for(other, tmp_path / "run", epochs=1))
+    with pytest.raises(ValueError, match="trained on other data"):
+        open_run(tmp_path / "run", open_data(other))
+
+
+def test_one_process_at_a_time(prepared, tmp_path):
+    with (
+        only_writer(tmp_path / "run"),
+        pytest.raises(ValueError, match="another process is training"),
+    ):
+        train(config_for(prepared, tmp_path / "run"))
+
+
+def test_early_stopping_keeps_the_best_weights(prepared, tmp_path):
+    config = config_for(
+        prepared,
+        tmp_path / "run",
+        epochs=60,
+        patience=2,
+        learning_rate=0.1,
+        validation_metric="ndcg@5",
+    )
+    summary = train(config)
+    values = [entry["val_ndcg@5"] for entry in summary["history"]]
+    assert summary["stopped_early"]
+    assert summary["finished"]
+    assert summary["best_epoch"] == int(np.argmax(values)) + 1
+    assert len(values) == summary["best_epoch"] + 2
+    data = open_data(prepared)
+    model, _ = open_run(config.run, data)
+    means, _ = HeldOut(data, "validation").measure(
+        model.query_embeddings().numpy(), model.candidate_embeddings().numpy(), (5,)
+    )
+    assert means["ndcg@5"] == max(values)
+    names = {path.name for path in (tmp_path / "run" / "checkpoints").glob("best-*.index")}
+    assert names == {f"best-{summary['best_epoch']}.index"}
+    assert train(config)["epochs"] == len(values)  # stays stopped
+
+
+def test_early_stopping_needs_a_validation_part(checkerboard, make_prepared, tmp_path):
+    config = config_for(make_prepared(checkerboard), tmp_path / "run", patience=1)
+    with pytest.raises(ValueError, match="patience must be 0 without a validation part"):
+        train(config)
+
+
+def test_wrong_methods_leave_nothing_behind(prepared, tmp_path):
+    for settings in ({"method": "nothing"}, {"options": ("alpha=1",)}):
+        with pytest.raises(ValueError, match="must be one of"):
+            train(config_for(prepared, tmp_path / "run", **settings))
+    assert not (tmp_path / "run").exists()
+
+
+def test_evaluate(prepared, tmp_path, capsys):
+    run = tmp_path / "run"
+    summary = train(config_for(prepared, run, epochs=6, normalize=True, temperature=0.2))
+    result = evaluate(EvaluateConfig(data=str(prepared), run=str(run), ks=(5, 10)))
+    assert json.loads((run / "metrics.json").read_text()) == result
+    assert result["users"] == (open_data(prepared).positives("test").sizes > 0).sum()
+    assert result["seconds"]["train"] == summary["seconds"]
+    assert result["test"].keys() == result["confidence_95"].keys()
+    assert result["test"]["recall@5"] < result["test"]["recall@10"]
+    assert result["popularity"]["recall@10"] > 0
+    table = capsys.readouterr().out
+    assert f"{result['test']['ndcg@10']:.4f} ± " in table
+    assert "popularity" in table
+    same = evaluate(EvaluateConfig(data=str(prepared), run=str(run), split="validation"))
+    assert same["validation"]["recall@10"] == summary["history"][-1]["val_recall@10"]
+
+
+def test_what_is_not_there_cannot_be_evaluated(prepared, checkerboard, make_prepared, tmp_path):
+    with pytest.raises(ValueError, match="holds no trained run"):
+        evaluate(EvaluateConfig(data=str(prepared), run=str(tmp_path)))
+    board = make_prepared(checkerboard)
+    with pytest.raises(ValueError, match="no validation rows"):
+        evaluate(EvaluateConfig(data=str(board), run=str(tmp_path), split="validation"))

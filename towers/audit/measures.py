@@ -1,0 +1,236 @@
+"""How far the gradient of a method is from that of the full softmax, and where it looks.
+
+For a pair (u, i) a loss is a function of the scores s_uj, and w_j = ∂loss / ∂s_uj is all of its
+gradient: that by the embedding of the query is Σ_j w_j v_j. The full softmax has
+w_j = p_j - [j = i], p the softmax over the corpus. What a method puts on j ≠ i, divided by the
+sum, is the distribution of negatives that it implies.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from towers.audit.weights import Batches, Frozen, Subject
+from towers.data.interactions import Positives
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Reference:
+    """The audited pairs of one batch, and the full softmax of their scores, in float64."""
+
+    query: np.ndarray  # [A, D], over the temperature
+    weights: np.ndarray  # [A, N], ∂loss / ∂s of the full softmax
+    ranks: np.ndarray  # int32 [A, N], from 0, among what the query did not choose; else N
+    gradient: np.ndarray  # [A, D], of the full softmax, by the embedding of the query
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sums:
+    """Sums over the audited pairs of each of T batches, and over them alone."""
+
+    product: np.ndarray  # [T], <E g, full>
+    squared: np.ndarray  # [T], |E g|², without bias
+    variance: np.ndarray  # [T], E |g - E g|²
+    full_squared: np.ndarray  # [T], |full|²
+    pairs: np.ndarray  # [T], those with a negative
+    buckets: np.ndarray  # [T, G], shares of the negative mass
+    full_buckets: np.ndarray  # [T, G]
+    seen: np.ndarray  # [T], share on other candidates that the query chose in train
+    ranked: np.ndarray  # [T, N], share of the other mass by rank, the highest score first
+
+    def take(self, batches: np.ndarray) -> Sums:
+        """Those of some batches."""
+        return Sums(**{f.name: getattr(self, f.name)[batches] for f in dataclasses.fields(self)})
+
+
+def popularity_buckets(counts: np.ndarray, num_buckets: int = 10) -> np.ndarray:
+    """Candidates by descending train count in equal parts, equal counts by id: int64 [N].
+
+    0 holds the most popular candidates. Fewer buckets where there are fewer candidates.
+    """
+    order = np.argsort(-np.asarray(counts), kind="stable")
+    buckets = np.empty(len(order), np.int64)
+    for number, part in enumerate(np.array_split(order, min(num_buckets, len(order)))):
+        buckets[part] = number
+    return buckets
+
+
+def references(frozen: Frozen, batches: Batches, positives: Positives) -> list[Reference]:
+    """The full softmax of every batch; takes 12 bytes for each pair and candidate."""
+    return [_reference(frozen, rows, positives) for rows in batches.pairs]
+
+
+def _reference(frozen: Frozen, rows: np.ndarray, positives: Positives) -> Reference:
+    query_ids, positive = frozen.query_ids[rows], frozen.candidate_ids[rows]
+    query = frozen.query[query_ids].astype(np.float64)
+    scores = query @ frozen.candidate.astype(np.float64).T
+    weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+    weights /= weights.sum(axis=1, keepdims=True)
+    weights[np.arange(len(rows)), positive] -= 1
+    ranks = np.empty(scores.shape, np.int32)
+    for row, query_id in enumerate(query_ids):
+        seen = positives.of(query_id)
+        scores[row, seen] = -np.inf
+        order = np.argsort(-scores[row], kind="stable")
+        ranks[row, order] = np.arange(len(order))
+        ranks[row, seen] = len(order)
+    gradient = query_gradient(frozen, query, weights)
+    return Reference(query, weights, ranks, gradient)
+
+
+def query_gradient(frozen: Frozen, query: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Σ_j w_aj v_j, float64 [A, D]; for cosines without its part along the query."""
+    gradient = weights @ frozen.candidate.astype(weights.dtype, copy=False)
+    if not frozen.normalize:
+        return gradient.astype(np.float64)
+    unit = query / np.linalg.norm(query, axis=1, keepdims=True)
+    return gradient - (gradient * unit).sum(axis=1, keepdims=True) * unit
+
+
+def measure(
+    subject: Subject,
+    frozen: Frozen,
+    expected: list[Reference],
+    buckets: np.ndarray,
+    draws: int,
+) -> Sums:
+    """Draws every batch so many times, at least 2, and compares with the full softmax.
+
+    The state of the method stays as it is, but for the pools of the adasir methods, which are
+    renewed for every draw.
+    """
+    found = []
+    for number, reference in enumerate(expected):
+        drawn = (subject.weights(number, draw) for draw in range(draws))
+        found.append(_compare(frozen, reference, drawn, buckets))
+    names = [field.name for field in dataclasses.fields(Sums)]
+    return Sums(**{name: np.stack([one[name] for one in found]) for name in names})
+
+
+def _compare(
+    frozen: Frozen, reference: Reference, drawn: Iterator[np.ndarray], buckets: np.ndarray
+) -> dict[str, np.ndarray]:
+    """The sums of one batch."""
+    total = np.zeros(reference.weights.shape)
+    gradient, squares, draws = np.zeros_like(reference.gradient), 0.0, 0
+    for weights in drawn:
+        one = query_gradient(frozen, reference.query, weights)
+        total += weights
+        gradient += one
+        squares += (one**2).sum()
+        draws += 1
+    mean = gradient / draws
+    # |mean|² holds the variance of the mean beside |E g|²: both are estimated without bias.
+    variance = max(0.0, (squares - draws * (mean**2).sum()) / (draws - 1))
+    mass = _negative_shares(total)
+    full = _negative_shares(reference.weights)
+    num_buckets = int(buckets.max()) + 1
+    by_bucket = [
+        np.bincount(buckets, part.sum(axis=0), num_buckets)
+        for part in (mass, full[mass.sum(axis=1) > 0])
+    ]
+    seen, ranked = shares_by_rank(mass, reference.ranks)
+    return {
+        "product": (mean * reference.gradient).sum(),
+        "squared": (mean**2).sum() - variance / draws,
+        "variance": variance,
+        "full_squared": (reference.gradient**2).sum(),
+        "pairs": (mass.sum(axis=1) > 0).sum(),
+        "buckets": by_bucket[0],
+        "full_buckets": by_bucket[1],
+        "seen": seen,
+        "ranked": ranked,
+    }
+
+
+def full_softmax_buckets(expected: list[Reference], buckets: np.ndarray) -> np.ndarray:
+    """The share of the full softmax's negatives in each bucket, by all audited pairs: [G]."""
+    mass = sum(_negative_shares(one.weights).sum(axis=0) for one in expected)
+    in_buckets = np.bincount(buckets, np.asarray(mass))
+    return in_buckets / in_buckets.sum()
+
+
+def _negative_shares(weights: np.ndarray) -> np.ndarray:
+    """The distribution of the negatives of each pair: [A, N]; all 0 for a pair without any."""
+    mass = np.maximum(weights, 0)  # only the pair's own candidate has a weight below 0
+    sums = mass.sum(axis=1, keepdims=True)
+    return np.divide(mass, sums, out=np.zeros_like(mass), where=sums > 0)
+
+
+def shares_by_rank(mass: np.ndarray, ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The mass on what the queries chose, a number, and the rest by rank: [N]."""
+    size = mass.shape[1]
+    by_rank = np.bincount(ranks.reshape(-1), mass.reshape(-1), size + 1)
+    return by_rank[size], by_rank[:size]
+
+
+def summarize(sums: Sums, k: int) -> dict[str, Any]:
+    """The measures of a method, each with its standard error.
+
+    Standard errors are those of the jackknife over batches: pairs of a batch share its draws.
+
+    Returns:
+      {measure: {"value", "error"}}, None for what the draws do not determine. bias is
+      1 - cosine of the mean gradient and the full one, all audited pairs as one vector;
+      norm_ratio |E g| / |full|; noise E|g - E g|² / |E g|²; variance E|g - E g|² / |full|²; kl
+      in nats, over popularity buckets; top_share the share of the negatives' mass on the K
+      best candidates that the query did not choose; half_mass_rank the rank that half of it
+      stays above; seen_share the share on others that the query did choose.
+    """
+    measures: dict[str, Callable[[Sums], float]] = {
+        "bias": lambda s: (
+            1 - _ratio(s.product, np.sqrt(_above_0(s.squared) * s.full_squared.sum()))
+        ),
+        "norm_ratio": lambda s: np.sqrt(_above_0(s.squared) / s.full_squared.sum()),
+        "noise": lambda s: _ratio(s.variance, _above_0(s.squared)),
+        "variance": lambda s: _ratio(s.variance, s.full_squared.sum()),
+        "kl": lambda s: divergence(s.full_buckets.sum(axis=0), s.buckets.sum(axis=0)),
+        "top_share": lambda s: _ratio(s.ranked[:, :k], s.ranked.sum()),
+        "half_mass_rank": lambda s: half_mass_rank(s.ranked.sum(axis=0)),
+        "seen_share": lambda s: _ratio(s.seen, s.pairs.sum()),
+    }
+    return {name: _with_error(measure, sums) for name, measure in measures.items()}
+
+
+def _with_error(statistic: Callable[[Sums], float], sums: Sums) -> dict[str, float | None]:
+    size = len(sums.pairs)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        value = float(statistic(sums))
+        others = [statistic(sums.take(np.arange(size) != left_out)) for left_out in range(size)]
+        error = float(np.sqrt((size - 1) * np.var(others)))
+    return {
+        "value": value if np.isfinite(value) else None,
+        "error": error if np.isfinite(error) else None,
+    }
+
+
+def _above_0(squared: np.ndarray) -> float:
+    """|E g|², which noise may have put at or below 0: then not known."""
+    total = float(squared.sum())
+    return total if total > 0 else float("nan")
+
+
+def _ratio(values: np.ndarray, by: float) -> float:
+    return float(np.sum(values) / by) if by != 0 else float("nan")
+
+
+def divergence(full: np.ndarray, implied: np.ndarray) -> float:
+    """KL(full ‖ implied) in nats, of two masses over the same buckets; inf where one is missed."""
+    if not implied.sum() > 0:
+        return float("nan")
+    p, q = full / full.sum(), implied / implied.sum()
+    used = p > 0
+    with np.errstate(divide="ignore"):
+        return float(np.sum(p[used] * np.log(p[used] / q[used])))
+
+
+def half_mass_rank(ranked: np.ndarray) -> float:
+    """The smallest r such that the r best candidates hold half of the mass."""
+    cumulative = np.cumsum(ranked)
+    if not cumulative[-1] > 0:
+        return float("nan")
+    return float(np.searchsorted(cumulative, cumulative[-1] / 2) + 1)

@@ -1,0 +1,186 @@
+"""What a method does to every score: the gradient of its loss by the scores of some pairs.
+
+The towers are frozen: their embeddings are two tables. A method sees no more of them than its
+encoders, and a score is a dot product, so columns can be added that change no score: the query
+of audited pair a gets the unit vector e_a, every candidate gets zeros. The gradient of the loss
+by the zeros of candidate j is then Σ_u (∂loss_u / ∂s_uj) e_u: its entry a is the weight that the
+loss of pair a puts on candidate j. One backward pass gives all of them, for any method.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import tensorflow as tf
+
+from pipeline.contract import schema
+from samplers.candidates import Batch, Candidates, Encoders
+from samplers.methods.adaptive import AdaSirU
+from samplers.methods.method import Method
+from samplers.randomness import split_seed
+from towers.data.interactions import RetrievalData
+from towers.model.two_tower import TwoTower
+
+_WARM = 1 << 30  # draws from here on are those of the warm-up
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Frozen:
+    """The embeddings of a trained run, and the train rows that it learned from."""
+
+    query: np.ndarray  # float32 [U, D], over the temperature; of queries as they are served
+    candidate: np.ndarray  # float32 [N, D]
+    query_ids: np.ndarray  # int64 [n], of the train rows
+    candidate_ids: np.ndarray  # int64 [n]
+    normalize: bool = False  # scores are cosines, so that a gradient along a query does nothing
+
+    @classmethod
+    def of(cls, model: TwoTower, data: RetrievalData, *, normalize: bool) -> Frozen:
+        """What a run has learned."""
+        rows = data.arrays("train")
+        return cls(
+            model.query_embeddings().numpy(),
+            model.candidate_embeddings().numpy(),
+            np.asarray(rows[schema.QUERY_ID], np.int64),
+            np.asarray(rows[schema.CANDIDATE_ID], np.int64),
+            normalize,
+        )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Batches:
+    """The batches that all methods are measured on, a function of the seed.
+
+    A batch holds A audited pairs and, in every draw, other rows beside them: what an in-batch
+    method samples is the rest of the batch.
+    """
+
+    pairs: np.ndarray  # int64 [T, A], the audited train rows of each batch
+    num_rows: int  # n, train rows
+    batch_size: int  # B
+    seed: int
+
+    @classmethod
+    def of(cls, num_rows: int, *, batches: int, pairs: int, batch_size: int, seed: int) -> Batches:
+        """Draws the audited pairs; at most a quarter of a batch is audited."""
+        batch_size = min(batch_size, num_rows)
+        audited = max(1, min(pairs, batch_size // 4))
+        shape = (batches, audited)
+        rng = np.random.default_rng(seed)
+        rows = rng.choice(num_rows, shape, replace=num_rows < batches * audited)
+        return cls(rows, num_rows, batch_size, seed)
+
+    def rows(self, number: int, draw: int) -> np.ndarray:
+        """The train rows of one draw of a batch, the audited pairs first: int64 [B]."""
+        rng = np.random.default_rng([self.seed, number, draw])
+        audited = np.unique(self.pairs[number])
+        rest = rng.choice(self.num_rows, self.batch_size, replace=False)
+        rest = rest[~np.isin(rest, audited)]
+        return np.concatenate([self.pairs[number], rest])[: self.batch_size]
+
+    def draw_seed(self, number: int, draw: int) -> tf.Tensor:
+        """What the method draws with: int64 [2]."""
+        return tf.constant([self.seed, (number << 32) + draw], tf.int64)
+
+
+class Subject:
+    """A method with its state, on frozen towers.
+
+    A method that looks at each row alone gets the audited pairs and no further rows, with query
+    ids of their own, so that its state for each query is small.
+
+    Args:
+      method: the method; where it goes row by row, made for `batches.pairs.size` queries.
+      frozen: the towers.
+      batches: what it is measured on.
+    """
+
+    def __init__(self, method: Method, frozen: Frozen, batches: Batches) -> None:
+        self.method, self._frozen, self._batches = method, frozen, batches
+        audited = frozen.query_ids[batches.pairs.reshape(-1)]
+        self._query = tf.constant(frozen.query[audited] if method.row_by_row else frozen.query)
+        self._candidate = tf.constant(frozen.candidate)
+        self._num_audited = batches.pairs.shape[1]
+        self._gradient = tf.function(self._weights_of)
+        self._step = tf.function(self._step_of)
+
+    def batch(self, number: int, draw: int, *, whole: bool = False) -> Batch:
+        """The rows of one draw; `whole`: B of them, whatever the method looks at."""
+        rows = self._batches.rows(number, draw)
+        query_ids = self._frozen.query_ids[rows]
+        if self.method.row_by_row:
+            rows = rows if whole else self._batches.pairs[number]
+            first = number * self._num_audited
+            query_ids = (first + np.arange(len(rows))) % self._batches.pairs.size
+        return Batch(tf.constant(query_ids), tf.constant(self._frozen.candidate_ids[rows]))
+
+    def warm_up(self, steps: int) -> None:
+        """Brings state to life: so many steps without an optimizer, each the end of an epoch."""
+        if not self.method.variables:
+            return
+        for step in range(steps):
+            number = step % len(self._batches.pairs)
+            seed = self._batches.draw_seed(number, _WARM + step)
+            self._step(self.batch(number, _WARM + step), seed)
+            self._end_epoch()
+
+    def weights(self, number: int, draw: int) -> np.ndarray:
+        """∂loss_a / ∂s_aj of the audited pairs a of a batch: float32 [A, N]."""
+        if isinstance(self.method, AdaSirU):
+            self._end_epoch()  # the pool is a draw too, made once an epoch
+        seed = self._batches.draw_seed(number, draw)
+        return self._gradient(self.batch(number, draw), seed).numpy()
+
+    def encoders(self, batch: Batch) -> Encoders:
+        """The frozen towers."""
+        return Encoders(
+            query=tf.gather(self._query, batch.query_ids),
+            positive=tf.gather(self._candidate, batch.candidate_ids),
+            candidates=lambda ids: tf.gather(self._candidate, ids),
+            corpus=lambda: self._candidate,
+            queries=lambda ids: tf.gather(self._query, ids),
+        )
+
+    def propose(self, batch: Batch, seed: tf.Tensor) -> Candidates | None:
+        """The steps before the loss."""
+        encoders = self.encoders(batch)
+        self.method.refresh(encoders, seed=seed)
+        proposed = self.method.propose(encoders.query, batch, seed=seed)
+        return None if proposed is None else self.method.select(encoders, batch, proposed)
+
+    def _end_epoch(self) -> None:
+        nothing = tf.zeros([0], tf.int64)
+        self.method.end_epoch(self.encoders(Batch(nothing, nothing)))
+
+    def _step_of(self, batch: Batch, seed: tf.Tensor) -> None:
+        first, second = split_seed(seed)
+        proposed = self.propose(batch, first)
+        self.method.loss(self.encoders(batch), batch, proposed, seed=second)
+        self.method.update(batch)
+
+    def _weights_of(self, batch: Batch, seed: tf.Tensor) -> tf.Tensor:
+        first, second = split_seed(seed)
+        proposed = self.propose(batch, first)
+        zeros = tf.zeros([self._candidate.shape[0], self._num_audited])
+        with tf.GradientTape() as tape:
+            tape.watch(zeros)
+            losses = self.method.loss(self._marked(batch, zeros), batch, proposed, seed=second)
+            total = tf.reduce_sum(losses)
+        gradient = tape.gradient(total, zeros, unconnected_gradients="zero")
+        return tf.transpose(tf.convert_to_tensor(gradient))
+
+    def _marked(self, batch: Batch, zeros: tf.Tensor) -> Encoders:
+        """The same scores, from embeddings with the columns that tell the pairs apart."""
+        plain = self.encoders(batch)
+        unit = tf.eye(tf.size(batch.query_ids), self._num_audited)
+
+        def mark(ids: tf.Tensor) -> tf.Tensor:
+            return tf.concat([plain.candidates(ids), tf.gather(zeros, ids)], axis=-1)
+
+        return plain._replace(
+            query=tf.concat([plain.query, unit], axis=1),
+            positive=mark(batch.candidate_ids),
+            candidates=mark,
+            corpus=lambda: tf.concat([self._candidate, zeros], axis=1),
+        )

@@ -1,0 +1,251 @@
+"""Prepared interactions in memory: vocabularies, counts, arrays by split, batches."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import tensorflow as tf
+
+from pipeline.contract import schema
+from samplers.selection.seen import Seen
+from towers.data.attributes import Features, no_features
+from towers.data.epochs import epoch_dataset
+from towers.data.shards import load_split
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Vocabulary:
+    """The ids of one side; the row number is the dense id, by descending count."""
+
+    raw_ids: pa.Array  # string [V]
+    fingerprints: np.ndarray  # int64 [V], see `pipeline.contract.schema.fingerprint`
+    counts: np.ndarray  # int64 [V], rows over all splits
+
+    def __len__(self) -> int:
+        return len(self.raw_ids)
+
+
+class Positives:
+    """The candidates that each query chose, in two arrays (compressed sparse rows)."""
+
+    def __init__(self, query_ids: np.ndarray, candidate_ids: np.ndarray, num_queries: int) -> None:
+        order = np.lexsort((candidate_ids, query_ids))
+        self.candidate_ids = np.asarray(candidate_ids)[order]  # [n], ascending for each query
+        sizes = np.bincount(query_ids, minlength=num_queries)
+        self.offsets = np.concatenate([[0], np.cumsum(sizes)])  # int64 [Q + 1]
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Number of candidates of each query: int64 [Q]."""
+        return np.diff(self.offsets)
+
+    def of(self, query_id: int) -> np.ndarray:
+        """The candidates of one query, ascending."""
+        return self.candidate_ids[self.offsets[query_id] : self.offsets[query_id + 1]]
+
+
+class RetrievalData:
+    """Interactions with dense ids, split into train, validation and test.
+
+    Made by `open_data` from a directory, or by `from_dataframe`.
+    """
+
+    def __init__(
+        self,
+        query_vocabulary: Vocabulary,
+        candidate_vocabulary: Vocabulary,
+        train_counts: np.ndarray,
+        load: Callable[[str], Mapping[str, np.ndarray]],
+        *,
+        fingerprint: str,
+        source: str = "",
+        features: Callable[[str], Features] = no_features,
+    ) -> None:
+        self.query_vocabulary = query_vocabulary
+        self.candidate_vocabulary = candidate_vocabulary
+        self.train_counts = train_counts  # int64 [N], train rows of each candidate
+        self.fingerprint = fingerprint  # one checksum for all of the content
+        self.source = source  # where it came from, for the records
+        self.features = functools.cache(features)  # side, query or candidate → its attributes
+        self._load = functools.cache(load)
+        self._positives = functools.cache(self._make_positives)
+
+    @property
+    def num_queries(self) -> int:
+        """Size of the query vocabulary."""
+        return len(self.query_vocabulary)
+
+    @property
+    def num_candidates(self) -> int:
+        """Size of the corpus, N."""
+        return len(self.candidate_vocabulary)
+
+    def arrays(self, split: str) -> Mapping[str, np.ndarray]:
+        """The columns of a split, [n] each: query_id, candidate_id, perhaps timestamp, weight."""
+        if split not in schema.SPLITS:
+            raise ValueError(f"split must be one of {', '.join(schema.SPLITS)}, got {split!r}.")
+        return self._load(split)
+
+    def num_rows(self, split: str) -> int:
+        """Number of interactions of a split."""
+        return len(self.arrays(split)[schema.QUERY_ID])
+
+    def positives(self, *splits: str) -> Positives:
+        """What each query chose in one split, or in several together."""
+        return self._positives(splits)
+
+    def _make_positives(self, splits: tuple[str, ...]) -> Positives:
+        parts = [self.arrays(split) for split in splits]
+        return Positives(
+            np.concatenate([part[schema.QUERY_ID] for part in parts]),
+            np.concatenate([part[schema.CANDIDATE_ID] for part in parts]),
+            self.num_queries,
+        )
+
+    def with_counts(self, counts: np.ndarray) -> RetrievalData:
+        """The same data with other counts [N] in place of its train rows of each candidate."""
+        data = copy.copy(self)
+        data.train_counts = counts
+        return data
+
+    def seen(self) -> Seen:
+        """What each query chose in train, for methods that leave it out of the negatives."""
+        chosen = self.positives("train")
+        return Seen(chosen.candidate_ids, chosen.offsets)
+
+    def by_query(self) -> RetrievalData:
+        """The same data with one train row for each query that has some, to train on alone.
+
+        For what is trained towards all that a query chose, such as distillation: the candidate
+        of a row is the first of these, its weight sqrt(n / mean n) for a query with n train rows,
+        whatever the weights of those.
+        Not to evaluate on: what else the query chose would count as new to it.
+        """
+        chosen = self.positives("train")
+        queries = np.flatnonzero(chosen.sizes)
+        sizes = chosen.sizes[queries]
+        rows = {
+            schema.QUERY_ID: queries,
+            schema.CANDIDATE_ID: chosen.candidate_ids[chosen.offsets[queries]].astype(np.int64),
+            schema.WEIGHT: np.sqrt(sizes / sizes.mean()).astype(np.float32),
+        }
+        return RetrievalData(
+            self.query_vocabulary,
+            self.candidate_vocabulary,
+            self.train_counts,
+            lambda split: rows if split == "train" else self._load(split),
+            fingerprint=self.fingerprint,
+            source=self.source,
+            features=self.features,
+        )
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """Batches of an epoch; the last may be short."""
+        return -(-self.num_rows("train") // batch_size)
+
+    def train(self, batch_size: int, *, seed: int = 10, first_step: int = 0) -> tf.data.Dataset:
+        """Batches of the train split, shuffled: iterating once is one epoch.
+
+        The next iteration is the next epoch, in another order; the order is a function of the
+        seed and the number of the epoch.
+
+        Args:
+          batch_size: B, rows of a batch; the last one of an epoch may be shorter.
+          seed: of the order, at least 0.
+          first_step: batches that were trained on before, to go on after them.
+
+        Returns:
+          Dicts of query_id and candidate_id, int64 [B], and weight, float32 [B], if there is one.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+        if seed < 0 or first_step < 0:
+            raise ValueError(
+                f"seed and first_step must be at least 0, got {seed} and {first_step}."
+            )
+        columns = self.arrays("train")
+        used = {name: columns[name] for name in _TRAINED_ON if name in columns}
+        return epoch_dataset(used, batch_size, seed=seed, first_step=first_step)
+
+
+_TRAINED_ON = (schema.QUERY_ID, schema.CANDIDATE_ID, schema.WEIGHT)
+
+
+def open_data(directory: str | os.PathLike[str]) -> RetrievalData:
+    """Opens what `twotower prepare` made.
+
+    The shards are decoded once, into arrays that are cached beside them.
+
+    Raises:
+      ValueError: the directory holds no finished preparation, or one that was changed.
+    """
+    manifest = schema.read_manifest(directory, "prepared")
+    counts = _read_table(directory, manifest, "candidate_train_counts-", [schema.COUNT])
+    data = RetrievalData(
+        _read_vocabulary(directory, manifest, "query"),
+        _read_vocabulary(directory, manifest, "candidate"),
+        counts[schema.COUNT].to_numpy(),
+        lambda split: load_split(directory, manifest, split),
+        fingerprint=manifest.fingerprint,
+        source=manifest.source,
+        features=lambda side: _read_features(directory, manifest, side),
+    )
+    if data.num_rows("train") == 0:
+        raise ValueError(f"{directory} has no train rows: prepare it from more interactions.")
+    return data
+
+
+def _read_vocabulary(
+    directory: str | os.PathLike[str], manifest: schema.Manifest, side: str
+) -> Vocabulary:
+    columns = [schema.RAW_ID, schema.FINGERPRINT, schema.COUNT]
+    table = _read_table(directory, manifest, f"{side}_vocabulary-", columns)
+    return Vocabulary(
+        table[schema.RAW_ID].combine_chunks(),
+        table[schema.FINGERPRINT].to_numpy(),
+        table[schema.COUNT].to_numpy(),
+    )
+
+
+def _read_features(
+    directory: str | os.PathLike[str], manifest: schema.Manifest, side: str
+) -> Features:
+    """The attributes of a side, none where it was prepared without."""
+    specs = schema.feature_specs(manifest.details, side)
+    if not specs:
+        return no_features(side)
+    columns = [spec.name for spec in specs]
+    columns += [spec.presence for spec in specs if spec.has_presence]
+    table = _read_table(directory, manifest, f"{side}_features-", columns)
+    cold = f"{side}_features_cold-"
+    if not manifest.files_of(cold):
+        return Features(specs, table, table.schema.empty_table())
+    return Features(specs, table, _read_table(directory, manifest, cold, [schema.RAW_ID, *columns]))
+
+
+def _read_table(
+    directory: str | os.PathLike[str], manifest: schema.Manifest, prefix: str, columns: list[str]
+) -> pa.Table:
+    """All shards of a Parquet table, in order."""
+    paths = [Path(directory) / name for name in manifest.files_of(prefix)]
+    missing = [path for path in paths if not path.is_file()]
+    if missing or not paths:
+        raise ValueError(
+            f"{missing[0] if missing else Path(directory) / (prefix + '*')} is missing: "
+            "make the data again with `twotower prepare`."
+        )
+    for path in paths:
+        if schema.checksum(path) != manifest.files[path.name]["checksum"]:
+            raise ValueError(
+                f"{path} was changed since its preparation, or is of another one: make the data "
+                "again with `twotower prepare`."
+            )
+    return pa.concat_tables([pq.read_table(path, columns=columns) for path in paths])

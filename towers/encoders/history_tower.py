@@ -1,0 +1,144 @@
+"""Queries as what they chose: FISM, and SVD++, which has a row for the query beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from pipeline.contract.schema import CANDIDATE_ID, QUERY_ID
+from towers.data.lists import Lists
+from towers.encoders.feature_tower import uniform_by_id
+from towers.encoders.initial import normal
+from towers.encoders.tower import Tower
+
+
+class HistoryTower(Tower):
+    """The embedding of a query is the sum of rows of all candidates that it chose.
+
+        embedding(u | i) = row(u) + |N(u)∖i|^(-1/2) Σ_{j in N(u)∖i} y_j
+
+    Koren, KDD 2008, doi:10.1145/1401890.1401944, eq. (15), as the query of a two-tower model;
+    without row(u): FISM, Kabbur et al., KDD 2013, doi:10.1145/2487575.2487589, eq. (6), whose
+    rule it is that a query which is trained on a candidate i does not know it: N(u)∖i. There is no
+    order in N(u); what came after i is in it. Where scores are cosines, y_j has length 1, as the
+    embedding of the candidate has. Of long histories a step of training reads `length`
+    candidates, others in every step, and scales their sum; everywhere else the whole history is
+    read.
+
+    Args:
+      rows: the arrays of the train split.
+      num_queries: Q.
+      num_candidates: N.
+      dim: D.
+      length: H, candidates of a query that a step of training reads.
+      items: y, [N, D], a table of the candidate tower; None: one of its own.
+      has_table: whether queries have rows.
+      normalize: whether embeddings have length 1.
+      init_stddev: standard deviation of the initial tables.
+      seed: of the tables.
+
+    Attributes:
+      table: float32 [Q, D], or None.
+      items: float32 [N, D].
+    """
+
+    def __init__(
+        self,
+        rows: Mapping[str, np.ndarray],
+        num_queries: int,
+        num_candidates: int,
+        dim: int,
+        *,
+        length: int,
+        items: tf.Variable | None = None,
+        has_table: bool = False,
+        normalize: bool = False,
+        init_stddev: float = 0.1,
+        seed: tuple[int, int] = (10, 0),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.normalize, self.dim, self.vocabulary_size = normalize, dim, num_queries
+        self._length, self._num_candidates = length, num_candidates
+        query, chosen = np.asarray(rows[QUERY_ID]), np.asarray(rows[CANDIDATE_ID])
+        # In an order of chance, so that what stands side by side is a sample of the history.
+        order = np.lexsort((np.random.default_rng(seed).permutation(len(query)), query))
+        lists = Lists.of(chosen[order] + 1, np.bincount(query, minlength=num_queries))
+        self._lists = Lists(tf.constant(lists.values), tf.constant(lists.offsets))
+        self.table = self._rows("table", num_queries, init_stddev, seed) if has_table else None
+        if items is None:
+            items = self._rows("items", num_candidates, init_stddev, (seed[0], seed[1] + 1_000))
+        self.items = items
+        self.built = True
+
+    def lookup(
+        self,
+        ids: tf.Tensor | None,
+        *,
+        table: tf.Tensor | None = None,
+        positives: tf.Tensor | None = None,
+        seed: tf.Tensor | None = None,
+    ) -> tf.Tensor:
+        """What `call` scales to length 1: ids [...] → float32 [..., D]."""
+        assert table is None, "a history tower has no embeddings of a graph"
+        if ids is None:
+            ids = tf.range(self.vocabulary_size, dtype=tf.int64)
+        total = self._whole(ids) if positives is None else self._without(ids, positives, seed)
+        return total if self.table is None else total + tf.gather(self.table, ids)
+
+    def call(self, rows: tf.Tensor) -> tf.Tensor:
+        """Rows → embeddings [..., D]; of length 1 when scores are cosines."""
+        return self.scaled(rows)
+
+    def _whole(self, ids: tf.Tensor) -> tf.Tensor:
+        """The scaled sum over whole histories: [...] → [..., D]."""
+        flat = tf.reshape(ids, [-1])
+        starts, sizes = self._spans(flat)
+        ends = tf.cumsum(sizes)  # of the histories, one after the other
+        places = tf.range(tf.reduce_sum(sizes))
+        owners = tf.searchsorted(ends, places, side="right", out_type=tf.int64)
+        places += tf.gather(starts - ends + sizes, owners)
+        rows = self._embed_items(tf.gather(self._lists.values, places) - 1)
+        total = tf.math.unsorted_segment_sum(rows, owners, tf.size(flat))
+        scaled = total * tf.math.rsqrt(tf.cast(tf.maximum(sizes, 1), total.dtype))[:, None]
+        return tf.reshape(scaled, tf.concat([tf.shape(ids), [self.dim]], 0))
+
+    def _without(self, ids: tf.Tensor, positives: tf.Tensor, seed: tf.Tensor | None) -> tf.Tensor:
+        """The same without what the queries are trained on, from H of the others: [B, D].
+
+        The H stand in a ring from a place on that is drawn for each pair and step.
+        """
+        starts, sizes = self._spans(ids)
+        if seed is None:
+            seed = tf.zeros([2], tf.int64)
+        share = uniform_by_id(ids * self._num_candidates + positives, seed)
+        first = tf.cast(share * tf.cast(sizes, tf.float32), tf.int64)
+        steps = tf.range(self._length, dtype=tf.int64)
+        places = starts[:, None] + (first[:, None] + steps) % tf.maximum(sizes, 1)[:, None]
+        chosen = tf.gather(self._lists.values, places) - 1
+        other = (steps < sizes[:, None]) & (chosen != positives[:, None])
+        weights = tf.cast(other, self.items.dtype)
+        rows = self._embed_items(tf.maximum(chosen, 0))
+        total = tf.reduce_sum(rows * weights[..., None], axis=1)
+        # mean of the read ones · n / sqrt(n), n = |N(u)∖i|: of a history that is not read as a
+        # whole, i is taken to be a part, as in every pair of the train split
+        num_read = tf.reduce_sum(weights, axis=1)
+        num_others = tf.where(sizes > self._length, tf.cast(sizes - 1, total.dtype), num_read)
+        return total * (tf.sqrt(num_others) / tf.maximum(num_read, 1))[:, None]
+
+    def _embed_items(self, ids: tf.Tensor) -> tf.Tensor:
+        """y_j: [...] → [..., D]."""
+        return self.scaled(tf.gather(self.items, ids))
+
+    def _spans(self, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Where the histories of queries start in the lists, and how long they are."""
+        starts = tf.gather(self._lists.offsets, ids)
+        return starts, tf.gather(self._lists.offsets, ids + 1) - starts
+
+    def _rows(self, name: str, size: int, stddev: float, seed: tuple[int, int]) -> tf.Variable:
+        return self.add_weight(
+            name=name, shape=(size, self.dim), initializer=normal(stddev, seed), dtype=tf.float32
+        )

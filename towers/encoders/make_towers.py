@@ -1,0 +1,186 @@
+"""Makes the towers that a configuration names, for some data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from pipeline.contract import schema
+from towers.data.attributes import Features, columns_of
+from towers.data.history import History
+from towers.data.interactions import RetrievalData
+from towers.encoders.bipartite_graph import BipartiteGraph
+from towers.encoders.feature_source import FeatureSource
+from towers.encoders.feature_tower import FeatureTower
+from towers.encoders.history_tower import HistoryTower
+from towers.encoders.id_tower import GmfTower, IdTower
+from towers.encoders.propagation import LightGcn, Ngcf, Propagation
+from towers.encoders.tower import Tower
+from towers.encoders.tower_config import (
+    INPUTS,
+    SUMS,
+    TowerConfig,
+    require,
+)
+from towers.encoders.tower_pair import TowerPair
+
+_QUERY_SEED, _CANDIDATE_SEED = 0, 1
+
+
+def make_towers(
+    data: RetrievalData,
+    config: TowerConfig,
+    dim: int,
+    *,
+    normalize: bool,
+    init_stddev: float,
+    temperature: float,
+    seed: int,
+    jit_compile: bool | None,
+) -> TowerPair:
+    """The towers, untrained; all initial weights are functions of the seed.
+
+    Args:
+      data: what they are for: vocabularies, attributes, and the train split.
+      config: which ones.
+      dim: D; ngcf makes embeddings of (layers + 1) · D numbers.
+      normalize: whether embeddings have length 1.
+      init_stddev: standard deviation of the initial tables.
+      temperature: what the embeddings of queries are divided by.
+      seed: of the initial weights.
+      jit_compile: whether XLA compiles the propagation; None: on accelerators.
+
+    Raises:
+      ValueError: the data have no such attributes.
+    """
+    query: Tower
+    shared: dict[str, Any] = {"normalize": normalize, "init_stddev": init_stddev}
+    if config.tower == "features":
+        query, candidate = _feature_towers(data, config, dim, seed, shared)
+        return TowerPair(query, candidate, temperature=temperature)
+    candidate = IdTower(
+        data.num_candidates,
+        dim,
+        lengths=_lengths(data, config, normalize),
+        seed=(seed, _CANDIDATE_SEED),
+        name="candidate_tower",
+        **shared,
+    )
+    shared |= {"seed": (seed, _QUERY_SEED), "name": "query_tower"}
+    if config.tower in SUMS:
+        query = _history_tower(data, config, candidate, shared)
+    else:
+        query_tower = GmfTower if config.tower == "gmf" else IdTower
+        query = query_tower(data.num_queries, dim, **shared)
+    propagation = _propagation(data, config, dim, seed, jit_compile)
+    return TowerPair(query, candidate, propagation, temperature=temperature)
+
+
+def _lengths(data: RetrievalData, config: TowerConfig, normalize: bool) -> np.ndarray | None:
+    """Of the embeddings of candidates, by their counts: [N]; 1 for the mean of them."""
+    power = config.popularity_power
+    if not power:
+        return None
+    require(normalize, "popularity_power", "must be 0 without --normalize", power)
+    counts = np.maximum(data.train_counts, 1)
+    return (counts / counts.mean()) ** power
+
+
+def _history_tower(
+    data: RetrievalData, config: TowerConfig, candidate: IdTower, shared: dict[str, Any]
+) -> Tower:
+    return HistoryTower(
+        data.arrays("train"),
+        data.num_queries,
+        data.num_candidates,
+        candidate.dim,
+        length=config.history,
+        items=candidate.table if config.share_items else None,
+        has_table=config.tower == "svdpp",
+        **shared,
+    )
+
+
+def _propagation(
+    data: RetrievalData, config: TowerConfig, dim: int, seed: int, jit_compile: bool | None
+) -> Propagation | None:
+    if config.tower not in ("light_gcn", "ngcf"):
+        return None
+    if jit_compile is None:
+        jit_compile = bool(tf.config.list_physical_devices("GPU"))
+    rows = data.arrays("train")
+    graph = BipartiteGraph(
+        rows[schema.QUERY_ID],
+        rows[schema.CANDIDATE_ID],
+        data.num_queries,
+        data.num_candidates,
+        segments=jit_compile,
+    )
+    if config.tower == "light_gcn":
+        return LightGcn(graph, dim, config.num_layers, jit_compile=jit_compile)
+    return Ngcf(graph, dim, config.num_layers, jit_compile=jit_compile, seed=seed)
+
+
+def _feature_towers(
+    data: RetrievalData, config: TowerConfig, dim: int, seed: int, shared: dict[str, Any]
+) -> tuple[FeatureTower, FeatureTower]:
+    shared = shared | {"config": config, "dim": dim}
+    candidate = _feature_tower(data, "candidate", None, seed=(seed, _CANDIDATE_SEED), **shared)
+    history = items = None
+    if "history" in config.query_inputs:
+        history = History(
+            data.arrays("train"), data.num_queries, data.num_candidates, config.history
+        )
+        items = candidate.table if config.share_items else None
+    query = _feature_tower(
+        data,
+        "query",
+        history,
+        items=items,
+        num_items=data.num_candidates,
+        seed=(seed, _QUERY_SEED),
+        **shared,
+    )
+    return query, candidate
+
+
+def _feature_tower(
+    data: RetrievalData, side: str, history: History | None, *, config: TowerConfig, **settings: Any
+) -> FeatureTower:
+    features = _chosen_features(data, config, side)
+    columns, arrays, cold = columns_of(features, config.text_buckets)
+    size = data.num_queries if side == "query" else data.num_candidates
+    column = schema.QUERY_ID if side == "query" else schema.CANDIDATE_ID
+    trained = np.bincount(data.arrays("train")[column], minlength=size)
+    num_cold = len(features.cold) if columns else 0
+    if not columns and history is None:  # the row is all that there is
+        trained = np.ones_like(trained)
+    return FeatureTower(
+        FeatureSource.of(trained > 0, arrays, None if history is None else history.last),
+        FeatureSource.cold(num_cold, cold, 0 if history is None else history.length),
+        columns,
+        config,
+        history=history,
+        has_table="id" in config.inputs(side),
+        cold_ids=features.cold[schema.RAW_ID].combine_chunks() if num_cold else None,
+        name=f"{side}_tower",
+        **settings,
+    )
+
+
+def _chosen_features(data: RetrievalData, config: TowerConfig, side: str) -> Features:
+    """The columns that the inputs of a side name, in the order of the data."""
+    inputs = config.inputs(side)
+    features = data.features(side)
+    names = [name for name in inputs if name not in INPUTS]
+    if "features" in inputs and not features.specs:
+        word = "user" if side == "query" else "item"
+        raise ValueError(
+            f"{side}_inputs has features, and the data have no attributes of that side: prepare "
+            f"them with --{word}_features, or leave features out of --{side}_inputs."
+        )
+    if "features" in inputs:
+        names = [spec.name for spec in features.specs]
+    return features.chosen(names, side)

@@ -1,0 +1,125 @@
+"""Both towers together: what a training step looks up, and the encoders that a method sees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from pipeline.contract import schema
+from samplers.candidates import Batch, Encoders
+from towers.encoders.propagation import Propagation
+from towers.encoders.tower import Rows, Tower, in_blocks
+
+Tables = dict[str, tf.Tensor]  # side → embeddings of the graph, empty where there is none
+
+
+class Embedded(NamedTuple):
+    """Rows that were embedded already."""
+
+    embeddings: tf.Tensor  # [..., D]
+
+
+class TowerPair:
+    """The towers of a model and, where their tables spread over a graph, what spreads them.
+
+    Args:
+      query, candidate: the towers.
+      propagation: between their tables and their look-ups; None: nothing is.
+      temperature: what the embeddings of queries are divided by.
+    """
+
+    def __init__(
+        self,
+        query: Tower,
+        candidate: Tower,
+        propagation: Propagation | None = None,
+        *,
+        temperature: float = 1.0,
+    ) -> None:
+        self.query, self.candidate, self.propagation = query, candidate, propagation
+        self._temperature = temperature
+        self.dim: int = query.dim if propagation is None else propagation.dim
+
+    def tables(self) -> Tables:
+        """What all look-ups of a step read from, where that is not a variable."""
+        if self.propagation is None:
+            return {}
+        tables = tuple(tf.convert_to_tensor(t.table) for t in (self.query, self.candidate))
+        return dict(zip(schema.SIDES, self.propagation(tables), strict=True))
+
+    def query_rows(self, batch: Batch, tables: Tables, seed: tf.Tensor | None) -> Rows:
+        """The rows of the queries of a batch, as they may be trained on its positives."""
+        return self.query.lookup(
+            batch.query_ids,
+            table=tables.get("query"),
+            positives=batch.candidate_ids,
+            seed=seed,
+        )
+
+    def candidate_rows(self, ids: tf.Tensor, tables: Tables, seed: tf.Tensor | None) -> Rows:
+        """The rows of candidates [...]."""
+        return self.candidate.lookup(ids, table=tables.get("candidate"), seed=seed)
+
+    def embed_queries(self, rows: Rows) -> tf.Tensor:
+        """Rows → embeddings over the temperature, [..., D]."""
+        return self.query(rows) / self._temperature
+
+    def encoders(
+        self,
+        query: Rows,
+        positive: Rows,
+        tables: Tables,
+        seed: tf.Tensor | None,
+        columns: Embedded | None = None,
+    ) -> Encoders:
+        """The towers as a method sees them, from the rows of its batch and `Batch.columns`."""
+
+        def candidates(ids: tf.Tensor | None = None) -> tf.Tensor:
+            return self.candidate.embed(ids, table=tables.get("candidate"), seed=seed)
+
+        return Encoders(
+            query=_embeddings(query, self.embed_queries),
+            positive=_embeddings(positive, self.candidate),
+            candidates=candidates,
+            corpus=candidates,
+            queries=lambda ids: self.queries(ids, tables),
+            whole=None if columns is None else columns.embeddings,
+        )
+
+    def encoders_without_batch(self) -> Encoders:
+        """The same with no queries, [0, D], between epochs."""
+        nothing, tables = tf.zeros([0, self.dim]), self.tables()
+        return Encoders(
+            query=nothing,
+            positive=nothing,
+            candidates=lambda ids: self.candidate.embed(ids, table=tables.get("candidate")),
+            corpus=self.candidates,
+            queries=lambda ids: self.queries(ids, tables),
+        )
+
+    def queries(self, ids: tf.Tensor | None = None, tables: Tables | None = None) -> tf.Tensor:
+        """Embeddings of queries [...] or of all, over the temperature: [..., D]."""
+        tables = self.tables() if tables is None else tables
+        return _embed(self.query, ids, tables.get("query")) / self._temperature
+
+    def candidates(self, ids: tf.Tensor | None = None) -> tf.Tensor:
+        """Embeddings of candidates [...] or of the whole corpus: [..., D]."""
+        return _embed(self.candidate, ids, self.tables().get("candidate"))
+
+
+def _embeddings(rows: Rows, embed: Callable[[Rows], tf.Tensor]) -> tf.Tensor:
+    return rows.embeddings if isinstance(rows, Embedded) else embed(rows)
+
+
+def _embed(tower: Tower, ids: tf.Tensor | None, table: tf.Tensor | None) -> tf.Tensor:
+    """As `Tower.embed`; in a notebook or an export a whole vocabulary goes block by block."""
+    if ids is not None or table is not None or not tf.executing_eagerly():
+        return tower.embed(ids, table=table)
+    return in_blocks(tower.embed, tower.vocabulary_size)
+
+
+def floats_in(*nests: Any) -> list[tf.Tensor]:
+    """The tensors of some nests that can have a gradient, in a fixed order."""
+    return [t for t in tf.nest.flatten(nests) if t is not None and t.dtype.is_floating]

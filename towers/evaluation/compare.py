@@ -1,0 +1,164 @@
+"""`twotower compare`: runs side by side, with paired tests over the users they were measured on."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.contract import schema
+from towers.evaluation.hits_by_query import HitsByQuery, read_hits
+from towers.metrics.significance import compare_paired, holm
+from towers.report.compare_page import p_text, write_comparison
+from towers.training.run_directory import (
+    CONFIG,
+    HITS,
+    TRAINING,
+    read_json,
+    write_json,
+)
+from towers.training.settings import CompareConfig, parse_metric
+
+_DEFAULT = ("ndcg", "recall")  # at the deepest cut-off that all runs have
+
+
+def compare(config: CompareConfig) -> dict[str, Any]:
+    """Compares evaluated runs with the first of them, user by user, and prints a table.
+
+    The p-values of the randomisation test are corrected (Holm) for the number of runs that are
+    compared with the first one, each metric by itself.
+
+    Returns:
+      {"split", "users", "resamples", "seed", "runs": of each its name, path and configuration,
+      "metrics": {metric: a dict a run}}; that of the first run has its mean alone, others
+      `difference`, `half_width`, `p_t_test`, `p_permutation`, `p_holm`, and in `better`, `worse`
+      and `equal` numbers of users. --output gets the same, as JSON or as a page.
+
+    Raises:
+      ValueError: a run is not evaluated, or runs were evaluated on different data, splits or
+        users, or not as deep as a metric needs.
+    """
+    paths = [Path(run) for run in config.runs]
+    evaluated = [_open(path) for path in paths]
+    _check_alike(paths, evaluated)
+    metrics = _metrics(config, paths, evaluated)
+    names = _names(paths)
+    values = np.array(  # [runs, metrics, U]
+        [[hits.values(*parse_metric(metric)) for metric in metrics] for hits in evaluated]
+    )
+    result = {
+        "split": evaluated[0].split,
+        "users": values.shape[2],
+        "resamples": config.resamples,
+        "seed": config.seed,
+        "runs": [
+            {"name": name, "path": str(path)} | read_json(path / CONFIG)
+            for name, path in zip(names, paths, strict=True)
+        ],
+        "metrics": _compare(config, metrics, names, values),
+    }
+    print(format_comparison(result))
+    if config.output:
+        Path(config.output).parent.mkdir(parents=True, exist_ok=True)
+        write = write_json if config.output.endswith(".json") else write_comparison
+        write(Path(config.output), result)
+        print(f"written: {config.output}")
+    return result
+
+
+def _compare(
+    config: CompareConfig, metrics: list[str], names: list[str], values: np.ndarray
+) -> dict[str, list[dict[str, Any]]]:
+    """The rows of each metric; values are [runs, metrics, U]."""
+    others, measured, users = len(names) - 1, len(metrics), values.shape[2]
+    differences = (values[1:] - values[0]).reshape(others * measured, users).T
+    paired = compare_paired(differences, resamples=config.resamples, seed=config.seed)
+    found = {}
+    for column, metric in enumerate(metrics):
+        rows: list[dict[str, Any]] = [{"run": names[0], "mean": float(values[0, column].mean())}]
+        places = np.arange(others) * measured + column
+        corrected = holm(paired.p_permutation[places])
+        for number, place in enumerate(places):
+            tested = {name: column[place].item() for name, column in paired._asdict().items()}
+            mean = float(values[number + 1, column].mean())
+            own = {"run": names[number + 1], "mean": mean, "p_holm": float(corrected[number])}
+            rows.append(own | tested)
+        found[metric] = rows
+    return found
+
+
+def _open(run: Path) -> HitsByQuery:
+    for name in (CONFIG, TRAINING):
+        if not (run / name).is_file():
+            raise ValueError(f"{run} is no run: there is no {name} in it; see `twotower train`.")
+    hits = read_hits(run)
+    if hits.training != schema.checksum(run / TRAINING):
+        raise ValueError(f"{run} was trained on after its evaluation: evaluate it again.")
+    return hits
+
+
+def _check_alike(paths: list[Path], evaluated: list[HitsByQuery]) -> None:
+    """Raises ValueError for runs that cannot be compared user by user."""
+    first = evaluated[0]
+    for path, hits in zip(paths[1:], evaluated[1:], strict=True):
+        both = f"{paths[0]} and {path}"
+        if hits.data_fingerprint != first.data_fingerprint:
+            raise ValueError(f"{both} are of different prepared data: compare runs of the same.")
+        if hits.split != first.split:
+            raise ValueError(
+                f"{both} were evaluated on the {first.split} and the {hits.split} split: evaluate "
+                "both with the same --split."
+            )
+        for name in ("fingerprints", "num_positives"):
+            if not np.array_equal(getattr(hits, name), getattr(first, name)):
+                raise ValueError(
+                    f"{both} hold other users in {HITS}: evaluate both again on the same data."
+                )
+
+
+def _metrics(config: CompareConfig, paths: list[Path], evaluated: list[HitsByQuery]) -> list[str]:
+    depths = [max(hits.ks) for hits in evaluated]
+    metrics = list(config.metric) or [f"{name}@{min(depths)}" for name in _DEFAULT]
+    for metric in metrics:
+        k = parse_metric(metric)[1]
+        for path, depth in zip(paths, depths, strict=True):
+            if k > depth:
+                raise ValueError(
+                    f"{metric} was asked, but {path} was ranked down to {depth} only: evaluate it "
+                    f"with --ks {k}."
+                )
+    return metrics
+
+
+def _names(paths: list[Path]) -> list[str]:
+    """What tells the runs apart: their paths below what they share."""
+    whole = [os.path.abspath(path) for path in paths]
+    shared = os.path.commonpath([os.path.dirname(path) for path in whole])
+    return [os.path.relpath(path, shared) for path in whole]
+
+
+def format_comparison(result: dict[str, Any]) -> str:
+    """The comparison as plain text: a block a metric, a line a run."""
+    width = max(len(name) for name in [*result["metrics"], *(r["name"] for r in result["runs"])])
+    lines = [
+        f"{result['split']} split, {result['users']:,} users; differences to the first run, paired",
+        f"by user, ± 95 %; p of the t-test, of {result['resamples']:,} random signs, and the "
+        "latter corrected (Holm)",
+    ]
+    for metric, (first, *others) in result["metrics"].items():
+        heads = f"{'difference':>20}{'p t':>9}{'p signs':>9}{'p Holm':>9}"
+        lines += [
+            "",
+            f"{metric:{width}}{'mean':>9}{heads}{'better':>9}{'worse':>9}{'equal':>9}",
+            f"{first['run']:{width}}{first['mean']:>9.4f}",
+        ]
+        for one in others:
+            shown = "".join(
+                f"{p_text(one[f'p_{p}']):>9}" for p in ("t_test", "permutation", "holm")
+            )
+            counts = "".join(f"{one[name]:>9,}" for name in ("better", "worse", "equal"))
+            difference = f"{one['difference']:+.4f} ± {one['half_width']:.4f}"
+            lines.append(f"{one['run']:{width}}{one['mean']:>9.4f}{difference:>20}{shown}{counts}")
+    return "\n".join(lines)

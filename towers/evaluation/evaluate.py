@@ -1,0 +1,113 @@
+"""`twotower evaluate`: ranks the whole corpus for every query of a held-out split."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from pipeline.contract import schema
+from towers.data.interactions import RetrievalData, open_data
+from towers.evaluation.breakdown import breakdown
+from towers.evaluation.hits_by_query import HitsByQuery
+from towers.metrics.definitions import METRICS
+from towers.metrics.held_out import HeldOut, Means, Ranking
+from towers.report.run_page import write_report
+from towers.training.run_directory import (
+    BREAKDOWN,
+    TRAINING,
+    open_run,
+    read_json,
+    write_json,
+)
+from towers.training.run_directory import METRICS as METRICS_FILE
+from towers.training.settings import EvaluateConfig
+
+
+def evaluate(config: EvaluateConfig) -> dict[str, Any]:
+    """Measures a trained run, and the ranking by popularity beside it, on a held-out split.
+
+    Writes metrics.json, breakdown.json, hits_by_query.parquet and report.html into the run
+    directory and prints the metrics as a table. A candidate that the query chose in train (before
+    test: or in validation) is not ranked.
+
+    Returns:
+      {split: metrics, "popularity": metrics, "confidence_95": half-widths, "users": number of
+      queries, "seconds": {...}, ...}; metrics have keys such as "recall@50".
+
+    Raises:
+      ValueError: the run or the split is missing.
+    """
+    data = open_data(config.data)
+    held_out = HeldOut(data, config.split)
+    model, training = open_run(config.run, data)
+    started = time.monotonic()
+    ranking = held_out.rank(
+        model.query_embeddings(),
+        model.candidate_embeddings(),
+        max(config.ks),
+        block_size=config.block_size,
+    )
+    means = held_out.means(ranking, config.ks)
+    measured = time.monotonic()
+    by_popularity = held_out.rank_by_popularity(max(config.ks))
+    popularity = held_out.means(by_popularity, config.ks)
+    progress = read_json(Path(config.run) / TRAINING)
+    result = {
+        config.split: means[0],
+        "popularity": popularity[0],
+        "confidence_95": means[1],
+        "users": len(held_out.query_ids),
+        "split": config.split,
+        "method": training.method,
+        "dim": training.dim,
+        "weights": progress["weights"],
+        "steps": progress["steps"],
+        "seconds": {
+            "train": progress["seconds"],
+            "evaluate": round(measured - started, 3),
+            "popularity": round(time.monotonic() - measured, 3),
+        },
+    }
+    _keep(config, data, held_out, ranking, by_popularity)
+    write_json(Path(config.run) / METRICS_FILE, result)
+    print(format_table({training.method: means, "popularity": popularity}, config))
+    print(f"report: {write_report(config.run, config.data)}")
+    return result
+
+
+def _keep(
+    config: EvaluateConfig,
+    data: RetrievalData,
+    held_out: HeldOut,
+    ranking: Ranking,
+    by_popularity: Ranking,
+) -> None:
+    """Writes what the report and a comparison need beside the means."""
+    run = Path(config.run)
+    rankings = {"model": ranking, "popularity": by_popularity}
+    write_json(run / BREAKDOWN, breakdown(held_out, rankings, max(config.ks)))
+    HitsByQuery(
+        data.query_vocabulary.fingerprints[held_out.query_ids],
+        held_out.train_rows,
+        held_out.num_positives,
+        ranking.hits,
+        config.split,
+        config.ks,
+        data.fingerprint,
+        schema.checksum(run / TRAINING),
+    ).write(run)
+
+
+def format_table(rows: dict[str, Means], config: EvaluateConfig) -> str:
+    """The metrics of some rankings as plain text: a block a metric, a column a cut-off."""
+    width = max(len(name) for name in rows)
+    lines = [f"{config.split} split, all candidates ranked; ± is a 95 % confidence interval"]
+    for metric in METRICS:
+        heads = "".join(f"{f'{metric}@{k}':>18}" for k in config.ks)
+        lines.append(f"{'':{width}}{heads}")
+        for name, (means, half_widths) in rows.items():
+            keys = [f"{metric}@{k}" for k in config.ks]
+            cells = "".join(f"{means[key]:>9.4f} ± {half_widths[key]:.4f}" for key in keys)
+            lines.append(f"{name:{width}}{cells}")
+    return "\n".join(lines)

@@ -1,0 +1,108 @@
+"""What an evaluation keeps of each query: where in the ranking its held-out positives stand.
+
+From the ranks follow all metrics at all cut-offs down to the depth, so that runs can be compared
+query by query long after their evaluation, and without their models.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.contract import schema
+from towers.metrics.definitions import METRICS
+from towers.training.run_directory import HITS
+
+_COLUMNS = ("fingerprint", "train_rows", "num_positives", "hit_ranks")
+_ABOUT = b"twotower"  # the key of what describes the file, in its metadata
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class HitsByQuery:
+    """The hits of one evaluation, a row a query of the split.
+
+    Attributes:
+      fingerprints: int64 [U], of the raw ids of the queries.
+      train_rows: int64 [U].
+      num_positives: int64 [U], held out, at least 1.
+      hits: bool [U, K], whether the candidate at each rank, best first, is one of them.
+      split: that was evaluated.
+      ks: the cut-offs of that evaluation; the largest is K.
+      data_fingerprint: of the prepared data.
+      training: a checksum of the training.json of the weights that were evaluated.
+    """
+
+    fingerprints: np.ndarray
+    train_rows: np.ndarray
+    num_positives: np.ndarray
+    hits: np.ndarray
+    split: str
+    ks: tuple[int, ...]
+    data_fingerprint: str
+    training: str
+
+    def values(self, metric: str, k: int) -> np.ndarray:
+        """A metric of each query: float64 [U]; k at most the largest of ks."""
+        return METRICS[metric](self.hits, self.num_positives, k)
+
+    def write(self, run: Path) -> None:
+        """Writes the file into a run directory, in one step."""
+        rows, ranks = np.nonzero(self.hits)
+        sizes = np.bincount(rows, minlength=len(self.hits))
+        offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32)
+        table = pa.table(
+            [
+                self.fingerprints,
+                self.train_rows,
+                self.num_positives,
+                pa.ListArray.from_arrays(offsets, (ranks + 1).astype(np.int32)),
+            ],
+            names=_COLUMNS,
+        )
+        about = {
+            "split": self.split,
+            "ks": list(self.ks),
+            "data_fingerprint": self.data_fingerprint,
+            "training": self.training,
+        }
+        with schema.written_aside(run / HITS) as aside:
+            pq.write_table(table.replace_schema_metadata({_ABOUT: json.dumps(about)}), aside)
+
+
+def read_hits(run: Path) -> HitsByQuery:
+    """Reads what `twotower evaluate` kept in a run directory.
+
+    Raises:
+      ValueError: there is nothing, or it cannot be read.
+    """
+    path = run / HITS
+    if not path.is_file():
+        raise ValueError(f"{run} has no {HITS}: make it with `twotower evaluate`.")
+    try:
+        table = pq.read_table(path)
+        about = json.loads(table.schema.metadata[_ABOUT])
+        fingerprints, train_rows, num_positives = (table[name].to_numpy() for name in _COLUMNS[:3])
+        lists = table["hit_ranks"].combine_chunks()
+        ks = tuple(about["ks"])
+        hits = np.zeros((table.num_rows, max(ks)), bool)
+        sizes = lists.value_lengths().to_numpy()
+        hits[np.repeat(np.arange(len(hits)), sizes), lists.flatten().to_numpy() - 1] = True
+    except (pa.ArrowException, KeyError, TypeError, ValueError, IndexError) as error:
+        raise ValueError(
+            f"{path} cannot be read ({error}): make it again with `twotower evaluate`."
+        ) from error
+    return HitsByQuery(
+        fingerprints,
+        train_rows,
+        num_positives,
+        hits,
+        about["split"],
+        ks,
+        about["data_fingerprint"],
+        about["training"],
+    )

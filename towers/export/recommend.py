@@ -1,0 +1,247 @@
+"""`twotower recommend`: the top-k of all users, in Parquet files."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import tensorflow as tf
+
+from pipeline.contract import schema
+from towers.data.interactions import Positives, RetrievalData, open_data
+from towers.legacy_keras import tf_keras
+from towers.metrics.ranking import rank_blocks, tie_order
+from towers.model.two_tower import TwoTower
+from towers.training.full_disk import told_when_full
+from towers.training.run_directory import open_run
+from towers.training.settings import RecommendConfig
+
+log = logging.getLogger(__name__)
+
+RECOMMENDATIONS = "recommendations"  # files are {RECOMMENDATIONS}-0000i-of-0000N.parquet
+QUERY, CANDIDATES, SCORES = "query_id", "candidate_ids", "scores"  # their columns; ids are raw
+
+# Raw ids of some users → for each its raw candidate ids and their scores, best first.
+TopK = Callable[[list[str]], Iterable[tuple[Sequence[str], Sequence[float]]]]
+
+
+class Ranker(NamedTuple):
+    """Somebody who ranks in place of scoring all candidates, such as the index of a version.
+
+    Attributes:
+      source: what it is, for messages.
+      candidate_ids: raw ids of its corpus, [N].
+      vectors: float32 [N, D], what it scores them by.
+      top_k: ranks, and leaves out what is to be left out.
+    """
+
+    source: str
+    candidate_ids: Sequence[str]
+    vectors: np.ndarray
+    top_k: TopK
+
+
+def recommend(config: RecommendConfig, ranker: Ranker | None = None) -> schema.Manifest:
+    """Writes the k candidates of highest score for every user, without what the user chose.
+
+    A row of the files is a user: `query_id` string, `candidate_ids` list of strings and `scores`
+    list of floats, best first, shorter than k where no more candidates are left. Rows go by dense
+    id; users and candidates that a tower knows by their attributes alone are among them. Left out
+    is what a user chose in train and validation, as in a published version. The directory is made
+    as `<output>.partial` and renamed into place, the manifest last.
+
+    Args:
+      config: what to do.
+      ranker: who ranks; None: all candidates are scored.
+
+    Raises:
+      ValueError: the output is there already or being written, there is no trained run, it is of
+        other data than those given or of another run than the ranker, or the disk is full.
+    """
+    destination = Path(config.output).absolute()
+    if destination.exists() and not config.overwrite:
+        raise ValueError(
+            f"{destination} already exists; choose another --output, or --overwrite it."
+        )
+    data = open_data(config.data)
+    model, training = open_run(config.run, data)
+    users, candidates = (_all_ids(model, data, side) for side in schema.SIDES)
+    if ranker is None:
+        blocks = _ranked(config, data, model, users, candidates)
+    else:
+        _check_same_run(config, ranker, candidates, model)
+        blocks = _asked(config, users, ranker.top_k)
+    with told_when_full(destination), _aside(destination) as aside:
+        rows = _write(aside, _with_progress(blocks, len(users)), len(users), config.shard_size)
+        manifest = schema.Manifest(
+            kind=RECOMMENDATIONS,
+            source=data.source,
+            configuration={name: getattr(config, name) for name in ("k", "index", "keep_seen")},
+            counts={"queries": len(users)},
+            files=schema.describe_files(aside, rows),
+            details={
+                "configuration": training.recorded(),
+                "data": {"source": data.source, "fingerprint": data.fingerprint},
+            },
+        )
+        manifest.write(aside)
+        schema.replace_directory(aside, destination)
+    log.info("recommend: %d users in %d file(s) of %s", len(users), len(rows), destination)
+    return manifest
+
+
+@contextlib.contextmanager
+def _aside(destination: Path) -> Iterator[Path]:
+    """`<destination>.partial`, empty and ours alone; at the end it is gone or renamed.
+
+    What a killed process left there goes first. The lock is on the directory itself, so that the
+    system frees it, however a process ends.
+    """
+    partial = destination.with_name(f"{destination.name}.partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    lock = os.open(partial, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.path.samestat(os.fstat(lock), os.stat(partial)):
+                raise OSError  # renamed by its writer, between our opening and our locking it
+        except OSError:
+            raise ValueError(
+                f"another process is writing {destination}; wait for it, or choose another "
+                "--output."
+            ) from None
+        for left in partial.iterdir():
+            left.unlink()
+        try:
+            yield partial
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    finally:
+        os.close(lock)
+
+
+def _check_same_run(
+    config: RecommendConfig, ranker: Ranker, candidates: pa.Array, model: TwoTower
+) -> None:
+    """Raises ValueError where a ranker does not score by the vectors of the run."""
+    vectors = _with_cold(model.candidate_embeddings(), model.candidate_tower.embed_cold())
+    same = (
+        ranker.vectors.shape == vectors.shape
+        and np.allclose(ranker.vectors, vectors, rtol=1e-3, atol=1e-5)
+        and list(ranker.candidate_ids) == candidates.to_pylist()
+    )
+    if not same:
+        raise ValueError(
+            f"{ranker.source} was not made from {config.run} as it is now: export the run again "
+            "with `twotower export`, name another with --models and --name, or use --index exact."
+        )
+
+
+def _all_ids(model: TwoTower, data: RetrievalData, side: str) -> pa.Array:
+    """Raw ids by dense id, then those that the tower knows by their attributes alone."""
+    vocabulary, tower = getattr(data, f"{side}_vocabulary"), getattr(model, f"{side}_tower")
+    return pa.concat_arrays([vocabulary.raw_ids, tower.cold_ids])
+
+
+def _ranked(
+    config: RecommendConfig,
+    data: RetrievalData,
+    model: TwoTower,
+    users: pa.Array,
+    candidates: pa.Array,
+) -> Iterator[pa.Table]:
+    """The top of the whole corpus, block by block."""
+    cold = schema.fingerprints(text.as_py().encode() for text in model.candidate_tower.cold_ids)
+    order = tie_order(np.concatenate([data.candidate_vocabulary.fingerprints, cold]))
+    blocks = rank_blocks(
+        _with_cold(model.query_embeddings(), model.query_tower.embed_cold() / model.temperature),
+        _with_cold(model.candidate_embeddings(), model.candidate_tower.embed_cold()),
+        np.arange(len(users)),
+        _left_out(config, data, len(users)),
+        k=config.k,
+        order=order,
+        block_size=config.block_size,
+    )
+    start = 0
+    for found, scores in blocks:
+        kept = found >= 0
+        yield _table(
+            users.slice(start, len(found)),
+            kept.sum(axis=1),
+            candidates.take(pa.array(found[kept])),
+            scores[kept],
+        )
+        start += len(found)
+
+
+def _with_cold(embeddings: tf.Tensor, cold: tf.Tensor) -> tf.Tensor:
+    return tf.concat([embeddings, tf.cast(cold, tf.float32)], axis=0)
+
+
+def _left_out(config: RecommendConfig, data: RetrievalData, num_users: int) -> Positives:
+    """What each user chose, by place among all users."""
+    if config.keep_seen:
+        return Positives(np.empty(0, np.int64), np.empty(0, np.int64), num_users)
+    seen = data.positives("train", "validation")
+    owners = np.repeat(np.arange(data.num_queries), seen.sizes)
+    return Positives(owners, seen.candidate_ids, num_users)
+
+
+def _asked(config: RecommendConfig, users: pa.Array, top_k: TopK) -> Iterator[pa.Table]:
+    """What somebody else ranks, block by block."""
+    for start in range(0, len(users), config.block_size):
+        block = users.slice(start, config.block_size)
+        answers = list(top_k(block.to_pylist()))
+        ids = [name for names, _ in answers for name in names]
+        scores = np.concatenate([np.asarray(some, np.float32) for _, some in answers])
+        sizes = np.array([len(names) for names, _ in answers])
+        yield _table(block, sizes, pa.array(ids, pa.string()), scores)
+
+
+def _table(users: pa.Array, sizes: np.ndarray, ids: pa.Array, scores: np.ndarray) -> pa.Table:
+    """A block of rows: [b] users with `sizes` [b] of the candidates and scores [Σ sizes]."""
+    offsets = pa.array(np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32))
+    lists = [pa.ListArray.from_arrays(offsets, part) for part in (ids, pa.array(scores))]
+    return pa.table(dict(zip((QUERY, CANDIDATES, SCORES), [users, *lists], strict=True)))
+
+
+def _write(out: Path, blocks: Iterable[pa.Table], total: int, shard_size: int) -> dict[str, int]:
+    """Cuts blocks into files of `shard_size` rows; rows by name of a file."""
+    num_shards = -(-total // shard_size)
+    rows: dict[str, int] = {}
+    waiting: list[pa.Table] = []
+    for block in blocks:
+        waiting.append(block)
+        while (n := sum(part.num_rows for part in waiting)) and (
+            n >= shard_size or sum(rows.values()) + n == total
+        ):
+            table = pa.concat_tables(waiting)
+            name = f"{RECOMMENDATIONS}-{len(rows):05d}-of-{num_shards:05d}.parquet"
+            pq.write_table(table.slice(0, shard_size), out / name)
+            rows[name] = min(n, shard_size)
+            waiting = [table.slice(shard_size)]
+    return rows
+
+
+def _with_progress(blocks: Iterable[pa.Table], total: int) -> Iterator[pa.Table]:
+    """The same blocks; shows how many users are done: a bar on a terminal, lines in a log."""
+    bar = tf_keras.utils.Progbar(total, unit_name="user") if sys.stdout.isatty() else None
+    done = told = 0
+    for block in blocks:
+        yield block
+        done += block.num_rows
+        if bar is not None:
+            bar.update(done)
+        elif done * 10 // total > told:
+            told = done * 10 // total
+            log.info("recommend: %d of %d users", done, total)

@@ -1,0 +1,111 @@
+"""A split that is held out, and how well a ranking of the whole corpus finds it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from pipeline.contract import schema
+from towers.data.interactions import RetrievalData
+from towers.metrics.definitions import mean_metrics
+from towers.metrics.ranking import (
+    Embeddings,
+    find_hits,
+    rank_by_popularity,
+    rank_corpus,
+    tie_order,
+)
+
+Means = tuple[dict[str, float], dict[str, float]]  # means and half-widths, see `mean_metrics`
+
+
+class Ranking(NamedTuple):
+    """What stands at the top for each query of a split, best first."""
+
+    candidates: np.ndarray  # int64 [U, K], dense ids; -1 where no candidate is left
+    hits: np.ndarray  # bool [U, K], whether it is a held-out positive of the query
+
+
+class HeldOut:
+    """What is held out of each query, and what was known before and must not be ranked.
+
+    Before validation only train is known; before test, train and validation.
+
+    Attributes:
+      query_ids: int64 [U], the queries with something held out.
+      num_positives: int64 [U], how much that is, at least 1.
+      pairs: rows in query_ids and candidates of all that is held out, int64 [n] each.
+      train_rows: int64 [U], the train rows of these queries.
+      train_counts: int64 [N], the train rows of the candidates.
+
+    Raises:
+      ValueError: the split has no rows.
+    """
+
+    def __init__(self, data: RetrievalData, split: str) -> None:
+        if data.num_rows(split) == 0:
+            raise ValueError(
+                f"the data has no {split} rows: prepare it with --validation_ratio above 0 for "
+                "validation, or with --train_ratio below 1 for test."
+            )
+        self._positives = data.positives(split)
+        self._known = data.positives(*schema.SPLITS[: schema.SPLITS.index(split)])
+        self.query_ids = np.flatnonzero(self._positives.sizes)
+        self.num_positives = self._positives.sizes[self.query_ids]
+        rows = np.repeat(np.arange(len(self.query_ids)), self.num_positives)
+        self.pairs = rows, self._positives.candidate_ids
+        self.train_rows = data.positives("train").sizes[self.query_ids]
+        self.train_counts = data.train_counts
+        self._order = tie_order(data.candidate_vocabulary.fingerprints)
+
+    def rank(
+        self,
+        query_embeddings: Embeddings,
+        candidate_embeddings: Embeddings,
+        k: int,
+        *,
+        block_size: int = 256,
+    ) -> Ranking:
+        """The top k of a model: embeddings float32 [Q, D] and [N, D] by dense id."""
+        ranked = rank_corpus(
+            query_embeddings,
+            candidate_embeddings,
+            self.query_ids,
+            self._known,
+            k=k,
+            order=self._order,
+            block_size=block_size,
+        )
+        return self._with_hits(ranked)
+
+    def rank_by_popularity(self, k: int) -> Ranking:
+        """The top k by train counts, the same for all queries but for what they know."""
+        ranked = rank_by_popularity(
+            self.train_counts, self.query_ids, self._known, k=k, order=self._order
+        )
+        return self._with_hits(ranked)
+
+    def means(self, ranking: Ranking, ks: Sequence[int]) -> Means:
+        """All metrics of a ranking at some cut-offs."""
+        return mean_metrics(ranking.hits, self.num_positives, ks)
+
+    def measure(
+        self,
+        query_embeddings: Embeddings,
+        candidate_embeddings: Embeddings,
+        ks: Sequence[int],
+        *,
+        block_size: int = 256,
+    ) -> Means:
+        """Metrics of a model: embeddings float32 [Q, D] and [N, D] by dense id."""
+        ranking = self.rank(query_embeddings, candidate_embeddings, max(ks), block_size=block_size)
+        return self.means(ranking, ks)
+
+    def measure_popularity(self, ks: Sequence[int]) -> Means:
+        """Metrics of the ranking by train counts, the same for all queries."""
+        return self.means(self.rank_by_popularity(max(ks)), ks)
+
+    def _with_hits(self, ranked: np.ndarray) -> Ranking:
+        return Ranking(ranked, find_hits(ranked, self.query_ids, self._positives))

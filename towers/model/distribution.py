@@ -1,0 +1,170 @@
+"""Strategies of `tf.distribute`: which ones train a model, how they are made, what each reads."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from typing import Any
+
+import tensorflow as tf
+
+from towers.training.settings import TrainConfig
+
+
+def make_strategy(config: TrainConfig) -> tf.distribute.Strategy:
+    """The strategy that the settings name; the default one of TensorFlow for none.
+
+    The first thing of a process: TensorFlow takes devices and workers as they are at its first
+    operation.
+
+    Raises:
+      ValueError: there are not so many devices, TF_CONFIG is missing or wrong, or TensorFlow is in
+        use already.
+    """
+    if config.strategy == "mirrored":
+        return _mirrored(config.devices)
+    if config.strategy == "multi_worker":
+        return _multi_worker()
+    return tf.distribute.get_strategy()
+
+
+def _mirrored(devices: int) -> tf.distribute.Strategy:
+    gpus = tf.config.list_physical_devices("GPU")
+    if devices > len(gpus) > 0:
+        raise ValueError(
+            f"devices must be at most the {len(gpus)} GPUs of this machine, got {devices}; change "
+            "--devices."
+        )
+    if gpus:
+        return tf.distribute.MirroredStrategy([f"GPU:{n}" for n in range(devices or len(gpus))])
+    devices = devices or 1
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    logical = [tf.config.LogicalDeviceConfiguration()] * devices
+    if tf.config.get_logical_device_configuration(cpu) != logical:
+        try:
+            tf.config.set_logical_device_configuration(cpu, logical)
+        except RuntimeError as error:
+            raise ValueError(
+                f"devices={devices} parts of the CPU must be made before TensorFlow is used: train "
+                "in a process of its own, or build a strategy before anything else."
+            ) from error
+    return tf.distribute.MirroredStrategy([f"CPU:{n}" for n in range(devices)])
+
+
+def _multi_worker() -> tf.distribute.Strategy:
+    rule = (
+        'TF_CONFIG must be {"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", '
+        '"index": 0}} in the environment of every worker with --strategy multi_worker'
+    )
+    text = os.environ.get("TF_CONFIG", "")
+    try:
+        settings = json.loads(text)
+        workers, task = settings["cluster"]["worker"], settings["task"]
+        good = task["type"] in ("worker", "chief") and 0 <= int(task["index"]) <= len(workers)
+    except (ValueError, KeyError, TypeError):
+        good = False
+    if not good:
+        raise ValueError(f"{rule}, got {text!r}.")
+    try:
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    except RuntimeError as error:
+        raise ValueError(
+            "workers must be joined before TensorFlow is used: train in a process of its own, or "
+            "build a strategy before anything else."
+        ) from error
+
+
+def is_chief(strategy: tf.distribute.Strategy) -> bool:
+    """Whether this process is the one that writes: of several workers, the first."""
+    resolver = strategy.cluster_resolver
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy) or resolver is None:
+        return True
+    has_chief = "chief" in resolver.cluster_spec().jobs
+    if not resolver.task_type:  # one worker, without TF_CONFIG
+        return True
+    return resolver.task_type == "chief" or (not has_chief and resolver.task_id == 0)
+
+
+def wait_for_all(strategy: tf.distribute.Strategy) -> None:
+    """Returns when every worker has come here."""
+    if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        here = strategy.run(tf.function(lambda: tf.constant(1.0)))
+        strategy.reduce(tf.distribute.ReduceOp.SUM, here, axis=None)
+
+
+def check_strategy() -> None:
+    """Looks at the strategy in whose scope one is.
+
+    Raises:
+      ValueError: a model cannot be trained under it.
+    """
+    strategy = tf.distribute.get_strategy()
+    known = (
+        tf.distribute.OneDeviceStrategy,
+        tf.distribute.MirroredStrategy,
+        tf.distribute.MultiWorkerMirroredStrategy,
+    )
+    if tf.distribute.has_strategy() and not isinstance(strategy, known):
+        raise ValueError(
+            "a model must be built under MirroredStrategy, MultiWorkerMirroredStrategy or "
+            f"OneDeviceStrategy, got {type(strategy).__name__}, whose replicas do not take a step "
+            "together: build it in the scope of one of them, or of none."
+        )
+
+
+def cut_into_parts(arguments: dict[str, Any], strategy: tf.distribute.Strategy) -> dict[str, Any]:
+    """The arguments of `fit`, with a data set of joined batches cut into parts of replicas.
+
+    Raises:
+      ValueError: its length is not known.
+    """
+    dataset, steps = arguments.get("x"), arguments.get("steps_per_epoch")
+    if not isinstance(dataset, tf.data.Dataset):
+        return arguments
+    if steps is None:
+        steps = int(dataset.cardinality())
+    if steps < 1:
+        raise ValueError(
+            "steps_per_epoch must be given on several replicas for a data set of unknown length, "
+            "such as one that starts in mid-epoch."
+        )
+    epochs = arguments.get("epochs", 1) - arguments.get("initial_epoch", 0)
+    parts = split_batches(dataset, strategy, steps=steps * epochs)
+    return arguments | {"x": parts, "steps_per_epoch": steps}
+
+
+def split_batches(
+    dataset: tf.data.Dataset, strategy: tf.distribute.Strategy, *, steps: int
+) -> tf.distribute.DistributedDataset:
+    """The batches of a data set, each cut into a part for every replica, in their order.
+
+    The parts of a batch, joined, are that batch. They differ by one row at most, and where there
+    are fewer rows than replicas some are empty. Every worker reads the whole data set, and leaves
+    out what is not for its replicas. After the end the data set begins anew.
+
+    Args:
+      dataset: of nests of tensors, one row for every row of the batch.
+      strategy: whose replicas there are.
+      steps: batches that are wanted in all.
+    """
+    replicas = strategy.num_replicas_in_sync
+
+    def of_worker(context: tf.distribute.InputContext) -> tf.data.Dataset:
+        here = replicas // context.num_input_pipelines
+        numbers = range(context.input_pipeline_id * here, (context.input_pipeline_id + 1) * here)
+
+        def cut(batch: Any) -> tf.data.Dataset:
+            rows = tf.shape(tf.nest.flatten(batch)[0])[0]
+
+            def part(number: int) -> tf.data.Dataset:
+                first, end = number * rows // replicas, (number + 1) * rows // replicas
+                return tf.data.Dataset.from_tensors(
+                    tf.nest.map_structure(lambda column: column[first:end], batch)
+                )
+
+            return functools.reduce(lambda some, more: some.concatenate(more), map(part, numbers))
+
+        return dataset.repeat().take(steps).flat_map(cut).prefetch(here)
+
+    return strategy.distribute_datasets_from_function(of_worker)

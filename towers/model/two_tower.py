@@ -1,0 +1,326 @@
+"""The two-tower model: towers, method and training step behind the Keras interface."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import tensorflow as tf
+
+from pipeline.contract import schema
+from samplers.candidates import Batch, Candidates, Encoders
+from samplers.methods.by_name import METHODS, build
+from samplers.methods.method import state_variable, without_gradient
+from samplers.proposals.soft_targets import SoftTargets
+from samplers.randomness import HOST, split_seed, step_seed
+from towers.data.interactions import RetrievalData
+from towers.encoders.make_towers import make_towers
+from towers.encoders.tower_config import split_options
+from towers.encoders.tower_pair import Tables, floats_in
+from towers.legacy_keras import tf_keras, tfrs
+from towers.model.distribution import check_strategy, cut_into_parts
+from towers.model.gradients import finite_loss, sum_gradients, worst_of
+from towers.model.replica_part import (
+    MeanOfAll,
+    WholeBatch,
+    check_alone,
+    part_of,
+)
+
+_REDUCTIONS = ("mean", "sum")
+
+
+class TwoTower(tfrs.Model):
+    """Two towers trained by one of the methods of `samplers.METHODS`.
+
+    The score of a query and a candidate is the dot product of their embeddings, or their cosine
+    where `normalize` is set, divided by the temperature.
+
+    Args:
+      data: what to train on: its vocabularies and train counts.
+      dim: D, the size of the embeddings.
+      method: a name in `samplers.METHODS`.
+      normalize: score by the cosine instead of the dot product.
+      temperature: what scores are divided by, above 0.
+      seed: of the initial tables and of all that the method draws, at least 0.
+      init_stddev: standard deviation of the initial tables.
+      reduction: "mean" or "sum" of the losses of a batch.
+      jit_compile: compile the step from rows to gradients with XLA; None: where that is faster.
+      targets: what a teacher ranks highest, for full_softmax, see `towers.training.teacher`.
+      exclude_seen_negatives: leave the train positives of a query out of its negatives; None: where
+        the paper of the method does.
+      **options: `tower` and other fields of `towers.encoders.tower_config.TowerConfig`, and
+        options of the method.
+
+    Raises:
+      ValueError: a setting breaks its rule, or the data lack what the towers need.
+    """
+
+    def __init__(
+        self,
+        data: RetrievalData,
+        dim: int = 32,
+        method: str = "ssl_pop",
+        *,
+        normalize: bool = False,
+        temperature: float = 1.0,
+        seed: int = 10,
+        init_stddev: float = 0.1,
+        reduction: str = "mean",
+        jit_compile: bool | None = None,
+        targets: SoftTargets | None = None,
+        exclude_seen_negatives: bool | None = None,
+        **options: Any,
+    ) -> None:
+        _check(dim, temperature, seed, init_stddev, reduction)
+        check_strategy()
+        super().__init__()
+        config, options = split_options(options)
+        self._towers = make_towers(
+            data,
+            config,
+            dim,
+            normalize=normalize,
+            init_stddev=init_stddev,
+            temperature=temperature,
+            seed=seed,
+            jit_compile=jit_compile,
+        )
+        self.query_tower, self.candidate_tower = self._towers.query, self._towers.candidate
+        self.propagation = self._towers.propagation
+        self.method = build(
+            method,
+            frequency=data.train_counts,
+            num_candidates=data.num_candidates,
+            num_queries=data.num_queries,
+            fingerprints=data.candidate_vocabulary.fingerprints,
+            targets=targets,
+            seen=data.seen() if _excludes_seen(method, exclude_seen_negatives) else None,
+            **options,
+        )
+        self.temperature, self.reduction, self._seed = temperature, reduction, seed
+        with tf.device(HOST):
+            self.iteration = state_variable(tf.constant(0, tf.int64), "iteration")
+        self.mean_loss = MeanOfAll(name="loss")
+        if jit_compile is None:
+            jit_compile = self.method.faster_with_xla or bool(
+                tf.config.list_physical_devices("GPU")
+            )
+        self._differentiate = tf.function(self._loss_and_gradients, jit_compile=jit_compile)
+        self.built = True
+
+    def call(self, inputs: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
+        """The score of each pair: {query_id [B], candidate_id [B]} → [B]."""
+        del training
+        query = self.query_embeddings(inputs[schema.QUERY_ID])
+        candidate = self.candidate_embeddings(inputs[schema.CANDIDATE_ID])
+        return tf.reduce_sum(query * candidate, axis=-1)
+
+    def query_embeddings(self, ids: tf.Tensor | None = None) -> tf.Tensor:
+        """Embeddings of dense ids or of all: float32 [..., D], divided by the temperature."""
+        return tf.cast(self._towers.queries(ids), tf.float32)
+
+    def candidate_embeddings(self, ids: tf.Tensor | None = None) -> tf.Tensor:
+        """Embeddings of dense ids or of the whole corpus: float32 [..., D]."""
+        return tf.cast(self._towers.candidates(ids), tf.float32)
+
+    def compute_loss(self, inputs: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
+        """The reduced loss of a batch, as TFRS asks for it; a scalar.
+
+        Towers drop nothing at random unless in training, and the method remembers nothing.
+
+        Raises:
+          ValueError: a strategy has several replicas, and the batch is one part of what they have.
+        """
+        check_alone()
+        batch = _as_batch(inputs)
+        seed = step_seed(self._seed, self.iteration)
+        drop = _drop_seed(seed) if training else None
+        tables, rows = self._look_up(batch, drop)
+        encoders = self._encoders(rows, tables, drop)
+        return self._reduce(self.method(encoders, batch, seed=seed), batch)
+
+    def train_step(self, inputs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Look-ups, then gradients in one compiled unit, then the optimizer and the method."""
+        batch, seed = _as_batch(inputs), step_seed(self._seed, self.iteration)
+        first, second = split_seed(seed)
+        drop = _drop_seed(seed)
+        with tf.GradientTape() as tape:
+            tables, rows = self._look_up(batch, drop)
+            part = part_of(batch, rows, self._towers, row_by_row=self.method.row_by_row)
+            with tape.stop_recording():
+                proposed = self._propose(part, tables, first, drop)
+            if proposed is not None:
+                part.add_proposed(
+                    proposed.ids, lambda ids: self._towers.candidate_rows(ids, tables, drop)
+                )
+        batch = self.method.with_seen(part.batch, proposed)
+        loss, by_rows, by_variables, worst = self._differentiate(
+            batch, part.num_rows, proposed, tables, part.rows, second, drop, self._loss_scale()
+        )
+        loss = part.total(loss)
+        # Scaled gradients may overflow: the optimizer that scales them leaves such a step out.
+        scaled = isinstance(self.optimizer, tf_keras.mixed_precision.LossScaleOptimizer)
+        loss = finite_loss(loss, None if scaled else worst)
+        # Or the counters would run ahead of a step that finds no more data.
+        with tf.control_dependencies([loss]):
+            by_look_ups = self._through_look_ups(
+                tape, floats_in(tables, part.own), part.by_looked_up(tables, by_rows)
+            )
+            self._apply(by_look_ups, by_variables)
+            part.sum_up(self.method.counted)
+            self.method.update(part.joined)
+            self.iteration.assign_add(1)
+            self.mean_loss.update_state(loss)
+        return {"loss": self.mean_loss.result()}
+
+    def fit(self, *args: Any, callbacks: Iterable[Any] | None = None, **kwargs: Any) -> Any:
+        """`tf_keras.Model.fit`; the method is told when an epoch has ended.
+
+        On several replicas a `tf.data.Dataset` holds joined batches, which are cut into parts.
+
+        Raises:
+          ValueError: on several replicas, the length of such a data set is not known.
+        """
+        callbacks = [_EndOfEpoch(), *(callbacks or ())]
+        given = inspect.signature(super().fit).bind(*args, callbacks=callbacks, **kwargs).arguments
+        if self.distribute_strategy.num_replicas_in_sync > 1:
+            given = cut_into_parts(given, self.distribute_strategy)
+        return super().fit(**given)
+
+    def end_epoch(self) -> None:
+        """Tells the method that an epoch has ended; `fit` does it."""
+        self.method.end_epoch(self._towers.encoders_without_batch())
+
+    def _look_up(self, batch: Batch, drop: tf.Tensor | None) -> tuple[Tables, dict[str, Any]]:
+        """What the look-ups of the step read from, and the rows of the batch."""
+        tables = self._towers.tables()
+        return tables, {
+            "query": self._towers.query_rows(batch, tables, drop),
+            "positive": self._towers.candidate_rows(batch.candidate_ids, tables, drop),
+        }
+
+    def _encoders(self, rows: dict[str, Any], tables: Tables, drop: tf.Tensor | None) -> Encoders:
+        return self._towers.encoders(
+            rows["query"], rows["positive"], tables, drop, columns=rows.get("columns")
+        )
+
+    def _propose(
+        self, part: WholeBatch, tables: Tables, seed: tf.Tensor, drop: tf.Tensor
+    ) -> Candidates | None:
+        """The method's steps before its loss, none of which has a gradient."""
+        encoders = without_gradient(self._encoders(part.rows, tables, drop))
+        self.method.refresh(encoders, seed=seed)
+        proposed = self.method.propose(part.queries(encoders.query), part.joined, seed=seed)
+        if proposed is None:
+            return None
+        return self.method.select(encoders, part.batch, part.drawn(proposed))
+
+    def _reduce(
+        self, losses: tf.Tensor, batch: Batch, num_rows: tf.Tensor | None = None
+    ) -> tf.Tensor:
+        """Sum of the losses, or their mean: over `num_rows`, or the rows that are not padding."""
+        total = tf.reduce_sum(losses)
+        if self.reduction == "sum":
+            return total
+        if num_rows is not None:
+            return tf.math.divide_no_nan(total, tf.cast(num_rows, total.dtype))
+        if batch.valid is None:
+            return total / tf.cast(tf.size(losses), total.dtype)
+        return tf.math.divide_no_nan(total, tf.reduce_sum(tf.cast(batch.valid, total.dtype)))
+
+    def _loss_and_gradients(
+        self,
+        batch: Batch,
+        num_rows: tf.Tensor | None,
+        proposed: Candidates | None,
+        tables: Tables,
+        rows: dict[str, Any],
+        seed: tf.Tensor,
+        drop: tf.Tensor,
+        loss_scale: tf.Tensor,
+    ) -> tuple[tf.Tensor, list[Any], list[Any], tf.Tensor]:
+        """The loss, its gradients by what was looked up and by variables, and the worst of these.
+
+        What the loss does not depend on has None for a gradient.
+        """
+        looked_up = floats_in(tables, rows)
+        with tf.GradientTape() as tape:
+            tape.watch(looked_up)
+            encoders = self._encoders(rows, tables, drop)
+            if proposed is not None:
+                gathered, embed = self.candidate_tower(rows["proposed"]), encoders.candidates
+                encoders = encoders._replace(
+                    candidates=lambda ids: gathered if ids is proposed.ids else embed(ids)
+                )
+            losses = self.method.loss(encoders, batch, proposed, seed=seed)
+            loss = self._reduce(losses, batch, num_rows)
+            scaled = loss * loss_scale
+        by_rows, by_variables = tape.gradient(scaled, (looked_up, self.trainable_variables))
+        return loss, by_rows, by_variables, worst_of([*by_rows, *by_variables])
+
+    def _through_look_ups(
+        self, tape: tf.GradientTape, looked_up: list[tf.Tensor], gradients: list[Any]
+    ) -> list[Any]:
+        """Gradients of the variables, sparse where only rows of a table have one."""
+        known = [gradient is not None for gradient in gradients]
+        return tape.gradient(
+            list(itertools.compress(looked_up, known)),
+            self.trainable_variables,
+            output_gradients=list(itertools.compress(gradients, known)),
+        )
+
+    def _apply(self, *gradients: list[Any]) -> None:
+        """Gives the optimizer one gradient for each variable: the sum of those of the lists."""
+        summed = [
+            sum_gradients([part for part in parts if part is not None])
+            for parts in zip(*gradients, strict=True)
+        ]
+        if isinstance(self.optimizer, tf_keras.mixed_precision.LossScaleOptimizer):
+            summed = self.optimizer.get_unscaled_gradients(summed)
+        self.optimizer.apply_gradients(zip(summed, self.trainable_variables, strict=True))
+
+    def _loss_scale(self) -> tf.Tensor:
+        one = tf.constant(1.0)
+        scaled = isinstance(self.optimizer, tf_keras.mixed_precision.LossScaleOptimizer)
+        return self.optimizer.get_scaled_loss(one) if scaled else one
+
+
+class _EndOfEpoch(tf_keras.callbacks.Callback):
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self.model.end_epoch()
+
+
+def _as_batch(inputs: Mapping[str, tf.Tensor]) -> Batch:
+    return Batch(
+        inputs[schema.QUERY_ID],
+        inputs[schema.CANDIDATE_ID],
+        *(inputs.get(name) for name in (schema.WEIGHT, "valid")),
+    )
+
+
+def _excludes_seen(method: str, wanted: bool | None) -> bool:
+    if wanted is None:
+        return method in METHODS and METHODS[method].excludes_seen
+    return wanted
+
+
+def _drop_seed(seed: tf.Tensor) -> tf.Tensor:
+    """The seed of what the towers drop in a step, from that of the step: int64 [2]."""
+    with tf.device(HOST):
+        return tf.random.experimental.stateless_fold_in(seed, 1)
+
+
+def _check(dim: int, temperature: float, seed: int, init_stddev: float, reduction: str) -> None:
+    if dim < 1:
+        raise ValueError(f"dim must be at least 1, got {dim}.")
+    if not temperature > 0:
+        raise ValueError(f"temperature must be above 0, got {temperature}.")
+    if seed < 0:
+        raise ValueError(f"seed must be at least 0, got {seed}.")
+    if init_stddev < 0:
+        raise ValueError(f"init_stddev must be at least 0, got {init_stddev}.")
+    if reduction not in _REDUCTIONS:
+        raise ValueError(f"reduction must be one of {_REDUCTIONS}, got {reduction!r}.")

@@ -1,0 +1,241 @@
+"""How often candidates occur, for the method: by the train split, by a log, or by a stream.
+
+A run keeps what it began with in `frequency.npz`: it goes on with that, whatever has become of the
+log's counts or of the stream in the meantime.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.contract import schema
+from samplers.methods.by_name import METHODS
+from samplers.methods.in_batch import CorrectSfx
+from samplers.methods.method import Method
+from towers.data.interactions import RetrievalData
+from towers.training.run_directory import CONFIG, FREQUENCY, read_json
+from towers.training.settings import TrainConfig
+
+log = logging.getLogger(__name__)
+_SIZES = ("num_buckets", "num_hashes", "alpha")  # options that a stream decides
+
+
+class Stream(NamedTuple):
+    """The state of a stream, in steps of the trainer; the start of correct_sfx."""
+
+    step: np.ndarray  # int64 scalar
+    last_step: np.ndarray  # int64 [A, H]
+    interval: np.ndarray  # float64 [A, H]
+    weight: np.ndarray  # float64 [A, H]
+    alpha: np.ndarray  # float64 scalar
+
+
+class Frequency(NamedTuple):
+    """What a method starts from; both are None where the train split says it."""
+
+    counts: np.ndarray | None = None  # float64 [N], by dense id
+    stream: Stream | None = None
+
+    def counted(self, data: RetrievalData) -> RetrievalData:
+        """The data as the method shall see them: with these counts for its train rows."""
+        return data if self.counts is None else data.with_counts(self.counts)
+
+    def start(self, method: Method) -> None:
+        """Gives the state of the stream to a new method."""
+        if self.stream is not None:
+            assert isinstance(method, CorrectSfx)
+            state = self.stream._asdict()
+            del state["alpha"]
+            method.estimates.assign(**state | {"step": int(self.stream.step)})
+
+    def keep(self, run: str) -> None:
+        """Writes it into the directory of its run."""
+        path = Path(run) / FREQUENCY
+        if self.stream is None and self.counts is None:
+            path.unlink(missing_ok=True)  # of a run that was overwritten
+            return
+        arrays = self.stream._asdict() if self.stream else {"counts": self.counts}
+        with schema.written_aside(path) as aside, open(aside, "wb") as file:
+            np.savez_compressed(file, **arrays)
+
+
+def open_frequency(config: TrainConfig, data: RetrievalData) -> tuple[TrainConfig, Frequency]:
+    """What `config.frequency` names, from the run itself where it has begun.
+
+    Returns:
+      The settings with all that the source decides: the snapshot itself where a directory of
+      them was named, and the sizes and alpha of correct_sfx among its options; and the start.
+
+    Raises:
+      ValueError: there is nothing of that kind, it knows none of the candidates, the method has
+        no use for it, or an option differs from that of the stream.
+    """
+    kind, _, path = config.frequency.partition(":")
+    if not path:
+        return config, Frequency()
+    streams = METHODS.get(config.method) is CorrectSfx
+    if kind == "counts" and streams:
+        raise ValueError(
+            "correct_sfx estimates frequencies by itself, got counts: use --frequency "
+            "streaming:PATH, or another --method."
+        )
+    source = _source(config, kind, os.path.abspath(path))
+    config = dataclasses.replace(config, frequency=f"{kind}:{source}")
+    found = _kept(config, "weight" if streams else "counts")
+    if found is None and kind == "counts":
+        found = Frequency(counts=_counts_of_log(source, data))
+    elif found is None:
+        found = _of_stream(source, data, config.batch_size if streams else None)
+    if found.stream is None:
+        return config, found
+    num_hashes, num_buckets = found.stream.last_step.shape
+    sizes = (num_buckets, num_hashes, float(found.stream.alpha))
+    return _with_sizes(config, dict(zip(_SIZES, sizes, strict=True))), found
+
+
+def _source(config: TrainConfig, kind: str, path: str) -> str:
+    """What a path names: of snapshots the one that the run began with, or else the newest."""
+    if kind == "counts":
+        return path
+    before = _record(config).get("frequency", "").removeprefix(f"{kind}:")
+    if before and path in (before, os.path.dirname(before)):
+        return before
+    return str([Path(path), *schema.snapshot_directories(path)][-1])
+
+
+def _record(config: TrainConfig) -> dict[str, Any]:
+    """The settings with which the run has begun; empty for a new one."""
+    path = Path(config.run) / CONFIG
+    return {} if config.overwrite or not path.exists() else read_json(path)["configuration"]
+
+
+def _kept(config: TrainConfig, name: str) -> Frequency | None:
+    """What the run began with; None for a new one. `name` is an array that it must hold."""
+    path = Path(config.run) / FREQUENCY
+    if _record(config).get("frequency") != config.frequency or not path.exists():
+        return None
+    with np.load(path) as arrays:
+        if name not in arrays:
+            return None
+        if name == "counts":
+            return Frequency(counts=arrays[name])
+        return Frequency(stream=Stream(**{field: arrays[field] for field in Stream._fields}))
+
+
+def _with_sizes(config: TrainConfig, sizes: dict[str, Any]) -> TrainConfig:
+    """The settings with the options that a stream decides.
+
+    Raises:
+      ValueError: one was given with another value.
+    """
+    given = config.method_options
+    for name, value in sizes.items():
+        if name in given and given[name] != repr(value) and _number(given[name]) != value:
+            raise ValueError(
+                f"{name} must be {value}, as in {config.frequency}, got {given[name]}: leave it "
+                "out of --options."
+            )
+    missing = tuple(f"{name}={value!r}" for name, value in sizes.items() if name not in given)
+    return dataclasses.replace(config, options=(*config.options, *missing))
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _of_stream(source: str, data: RetrievalData, batch_size: int | None) -> Frequency:
+    """The state of a stream in steps of `batch_size` rows; without one, counts from it.
+
+    The estimate of a candidate, 1 / max_h b_h, is the probability that a step of the stream holds
+    it; the steps since its last one belong to b as well, or what came once, early, would look
+    frequent. Counts are in proportion to it and add up to the train rows. A candidate whose bucket
+    in some array is untouched never was in the stream: it gets the smallest of the estimates.
+    """
+    manifest = schema.read_snapshot(source)
+    names = (schema.STREAMING_LAST_STEP, schema.STREAMING_INTERVAL, schema.STREAMING_WEIGHT)
+    last_step, interval, weight = (np.load(Path(source) / name) for name in names)
+    step, alpha = manifest.details["step"], manifest.configuration["alpha"]
+    num_hashes, num_buckets = last_step.shape
+    buckets = schema.hash_buckets(
+        data.candidate_vocabulary.fingerprints, num_buckets=num_buckets, num_hashes=num_hashes
+    )
+    arrays = np.arange(num_hashes)
+    seen = (last_step[arrays, buckets] > 0).all(axis=1)
+    if not seen.any():
+        raise ValueError(
+            f"none of the {len(seen)} candidates of the data was in the stream of {source}: make "
+            "both from the same raw ids."
+        )
+    log.info("train: %d of %d candidates were in the stream", seen.sum(), len(seen))
+    if batch_size is not None:
+        ratio = manifest.details["rows_per_step"] / batch_size
+        state = in_steps_of_the_trainer(step, last_step, interval, ratio)
+        return Frequency(stream=Stream(*state, weight, np.array(alpha)))
+    interval = interval + alpha / np.where(weight > 0, weight, 1) * (step - last_step)
+    estimates = 1 / interval[arrays, buckets].max(axis=1)
+    estimates[~seen] = estimates[seen].min()
+    return Frequency(counts=estimates * (data.num_rows("train") / estimates.sum()))
+
+
+def in_steps_of_the_trainer(
+    step: int, last_step: np.ndarray, interval: np.ndarray, ratio: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The state of a stream whose steps hold `ratio` times the rows of a step of the trainer.
+
+    An interval of b steps is one of b · ratio steps, but never less than one; and so is the time
+    since the last step of a bucket. This takes rows as spread evenly over time, so it is an
+    approximation, but where the steps are equal: then nothing changes. A bucket that the stream
+    never touched stays as at the start, a = 0 and b = 1.
+
+    Args:
+      step: t.
+      last_step: a, int64 [A, H].
+      interval: b, float64 [A, H].
+      ratio: rows of a step of the stream by rows of a step of the trainer, above 0.
+
+    Returns:
+      The same three.
+    """
+    if ratio == 1:
+        return np.array(step), last_step, interval
+    now = round(step * ratio)
+    since = np.rint((step - last_step) * ratio).astype(np.int64)
+    touched = last_step > 0
+    return (
+        np.array(now),
+        np.where(touched, np.maximum(now - since, 0), 0),
+        np.where(touched, np.maximum(interval * ratio, 1), 1.0),
+    )
+
+
+def _counts_of_log(source: str, data: RetrievalData) -> np.ndarray:
+    """The counts of a log by dense id, float64 [N]; 0 for candidates that it does not hold."""
+    manifest = schema.read_manifest(source, "frequencies")
+    columns = [schema.FINGERPRINT, schema.COUNT]
+    paths = [Path(source) / name for name in manifest.files_of(schema.FREQUENCIES)]
+    table = pa.concat_tables([pq.read_table(path, columns=columns) for path in paths])
+    prints, counts = (table[name].to_numpy() for name in columns)
+    order = np.argsort(prints)
+    prints, counts = np.append(prints[order], 0), np.append(counts[order], 0.0)
+    wanted = data.candidate_vocabulary.fingerprints
+    places = np.searchsorted(prints[:-1], wanted)
+    found = np.where(prints[places] == wanted, counts[places], 0.0)
+    uncounted = np.flatnonzero((found == 0) & (data.train_counts > 0))
+    if len(uncounted):
+        raise ValueError(
+            f"{len(uncounted)} candidates have train rows and no count in {source}, such as "
+            f"{data.candidate_vocabulary.raw_ids[uncounted[0]].as_py()!r}: their log_q would be "
+            "that of what never occurs; count a log that holds the train rows."
+        )
+    return found

@@ -1,0 +1,231 @@
+"""The directory of a training run: what is in it, who may write it, how it is opened again."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from pipeline.contract.schema import write_atomically
+from samplers.proposals.soft_targets import SoftTargets
+from towers.data.interactions import RetrievalData
+from towers.legacy_keras import tf_keras
+from towers.model.two_tower import TwoTower
+from towers.training.settings import TrainConfig
+
+CONFIG = "config.json"  # the configuration, and the fingerprint of the data
+TRAINING = "training.json"  # steps, seconds, history, and which weights to use
+METRICS = "metrics.json"  # what `twotower evaluate` measured
+VOCABULARIES = "vocabularies.npz"  # the fingerprints of the ids of each side, by dense id
+FREQUENCY = "frequency.npz"  # what a method began with, see `towers.training.frequency`
+BREAKDOWN = "breakdown.json"  # recall by popularity and activity, see `towers.evaluation`
+HITS = "hits_by_query.parquet"  # of an evaluation, see `towers.evaluation.hits_by_query`
+REPORT = "report.html"  # the page of all this, see `towers.report.run_page`
+DIVERGED = "diverged.parquet"  # the rows of the step whose loss was not finite
+CHECKPOINTS = "checkpoints"
+LOGS = "logs"  # for TensorBoard
+_LOCK = ".lock"
+
+_PROGRESS = "progress/.ATTRIBUTES/py_state"  # of `checkpoints.Progress`, in a checkpoint
+
+# What TensorFlow raises, depending on the place, for a checkpoint that is cut, damaged or gone, or
+# of another model.
+UNREADABLE = (tf.errors.OpError, ValueError, IndexError, RuntimeError, AssertionError)
+
+# What a run may go on with although it is not what it began with.
+_FREE = (
+    *("data", "run", "epochs", "checkpoint_minutes", "overwrite"),
+    *("jit_compile", "strategy", "devices"),
+)
+
+
+def claim(config: TrainConfig, data: RetrievalData) -> None:
+    """Makes the directory of a new run, or checks that the run in it is the same.
+
+    Raises:
+      ValueError: the directory holds a run of another configuration or of other data.
+    """
+    run = Path(config.run)
+    if config.overwrite:
+        for name in (CHECKPOINTS, LOGS):
+            shutil.rmtree(run / name, ignore_errors=True)
+        for name in (CONFIG, TRAINING, VOCABULARIES, DIVERGED, METRICS, BREAKDOWN, HITS, REPORT):
+            (run / name).unlink(missing_ok=True)
+    run.mkdir(parents=True, exist_ok=True)
+    if (run / CONFIG).exists():
+        _check_same(config, data, read_json(run / CONFIG))
+    record = {"configuration": dataclasses.asdict(config), "data_fingerprint": data.fingerprint}
+    write_json(run / CONFIG, record)
+
+
+def _check_same(config: TrainConfig, data: RetrievalData, record: dict[str, Any]) -> None:
+    differing = _differing(record["configuration"], config)
+    if record["data_fingerprint"] != data.fingerprint:
+        differing.append("the content of the data")
+    before = record["configuration"]["epochs"]
+    if config.epochs < before:
+        differing.append(f"epochs {before} → {config.epochs}")
+    if differing:
+        raise ValueError(
+            f"{config.run} holds a run with another configuration: {', '.join(differing)}. "
+            "Give a new --run, or --overwrite to delete it."
+        )
+
+
+def fixed_settings(config: TrainConfig) -> dict[str, Any]:
+    """What a run keeps from its first step to its last, and with it each of its checkpoints."""
+    fields = _as_json(dataclasses.asdict(config))
+    return {name: value for name, value in fields.items() if name not in _FREE}
+
+
+def _differing(before: dict[str, Any], config: TrainConfig) -> list[str]:
+    """The settings that are not those of before; a setting that is new since had its default."""
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    before, now = _as_json(defaults) | before, fixed_settings(config)
+    return [f"{n} {before.get(n)!r} → {now[n]!r}" for n in now if before.get(n) != now[n]]
+
+
+def check_checkpoint(path: str, config: TrainConfig) -> None:
+    """Looks whether a checkpoint was written by a run of this configuration.
+
+    Raises:
+      ValueError: it was written by another one.
+    """
+    reader = tf.train.load_checkpoint(path)
+    if reader.has_tensor(_PROGRESS):
+        before = json.loads(reader.get_tensor(_PROGRESS)).get("configuration")
+        differing = _differing(before, config) if before else []
+        if differing:
+            raise ValueError(f"it is of another configuration: {', '.join(differing)}")
+
+
+@contextlib.contextmanager
+def only_writer(directory: str | os.PathLike[str], told: str = "") -> Iterator[None]:
+    """Keeps other processes from working in a directory; a killed one lets go of it.
+
+    Args:
+      directory: made where it is not there.
+      told: the error, where it is not about a run.
+
+    Raises:
+      ValueError: another process works there.
+    """
+    Path(directory).mkdir(parents=True, exist_ok=True)
+    with open(Path(directory) / _LOCK, "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ValueError(
+                told
+                or f"another process is training in {directory}: wait for it, or give a new --run."
+            ) from None
+        yield
+
+
+def make_model(
+    config: TrainConfig, data: RetrievalData, targets: SoftTargets | None = None
+) -> TwoTower:
+    """The untrained model of a configuration; its teacher's `targets`, if it is to be trained.
+
+    Raises:
+      ValueError: the method or one of its options is unknown, or the data lack attributes.
+    """
+    with _precision(config.precision):
+        return TwoTower(
+            data,
+            dim=config.dim,
+            method=config.method,
+            normalize=config.normalize,
+            temperature=config.temperature,
+            seed=config.seed,
+            init_stddev=config.init_stddev,
+            reduction=config.reduction,
+            jit_compile=config.jit_compile,
+            targets=targets,
+            exclude_seen_negatives=config.exclude_seen_negatives,
+            **config.tower_settings,
+            **config.method_options,
+        )
+
+
+@contextlib.contextmanager
+def _precision(name: str) -> Iterator[None]:
+    """Layers that are made here compute in float32, or in bfloat16 with weights of float32."""
+    before = tf_keras.mixed_precision.global_policy()
+    tf_keras.mixed_precision.set_global_policy(
+        "mixed_bfloat16" if name == "bfloat16" else "float32"
+    )
+    try:
+        yield
+    finally:
+        tf_keras.mixed_precision.set_global_policy(before)
+
+
+def open_run(run: str | os.PathLike[str], data: RetrievalData) -> tuple[TwoTower, TrainConfig]:
+    """The trained model of a run, with the weights that the run chose.
+
+    Raises:
+      ValueError: there is no run, it has no checkpoint yet or one of another configuration, or it
+        was trained on other data.
+    """
+    root = Path(run)
+    if not (root / TRAINING).is_file():
+        raise ValueError(
+            f"{run} holds no trained run: there is no {TRAINING} in it. "
+            "Make it with `twotower train`."
+        )
+    record = read_json(root / CONFIG)
+    if record["data_fingerprint"] != data.fingerprint:
+        raise ValueError(
+            f"{run} was trained on other data than what was given: check --data, or train again."
+        )
+    known = {field.name for field in dataclasses.fields(TrainConfig)}
+    fields = {name: value for name, value in record["configuration"].items() if name in known}
+    config = TrainConfig(**fields)
+    model = make_model(config, _counted(root, config, data))
+    weights = root / CHECKPOINTS / read_json(root / TRAINING)["weights"]
+    try:
+        check_checkpoint(str(weights), config)
+        status = tf.train.Checkpoint(model=model).read(str(weights)).expect_partial()
+        status.assert_existing_objects_matched()
+    except UNREADABLE as error:
+        raise ValueError(
+            f"{weights} cannot be read into the run of {root / CONFIG} "
+            f"({str(error).splitlines()[0]}): put the checkpoints of this run back, or train it "
+            "again with --overwrite."
+        ) from error
+    return model, config
+
+
+def _counted(root: Path, config: TrainConfig, data: RetrievalData) -> RetrievalData:
+    """The data with the counts that the run began with, where these are not its train rows."""
+    if config.frequency == "counts":
+        return data
+    path = root / FREQUENCY
+    if not path.is_file():
+        raise ValueError(f"{path} is missing: put it back, or train again with --overwrite.")
+    with np.load(path) as kept:
+        return data.with_counts(kept["counts"]) if "counts" in kept else data
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a record."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes a record in one step."""
+    write_atomically(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def _as_json(content: dict[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(content))

@@ -1,0 +1,278 @@
+"""Settings of training and evaluation; field names are flags, field comments their help."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from towers.encoders.tower_config import TowerConfig, require
+from towers.metrics.definitions import METRICS
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig(TowerConfig):
+    """Settings of one training run."""
+
+    data: str = ""  # directory that `twotower prepare` made
+    run: str = ""  # directory of the run; an unfinished run in it goes on where it stopped
+    method: str = "ssl_pop"  # a name in samplers.METHODS
+    dim: int = 32  # D, size of the embeddings
+    normalize: bool = False  # score by the cosine instead of the dot product
+    temperature: float = 1.0  # what scores are divided by; about 0.1 for cosines
+    batch_size: int = 2048  # B, interactions of a step
+    epochs: int = 20  # passes over the train split
+    optimizer: str = "adam"  # adam, dense; lazy_adam or adagrad: only rows of the batch, any corpus
+    learning_rate: float = 0.01  # of the optimizer, at the start
+    learning_rate_decay: float = 0.95  # the learning rate is multiplied by it ...
+    decay_epochs: int = 5  # ... every so many epochs
+    # coupled: l2 · θ is added to the gradient of every row at every step; with a sparse optimizer,
+    # to that of the rows of the batch
+    l2: float = 1e-5
+    init_stddev: float = 0.1  # standard deviation of the initial embeddings
+    reduction: str = "mean"  # mean or sum of the losses of a batch
+    seed: int = 10  # of the initial embeddings, the order of rows and all draws
+    patience: int = 0  # epochs without a better validation metric before it stops; 0: never
+    validation_metric: str = "recall@50"  # metric and cut-off that `patience` watches
+    checkpoint_minutes: float = 10.0  # between two checkpoints inside an epoch
+    options: tuple[str, ...] = ()  # of the method, as name=value, such as positive_twice=true
+    # of candidates: counts of the train split; counts:DIR of a log, or streaming:DIR, a snapshot or
+    # a directory of them, both made by `twotower frequencies`
+    frequency: str = "counts"
+    # leave out of the negatives of a user what the user chose in train; none: where the paper of
+    # the method does, which is dns, dns_mn, soft_bpr and softmax_v
+    exclude_seen_negatives: bool | None = None
+    init_from: str = ""  # directory of a run whose vectors this one starts with, by raw id
+    # directory of a run of the same data, often a larger one, whose ranking full_softmax learns
+    # besides; an epoch then has one row for each query
+    teacher: str = ""
+    teacher_candidates: int = 100  # T, the first of that ranking which it learns, for each query
+    overwrite: bool = False  # delete what is in the run directory and start anew
+    jit_compile: bool | None = None  # compile steps with XLA; none: where that is faster
+    # of what is computed, weights stay float32: float32; tf32, products of training steps on a GPU
+    # with factors of 10 bits; bfloat16, embeddings as well
+    precision: str = "float32"
+    deterministic: bool = False  # a GPU gives the same bits every time, as a CPU does; slower
+    # none; mirrored, the devices of this machine; or multi_worker, several machines, which the
+    # environment variable TF_CONFIG names
+    strategy: str = "none"
+    devices: int = 0  # mirrored: how many; 0: all GPUs. Without GPUs: parts of the CPU, for tests
+
+    def __post_init__(self) -> None:
+        """Checks every field.
+
+        Raises:
+          ValueError: a field breaks its rule; the message names rule, value and remedy.
+        """
+        super().__post_init__()
+        if isinstance(self.options, Mapping):
+            pairs = tuple(f"{name}={value}" for name, value in self.options.items())
+            object.__setattr__(self, "options", pairs)
+        object.__setattr__(self, "options", tuple(self.options))
+        for name in ("data", "run", "method"):
+            require(bool(getattr(self, name)), name, "must be given", getattr(self, name))
+        for name in ("dim", "epochs", "decay_epochs", "teacher_candidates"):
+            require(getattr(self, name) >= 1, name, "must be at least 1", getattr(self, name))
+        for name in ("l2", "init_stddev", "seed", "patience", "devices"):
+            require(getattr(self, name) >= 0, name, "must be at least 0", getattr(self, name))
+        for name in ("temperature", "learning_rate", "checkpoint_minutes"):
+            require(getattr(self, name) > 0, name, "must be above 0", getattr(self, name))
+        decay, reduction = self.learning_rate_decay, self.reduction
+        require(self.batch_size >= 2, "batch_size", "must be at least 2", self.batch_size)
+        require(0 < decay <= 1, "learning_rate_decay", "must be in (0, 1]", decay)
+        require(reduction in ("mean", "sum"), "reduction", "must be mean or sum", reduction)
+        _one_of("precision", ("float32", "tf32", "bfloat16"), self.precision)
+        _one_of("strategy", ("none", "mirrored", "multi_worker"), self.strategy)
+        several = self.strategy == "mirrored" or not self.devices
+        require(several, "devices", "must be 0 without --strategy mirrored", self.devices)
+        enough = self.batch_size >= self.devices
+        require(enough, "batch_size", f"must be at least devices = {self.devices}", self.batch_size)
+        for option in self.options:
+            require("=" in option[1:], "options", "must be name=value", option)
+        kind, _, path = self.frequency.partition(":")
+        require(
+            self.frequency == "counts" or bool(kind in ("counts", "streaming") and path),
+            "frequency",
+            "must be counts, counts:DIR or streaming:DIR",
+            self.frequency,
+        )
+        for name in ("init_from", "teacher"):
+            start = getattr(self, name)
+            other = not start or os.path.abspath(start) != os.path.abspath(self.run)
+            require(other, name, "must be another directory than run", start)
+        learns = not self.teacher or self.method == "full_softmax"
+        require(learns, "teacher", "goes with --method full_softmax alone", self.teacher)
+        parse_metric(self.validation_metric)
+
+    @property
+    def method_options(self) -> dict[str, str]:
+        """The options of the method by name, still as text."""
+        pairs = (option.partition("=") for option in self.options)
+        return {name.strip(): value.strip() for name, _, value in pairs}
+
+    def recorded(self) -> dict[str, Any]:
+        """What a record of the trained model holds: all fields but paths and the running of it."""
+        fields = dataclasses.asdict(self)
+        for name in ("data", "run", "checkpoint_minutes", "overwrite"):
+            del fields[name]
+        for name in ("jit_compile", "deterministic", "strategy", "devices"):
+            del fields[name]
+        fields["frequency"] = "".join(self.frequency.partition(":")[:2])  # without its path
+        for name in ("init_from", "teacher"):
+            fields[name] = bool(getattr(self, name))
+        return fields
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+    """Settings of one evaluation of a trained run."""
+
+    data: str = ""  # directory that `twotower prepare` made
+    run: str = ""  # directory of the trained run; metrics.json is written there
+    ks: tuple[int, ...] = (10, 20, 50)  # K, cut-offs
+    split: str = "test"  # test or validation
+    block_size: int = 256  # queries that are ranked at a time
+
+    def __post_init__(self) -> None:
+        """Checks every field.
+
+        Raises:
+          ValueError: a field breaks its rule; the message names rule, value and remedy.
+        """
+        object.__setattr__(self, "ks", tuple(self.ks))
+        for name in ("data", "run"):
+            require(bool(getattr(self, name)), name, "must be given", getattr(self, name))
+        require(
+            bool(self.ks) and min(self.ks) >= 1, "ks", "must be one or more numbers >= 1", self.ks
+        )
+        require(
+            self.split in ("test", "validation"),
+            "split",
+            "must be test or validation",
+            self.split,
+        )
+        require(self.block_size >= 1, "block_size", "must be at least 1", self.block_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class RecommendConfig:
+    """Settings of the top-k of all users, written to files."""
+
+    data: str = ""  # directory that `twotower prepare` made
+    run: str = ""  # directory of the trained run
+    output: str = ""  # directory to write: Parquet files of query_id, candidate_ids and scores
+    k: int = 100  # K, candidates for each user
+    index: str = "exact"  # exact: all candidates are scored; scann: by the index of a version
+    models: str = ""  # scann: directory of published versions of this run
+    name: str = "twotower"  # scann: name of the model there; its newest version answers
+    keep_seen: bool = False  # recommend also what a user chose in train or validation
+    block_size: int = 256  # users that are ranked at a time
+    shard_size: int = 100_000  # users of a file
+    overwrite: bool = False  # replace what is in the output directory
+
+    def __post_init__(self) -> None:
+        """Checks every field.
+
+        Raises:
+          ValueError: a field breaks its rule; the message names rule, value and remedy.
+        """
+        for name in ("data", "run", "output"):
+            require(bool(getattr(self, name)), name, "must be given", getattr(self, name))
+        for name in ("k", "block_size", "shard_size"):
+            require(getattr(self, name) >= 1, name, "must be at least 1", getattr(self, name))
+        require(self.index in ("exact", "scann"), "index", "must be exact or scann", self.index)
+        needed = self.index == "exact" or bool(self.models)
+        require(needed, "models", "must be given with --index scann", self.models)
+        for name in ("data", "run", "models"):
+            place = os.path.abspath(getattr(self, name) or self.data)
+            output = os.path.abspath(self.output)
+            apart = os.path.commonpath([place, output]) != output
+            require(apart, "output", f"must not be or hold {name}", self.output)
+
+
+@dataclasses.dataclass(frozen=True)
+class AuditConfig:
+    """Settings of the audit of samplers on a trained run."""
+
+    data: str = ""  # directory that `twotower prepare` made
+    run: str = ""  # directory of the trained run, whose embeddings stay as they are
+    output: str = ""  # directory for audit.json, audit.md and audit.png; none: RUN/audit
+    # what to audit, as name or name:option=value,...; none: all, and dns_mn and softmax_v with
+    # options for k
+    methods: tuple[str, ...] = ()
+    k: int = 50  # K, the cut-off that you care about
+    batches: int = 8  # batches that are audited
+    pairs: int = 16  # audited pairs of a batch, at most a quarter of it
+    draws: int = 16  # draws of each batch: of its other rows and of the method's negatives
+    batch_size: int = 0  # B; 0: that of the run
+    warm_up: int = 5  # steps, each an epoch to the method, before a method with state is audited
+    timed_steps: int = 5  # steps whose median is the cost
+    seed: int = 10  # of pairs and draws
+    max_seconds: float = 1800.0  # no further method is begun after this time
+
+    def __post_init__(self) -> None:
+        """Checks every field.
+
+        Raises:
+          ValueError: a field breaks its rule; the message names rule, value and remedy.
+        """
+        object.__setattr__(self, "methods", tuple(self.methods))
+        for name in ("data", "run"):
+            require(bool(getattr(self, name)), name, "must be given", getattr(self, name))
+        for name in ("k", "pairs", "warm_up", "timed_steps"):
+            require(getattr(self, name) >= 1, name, "must be at least 1", getattr(self, name))
+        for name in ("batches", "draws"):  # an error needs two of each
+            require(getattr(self, name) >= 2, name, "must be at least 2", getattr(self, name))
+        size = self.batch_size
+        require(size == 0 or size >= 2, "batch_size", "must be 0 or at least 2", size)
+        require(self.seed >= 0, "seed", "must be at least 0", self.seed)
+        require(self.max_seconds > 0, "max_seconds", "must be above 0", self.max_seconds)
+
+
+@dataclasses.dataclass(frozen=True)
+class CompareConfig:
+    """Settings of a comparison of evaluated runs."""
+
+    runs: tuple[str, ...] = ()  # two run directories or more; others are compared with the first
+    metric: tuple[str, ...] = ()  # such as ndcg@50; none: ndcg and recall, as deep as can be
+    output: str = ""  # file to write beside the table, .html or .json
+    resamples: int = 10_000  # random assignments of signs that a p-value is estimated from
+    seed: int = 10  # of these
+
+    def __post_init__(self) -> None:
+        """Checks every field.
+
+        Raises:
+          ValueError: a field breaks its rule; the message names rule, value and remedy.
+        """
+        for name in ("runs", "metric"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        require(len(self.runs) >= 2, "runs", "must be two or more directories", self.runs)
+        for metric in self.metric:
+            parse_metric(metric, "metric")
+        known = not self.output or self.output.endswith((".html", ".json"))
+        require(known, "output", "must end in .html or .json", self.output)
+        require(self.resamples >= 100, "resamples", "must be at least 100", self.resamples)
+        require(self.seed >= 0, "seed", "must be at least 0", self.seed)
+
+
+def parse_metric(metric: str, name: str = "validation_metric") -> tuple[str, int]:
+    """The name and the cut-off of a metric such as "recall@50".
+
+    Args:
+      metric: to be parsed.
+      name: the setting that it comes from.
+
+    Raises:
+      ValueError: it is not a metric with a cut-off.
+    """
+    kind, _, cut_off = metric.partition("@")
+    rule = f"must be one of {', '.join(METRICS)}, then @ and a cut-off, as in recall@50"
+    require(kind in METRICS, name, rule, metric)
+    require(cut_off.isdigit() and int(cut_off) > 0, name, rule, metric)
+    return kind, int(cut_off)
+
+
+def _one_of(name: str, values: tuple[str, ...], got: str) -> None:
+    require(got in values, name, f"must be one of {', '.join(values)}", got)

@@ -1,0 +1,215 @@
+"""`twotower train`: one run, from its configuration to its last checkpoint."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+
+from towers.data.interactions import RetrievalData, open_data
+from towers.legacy_keras import tf_keras
+from towers.metrics.full_corpus_metrics import FullCorpusMetrics
+from towers.model.distribution import is_chief, make_strategy, wait_for_all
+from towers.model.optimizers import make_optimizer, staircase_decay
+from towers.model.tensor_float import TensorFloat32
+from towers.model.two_tower import TwoTower
+from towers.training.checkpoints import CheckData, RunRecorder
+from towers.training.divergence import explain
+from towers.training.frequency import open_frequency
+from towers.training.full_disk import told_when_full
+from towers.training.run_directory import (
+    CHECKPOINTS,
+    LOGS,
+    claim,
+    make_model,
+    only_writer,
+)
+from towers.training.settings import TrainConfig, parse_metric
+from towers.training.teacher import targets_of_run
+from towers.training.warm_start import keep_vocabularies, start_from_run
+
+log = logging.getLogger(__name__)
+_STEPS_ON_A_GPU = 16  # that TensorFlow takes in a row
+
+
+def train(config: TrainConfig, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
+    """Trains a model, or goes on with the run that its directory holds.
+
+    A run that was killed goes on at the exact step of its last checkpoint: the order of the rows
+    and all draws are functions of the seed and the step, so its final weights are, on the same
+    machine, those of a run that was never interrupted; on a GPU if `deterministic` is set.
+
+    Args:
+      config: what to do.
+      callbacks: of Keras, told after an epoch is measured and its checkpoint written.
+
+    Returns:
+      The content of training.json: steps, seconds, history by epoch, which weights to use.
+
+    Raises:
+      ValueError: the data, the method or its options are wrong, the directory holds another run,
+        or early stopping has no validation part to look at; later, the loss is no longer finite,
+        the data were changed, or the disk is full: the last checkpoint is as good as ever.
+    """
+    if config.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    strategy = make_strategy(config)
+    data = open_data(config.data)
+    if config.patience and data.num_rows("validation") == 0:
+        raise ValueError(
+            f"patience must be 0 without a validation part, got {config.patience}: prepare the "
+            "data with --validation_ratio above 0, or leave out --patience."
+        )
+    config, frequency = open_frequency(config, data)
+    targets = targets_of_run(config, data) if config.teacher else None
+    rows = data.by_query() if config.teacher else data  # whose train rows make up an epoch
+    with strategy.scope():
+        model = make_model(config, frequency.counted(data), targets)
+        frequency.start(model.method)
+        _compile(config, rows, model)
+        if config.init_from and not _has_begun(config):
+            start_from_run(config, model, data)
+    again = ": the run goes on from its last checkpoint"
+    wait_for_all(strategy)  # all have read what the run directory held before
+    if not is_chief(strategy):
+        return _train(config, data, rows, model, strategy, callbacks)
+    with told_when_full(config.run, again), only_writer(config.run):
+        claim(config, data)
+        frequency.keep(config.run)
+        keep_vocabularies(config.run, data)
+        return _train(config, data, rows, model, strategy, callbacks)
+
+
+def _has_begun(config: TrainConfig) -> bool:
+    """Whether there is a checkpoint to go on from."""
+    last = tf.train.latest_checkpoint(str(Path(config.run) / CHECKPOINTS))
+    return last is not None and not config.overwrite
+
+
+def _compile(config: TrainConfig, data: RetrievalData, model: TwoTower) -> None:
+    """Gives the model its optimizer."""
+    schedule = staircase_decay(
+        config.learning_rate,
+        config.learning_rate_decay,
+        decay_epochs=config.decay_epochs,
+        steps_per_epoch=data.steps_per_epoch(config.batch_size),
+    )
+    model.compile(
+        optimizer=make_optimizer(config.optimizer, schedule, config.l2),
+        # Python between steps costs a GPU that is faster than it; callbacks come after so many.
+        steps_per_execution=_STEPS_ON_A_GPU if tf.config.list_physical_devices("GPU") else 1,
+    )
+    model.optimizer.build(model.trainable_variables)
+
+
+def _train(
+    config: TrainConfig,
+    data: RetrievalData,
+    rows: RetrievalData,
+    model: TwoTower,
+    strategy: tf.distribute.Strategy,
+    further: Sequence[Any],
+) -> dict[str, Any]:
+    steps, chief = rows.steps_per_epoch(config.batch_size), is_chief(strategy)
+    wait_for_all(strategy)  # the chief has claimed the run directory
+    recorder = RunRecorder(config, model, steps, chief=chief)
+    resumed = recorder.restore()
+    wait_for_all(strategy)  # all have restored what the chief may now replace
+    if config.init_from and not resumed:
+        recorder.save()  # the earlier run may change before this one goes on after a kill
+    _announce(config, rows, recorder.summary(), resumed, steps)
+    callbacks = [*_callbacks(config, data, recorder, chief), *further]
+    while not recorder.summary()["finished"]:
+        done = int(model.iteration.numpy())
+        epoch = done // steps
+        # Keras takes the length of the first epoch for that of all: a rest of one goes alone.
+        last = epoch + 1 if done % steps else config.epochs
+        in_parts = strategy.num_replicas_in_sync > 1
+        rest = steps - done % steps if in_parts or done % steps else None
+        try:
+            model.fit(
+                rows.train(config.batch_size, seed=config.seed, first_step=done),
+                initial_epoch=epoch,
+                epochs=last,
+                steps_per_epoch=rest,
+                callbacks=callbacks,
+                verbose=1 if sys.stdout.isatty() else 2,
+            )
+        except tf.errors.InvalidArgumentError as error:
+            raise explain(error, config, rows, int(model.iteration.numpy())) or error from error
+        finally:  # an epoch that failed has no end
+            tf.config.experimental.enable_tensor_float_32_execution(False)
+    return _report(config, recorder)
+
+
+def _callbacks(
+    config: TrainConfig, data: RetrievalData, recorder: RunRecorder, chief: bool
+) -> list[Any]:
+    """Metrics before the recorder and TensorBoard, which read them from the logs."""
+    callbacks: list[Any] = [CheckData(config.data, data.fingerprint)]
+    if config.precision in ("tf32", "bfloat16"):
+        callbacks.append(TensorFloat32())
+    if data.num_rows("validation"):
+        metric, cut_off = parse_metric(config.validation_metric)
+        callbacks.append(
+            FullCorpusMetrics(
+                data,
+                "validation",
+                metrics=sorted({"recall", "ndcg", metric}),
+                ks=sorted({10, 20, 50, cut_off}),
+            )
+        )
+    if not chief:
+        return [*callbacks, recorder]
+    board = tf_keras.callbacks.TensorBoard(
+        str(Path(config.run) / LOGS), write_graph=False, profile_batch=0
+    )
+    return [*callbacks, recorder, board]
+
+
+def _announce(
+    config: TrainConfig, data: RetrievalData, state: dict[str, Any], resumed: bool, steps: int
+) -> None:
+    rows = data.num_rows("train")
+    log.info(
+        "train: %s, %d queries, %d candidates, %d rows, %d steps an epoch",
+        config.method,
+        data.num_queries,
+        data.num_candidates,
+        rows,
+        steps,
+    )
+    if state["finished"]:
+        log.info(
+            "train: %s is finished after %d epochs; more --epochs go on with it, --overwrite "
+            "begins again.",
+            config.run,
+            state["epochs"],
+        )
+    elif resumed:
+        log.info(
+            "train: going on at step %d, in epoch %d", state["steps"], state["steps"] // steps + 1
+        )
+
+
+def _report(config: TrainConfig, recorder: RunRecorder) -> dict[str, Any]:
+    summary = recorder.summary()
+    if summary["stopped_early"]:
+        log.info(
+            "train: stopped after epoch %d, %s was best in epoch %d",
+            summary["epochs"],
+            config.validation_metric,
+            summary["best_epoch"],
+        )
+    log.info(
+        "train: %d steps in %.0f s; weights %s in %s",
+        summary["steps"],
+        summary["seconds"],
+        summary["weights"],
+        config.run,
+    )
+    return summary
