@@ -35,7 +35,7 @@ COMMANDS = {
         "read raw interactions and write examples, vocabularies and counts (Beam)",
     ),
     "frequencies": Command(
-        "pipeline.prepare.settings:FrequenciesConfig",
+        "pipeline.counts.settings:FrequenciesConfig",
         "twotower:_frequencies",
         "count items, or estimate their frequency from a stream, for log_q alone (Beam)",
     ),
@@ -404,7 +404,7 @@ def _version_of(bundle: Path, models: Path) -> Path | None:
 
 def _run_stage(stage: str, settings: Any, call: Callable[[Any], Any], work: Path) -> bool:
     """Runs a stage, if it must be; whether it did."""
-    from pipeline.contract.schema import write_atomically
+    from pipeline.contract.files import write_atomically
 
     record_path = work / "stages.json"
     record = json.loads(record_path.read_text()) if record_path.exists() else {}
@@ -426,6 +426,7 @@ def _run_stage(stage: str, settings: Any, call: Callable[[Any], Any], work: Path
 def _stage_key(stage: str, settings: Any, work: Path) -> str:
     """A checksum of a stage's settings and of the content that it reads."""
     from pipeline.contract import schema
+    from pipeline.contract.files import checksum
     from pipeline.features.tables import feature_files
     from pipeline.read import discover as sources
 
@@ -436,7 +437,7 @@ def _stage_key(stage: str, settings: Any, work: Path) -> str:
     else:
         parts.append(schema.read_manifest(work / "prepared", "prepared").fingerprint)
     if stage in ("evaluate", "export"):
-        parts.append(schema.checksum(work / "run" / "training.json"))
+        parts.append(checksum(work / "run" / "training.json"))
     text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 

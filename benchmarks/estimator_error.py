@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.record import command, write
-from pipeline.contract import schema
+from pipeline.contract import hashing
 from pipeline.streaming.estimator import STATE, advance
 
 ITEMS, BATCH, ALPHA, ZIPF = 2000, 256, 0.01, 1.0
@@ -52,8 +52,8 @@ def measure(steps: int, seed: int = 0) -> dict[str, Any]:
     rng = np.random.default_rng(seed)
     zipf = np.arange(1, ITEMS + 1) ** -ZIPF
     halves = [zipf / zipf.sum(), zipf[::-1] / zipf.sum()]
-    prints = schema.fingerprints(str(item).encode() for item in range(ITEMS))
-    buckets = schema.hash_buckets(prints, num_buckets=2 * ITEMS, num_hashes=max(ARRAYS))
+    prints = hashing.fingerprints(str(item).encode() for item in range(ITEMS))
+    buckets = hashing.hash_buckets(prints, num_buckets=2 * ITEMS, num_hashes=max(ARRAYS))
     state = np.zeros((max(ARRAYS), 2 * ITEMS), STATE)
     state["interval"] = 1
     looks = np.linspace(0, steps, LOOKS + 1).astype(int)

@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.record import command, write
-from pipeline.contract import schema
+from pipeline.contract import hashing, schema
 from pipeline.job import prepare
 from pipeline.prepare.settings import PrepareConfig
 from towers.data.interactions import Positives, RetrievalData, open_data
@@ -101,7 +101,7 @@ def prepared(source: Path, work: Path, withheld: float) -> RetrievalData:
     rows = rows.drop_duplicates(["user_id", "item_id"])[["user_id", "item_id", "timestamp"]]
     cuts = np.quantile(rows["timestamp"], (0.7, 0.8), method="nearest")
     part = np.searchsorted(cuts, rows["timestamp"], side="right")
-    hashes = schema.row_hash(0, "withheld", rows["item_id"].to_numpy(np.int64))
+    hashes = hashing.row_hash(0, "withheld", rows["item_id"].to_numpy(np.int64))
     left_out = (hashes < np.uint64(withheld * 2**64)) & (part == 0)
     (work / "log").mkdir()
     for code, split in enumerate(schema.SPLITS):

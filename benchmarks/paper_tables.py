@@ -31,6 +31,7 @@ from typing import Any
 from benchmarks.paper_settings import FIGURES, TABLES, Row, Table
 from benchmarks.record import command, write
 from pipeline.contract import schema
+from pipeline.contract.files import write_atomically
 
 ALL = {**TABLES, **FIGURES}
 ROOT = Path(__file__).parents[1]
@@ -58,7 +59,7 @@ def main() -> None:
     parser.add_argument("--work", help="directory of prepared data and runs")
     options = parser.parse_args()
     if options.render:
-        schema.write_atomically(PAGE, render())
+        write_atomically(PAGE, render())
         return
     options.commit = commit()  # now: the checkout may move on while a run lasts
     if not (options.table and options.data and options.work):

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pipeline.contract import schema
+from pipeline.contract.files import write_atomically
 
 
 def command(benchmark: str) -> str:
@@ -20,4 +20,4 @@ def command(benchmark: str) -> str:
 def write(path: str | Path, results: Any) -> None:
     """Writes results as JSON, in one step, so that a killed benchmark leaves the earlier ones."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    schema.write_atomically(Path(path), json.dumps(results, indent=2) + "\n")
+    write_atomically(Path(path), json.dumps(results, indent=2) + "\n")

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.beam.blocks import ROW
-from pipeline.contract import schema
+from pipeline.contract import hashing, schema
 from pipeline.prepare.shards import shard_of, write_shard
 
 SEED, TRAIN_RATIO = 10, 0.8  # the defaults of `twotower prepare`
@@ -52,12 +52,12 @@ def _mix(state: int) -> int:
 
 
 def _start(salt: str) -> int:
-    return _mix(_mix(SEED) ^ (schema.fingerprint(salt) & _WORD))
+    return _mix(_mix(SEED) ^ (hashing.fingerprint(salt) & _WORD))
 
 
 def _hash(start: int, user: str, item: str) -> int:
-    state = _mix(start ^ (schema.fingerprint(user) & _WORD))
-    return _mix(state ^ (schema.fingerprint(item) & _WORD))
+    state = _mix(start ^ (hashing.fingerprint(user) & _WORD))
+    return _mix(state ^ (hashing.fingerprint(item) & _WORD))
 
 
 SPLIT, ORDER = _start("split"), _start("order")
@@ -95,7 +95,7 @@ def rank(
     table = pa.table(
         {
             schema.RAW_ID: pa.array(raw, pa.string()),
-            schema.FINGERPRINT: np.array([schema.fingerprint(one) for one in raw], np.int64),
+            schema.FINGERPRINT: np.array([hashing.fingerprint(one) for one in raw], np.int64),
             schema.COUNT: np.array([count for _, count in counts], np.int64),
         }
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.prepare.settings import FrequenciesConfig
+from pipeline.counts.settings import FrequenciesConfig
 
 
 def frequencies(config: FrequenciesConfig, beam_arguments: list[str] | None = None) -> None:

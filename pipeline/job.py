@@ -14,6 +14,7 @@ from pipeline.beam.accounting import check_sum
 from pipeline.beam.options import beam_options
 from pipeline.beam.staging import Staging, add_up
 from pipeline.contract import schema
+from pipeline.contract.files import describe_files
 from pipeline.features.job import write_features
 from pipeline.features.tables import find_tables
 from pipeline.prepare.assemble import assemble
@@ -156,6 +157,6 @@ def _manifest(
         source=config.source,
         configuration=config.recorded(),
         counts=counts,
-        files=schema.describe_files(staging.out, rows),
+        files=describe_files(staging.out, rows),
         details=details,
     )

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,14 @@ ALLOWED = {  # room → modules of ours that it may import
     "towers": {"towers", "samplers", *CONTRACT},
     "serving": {"serving", *CONTRACT},
 }
+FLOORS = {  # room → its sub-packages and top modules; each may import those after it
+    "pipeline": "job frequencies streaming counts features quality prepare read beam contract",
+    "samplers": "methods proposals selection losses randomness state checks candidates",
+    "towers": "doctor audit tune export evaluation report training model encoders metrics data "
+    "errors legacy_keras",
+    "serving": "server rest rpc runtime retrieval publish monitoring version config errors",
+}
+MOST_MODULES = 16  # in one folder
 FORBIDDEN = {  # room → foreign packages that none of its files may import
     "pipeline": {"tf_keras", "keras", "tensorflow_recommenders", "scann"},
     "samplers": {"tf_keras", "keras", "tensorflow_recommenders", "apache_beam", "scann", "pyarrow"},
@@ -44,18 +53,57 @@ def is_allowed(module, room):
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_import_arrows(room):
-    files = sorted((ROOT / room).rglob("*.py"))
-    assert files
     wrong = [
         f"{path.relative_to(ROOT)} imports {module}"
-        for path in files
+        for path in files_of(room)
         for module in imported_modules(path)
         if not is_allowed(module, room)
     ]
     assert not wrong
 
 
+def goes_up(importer, imported):
+    """Whether an import inside a room goes to a higher floor."""
+    room, own = importer.split(".")[:2]
+    if imported.split(".")[0] != room or "." not in imported:
+        return False
+    floors = FLOORS[room].split()
+    other = imported.split(".")[1]
+    if other not in floors:
+        return False
+    return own in floors and floors.index(other) < floors.index(own)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_imports_go_down_the_floors_of_a_room(room):
+    modules = {p: ".".join(p.relative_to(ROOT).with_suffix("").parts) for p in files_of(room)}
+    placed = {"__init__", "schema", *FLOORS[room].split()}
+    assert {name.split(".")[1] for name in modules.values()} <= placed
+    assert not [
+        f"{name} imports {module}"
+        for path, name in modules.items()
+        for module in imported_modules(path)
+        if goes_up(name, module)
+    ]
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_no_folder_is_crowded(room):
+    folders = Counter(path.parent for path in files_of(room) if path.name != "__init__.py")
+    assert max(folders.values()) <= MOST_MODULES, folders
+    assert all((folder / "__init__.py").is_file() for folder in folders)
+
+
+def files_of(room):
+    files = sorted((ROOT / room).rglob("*.py"))
+    assert files
+    return files
+
+
 def test_the_arrows_can_fail():
+    assert goes_up("pipeline.read.cells", "pipeline.prepare.settings")
+    assert goes_up("serving.version.index", "serving.server")
+    assert not goes_up("pipeline.prepare.ingest", "pipeline.read.cells")
     assert not is_allowed("towers.training.train", "serving")
     assert not is_allowed("pipeline.job", "towers")
     assert not is_allowed("tf_keras", "samplers")

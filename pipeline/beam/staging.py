@@ -19,7 +19,7 @@ from typing import IO, Any
 import numpy as np
 
 from pipeline.beam.accounting import AccountingError
-from pipeline.contract import schema
+from pipeline.contract.files import replace_directory, write_atomically, written_aside
 
 
 class Staging:
@@ -97,20 +97,20 @@ class Staging:
 
         Call `sweep` before the files are described.
         """
-        schema.replace_directory(self.out, self.destination)
+        replace_directory(self.out, self.destination)
 
 
 def write_block(directory: Path, name: str, block: np.ndarray) -> str:
     """Writes an array as `name`.npy in one step, so that a worker may try again; its path."""
     path = directory / f"{name}.npy"
-    with schema.written_aside(path) as aside, open(aside, "wb") as file:
+    with written_aside(path) as aside, open(aside, "wb") as file:
         np.save(file, block, allow_pickle=False)
     return str(path)
 
 
 def write_json(directory: Path, name: str, value: Any) -> None:
     """Writes a small result of a step."""
-    schema.write_atomically(directory / f"{name}.json", json.dumps(value))
+    write_atomically(directory / f"{name}.json", json.dumps(value))
 
 
 def read_json(directory: Path, name: str) -> Any:

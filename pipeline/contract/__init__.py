@@ -1,0 +1,5 @@
+"""What all rooms agree on, and may import: `schema` (names, columns, manifest), `feature_spec`,
+`hashing` (fingerprints, order of rows, split rule), `files` (whole or absent), `locks`, `settings`.
+
+Imports nothing of ours, neither Beam nor TensorFlow.
+"""

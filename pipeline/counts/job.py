@@ -9,9 +9,10 @@ from pipeline.beam.accounting import AccountingError, check_sum
 from pipeline.beam.options import beam_options
 from pipeline.beam.staging import Staging, add_up, read_json
 from pipeline.contract import schema
+from pipeline.contract.files import checksum, describe_files
 from pipeline.counts.merge import NUM_MOST_FREQUENT, merge_log, write_shards
+from pipeline.counts.settings import FrequenciesConfig
 from pipeline.prepare.ingest import check_read
-from pipeline.prepare.settings import FrequenciesConfig
 from pipeline.quality.histogram import (
     as_text,
     describe,
@@ -74,7 +75,7 @@ def _read_previous(config: FrequenciesConfig) -> schema.Manifest | None:
     previous = schema.read_manifest(config.previous, "frequencies")
     for name in previous.files_of(schema.FREQUENCIES):
         path = Path(config.previous) / name
-        if not path.is_file() or schema.checksum(path) != previous.files[name]["checksum"]:
+        if not path.is_file() or checksum(path) != previous.files[name]["checksum"]:
             raise ValueError(
                 f"{path} is missing or not what its manifest says; make {config.previous} again."
             )
@@ -168,7 +169,7 @@ def _manifest(
         source=config.source,
         configuration=_recorded(config) | {"format_version": schema.FORMAT_VERSION},
         counts=counts,
-        files=schema.describe_files(staging.out, rows),
+        files=describe_files(staging.out, rows),
         details={
             "total": total,
             "inputs": inputs,

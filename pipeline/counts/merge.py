@@ -22,8 +22,8 @@ from pipeline.beam.blocks import partition, partition_of
 from pipeline.beam.options import finish, running
 from pipeline.beam.staging import Staging, write_json
 from pipeline.contract import schema
+from pipeline.counts.settings import FrequenciesConfig
 from pipeline.prepare.ingest import read_source
-from pipeline.prepare.settings import FrequenciesConfig
 from pipeline.prepare.vocabulary import (
     RANK_ORDER,
     Ids,

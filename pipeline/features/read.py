@@ -11,6 +11,7 @@ import pyarrow as pa
 from pipeline.beam.blocks import partition, partition_of
 from pipeline.beam.staging import write_json
 from pipeline.contract import schema
+from pipeline.contract.files import write_atomically
 from pipeline.features.tables import Table
 from pipeline.features.values import TEXT, VALUE_TYPES, values_of
 from pipeline.read.cells import Checks, content_of, ids_of
@@ -63,7 +64,7 @@ class ReadTable(beam.DoFn):
             problem = str(error)
         name = f"{side}-{piece.number:06d}"
         lines = [letter.as_json() + "\n" for letter in sorted(letters)]
-        schema.write_atomically(self._out / f"{name}.jsonl", "".join(lines))
+        write_atomically(self._out / f"{name}.jsonl", "".join(lines))
         tally = {"path": piece.path, "read": num_read, "bad": len(letters), "problem": problem}
         write_json(self._out, name, tally)
 

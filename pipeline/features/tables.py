@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from pipeline.contract import schema
 from pipeline.features.values import infer_kind, is_list
-from pipeline.prepare.settings import PrepareConfig, SourceConfig
+from pipeline.prepare.settings import PrepareConfig
 from pipeline.read.cells import NUMBER
 from pipeline.read.discover import (
     BROKEN_FILE,
@@ -26,6 +26,7 @@ from pipeline.read.discover import (
     resolve_columns,
     source_files,
 )
+from pipeline.read.settings import SourceConfig
 
 WORDS = {"query": "user", "candidate": "item"}  # side → how its flags begin
 _SAMPLE_BYTES = 1 << 20  # of a text file, to see which columns hold numbers

@@ -32,10 +32,12 @@ from pipeline.beam.staging import (
     write_json,
 )
 from pipeline.contract import schema
+from pipeline.contract.files import write_atomically
 from pipeline.prepare.k_core import repartition
-from pipeline.prepare.settings import PrepareConfig, SourceConfig
+from pipeline.prepare.settings import PrepareConfig
 from pipeline.prepare.vocabulary import Ids, distinct_ids, write_table
 from pipeline.read.discover import Piece, files_in, source_files
+from pipeline.read.settings import SourceConfig
 from pipeline.read.validate import DeadLetter, read_blocks
 
 DEAD_LETTERS = "dead_letters.jsonl"
@@ -199,7 +201,7 @@ def _stage_ids(slot: int, tables: Iterable[Ids], out: dict[str, Path], partition
 
 def _stage_letters(piece: int, letters: Iterable[list[DeadLetter]], out: Path) -> None:
     lines = [letter.as_json() + "\n" for letter in sorted(one for some in letters for one in some)]
-    schema.write_atomically(out / f"{piece:06d}.jsonl", "".join(lines))
+    write_atomically(out / f"{piece:06d}.jsonl", "".join(lines))
 
 
 def _stage_tallies(_: int, tallies: Iterable[Tally], out: Path) -> None:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pipeline.contract import schema
+from pipeline.contract.files import written_aside
 
 
 class Shard(NamedTuple):
@@ -51,7 +52,7 @@ def write_shard(path: Path, rows: np.ndarray, columns: tuple[str, ...]) -> int:
     ]
     for one in lists:
         one.value.append(0)
-    with schema.written_aside(path) as aside, tf.io.TFRecordWriter(str(aside)) as writer:
+    with written_aside(path) as aside, tf.io.TFRecordWriter(str(aside)) as writer:
         for row in zip(*values, strict=True):
             for one, value in zip(lists, row, strict=True):
                 one.value[0] = value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.contract import schema
+from pipeline.contract import hashing
 from pipeline.prepare.settings import PrepareConfig
 
 
@@ -25,18 +25,18 @@ def assign_splits(rows: np.ndarray, config: PrepareConfig) -> np.ndarray:
     """
     rows = rows.copy()
     if config.split == "random":
-        key = schema.row_hash(config.seed, "split", rows["query"], rows["candidate"])
+        key = hashing.row_hash(config.seed, "split", rows["query"], rows["candidate"])
         rows["split"] = _cut(rows["query"], key, config=config)
     elif config.split == "time":
         rows["split"] = _cut(rows["query"], rows["timestamp"], rows["order"], config=config)
     elif config.split == "leave_last_out":
         rows["split"] = _leave_last_out(rows, config.validation_ratio > 0)
-    rows["order"] = schema.row_hash(config.seed, "order", rows["query"], rows["candidate"])
+    rows["order"] = hashing.row_hash(config.seed, "order", rows["query"], rows["candidate"])
     return rows
 
 
 def _cut(queries: np.ndarray, *order: np.ndarray, config: PrepareConfig) -> np.ndarray:
-    return schema.split_codes(
+    return hashing.split_codes(
         queries,
         *order,
         train_ratio=config.train_ratio,

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from pipeline.beam.accounting import AccountingError, places_of
 from pipeline.beam.blocks import partition, partition_of
 from pipeline.contract import schema
+from pipeline.contract.files import written_aside
 
 Ids = tuple[np.ndarray, list[bytes]]  # fingerprints int64 [n], raw ids in UTF-8
 TRAIN = "train"  # column of counted ids beside those of a vocabulary: rows in train
@@ -79,7 +80,7 @@ def replace_ids(
 
 def write_table(table: pa.Table, path: Path) -> None:
     """Writes a Parquet file in one step: the same table gives the same bytes."""
-    with schema.written_aside(path) as aside:
+    with written_aside(path) as aside:
         pq.write_table(table, aside)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.contract import schema
+from pipeline.contract.files import write_atomically
 from pipeline.quality.plots import plot_concentration, plot_days, plot_degrees
 from pipeline.quality.report import DROPS, span
 
@@ -48,7 +49,7 @@ def write_page(path: Path, found: dict[str, Any]) -> None:
       path: the file to make.
       found: from `quality`.
     """
-    schema.write_atomically(path, page(found))
+    write_atomically(path, page(found))
 
 
 def page(found: dict[str, Any]) -> str:

@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.contract import schema
-from pipeline.prepare.settings import EPOCH_UNITS, SourceConfig
+from pipeline.contract import hashing
+from pipeline.read.settings import EPOCH_UNITS, SourceConfig
 
 NUMBER = r"^\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*$"
 
@@ -60,7 +60,7 @@ def ids_of(
     checks.fail(empty[codes], f"{name} is missing")
     checks.fail(broken[codes], f"{name} is not UTF-8")
     known = [value or b"" for value in raw]
-    return np.maximum(codes, 0), (schema.fingerprints(known), known)
+    return np.maximum(codes, 0), (hashing.fingerprints(known), known)
 
 
 def _utf8(value: Any) -> bytes | None:

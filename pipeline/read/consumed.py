@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.beam.staging import read_json, write_json
-from pipeline.contract import schema
-from pipeline.prepare.settings import SourceConfig
+from pipeline.contract.files import checksum
 from pipeline.read.discover import source_files, tfds_builder
+from pipeline.read.settings import SourceConfig
 
 
 def input_files(config: SourceConfig) -> list[str]:
@@ -32,7 +32,7 @@ def short_names(paths: Iterable[str]) -> dict[str, str]:
 
 def stage_input(number: int, path: str, out: Path) -> str:
     """Writes size and checksum of one file, the step of a worker; its path."""
-    described = {"bytes": os.path.getsize(path), "checksum": schema.checksum(path)}
+    described = {"bytes": os.path.getsize(path), "checksum": checksum(path)}
     write_json(out, f"{number:06d}", described)
     return path
 

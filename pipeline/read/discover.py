@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.contract import schema
-from pipeline.prepare.settings import SourceConfig
+from pipeline.read.settings import SourceConfig
 
 BROKEN_FILE = (
     pa.ArrowException,

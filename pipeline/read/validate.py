@@ -10,7 +10,6 @@ import pyarrow as pa
 
 from pipeline.beam.blocks import ROW
 from pipeline.contract import schema
-from pipeline.prepare.settings import SourceConfig
 from pipeline.read.cells import (
     Checks,
     content_of,
@@ -33,6 +32,7 @@ from pipeline.read.readers import (
     text_batches,
     tfds_batches,
 )
+from pipeline.read.settings import SourceConfig
 
 
 class Block(NamedTuple):

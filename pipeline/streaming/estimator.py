@@ -22,7 +22,7 @@ import apache_beam as beam
 import numpy as np
 
 from pipeline.beam.blocks import partition
-from pipeline.contract import schema
+from pipeline.contract import hashing, schema
 
 # a, b and w of a bucket
 STATE = np.dtype([("last_step", "<i8"), ("interval", "<f8"), ("weight", "<f8")])
@@ -84,7 +84,7 @@ class Estimator:
 
     def by_range(self, block: Block) -> Iterator[tuple[int, np.ndarray]]:
         """(array · ranges + range, int64 [n, 3] of bucket, step, rows) of a block."""
-        buckets = schema.hash_buckets(
+        buckets = hashing.hash_buckets(
             block.fingerprints, num_buckets=self.num_buckets, num_hashes=self.num_hashes
         )
         for array in range(self.num_hashes):

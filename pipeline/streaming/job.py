@@ -7,8 +7,8 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.beam.options import beam_options
 from pipeline.contract import schema
+from pipeline.counts.settings import FrequenciesConfig
 from pipeline.prepare.ingest import DEAD_LETTERS
-from pipeline.prepare.settings import FrequenciesConfig
 from pipeline.read.consumed import check_not_repeated, input_files
 from pipeline.read.discover import Piece, find_pieces, with_demo_columns
 from pipeline.streaming.estimator import FEW

@@ -28,8 +28,9 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from pipeline.beam.accounting import AccountingError, check_sum
 from pipeline.beam.staging import Staging, read_json
 from pipeline.contract import schema
+from pipeline.contract.files import checksum, describe_files
+from pipeline.counts.settings import FrequenciesConfig, StartedConfig
 from pipeline.prepare.ingest import DEAD_LETTERS, check_read, read_tally
-from pipeline.prepare.settings import FrequenciesConfig, StartedConfig
 from pipeline.read.discover import Piece, files_in
 from pipeline.streaming.estimator import (
     FILES,
@@ -96,7 +97,7 @@ def describe(paths: list[str]) -> list[Input]:
     files = [os.path.abspath(path) for path in paths]
     stamps = [stamp_of(file) for file in files]
     with ThreadPoolExecutor() as pool:
-        checksums = list(pool.map(schema.checksum, files))
+        checksums = list(pool.map(checksum, files))
     return [
         Input(file, stamp[0], checksum, stamp)
         for file, stamp, checksum in zip(files, stamps, checksums, strict=True)
@@ -281,7 +282,7 @@ def _manifest(
         | {name: getattr(config, name) for name in _SAME_CONTENT}
         | {"format_version": schema.FORMAT_VERSION},
         counts=counts,
-        files=schema.describe_files(staging.out),
+        files=describe_files(staging.out),
         details=after._asdict()
         | {
             "rows_per_step": mean if config.step_seconds else float(config.batch_size),

@@ -24,8 +24,8 @@ from pipeline.beam.staging import (
     write_json,
 )
 from pipeline.prepare.ingest import read_source
-from pipeline.prepare.settings import SourceConfig
 from pipeline.read.discover import Piece
+from pipeline.read.settings import SourceConfig
 
 # s since 1970 (0 without a timestamp column), place in the source, fingerprint
 EVENT = np.dtype([("timestamp", "<i8"), ("order", "<u8"), ("candidate", "<i8")])

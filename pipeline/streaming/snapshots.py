@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipeline.contract import schema
+from pipeline.contract.files import checksum
+from pipeline.counts.settings import FrequenciesConfig
 from pipeline.prepare.ingest import DEAD_LETTERS
-from pipeline.prepare.settings import FrequenciesConfig
 
 _LOCK = ".lock"
 
@@ -106,7 +107,7 @@ def open_snapshot(path: str | os.PathLike[str], config: FrequenciesConfig) -> Sn
         )
     for name, described in manifest.files.items():
         file = directory / name
-        if not file.is_file() or schema.checksum(file) != described["checksum"]:
+        if not file.is_file() or checksum(file) != described["checksum"]:
             raise ValueError(f"{file} is missing or damaged; go on from an earlier snapshot.")
     return Snapshot(directory, manifest)
 

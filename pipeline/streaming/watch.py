@@ -15,7 +15,8 @@ from itertools import count
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.contract import schema
-from pipeline.prepare.settings import FrequenciesConfig
+from pipeline.contract.files import checksum
+from pipeline.counts.settings import FrequenciesConfig
 from pipeline.read.discover import Piece, _file_pieces, _is_readable
 from pipeline.streaming.job import find_previous, write_snapshot
 from pipeline.streaming.micro_batch import Input, describe, stamp_of
@@ -56,7 +57,7 @@ class Watcher:
             if path not in read:
                 unknown.append(path)
                 continue
-            if stamp[0] != read[path]["bytes"] or schema.checksum(path) != read[path]["checksum"]:
+            if stamp[0] != read[path]["bytes"] or checksum(path) != read[path]["checksum"]:
                 raise ValueError(
                     f"{path} has changed since it was read: its old rows are in the snapshot; "
                     "write new rows to a new file, or begin a new stream with --overwrite."

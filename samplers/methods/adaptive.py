@@ -15,7 +15,6 @@ import tensorflow as tf
 from samplers.candidates import Batch, Candidates, Encoders
 from samplers.checks import check_above_0, check_at_least_1
 from samplers.losses.scoring import candidate_scores, positive_scores
-from samplers.methods.method import renewed_variable
 from samplers.methods.per_query import PerQueryMethod
 from samplers.proposals.adaptive_oversampling import AdaptiveOversampler
 from samplers.proposals.kernel_tree import KernelTree
@@ -23,6 +22,7 @@ from samplers.proposals.popularity import PopularitySampler
 from samplers.proposals.query_pool import QueryPool, Sampler
 from samplers.proposals.uniform import UniformSampler
 from samplers.selection.weights import harmonic_number, softmax_weights
+from samplers.state import renewed_variable
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import tensorflow as tf
@@ -154,39 +154,6 @@ class Method(tf.Module):
     def end_epoch(self, encoders: Encoders) -> None:
         """Writes what a method renews between epochs; `query` and `positive` are empty there."""
         del encoders
-
-
-def state_variable(initial: tf.Tensor, name: str) -> tf.Variable:
-    """A variable of a method's state: not trained, and the same on all replicas.
-
-    Every replica of a distribution strategy sees the whole batch and writes the same values.
-    """
-    return tf.Variable(
-        initial,
-        trainable=False,
-        name=name,
-        aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
-    )
-
-
-def renewed_variable(initial: tf.Tensor, name: str, *, shape: Any = None) -> tf.Variable:
-    """As `state_variable`, for what `refresh` writes under a condition, or `loss` for `update`.
-
-    Replicas cannot meet inside a branch or a function of its own: each writes its own copy.
-
-    Args:
-      initial: the first value.
-      name: of the variable.
-      shape: where it is to change later, such as [None, None].
-    """
-    return tf.Variable(
-        initial,
-        trainable=False,
-        name=name,
-        shape=shape,
-        synchronization=tf.VariableSynchronization.ON_READ,
-        aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
-    )
 
 
 def without_gradient(encoders: Encoders) -> Encoders:

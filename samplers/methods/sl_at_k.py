@@ -12,10 +12,11 @@ from samplers.candidates import Batch, Candidates, Encoders
 from samplers.checks import check_above_0, check_at_least_1, check_at_least_1_or_none
 from samplers.losses.softmax import resampled_softmax_loss
 from samplers.losses.streamed_softmax import at_least_float32, dot_logsumexp, own_scores
-from samplers.methods.method import Method, state_variable
+from samplers.methods.method import Method
 from samplers.proposals.uniform import UniformSampler
 from samplers.selection.running_top_k import running_top_k
 from samplers.selection.validity import hit_filter, weigh_rows
+from samplers.state import state_variable
 
 _BLOCK, _BLOCK_COLUMNS = 1024, 1 << 16  # queries and candidates that are scored at a time
 

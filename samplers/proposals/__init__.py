@@ -1,0 +1,3 @@
+"""Where candidates are drawn from, with their log probabilities: uniform, popularity, cache, pool,
+kernel tree; and frequencies. Imports `selection`, `losses`.
+"""

@@ -7,8 +7,8 @@ import math
 import tensorflow as tf
 
 from samplers.candidates import Candidates
-from samplers.methods.method import renewed_variable
 from samplers.randomness import split_seed
+from samplers.state import renewed_variable
 
 
 class AdaptiveOversampler(tf.Module):

@@ -6,8 +6,8 @@ import numpy as np
 import tensorflow as tf
 
 from samplers.candidates import Candidates
-from samplers.methods.method import renewed_variable, state_variable
 from samplers.proposals.frequency import log_pop
+from samplers.state import renewed_variable, state_variable
 
 _BLOCK = 128  # candidates whose occurrences are added up before a draw
 

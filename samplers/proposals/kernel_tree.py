@@ -5,7 +5,7 @@ from __future__ import annotations
 import tensorflow as tf
 
 from samplers.candidates import Candidates
-from samplers.methods.method import renewed_variable
+from samplers.state import renewed_variable
 
 _MAX_ROOTS = 256
 

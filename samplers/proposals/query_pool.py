@@ -9,9 +9,9 @@ import tensorflow as tf
 
 from samplers.candidates import Candidates, Encoders
 from samplers.losses.scoring import candidate_scores
-from samplers.methods.method import renewed_variable
 from samplers.randomness import HOST, split_seed
 from samplers.selection.seen import Seen
+from samplers.state import renewed_variable
 
 _BLOCK = 1024  # queries renewed at a time: bounds the memory of a renewal
 

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from samplers.checks import check_at_least_1
-from samplers.methods.method import state_variable
+from samplers.state import state_variable
 
 
 class StreamingFrequency(tf.Module):

@@ -1,0 +1,3 @@
+"""Which candidates count, and how much, without gradient: resampling, mixing, the hardest, weights,
+what is valid, what was seen. Imports `losses`.
+"""

@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 from serving.errors import ServiceError
 from serving.monitoring.logs import REQUESTS, event
 from serving.monitoring.tf_serving import BUCKETS_SECONDS, view
-from serving.runtime.model_config import VersionStatus
+from serving.version.status import VersionStatus
 
 OK = "OK"
 

@@ -1,0 +1,1 @@
+"""`twotower export`: a bundle becomes a version, with a measured index. Imports `version`."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.contract import schema
+from pipeline.contract.files import describe_files
 from serving.config import MOST_VERSION, VersionOptions
 from serving.publish import model_card, recall_plot, tuning, warmup_requests
 from serving.version.bundle import Bundle, read_bundle
@@ -144,7 +145,7 @@ def _write_version(path: Path, bundle: Bundle, options: VersionOptions) -> None:
     (path / ANN_REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     recall_plot.draw(report, path / ANN_PLOT)
     manifest = _describe(bundle, options, report)
-    files = schema.describe_files(path)  # without the card, which people may annotate
+    files = describe_files(path)  # without the card, which people may annotate
     (path / MODEL_CARD).write_text(model_card.write(manifest, bundle, report), encoding="utf-8")
     dataclasses.replace(manifest, files=files).write(path)
 

@@ -1,0 +1,1 @@
+"""REST: `api` (routes), `codec`, `messages`, `guard`, the explorer. Imports `runtime`."""

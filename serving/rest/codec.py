@@ -25,8 +25,8 @@ from serving.rest.tensors import (
     to_array,
     to_lists,
 )
-from serving.runtime.model_config import VersionStatus
 from serving.runtime.signature import Signature
+from serving.version.status import VersionStatus
 
 PIECE_VALUES = 1 << 13  # that are written at once: a few milliseconds
 

@@ -1,0 +1,1 @@
+"""`Retriever`: top-k with filters and fallback, without a network. Imports `version`."""

@@ -1,0 +1,1 @@
+"""gRPC: `api` (servicers), `codec`, `guard`. Imports `runtime`."""

@@ -22,8 +22,8 @@ from tensorflow_serving.apis import (
 )
 
 from serving.errors import InvalidRequest, check_rows
-from serving.runtime.model_config import VersionStatus
 from serving.runtime.signature import Signature
+from serving.version.status import VersionStatus
 
 SIGNATURE_DEF = "signature_def"  # the one field of metadata that there is
 

@@ -9,8 +9,8 @@ from typing import Generic, NamedTuple
 
 from serving.config import MOST_VERSION
 from serving.errors import InvalidRequest, NotFound, Unavailable
-from serving.runtime.model_config import State, VersionStatus
 from serving.runtime.model_versions import Held, ModelVersions, S
+from serving.version.status import State, VersionStatus
 
 _SHOWN = 80  # characters of a client's name that a message repeats
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.contract import schema
+from pipeline.contract.files import write_atomically
 from serving.errors import FailedPrecondition
 from serving.runtime.model_config import ModelConfig, VersionPolicy, read_config_file
 
@@ -114,7 +114,7 @@ class ConfigSource:
         """
         models = [dataclasses.asdict(config) for config in configs]
         content = {"after": self._digest, "models": models}
-        schema.write_atomically(self._kept, json.dumps(content, indent=2) + "\n")
+        write_atomically(self._kept, json.dumps(content, indent=2) + "\n")
 
     def _forget(self) -> None:
         with contextlib.suppress(OSError):  # it is older than the file in any case

@@ -19,10 +19,11 @@ from serving.errors import Aborted, InvalidRequest, ServiceError, Unavailable
 from serving.monitoring.logs import event
 from serving.runtime.catalogue import Catalogue
 from serving.runtime.config_source import ConfigSource
-from serving.runtime.model_config import ModelConfig, State
+from serving.runtime.model_config import ModelConfig
 from serving.runtime.model_versions import ModelVersions, S
 from serving.runtime.paths import ModelHomes
 from serving.version.arrival import Arrival
+from serving.version.status import State
 
 _PRUNED = ".pruned-"  # a version is renamed before it is deleted: nobody reads half of it
 _LONGEST_ERROR = 1000  # characters of an error that a status keeps

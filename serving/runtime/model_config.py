@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import enum
 import itertools
 import logging
 from collections.abc import Callable, Collection, Mapping
@@ -62,33 +61,6 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_name(self.name)
-
-
-class State(enum.IntEnum):
-    """Life of a version, with the numbers of TensorFlow Serving's `ModelVersionStatus.State`."""
-
-    START = 10  # known, not loaded: its files are not complete yet, or others are loaded first
-    LOADING = 20
-    AVAILABLE = 30
-    UNLOADING = 40  # takes no new request, ends those that it has
-    END = 50  # unloaded, or could not be loaded; then there is an error
-
-
-@dataclasses.dataclass(frozen=True)
-class VersionStatus:
-    """What became of one version.
-
-    Attributes:
-      version: its number.
-      state: where in its life it is.
-      error_code: name of a gRPC status code, "OK" where nothing went wrong.
-      error_message: what went wrong, and when it is tried again.
-    """
-
-    version: int
-    state: State
-    error_code: str = "OK"
-    error_message: str = ""
 
 
 def read_config_file(path: str | Path) -> list[ModelConfig]:

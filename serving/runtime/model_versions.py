@@ -8,8 +8,9 @@ from collections.abc import Collection, Hashable
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
-from serving.runtime.model_config import ModelConfig, State, VersionStatus
+from serving.runtime.model_config import ModelConfig
 from serving.version.arrival import Arrival, is_finished, look
+from serving.version.status import State, VersionStatus
 from serving.version.versions import numbered_directories
 
 _RETRY_SECONDS, _LONGEST_RETRY = 1.0, 300.0  # before a version is tried again; it doubles

@@ -24,10 +24,11 @@ from serving.runtime.batching import BatchThreads
 from serving.runtime.config_source import ConfigSource
 from serving.runtime.loaded import LoadedVersion
 from serving.runtime.manager import ModelManager
-from serving.runtime.model_config import ModelConfig, VersionStatus
+from serving.runtime.model_config import ModelConfig
 from serving.runtime.signature import Signature
 from serving.runtime.warming import warm_up
 from serving.version.arrival import Arrival
+from serving.version.status import VersionStatus
 
 DEFAULT_SIGNATURE = "serving_default"
 

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.contract import schema
+from pipeline.contract.files import describe_files, made_aside, replace_directory
 from serving.version.bundle import read_bundle
 
 
@@ -57,7 +58,7 @@ def write_bundle(
     if (query_ids is None) != (seen is None):
         raise ValueError("query_ids and seen must be given together: the history of each query.")
     finished = Path(directory)
-    with schema.made_aside(finished) as aside:
+    with made_aside(finished) as aside:
         np.save(aside / schema.BUNDLE_VECTORS, np.asarray(vectors, np.float32))
         _write_ids(aside / schema.BUNDLE_CANDIDATE_IDS, candidate_ids)
         if query_model is not None:
@@ -68,10 +69,10 @@ def write_bundle(
             _write_seen(aside, query_ids, seen)
         if counts is not None:
             np.save(aside / schema.BUNDLE_CANDIDATE_COUNTS, np.asarray(counts, np.int64))
-        files = schema.describe_files(aside)
+        files = describe_files(aside)
         schema.Manifest("bundle", source, {}, {"candidates": len(vectors)}, files).write(aside)
         read_bundle(aside)
-        schema.replace_directory(aside, finished)
+        replace_directory(aside, finished)
     return finished
 
 

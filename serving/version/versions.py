@@ -9,6 +9,7 @@ from typing import Any
 import tensorflow as tf
 
 from pipeline.contract import schema
+from pipeline.contract.files import checksum
 from serving.config import MOST_VERSION
 from serving.version.index import import_scann
 
@@ -110,5 +111,5 @@ def check_files(directory: Path, manifest: schema.Manifest, *, content: bool = F
                 f"{path} must have {described['bytes']} bytes by its manifest, got {size}: "
                 "copy or export it again."
             )
-        if content and schema.checksum(path) != described["checksum"]:
+        if content and checksum(path) != described["checksum"]:
             raise ValueError(f"{path} was changed after its manifest was written: export it again.")

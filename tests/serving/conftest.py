@@ -12,6 +12,7 @@ import pytest
 import tensorflow as tf
 
 from pipeline.contract import schema
+from pipeline.contract.files import describe_files
 from serving.publish.publish import publish
 
 
@@ -97,7 +98,7 @@ def sign_bundle(path: Path) -> None:
         "data": {"train_rows": 1234},
         "metrics": {"test": {"recall@20": 0.125}, "users": 20},
     }
-    files = schema.describe_files(path)
+    files = describe_files(path)
     schema.Manifest("bundle", "test log", {}, {}, files, details).write(path)
 
 

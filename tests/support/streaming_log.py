@@ -4,8 +4,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.contract import schema
-from pipeline.prepare.settings import FrequenciesConfig
+from pipeline.contract import hashing, schema
+from pipeline.counts.settings import FrequenciesConfig
 from pipeline.streaming.estimator import STATE
 
 HEADER = "item_id,timestamp\n"
@@ -64,7 +64,7 @@ def state_of(output):
 def by_rows(rows, size):
     """(step, fingerprint) where rows in the order of time, then of the source, decide."""
     in_order = sorted(rows, key=lambda row: row[1])  # stable
-    return [(i // size + 1, schema.fingerprint(item)) for i, (item, _) in enumerate(in_order)]
+    return [(i // size + 1, hashing.fingerprint(item)) for i, (item, _) in enumerate(in_order)]
 
 
 def by_time(rows, seconds, lateness):
@@ -74,4 +74,4 @@ def by_time(rows, seconds, lateness):
     applied = [
         (time // seconds - first + 1, item) for item, time in rows if time // seconds <= last
     ]
-    return [(t, schema.fingerprint(item)) for t, item in applied], len(rows) - len(applied)
+    return [(t, hashing.fingerprint(item)) for t, item in applied], len(rows) - len(applied)

@@ -13,6 +13,7 @@ import tensorflow as tf
 from attributed import prepare_attributed
 
 from pipeline.contract import schema
+from pipeline.contract.files import describe_files
 from towers.data.dataframe import from_dataframe
 
 
@@ -48,7 +49,7 @@ def write_prepared(directory, data, num_shards=2):
         source="test",
         configuration={},
         counts=counts,
-        files=schema.describe_files(directory, rows),
+        files=describe_files(directory, rows),
         details={"columns": columns},
     )
     manifest.write(directory)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.contract.schema import write_atomically
+from pipeline.contract.files import write_atomically
 from towers.audit.advice import advise
 from towers.audit.cost import Stopwatch, step_seconds
 from towers.audit.measures import (

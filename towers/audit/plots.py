@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
-from pipeline.contract.schema import written_aside
+from pipeline.contract.files import written_aside
 
 _MOST = 3.0  # of a ratio's base-2 logarithm in the colours
 _EXACT = 1e-4  # biases below it are drawn there

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.contract import schema
+from pipeline.contract import hashing, schema
 from towers.data.interactions import RetrievalData, Vocabulary
 
 if TYPE_CHECKING:
@@ -63,10 +63,10 @@ def from_dataframe(
         queries.fingerprints[columns[schema.QUERY_ID]],
         candidates.fingerprints[columns[schema.CANDIDATE_ID]],
     )
-    order = np.argsort(schema.row_hash(seed, "order", *prints), kind="stable")
-    codes = schema.split_codes(
+    order = np.argsort(hashing.row_hash(seed, "order", *prints), kind="stable")
+    codes = hashing.split_codes(
         prints[0],
-        schema.row_hash(seed, "split", *prints),
+        hashing.row_hash(seed, "split", *prints),
         train_ratio=train_ratio,
         validation_ratio=validation_ratio,
     )[order]
@@ -145,7 +145,7 @@ def _rank(codes: np.ndarray, texts: np.ndarray) -> tuple[Vocabulary, np.ndarray]
     by_count = np.argsort(-counts, kind="stable")
     dense = np.empty(len(texts), np.int64)
     dense[by_count] = np.arange(len(texts))
-    prints = schema.fingerprints(text.encode() for text in texts[by_count])
+    prints = hashing.fingerprints(text.encode() for text in texts[by_count])
     if len(np.unique(prints)) != len(prints):
         raise ValueError("two ids have the same 64-bit fingerprint: rename one of them.")
     raw_ids = pa.array(texts[by_count], pa.string())

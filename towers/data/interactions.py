@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import tensorflow as tf
 
 from pipeline.contract import schema
+from pipeline.contract.files import checksum
 from samplers.selection.seen import Seen
 from towers.data.attributes import Features, no_features
 from towers.data.epochs import epoch_dataset
@@ -243,7 +244,7 @@ def _read_table(
             "make the data again with `twotower prepare`."
         )
     for path in paths:
-        if schema.checksum(path) != manifest.files[path.name]["checksum"]:
+        if checksum(path) != manifest.files[path.name]["checksum"]:
             raise ValueError(
                 f"{path} was changed since its preparation, or is of another one: make the data "
                 "again with `twotower prepare`."

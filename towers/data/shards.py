@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from pipeline.contract import schema
+from pipeline.contract.files import checksum, made_aside, replace_directory, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -116,13 +117,13 @@ def _stamps(root: Path, names: Iterable[str]) -> dict[str, list[int]]:
 def _write_stamps(cache: Path, shards: _Shards) -> None:
     arrays = _stamps(cache, (f"{column}.npy" for column in shards.columns))
     stamps = {"arrays": arrays, "shards": _stamps(shards.root, shards.checksums)}
-    schema.write_atomically(cache / _STAMPS, json.dumps(stamps))
+    write_atomically(cache / _STAMPS, json.dumps(stamps))
 
 
 def _check_shards(shards: _Shards) -> None:
-    for name, checksum in shards.checksums.items():
+    for name, expected in shards.checksums.items():
         path = shards.root / name
-        if not path.is_file() or schema.checksum(path) != checksum:
+        if not path.is_file() or checksum(path) != expected:
             state = "was changed since" if path.is_file() else "is missing from"
             raise ValueError(
                 f"{path} {state} its preparation: make the data again with `twotower prepare`."
@@ -131,13 +132,13 @@ def _check_shards(shards: _Shards) -> None:
 
 def _make(found: Path, shards: _Shards) -> None:
     """Decodes the shards aside, and puts the arrays in their place."""
-    with schema.made_aside(found) as aside:
+    with made_aside(found) as aside:
         if _is_whole(found, shards):  # another process was faster with the same
             return
         _check_shards(shards)
         _decode(shards, aside)
         _write_stamps(aside, shards)
-        schema.replace_directory(aside, found)
+        replace_directory(aside, found)
 
 
 def _decode(shards: _Shards, out: Path) -> None:

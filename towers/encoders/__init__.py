@@ -1,0 +1,1 @@
+"""The towers: ids, attributes and histories → embeddings; `make_towers` by name. Imports `data`."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.contract import schema
+from pipeline.contract.files import checksum
 from towers.evaluation.hits_by_query import HitsByQuery, read_hits
 from towers.metrics.significance import compare_paired, holm
 from towers.report.compare_page import p_text, write_comparison
@@ -94,7 +94,7 @@ def _open(run: Path) -> HitsByQuery:
         if not (run / name).is_file():
             raise ValueError(f"{run} is no run: there is no {name} in it; see `twotower train`.")
     hits = read_hits(run)
-    if hits.training != schema.checksum(run / TRAINING):
+    if hits.training != checksum(run / TRAINING):
         raise ValueError(f"{run} was trained on after its evaluation: evaluate it again.")
     return hits
 

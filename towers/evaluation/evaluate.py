@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pipeline.contract import schema
+from pipeline.contract.files import checksum
 from towers.data.interactions import RetrievalData, open_data
 from towers.evaluation.breakdown import breakdown
 from towers.evaluation.hits_by_query import HitsByQuery
@@ -95,7 +95,7 @@ def _keep(
         config.split,
         config.ks,
         data.fingerprint,
-        schema.checksum(run / TRAINING),
+        checksum(run / TRAINING),
     ).write(run)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.contract import schema
+from pipeline.contract.files import written_aside
 from towers.metrics.definitions import METRICS
 from towers.training.run_directory import HITS
 
@@ -70,7 +70,7 @@ class HitsByQuery:
             "data_fingerprint": self.data_fingerprint,
             "training": self.training,
         }
-        with schema.written_aside(run / HITS) as aside:
+        with written_aside(run / HITS) as aside:
             pq.write_table(table.replace_schema_metadata({_ABOUT: json.dumps(about)}), aside)
 
 

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import tensorflow as tf
 
 from pipeline.contract import schema
+from pipeline.contract.files import describe_files, made_aside, replace_directory
 from towers.data.interactions import RetrievalData, Vocabulary, open_data
 from towers.encoders.tower import Tower
 from towers.export.query_model import make_query_model
@@ -41,13 +42,13 @@ def export_bundle(
     data = open_data(data_dir)
     model, config = open_run(run_dir, data)
     destination = Path(bundle_dir)
-    with schema.made_aside(destination) as aside:
+    with made_aside(destination) as aside:
         queries, candidates = _embeddings(model, run_dir)
         _write_queries(aside, data, model, queries)
         _write_candidates(aside, data, model, candidates)
         _write_seen(aside, data, model)
         _manifest(aside, data, model, candidates, config, Path(run_dir)).write(aside)
-        schema.replace_directory(aside, destination)
+        replace_directory(aside, destination)
     return destination
 
 
@@ -129,6 +130,6 @@ def _manifest(
             "cold_candidates": len(model.candidate_tower.cold_ids),
             "dim": candidates.shape[1],
         },
-        files=schema.describe_files(out),
+        files=describe_files(out),
         details=details,
     )

@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tensorflow as tf
 
-from pipeline.contract import schema
+from pipeline.contract import hashing, schema
+from pipeline.contract.files import describe_files, replace_directory
 from towers.data.interactions import Positives, RetrievalData, open_data
 from towers.legacy_keras import tf_keras
 from towers.metrics.ranking import rank_blocks, tie_order
@@ -88,14 +89,14 @@ def recommend(config: RecommendConfig, ranker: Ranker | None = None) -> schema.M
             source=data.source,
             configuration={name: getattr(config, name) for name in ("k", "index", "keep_seen")},
             counts={"queries": len(users)},
-            files=schema.describe_files(aside, rows),
+            files=describe_files(aside, rows),
             details={
                 "configuration": training.recorded(),
                 "data": {"source": data.source, "fingerprint": data.fingerprint},
             },
         )
         manifest.write(aside)
-        schema.replace_directory(aside, destination)
+        replace_directory(aside, destination)
     log.info("recommend: %d users in %d file(s) of %s", len(users), len(rows), destination)
     return manifest
 
@@ -161,7 +162,7 @@ def _ranked(
     candidates: pa.Array,
 ) -> Iterator[pa.Table]:
     """The top of the whole corpus, block by block."""
-    cold = schema.fingerprints(text.as_py().encode() for text in model.candidate_tower.cold_ids)
+    cold = hashing.fingerprints(text.as_py().encode() for text in model.candidate_tower.cold_ids)
     order = tie_order(np.concatenate([data.candidate_vocabulary.fingerprints, cold]))
     blocks = rank_blocks(
         _with_cold(model.query_embeddings(), model.query_tower.embed_cold() / model.temperature),

@@ -8,10 +8,10 @@ from typing import Any, TypeAlias
 import numpy as np
 import tensorflow as tf
 
-from pipeline.contract import schema
+from pipeline.contract import hashing
 from samplers.selection.running_top_k import running_top_k
 from towers.data.interactions import Positives
-from towers.model.gradients import Diverged
+from towers.errors import Diverged
 
 MOST_SCORES = 1 << 26  # in memory at a time: 256 MiB
 _TIES_SEED = 0
@@ -25,7 +25,7 @@ def tie_order(fingerprints: np.ndarray) -> np.ndarray:
     Equal scores are ranked in this order. Dense ids go by descending count over all splits, so
     the smaller id first would hand a ranking the popularity in the test split.
     """
-    return np.argsort(schema.row_hash(_TIES_SEED, "ties", fingerprints), kind="stable")
+    return np.argsort(hashing.row_hash(_TIES_SEED, "ties", fingerprints), kind="stable")
 
 
 def rank_corpus(

@@ -9,11 +9,9 @@ from typing import Any
 
 import tensorflow as tf
 
-from towers.training.settings import TrainConfig
 
-
-def make_strategy(config: TrainConfig) -> tf.distribute.Strategy:
-    """The strategy that the settings name; the default one of TensorFlow for none.
+def make_strategy(strategy: str, devices: int = 0) -> tf.distribute.Strategy:
+    """The strategy of a name; the default one of TensorFlow for "none".
 
     The first thing of a process: TensorFlow takes devices and workers as they are at its first
     operation.
@@ -22,9 +20,9 @@ def make_strategy(config: TrainConfig) -> tf.distribute.Strategy:
       ValueError: there are not so many devices, TF_CONFIG is missing or wrong, or TensorFlow is in
         use already.
     """
-    if config.strategy == "mirrored":
-        return _mirrored(config.devices)
-    if config.strategy == "multi_worker":
+    if strategy == "mirrored":
+        return _mirrored(devices)
+    if strategy == "multi_worker":
         return _multi_worker()
     return tf.distribute.get_strategy()
 

@@ -10,10 +10,6 @@ import tensorflow as tf
 MUST_BE_FINITE = "of a training step must be finite"  # what `finite_loss` says when it fails
 
 
-class Diverged(ValueError):  # noqa: N818 - it names what happened
-    """A loss, a gradient or an embedding is no longer finite."""
-
-
 def row_gradient(gradient: tf.Tensor, ids: tf.Tensor, table: tf.Variable) -> tf.IndexedSlices:
     """The gradient of a table [V, D] from that of the rows gathered by `ids`, [..., D]."""
     dense_shape = tf.constant(table.shape.as_list(), tf.int64)

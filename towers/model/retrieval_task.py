@@ -10,9 +10,9 @@ import tensorflow as tf
 
 from samplers.candidates import Batch, Encoders
 from samplers.methods.by_name import build
-from samplers.methods.method import state_variable
 from samplers.randomness import HOST, step_seed
 from samplers.selection.seen import Seen
+from samplers.state import state_variable
 from towers.legacy_keras import tfrs
 
 Encoder = Callable[[tf.Tensor], tf.Tensor]  # dense ids [...] -> embeddings [..., D]

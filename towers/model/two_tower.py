@@ -12,9 +12,10 @@ import tensorflow as tf
 from pipeline.contract import schema
 from samplers.candidates import Batch, Candidates, Encoders
 from samplers.methods.by_name import METHODS, build
-from samplers.methods.method import state_variable, without_gradient
+from samplers.methods.method import without_gradient
 from samplers.proposals.soft_targets import SoftTargets
 from samplers.randomness import HOST, split_seed, step_seed
+from samplers.state import state_variable
 from towers.data.interactions import RetrievalData
 from towers.encoders.make_towers import make_towers
 from towers.encoders.tower_config import split_options

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipeline.contract import schema
+from pipeline.contract.files import write_atomically
 from towers.report.html import (
     columns,
     page,
@@ -35,7 +35,7 @@ def write_comparison(path: Path, result: dict[str, Any]) -> None:
         *(_metric(metric, rows) for metric, rows in result["metrics"].items()),
         section("Settings that differ", differing_settings_html(names, configurations), tall=True),
     ]
-    schema.write_atomically(path, page("Comparison of runs", parts))
+    write_atomically(path, page("Comparison of runs", parts))
 
 
 def _metric(metric: str, rows: list[dict[str, Any]]) -> str:

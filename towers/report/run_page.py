@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from pipeline.contract import schema
+from pipeline.contract.files import write_atomically
 from towers.report.card import card_html
 from towers.report.data import data_html
 from towers.report.html import (
@@ -72,7 +72,7 @@ def write_report(
         section("Model card", _card(_read(version, _CARD)), tall=True),
         section("Configuration", settings_html(record["configuration"]), tall=True),
     ]
-    schema.write_atomically(path, page("Run report", parts))
+    write_atomically(path, page("Run report", parts))
     return path
 
 

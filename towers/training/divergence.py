@@ -10,9 +10,11 @@ import pyarrow.parquet as pq
 import tensorflow as tf
 
 from pipeline.contract import schema
+from pipeline.contract.files import written_aside
 from towers.data.epochs import step_rows
 from towers.data.interactions import RetrievalData
-from towers.model.gradients import MUST_BE_FINITE, Diverged
+from towers.errors import Diverged
+from towers.model.gradients import MUST_BE_FINITE
 from towers.training.run_directory import DIVERGED
 from towers.training.settings import TrainConfig
 
@@ -52,5 +54,5 @@ def save_batch(path: Path, config: TrainConfig, data: RetrievalData, step: int) 
     for side in schema.SIDES:
         raw_ids = getattr(data, f"{side}_vocabulary").raw_ids
         columns[f"{side}_{schema.RAW_ID}"] = raw_ids.take(pa.array(columns[f"{side}_id"]))
-    with schema.written_aside(path) as aside:
+    with written_aside(path) as aside:
         pq.write_table(pa.table(columns), aside)

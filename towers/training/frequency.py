@@ -16,7 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.contract import schema
+from pipeline.contract import hashing, schema
+from pipeline.contract.files import written_aside
 from samplers.methods.by_name import METHODS
 from samplers.methods.in_batch import CorrectSfx
 from samplers.methods.method import Method
@@ -63,7 +64,7 @@ class Frequency(NamedTuple):
             path.unlink(missing_ok=True)  # of a run that was overwritten
             return
         arrays = self.stream._asdict() if self.stream else {"counts": self.counts}
-        with schema.written_aside(path) as aside, open(aside, "wb") as file:
+        with written_aside(path) as aside, open(aside, "wb") as file:
             np.savez_compressed(file, **arrays)
 
 
@@ -167,7 +168,7 @@ def _of_stream(source: str, data: RetrievalData, batch_size: int | None) -> Freq
     last_step, interval, weight = (np.load(Path(source) / name) for name in names)
     step, alpha = manifest.details["step"], manifest.configuration["alpha"]
     num_hashes, num_buckets = last_step.shape
-    buckets = schema.hash_buckets(
+    buckets = hashing.hash_buckets(
         data.candidate_vocabulary.fingerprints, num_buckets=num_buckets, num_hashes=num_hashes
     )
     arrays = np.arange(num_hashes)

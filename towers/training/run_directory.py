@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from pipeline.contract.schema import write_atomically
+from pipeline.contract.files import write_atomically
 from samplers.proposals.soft_targets import SoftTargets
 from towers.data.interactions import RetrievalData
 from towers.legacy_keras import tf_keras

@@ -57,7 +57,7 @@ def train(config: TrainConfig, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
     """
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
-    strategy = make_strategy(config)
+    strategy = make_strategy(config.strategy, config.devices)
     data = open_data(config.data)
     if config.patience and data.num_rows("validation") == 0:
         raise ValueError(

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from pipeline.contract import schema
+from pipeline.contract.files import written_aside
 from towers.data.interactions import RetrievalData
 from towers.encoders.tower_config import SUMS
 from towers.model.two_tower import TwoTower
@@ -39,7 +40,7 @@ def keep_vocabularies(run: str | os.PathLike[str], data: RetrievalData) -> None:
     """Writes which row of the tables is which id, for runs that start from this one."""
     if (Path(run) / VOCABULARIES).exists():
         return
-    with schema.written_aside(Path(run) / VOCABULARIES) as aside, open(aside, "wb") as file:
+    with written_aside(Path(run) / VOCABULARIES) as aside, open(aside, "wb") as file:
         prints: dict[str, Any] = {side: _fingerprints(data, side) for side in schema.SIDES}
         np.savez(file, **prints)
 

@@ -1,0 +1,1 @@
+"""`twotower tune`: Optuna over short trainings. Imports `training` and what lies below."""

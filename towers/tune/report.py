@@ -12,7 +12,7 @@ import optuna
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from pipeline.contract.schema import write_atomically, written_aside
+from pipeline.contract.files import write_atomically, written_aside
 from towers.training.run_directory import write_json
 from towers.tune.settings import TuneConfig
 from towers.tune.space import Knob, as_flags, train_config

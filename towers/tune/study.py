@@ -15,9 +15,9 @@ import tensorflow as tf
 
 from samplers.methods.by_name import METHODS
 from towers.data.interactions import open_data
+from towers.errors import Diverged
 from towers.legacy_keras import tf_keras
 from towers.metrics.held_out import HeldOut
-from towers.model.gradients import Diverged
 from towers.training.run_directory import CONFIG, TRAINING, read_json
 from towers.training.train import train
 from towers.tune.directory import (

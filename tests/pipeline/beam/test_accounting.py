@@ -19,10 +19,11 @@ from pipeline.beam.accounting import (
 )
 from pipeline.counts import merge as counting
 from pipeline.counts.job import count
+from pipeline.counts.settings import FrequenciesConfig
 from pipeline.job import prepare
 from pipeline.prepare import assemble, vocabulary
 from pipeline.prepare import k_core as activity
-from pipeline.prepare.settings import FrequenciesConfig, PrepareConfig
+from pipeline.prepare.settings import PrepareConfig
 from pipeline.streaming.job import estimate
 
 ONE_LINE = r"^.+; nothing is written\. Please report this with the runner and its version\..*$"

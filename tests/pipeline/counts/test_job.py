@@ -16,10 +16,11 @@ import pytest
 from prepared import digest
 
 import twotower
-from pipeline.contract import schema
+from pipeline.contract import hashing, schema
+from pipeline.contract.files import checksum
 from pipeline.counts import merge as counting
 from pipeline.counts.job import count
-from pipeline.prepare.settings import FrequenciesConfig
+from pipeline.counts.settings import FrequenciesConfig
 from pipeline.read import readers as batches
 
 HEADER = b"user_id,item_id,timestamp\n"
@@ -71,7 +72,7 @@ def test_every_row_counts(log, expected):
     found = table(expected)
     assert counted(expected) == items
     prints = found["fingerprint"].to_pylist()
-    assert prints == [schema.fingerprint(raw) for raw in found["raw_id"].to_pylist()]
+    assert prints == [hashing.fingerprint(raw) for raw in found["raw_id"].to_pylist()]
     assert prints == sorted(prints)
     for row, log_q in zip(found["raw_id"].to_pylist(), found["log_q"].to_pylist(), strict=True):
         assert log_q == pytest.approx(math.log(items[row] / len(log)), rel=1e-14)
@@ -90,7 +91,7 @@ def test_the_manifest_describes_what_is_there(log, source, expected):
     assert manifest.counts == sizes | dict.fromkeys(
         ["bad", "below_threshold", "previous_rows", "previous_items", "forgotten_items"], 0
     )
-    content = {"bytes": source.stat().st_size, "checksum": schema.checksum(source)}
+    content = {"bytes": source.stat().st_size, "checksum": checksum(source)}
     assert manifest.details["inputs"] == [{"file": "log.parquet"} | content]
     summary = manifest.details["summary"]
     most = sorted(items.items(), key=lambda pair: (-pair[1], pair[0].encode()))[:20]
@@ -278,7 +279,7 @@ def test_a_tensorflow_dataset_is_known_by_its_files(tmp_path):
     manifest = run(source, tmp_path / "out", item_column="candidate_id")
     assert counted(tmp_path / "out") == {"0": 2, "1": 1}
     assert {one["checksum"] for one in manifest.details["inputs"]} == {
-        schema.checksum(path) for path in (tmp_path / "prepared").glob("*.tfrecord-*")
+        checksum(path) for path in (tmp_path / "prepared").glob("*.tfrecord-*")
     }
     with pytest.raises(ValueError, match="counted twice"):
         run(source, tmp_path / "2", item_column="candidate_id", previous=str(tmp_path / "out"))

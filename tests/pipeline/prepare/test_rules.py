@@ -10,7 +10,8 @@ import pytest
 from prepared import digest, examples, raw_pairs, vocabulary
 
 from pipeline.beam.blocks import ROW, drop_duplicates
-from pipeline.contract import schema
+from pipeline.contract import hashing, schema
+from pipeline.contract.files import checksum
 from pipeline.job import prepare
 from pipeline.prepare.settings import PrepareConfig
 
@@ -114,7 +115,7 @@ def test_dense_ids_by_count_then_raw_id(log, tmp_path):
         assert vocabulary(out, side) == expected
         table = pq.read_table(out / schema.vocabulary_name(side))
         assert table["count"].to_pylist() == [counts[raw] for raw in expected]
-        assert table["fingerprint"].to_pylist() == [schema.fingerprint(raw) for raw in expected]
+        assert table["fingerprint"].to_pylist() == [hashing.fingerprint(raw) for raw in expected]
 
 
 def test_train_counts_are_those_of_the_train_split(log, tmp_path):
@@ -142,8 +143,8 @@ def test_random_split_cuts_each_users_rows_in_hash_order(
     for user, items in by_user(distinct(log)).items():
 
         def place(item, user=user):
-            one = [np.array([schema.fingerprint(raw)]) for raw in (user, item)]
-            return int(schema.row_hash(10, "split", *one)[0])
+            one = [np.array([hashing.fingerprint(raw)]) for raw in (user, item)]
+            return int(hashing.row_hash(10, "split", *one)[0])
 
         ordered = sorted(items, key=place)
         known = max(1, round(train_ratio * len(items)))
@@ -176,7 +177,7 @@ def test_rows_are_in_the_order_of_their_hash_across_shards(log, tmp_path):
     _, out = run(log, tmp_path, rows_per_shard=300)
     assert len(list(out.glob("interactions-train.tfrecord-*"))) > 2
     hashes = [
-        int(schema.row_hash(10, "order", *(np.array([schema.fingerprint(r)]) for r in pair))[0])
+        int(hashing.row_hash(10, "order", *(np.array([hashing.fingerprint(r)]) for r in pair))[0])
         for pair in raw_pairs(out, "train")
     ]
     assert hashes == sorted(hashes)
@@ -208,5 +209,5 @@ def test_manifest_holds_every_file_and_its_checksum(log, tmp_path):
     files = {p.name for p in out.iterdir()} - {schema.MANIFEST}
     assert set(manifest.files) == files
     for name, described in manifest.files.items():
-        assert described["checksum"] == schema.checksum(out / name)
+        assert described["checksum"] == checksum(out / name)
     assert "output" not in json.loads((out / schema.MANIFEST).read_text())["configuration"]

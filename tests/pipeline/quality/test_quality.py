@@ -14,6 +14,7 @@ from prepared import digest, raw_pairs
 
 import twotower
 from pipeline.contract import schema
+from pipeline.contract.files import checksum
 from pipeline.job import prepare
 from pipeline.prepare.settings import PrepareConfig
 from pipeline.quality.page import page
@@ -350,7 +351,7 @@ def test_the_page_stands_alone(made):
     ):
         assert expected in cells
     assert str(out.parent) not in text
-    assert manifest.files["quality.html"]["checksum"] == schema.checksum(out / "quality.html")
+    assert manifest.files["quality.html"]["checksum"] == checksum(out / "quality.html")
 
 
 def test_the_page_does_not_depend_on_settings_of_matplotlib(made):

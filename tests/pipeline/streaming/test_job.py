@@ -27,7 +27,7 @@ from streaming_log import (
 import twotower
 from pipeline.beam.options import beam_options
 from pipeline.beam.staging import Staging
-from pipeline.contract import schema
+from pipeline.contract import hashing, schema
 from pipeline.read import readers as batches
 from pipeline.read.discover import find_pieces
 from pipeline.streaming import estimator as streaming_frequency
@@ -188,10 +188,10 @@ def test_a_run_that_lies_within_the_lateness_applies_nothing(
     manifest = estimate(config)
     assert (manifest.details["step"], manifest.details["origin"]) == (step, origin)
     found = np.load(tmp_path / "out" / "00000002" / "pending.npy")
-    expected = sorted([schema.fingerprint(item), period, rows] for item, period, rows in pending)
+    expected = sorted([hashing.fingerprint(item), period, rows] for item, period, rows in pending)
     assert found.tolist() == expected
     assert manifest.counts["pending"] == sum(rows for *_, rows in pending)
-    events = [(t, schema.fingerprint(item)) for t, item in applied]
+    events = [(t, hashing.fingerprint(item)) for t, item in applied]
     Paper.over(events, **SIZES).check(newest(tmp_path / "out")[1])
 
 
@@ -214,7 +214,7 @@ def test_late_rows_are_counted_and_dropped(tmp_path):
     assert (manifest.details["step"], manifest.details["newest"]) == (5, 1061)
     assert [manifest.counts[name] for name in names] == [2, 2, 0, 1]
     applied = [(1, "a"), (2, "b"), (2, "d"), (4, "c"), (4, "a"), (5, "f"), (5, "g")]
-    events = [(t, schema.fingerprint(item)) for t, item in applied]
+    events = [(t, hashing.fingerprint(item)) for t, item in applied]
     Paper.over(events, **SIZES).check(newest(tmp_path / "out")[1])
 
 

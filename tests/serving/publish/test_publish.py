@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 from pipeline.contract import schema
+from pipeline.contract.files import describe_files
 from serving.publish.publish import publish
 from serving.retrieval.retriever import Retriever
 from serving.version.versions import find_version
@@ -109,7 +110,7 @@ def test_the_card_and_the_manifest_describe_the_version(small):
     manifest = schema.read_manifest(small.version, "version")
     assert manifest.counts == {"candidates": 300, "dimensions": 8, "queries": 20}
     assert manifest.configuration["k"] == 40
-    missing = set(schema.describe_files(small.version)) - set(manifest.files)
+    missing = set(describe_files(small.version)) - set(manifest.files)
     assert missing == {"manifest.json", "model_card.md"}  # people may annotate the card
 
 

@@ -22,7 +22,7 @@ from tensorflow_serving.apis import (
 )
 
 from serving.rpc import guard as grpc_guard
-from serving.runtime.model_config import State
+from serving.version.status import State
 
 Code, Gzip = grpc.StatusCode, grpc.Compression.Gzip
 

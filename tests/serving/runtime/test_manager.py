@@ -13,7 +13,8 @@ from saved_models import write_affine
 from serving.errors import InvalidRequest, NotFound, Unavailable
 from serving.runtime.loaded import LoadedVersion
 from serving.runtime.manager import ModelManager
-from serving.runtime.model_config import ModelConfig, State, VersionPolicy
+from serving.runtime.model_config import ModelConfig, VersionPolicy
+from serving.version.status import State
 
 X = np.zeros((1, 2), np.float32)
 

@@ -2,13 +2,8 @@ import pytest
 from tensorflow_serving.apis import get_model_status_pb2
 from tensorflow_serving.config import model_server_config_pb2
 
-from serving.runtime.model_config import (
-    ModelConfig,
-    State,
-    VersionPolicy,
-    from_proto,
-    read_config_file,
-)
+from serving.runtime.model_config import ModelConfig, VersionPolicy, from_proto, read_config_file
+from serving.version.status import State
 
 TEXT = """
 model_config_list {

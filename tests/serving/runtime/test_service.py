@@ -28,8 +28,9 @@ from serving.retrieval.requests import RetrieveRequest
 from serving.retrieval.tables import RetrievalTables
 from serving.runtime.batching import Batcher
 from serving.runtime.loaded import LoadedVersion
-from serving.runtime.model_config import ModelConfig, State, VersionPolicy
+from serving.runtime.model_config import ModelConfig, VersionPolicy
 from serving.runtime.service import Service
+from serving.version.status import State
 from serving.version.versions import Version
 
 POLL = 0.01

@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.contract import schema
+from pipeline.contract import hashing, schema
 from towers.data.dataframe import from_dataframe
 
 
@@ -22,15 +22,15 @@ def test_split_and_order_follow_the_rule(pairs):
     )
     users, items = pairs["user_id"].astype(str), pairs["item_id"]
     prints = [
-        np.array([schema.fingerprint(value) for value in column]) for column in (users, items)
+        np.array([hashing.fingerprint(value) for value in column]) for column in (users, items)
     ]
-    codes = schema.split_codes(
+    codes = hashing.split_codes(
         prints[0],
-        schema.row_hash(4, "split", *prints),
+        hashing.row_hash(4, "split", *prints),
         train_ratio=0.7,
         validation_ratio=0.2,
     )
-    order = np.argsort(schema.row_hash(4, "order", *prints))
+    order = np.argsort(hashing.row_hash(4, "order", *prints))
     for code, split in enumerate(schema.SPLITS):
         expected = [(users[row], items[row]) for row in order if codes[row] == code]
         assert raw_pairs(data, split) == expected

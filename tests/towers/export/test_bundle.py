@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 from pipeline.contract import schema
+from pipeline.contract.files import checksum
 from towers.data.interactions import open_data
 from towers.evaluation.evaluate import evaluate
 from towers.export.bundle import export_bundle
@@ -83,7 +84,7 @@ def test_manifest(bundle, prepared, run):
     assert "seconds" not in text
     assert str(run) not in text
     for name, described in manifest.files.items():
-        assert schema.checksum(bundle / name) == described["checksum"]
+        assert checksum(bundle / name) == described["checksum"]
 
 
 def test_a_bundle_is_replaced_at_once(prepared, run, tmp_path):

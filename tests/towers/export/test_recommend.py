@@ -13,6 +13,7 @@ import pytest
 
 import twotower
 from pipeline.contract import schema
+from pipeline.contract.files import checksum
 from towers.data.interactions import open_data
 from towers.export.recommend import Ranker, recommend
 from towers.training.run_directory import open_run
@@ -82,7 +83,7 @@ def test_is_the_top_of_the_corpus_for_every_user(config, tmp_path, keep_seen):
     written = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert written["counts"] == {"queries": len(found)}
     for name in names:
-        assert schema.checksum(tmp_path / "out" / name) == written["files"][name]["checksum"]
+        assert checksum(tmp_path / "out" / name) == written["files"][name]["checksum"]
 
 
 def test_users_who_saw_nearly_all_get_fewer(config, tmp_path):

@@ -129,4 +129,4 @@ def test_what_a_strategy_lacks_is_told(settings, config, text, monkeypatch):
     tf.constant(0)  # TensorFlow is in use
     monkeypatch.setenv("TF_CONFIG", config)
     with pytest.raises(ValueError, match=text):
-        make_strategy(TrainConfig(data="d", run="r", **settings))
+        make_strategy(**settings)

@@ -10,9 +10,9 @@ import pytest
 import tensorflow as tf
 
 import twotower
-from pipeline.contract import schema
+from pipeline.contract import hashing, schema
+from pipeline.counts.settings import FrequenciesConfig
 from pipeline.frequencies import frequencies
-from pipeline.prepare.settings import FrequenciesConfig
 from samplers.proposals import streaming_frequency as trainer_side
 from towers.audit.job import AuditConfig, audit
 from towers.data.interactions import open_data
@@ -41,9 +41,9 @@ GOLDEN = {
 }
 
 
-@pytest.mark.parametrize("hash_buckets", [schema.hash_buckets, trainer_side.hash_buckets])
+@pytest.mark.parametrize("hash_buckets", [hashing.hash_buckets, trainer_side.hash_buckets])
 def test_job_and_trainer_have_the_same_buckets(hash_buckets):
-    prints = np.array([schema.fingerprint(raw) for raw in GOLDEN])
+    prints = np.array([hashing.fingerprint(raw) for raw in GOLDEN])
     assert prints.tolist() == [row[0] for row in GOLDEN.values()]
     for num_buckets, column in ((1009, 1), (262_144, 2)):
         buckets = hash_buckets(prints, num_buckets=num_buckets, num_hashes=5)
@@ -126,8 +126,8 @@ def test_the_trainer_takes_over_a_snapshot(prepared, snapshots, tmp_path, which)
     np.testing.assert_array_equal(estimates.weight.numpy().reshape(5, -1), expected)
     assert estimates.alpha == 0.05
     raw_ids = data.candidate_vocabulary.raw_ids.to_pylist()
-    prints = np.array([schema.fingerprint(raw) for raw in raw_ids])
-    buckets = schema.hash_buckets(prints, num_buckets=211, num_hashes=5)
+    prints = np.array([hashing.fingerprint(raw) for raw in raw_ids])
+    buckets = hashing.hash_buckets(prints, num_buckets=211, num_hashes=5)
     np.testing.assert_array_equal(estimates.buckets, buckets)
     assert config.frequency == f"streaming:{snapshots / '00000001'}"
     assert set(config.options) == {"num_buckets=211", "num_hashes=5", "alpha=0.05"}
@@ -143,9 +143,9 @@ def test_the_trainer_goes_on_with_the_recursion(prepared, snapshots, tmp_path):
     model.train_step(batch)
     raw_ids = data.candidate_vocabulary.raw_ids.to_pylist()
     for candidate in np.unique(batch["candidate_id"]):
-        print_ = np.array([schema.fingerprint(raw_ids[candidate])])
+        print_ = np.array([hashing.fingerprint(raw_ids[candidate])])
         for h, bucket in enumerate(
-            schema.hash_buckets(print_, num_buckets=211, num_hashes=5)[0].tolist()
+            hashing.hash_buckets(print_, num_buckets=211, num_hashes=5)[0].tolist()
         ):
             share = 0.05 / (0.95 * weight[h, bucket] + 0.05)
             b = interval[h, bucket] + share * (
@@ -272,8 +272,8 @@ def test_other_methods_start_from_a_stream(prepared, snapshots, tmp_path):
     interval = with_open_intervals(*arrays)
     expected, seen = [], []
     for raw in data.candidate_vocabulary.raw_ids.to_pylist():
-        prints = np.array([schema.fingerprint(raw)])
-        buckets = schema.hash_buckets(prints, num_buckets=211, num_hashes=5)[0].tolist()
+        prints = np.array([hashing.fingerprint(raw)])
+        buckets = hashing.hash_buckets(prints, num_buckets=211, num_hashes=5)[0].tolist()
         expected.append(1 / max(interval[h, bucket] for h, bucket in enumerate(buckets)))
         seen.append(all(last_step[h, bucket] > 0 for h, bucket in enumerate(buckets)))
     assert 0 < seen.count(False) <= 5

@@ -1,0 +1,81 @@
+"""Files that are whole or absent: written aside, renamed into place, described by checksums."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pipeline.contract.locks import lone_holder
+
+
+def checksum(path: str | os.PathLike[str]) -> str:
+    """16 bytes of blake2b of the content of a file, in hexadecimal."""
+    digest = hashlib.blake2b(digest_size=16)
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a text file aside and renames it into place, so that no reader sees half of it."""
+    with written_aside(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """A path to write to, which becomes `path` at the end; where writing fails, nothing does."""
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(6)}")  # workers may share a disk
+    yield aside
+    os.replace(aside, path)
+
+
+def describe_files(
+    directory: str | os.PathLike[str], rows: dict[str, int] | None = None
+) -> dict[str, dict[str, Any]]:
+    """Size and checksum of every file below `directory`, for `schema.Manifest.files`."""
+    root, described = Path(directory), {}
+    for path in sorted(p for p in root.rglob("*") if p.is_file()):
+        name = path.relative_to(root).as_posix()
+        described[name] = {"bytes": path.stat().st_size, "checksum": checksum(path)}
+        if rows and name in rows:
+            described[name]["rows"] = rows[name]
+    return described
+
+
+@contextlib.contextmanager
+def made_aside(destination: Path) -> Iterator[Path]:
+    """An empty `.<name>.partial` for what `replace_directory` then puts in place; gone at the end.
+
+    One process at a time has it, the others wait. What a killed one left goes first.
+    """
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    partial = destination.with_name(f".{destination.name}.partial")
+    with lone_holder(partial.with_name(f"{partial.name}.lock")):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        try:
+            yield partial
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def replace_directory(finished: Path, destination: Path) -> None:
+    """Renames a finished directory into place; what stood there before goes away after it.
+
+    On one file system a reader sees the old directory or the new one; between the two renames
+    of a replacement it may see none, never a mixture.
+    """
+    retired = finished.with_name(f"{finished.name}.retired")
+    shutil.rmtree(retired, ignore_errors=True)  # of a process that was killed here
+    if destination.exists():
+        os.rename(destination, retired)
+    os.rename(finished, destination)
+    shutil.rmtree(retired, ignore_errors=True)

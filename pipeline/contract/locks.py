@@ -1,0 +1,48 @@
+"""Locks of directories, which the system frees when their process ends, however it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def held(path: Path, told: str) -> Iterator[None]:
+    """Holds a lock file while the block runs; the file stays.
+
+    Example:
+      with held(Path("run/.lock"), "another process trains in run: wait for it."):
+          train()
+
+    Args:
+      path: the lock file, made where it is missing.
+      told: the error where another process holds it.
+
+    Raises:
+      ValueError: another process holds it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ValueError(told) from None
+        yield
+
+
+@contextlib.contextmanager
+def lone_holder(path: Path) -> Iterator[None]:
+    """Waits for a lock file and holds it, then removes it."""
+    while True:
+        with open(path, "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not os.fstat(lock.fileno()).st_nlink:
+                continue  # its holder has removed it
+            try:
+                yield
+            finally:
+                path.unlink()
+            return

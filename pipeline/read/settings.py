@@ -1,0 +1,69 @@
+"""Settings of the source, which every job has; field names are flags, field comments their help."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from pipeline.contract.settings import require
+
+EPOCH_UNITS = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}  # ticks in a second
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceConfig:
+    """Where raw interactions come from and which of their columns are read, for every job."""
+
+    source: str = ""  # file, directory, glob, `tfds:NAME` or `demo`; see the README for formats
+    output: str = ""  # directory to make; it appears when all of it is finished
+    user_column: str = "user_id"  # column of the raw user id (the query)
+    item_column: str = "item_id"  # column of the raw item id (the candidate)
+    timestamp_column: str = "timestamp"  # column of the time; may be absent where none is needed
+    timestamp_format: str = "s"  # s, ms, us or ns since 1970, or a strptime pattern
+    rating_column: str = "rating"  # column of the rating, read where there is a threshold
+    rating_threshold: float | None = None  # rows below it are no positives; none: all rows are
+    weight_column: str = ""  # column of a weight per row for the loss; none when empty
+    delimiter: str = ""  # of text files; by default , for .csv and a tab for .tsv and .inter
+    max_bad_share: float = 0.01  # more bad rows than this share is an error
+    allow_empty_files: bool = False  # a file of the source without rows is no error
+    partitions: int = 16  # key ranges that travel alone; the result does not depend on it
+    overwrite: bool = False  # replace what is in the output directory
+
+    def __post_init__(self) -> None:
+        """Checks every field.
+
+        Raises:
+          ValueError: a field breaks its rule; the message names rule, value and remedy.
+        """
+        for name in ("source", "output", *self.required_columns):
+            require(bool(getattr(self, name)), name, "must be given", getattr(self, name))
+        require(
+            0 <= self.max_bad_share <= 1, "max_bad_share", "must be in [0, 1]", self.max_bad_share
+        )
+        require(self.partitions >= 1, "partitions", "must be at least 1", self.partitions)
+        require(len(self.delimiter) <= 1, "delimiter", "must be one character", self.delimiter)
+        require(
+            self.timestamp_format in EPOCH_UNITS or "%" in self.timestamp_format,
+            "timestamp_format",
+            f"must be one of {tuple(EPOCH_UNITS)} or a pattern such as %Y-%m-%d",
+            self.timestamp_format,
+        )
+
+    @property
+    def required_columns(self) -> tuple[str, ...]:
+        """The settings of columns that may not be empty."""
+        return ("user_column", "item_column")
+
+    @property
+    def needs_timestamps(self) -> bool:
+        """Whether the job cannot do without the time of a row."""
+        return False
+
+    @property
+    def latest_time(self) -> int | None:
+        """The latest time, in seconds since 1970, that a good row may have; none: any."""
+        return None
+
+    @property
+    def keeps_split(self) -> bool:
+        """Whether files named train, validation and test are kept apart."""
+        return False

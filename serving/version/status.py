@@ -1,0 +1,33 @@
+"""The life of a version, from its files to its end."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+
+
+class State(enum.IntEnum):
+    """Life of a version, with the numbers of TensorFlow Serving's `ModelVersionStatus.State`."""
+
+    START = 10  # known, not loaded: its files are not complete yet, or others are loaded first
+    LOADING = 20
+    AVAILABLE = 30
+    UNLOADING = 40  # takes no new request, ends those that it has
+    END = 50  # unloaded, or could not be loaded; then there is an error
+
+
+@dataclasses.dataclass(frozen=True)
+class VersionStatus:
+    """What became of one version.
+
+    Attributes:
+      version: its number.
+      state: where in its life it is.
+      error_code: name of a gRPC status code, "OK" where nothing went wrong.
+      error_message: what went wrong, and when it is tried again.
+    """
+
+    version: int
+    state: State
+    error_code: str = "OK"
+    error_message: str = ""
