@@ -37,7 +37,7 @@ def run(source, out, *flags, code="import sys, twotower; sys.exit(twotower.main(
     command += ["--output", str(out), "--min_user_interactions=5", "--min_item_interactions=5"]
     done = subprocess.run(
         [*command, *flags],
-        cwd=Path(schema.__file__).parents[1],
+        cwd=Path(schema.__file__).parents[2],
         capture_output=True,
         text=True,
         timeout=MAX_SECONDS,

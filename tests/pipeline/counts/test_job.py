@@ -362,7 +362,7 @@ def test_a_killed_job_leaves_nothing_that_looks_finished(source, expected, tmp_p
         [sys.executable, "-c", stop, "frequencies", "--source", source, "--output", out],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        cwd=Path(schema.__file__).parents[1],
+        cwd=Path(schema.__file__).parents[2],
         start_new_session=True,
     )
     deadline = time.monotonic() + 60

@@ -222,7 +222,7 @@ def test_a_killed_watch_loses_nothing(tmp_path, parts, expected, stage):
         [sys.executable, "-c", SLOW, stage, "frequencies", "--streaming", "--watch", *flags],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        cwd=Path(schema.__file__).parents[1],
+        cwd=Path(schema.__file__).parents[2],
         text=True,
     )
     while "waiting" not in job.stdout.readline():
