@@ -24,7 +24,7 @@ MAX_SECONDS = 600  # of one run
 TWO = ("--direct_running_mode=multi_processing", "--direct_num_workers=2")
 UNGUARDED = (
     "import sys, twotower\n"
-    "from pipeline import beam_options\n"
+    "from pipeline.beam import options as beam_options\n"
     f"beam_options.DATA_BUFFER_TIME_LIMIT_MS = {FLUSH_MS}\n"
     "sys.exit(twotower.main(sys.argv[1:]))\n"
 )

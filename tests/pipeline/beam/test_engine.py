@@ -86,7 +86,8 @@ def test_a_killed_job_leaves_nothing_that_looks_finished(source, expected, tmp_p
     # The writer of blocks waits after its first file, so that there is a moment to kill in.
     slow = (
         "import sys, time, twotower\n"
-        "from pipeline import activity, assemble, ingest\n"
+        "from pipeline.prepare import assemble, ingest\n"
+        "from pipeline.prepare import k_core as activity\n"
         "for room, name in ((ingest, 'write_block'), (activity, 'write_block'),\n"
         "                   (assemble, 'write_shard')):\n"
         "    def wait(*a, f=getattr(room, name)): r = f(*a); time.sleep(0.3); return r\n"

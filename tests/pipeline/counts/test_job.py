@@ -352,7 +352,7 @@ def test_a_killed_job_leaves_nothing_that_looks_finished(source, expected, tmp_p
     out = tmp_path / "out"
     stop = (
         "import sys, time, twotower\n"
-        "from pipeline import counting\n"
+        "from pipeline.counts import merge as counting\n"
         "def stop(table, path, write=counting.write_table):\n"
         f"    write(table, path); time.sleep(600 * (path.parent.name == {stage!r}))\n"
         "counting.write_table = stop\n"

@@ -197,7 +197,9 @@ def test_a_signal_ends_the_watch_between_two_jobs(tmp_path, monkeypatch, number)
 # A watch whose workers wait after the first file that a stage has written.
 SLOW = """
 import sys, time, twotower
-from pipeline import event_order, micro_batch, row_steps
+from pipeline.streaming import micro_batch
+from pipeline.streaming import order as event_order
+from pipeline.streaming import steps as row_steps
 room = {"events": event_order, "applied": row_steps}[sys.argv.pop(1)]
 def wait(*a, f=room.write_block):
     r = f(*a); print("waiting", flush=True); time.sleep(60); return r

@@ -149,7 +149,7 @@ def test_two_publishers_at_once_make_two_versions(bundle, tmp_path):
 
 KILLED = """
 import os, signal, sys
-from serving import model_card, publish
+from serving.publish import model_card, publish
 model_card.write = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 publish.publish(sys.argv[1], sys.argv[2], scann=False)
 """
