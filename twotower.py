@@ -65,7 +65,7 @@ COMMANDS = {
         "measure how far each sampler is from the full softmax on a trained run",
     ),
     "export": Command(
-        "serving.config:ExportConfig",
+        "serving.publish.settings:ExportConfig",
         "twotower:_export",
         "publish a trained model as a version with exact and ScaNN top-k",
     ),
@@ -75,12 +75,12 @@ COMMANDS = {
         "write the top-k of all users to Parquet files",
     ),
     "serve": Command(
-        "serving.config:ServeConfig",
+        "serving.settings:ServeConfig",
         "serving.server:serve",
         "serve the newest model versions over REST and gRPC",
     ),
     "query": Command(
-        "serving.config:QueryConfig",
+        "serving.retrieval.settings:QueryConfig",
         "serving.retrieval.query:answer",
         "ask a published version for a top-k",
     ),

@@ -20,13 +20,13 @@ import grpc
 import uvicorn
 from starlette.types import ASGIApp
 
-from serving.config import ServeConfig
 from serving.monitoring import logs
 from serving.rest import api as rest_api
 from serving.rest.protocol import TimedProtocol
 from serving.rpc import api as grpc_api
 from serving.runtime.process import settle
 from serving.runtime.service import Service
+from serving.settings import ServeConfig
 
 _BACKLOG = 2048
 _CLOSING_SECONDS = 1.0  # for answers that are on their way once the service is drained

@@ -22,7 +22,7 @@ FLOORS = {  # room → its sub-packages and top modules; each may import those a
     "samplers": "methods proposals selection losses randomness state checks candidates",
     "towers": "doctor audit tune export evaluation report training model encoders metrics data "
     "errors legacy_keras",
-    "serving": "server rest rpc runtime retrieval publish monitoring version config errors",
+    "serving": "server rest rpc runtime settings retrieval publish monitoring version errors",
 }
 MOST_MODULES = 16  # in one folder
 FORBIDDEN = {  # room → foreign packages that none of its files may import

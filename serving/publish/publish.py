@@ -15,10 +15,11 @@ from typing import Any
 
 from pipeline.contract import schema
 from pipeline.contract.files import describe_files
-from serving.config import MOST_VERSION, VersionOptions
 from serving.publish import model_card, recall_plot, tuning, warmup_requests
+from serving.publish.settings import VersionOptions
 from serving.version.bundle import Bundle, read_bundle
 from serving.version.index import ExactIndex, import_scann
+from serving.version.names import MAX_VERSION
 from serving.version.served_model import GivenEmbedding, QueryModel, ServedModel
 from serving.version.versions import (
     ANN_PLOT,
@@ -114,8 +115,8 @@ def _free_number(home: Path, version: int) -> int:
             "choose another number, or 0 for the next free one."
         )
     number = version or max(taken, default=0) + 1
-    if number > MOST_VERSION:
-        raise ValueError(f"{home} has version {MOST_VERSION}, the last one: name a free number.")
+    if number > MAX_VERSION:
+        raise ValueError(f"{home} has version {MAX_VERSION}, the last one: name a free number.")
     return number
 
 

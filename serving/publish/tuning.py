@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from serving.config import VersionOptions
 from serving.publish.measuring import Judge, Measured
+from serving.publish.settings import VersionOptions
 from serving.publish.sweep import Setting, Sweep
 from serving.version.bundle import Bundle
 from serving.version.index import ExactIndex, ScannIndex, usual_leaves

@@ -16,7 +16,6 @@ from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
-from serving.config import ServeConfig
 from serving.rest import codec as rest_codec
 from serving.rest import explorer
 from serving.rest import openapi as rest_openapi
@@ -39,6 +38,7 @@ from serving.runtime.service import (
     Service,
 )
 from serving.runtime.signature import Signature
+from serving.settings import ServeConfig
 
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 

@@ -13,7 +13,6 @@ from typing import Any, NoReturn, TypeVar
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.config import ServeConfig
 from serving.errors import OutOfMemory, ServiceError, TooLarge
 from serving.rest.codec import encode_error
 from serving.runtime.aside import BYTES_A_VALUE, aside
@@ -25,6 +24,7 @@ from serving.runtime.call import (
     whole_number,
 )
 from serving.runtime.service import Service
+from serving.settings import ServeConfig
 
 ENTRYPOINT = "REST"
 OPEN_PATHS = (

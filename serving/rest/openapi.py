@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from serving.config import MOST_VERSION
 from serving.rest.messages import ErrorAnswer, RetrieveAnswer, RetrieveBody
+from serving.version.names import MAX_VERSION
 
 DESCRIPTION = (
     "Top-k retrieval. `:predict`, status and metadata are TensorFlow Serving's REST API; "
@@ -16,7 +16,7 @@ DESCRIPTION = (
 _NAME = {"type": "string", "pattern": "^[^/:]{1,200}$"}
 _PARAMETERS = {
     "model": {**_NAME, "description": "Name of the model."},
-    "version": {"type": "integer", "minimum": 0, "maximum": MOST_VERSION},
+    "version": {"type": "integer", "minimum": 0, "maximum": MAX_VERSION},
     "label": {**_NAME, "description": "Name of a version, set by a reload of the configuration."},
 }
 _VALUES = {"description": "A value or nested lists; binary is an object with the key b64."}

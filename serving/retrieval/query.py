@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 
-from serving.config import QueryConfig
 from serving.retrieval.retriever import Result, Retriever
+from serving.retrieval.settings import QueryConfig
 
 
 class UnknownQuery(LookupError):  # noqa: N818 - it names what happened, not a fault

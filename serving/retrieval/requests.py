@@ -12,7 +12,7 @@ import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from serving.config import INDEXES, UNKNOWN_QUERIES
+from serving.retrieval.settings import INDEXES, UNKNOWN_QUERIES
 
 
 class UnknownQuery(LookupError):  # noqa: N818 - it names what happened, not a fault

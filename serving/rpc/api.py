@@ -23,7 +23,6 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
-from serving.config import ServeConfig
 from serving.errors import InvalidRequest
 from serving.rpc import codec as grpc_codec
 from serving.rpc.guard import (
@@ -43,6 +42,7 @@ from serving.runtime.service import (
     Service,
 )
 from serving.runtime.signature import Signature
+from serving.settings import ServeConfig
 
 _MOST_STREAMS = 100  # calls at the same time on one connection; more wait in the client
 _RELOAD_SECONDS = 300.0  # for a reload whose client sets no deadline

@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from serving.config import ServeConfig
 from serving.errors import InvalidRequest, NotFound, check_ids, check_rows
 from serving.monitoring.metrics import Metrics
 from serving.retrieval.answers import Question
@@ -20,6 +19,7 @@ from serving.runtime import joining
 from serving.runtime.aside import aside
 from serving.runtime.batching import Batcher, BatchOptions, BatchThreads
 from serving.runtime.loaded import LoadedVersion
+from serving.settings import ServeConfig
 from serving.version.served_model import SCORE
 
 PREDICT, RETRIEVE = "predict", "retrieve"  # names of the APIs in the metrics

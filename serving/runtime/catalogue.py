@@ -7,9 +7,9 @@ import threading
 from collections.abc import Iterator
 from typing import Generic, NamedTuple
 
-from serving.config import MOST_VERSION
 from serving.errors import InvalidRequest, NotFound, Unavailable
 from serving.runtime.model_versions import Held, ModelVersions, S
+from serving.version.names import MAX_VERSION
 from serving.version.status import State, VersionStatus
 
 _SHOWN = 80  # characters of a client's name that a message repeats
@@ -103,8 +103,8 @@ class Catalogue(Generic[S]):
         self, model: ModelVersions[S], version: int | None, label: str | None
     ) -> int | None:
         """The number that is asked for; None for the newest."""
-        if (version or 0) > MOST_VERSION:
-            raise InvalidRequest(f"A version must be at most {MOST_VERSION}.")
+        if (version or 0) > MAX_VERSION:
+            raise InvalidRequest(f"A version must be at most {MAX_VERSION}.")
         if label is None:
             return version
         if version is not None:

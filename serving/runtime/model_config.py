@@ -11,7 +11,7 @@ from pathlib import Path
 from google.protobuf import text_format
 from tensorflow_serving.config import model_server_config_pb2
 
-from serving.config import check_name
+from serving.version.names import check_name
 
 PLATFORM = "tensorflow"
 _log = logging.getLogger(__name__)

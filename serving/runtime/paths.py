@@ -6,9 +6,9 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from serving.config import is_name
 from serving.errors import InvalidRequest, NotFound
 from serving.runtime.model_config import ModelConfig
+from serving.version.names import is_name
 from serving.version.versions import numbered_directories
 
 

@@ -13,7 +13,6 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf import meta_graph_pb2
 
-from serving.config import ServeConfig
 from serving.errors import DeadlineExceeded, InvalidRequest, ServiceError, Unavailable
 from serving.monitoring.logs import event
 from serving.monitoring.metrics import Metrics
@@ -27,6 +26,7 @@ from serving.runtime.manager import ModelManager
 from serving.runtime.model_config import ModelConfig
 from serving.runtime.signature import Signature
 from serving.runtime.warming import warm_up
+from serving.settings import ServeConfig
 from serving.version.arrival import Arrival
 from serving.version.status import VersionStatus
 

@@ -10,8 +10,8 @@ import tensorflow as tf
 
 from pipeline.contract import schema
 from pipeline.contract.files import checksum
-from serving.config import MOST_VERSION
 from serving.version.index import import_scann
+from serving.version.names import MAX_VERSION
 
 EXTRAS = Path("assets.extra")  # what TensorFlow Serving carries along but does not load
 SCANN_MODEL = EXTRAS / "scann"
@@ -93,7 +93,7 @@ def numbered_directories(home: Path) -> dict[int, Path]:
         int(path.name): path
         for path in sorted(home.iterdir())
         if path.name.isascii() and path.name.isdecimal() and path.is_dir()
-        if int(path.name) <= MOST_VERSION
+        if int(path.name) <= MAX_VERSION
     }
 
 

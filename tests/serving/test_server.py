@@ -32,7 +32,7 @@ from tensorflow_serving.apis import (
 )
 
 from serving import server
-from serving.config import ServeConfig
+from serving.settings import ServeConfig
 
 ROOT = Path(__file__).parents[2]
 PREDICT = "/v1/models/gated:predict"
@@ -328,7 +328,7 @@ def test_an_address_of_another_machine(small):
 START = """
 import logging
 import sys
-from serving.config import ServeConfig
+from serving.settings import ServeConfig
 from serving.server import serve
 logging.getLogger("serving").setLevel(logging.INFO)  # as the command `twotower` does
 config = ServeConfig(sys.argv[1], rest_port=int(sys.argv[2]), grpc_port=0, lame_duck_seconds=0)

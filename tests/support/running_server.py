@@ -12,7 +12,7 @@ import grpc
 from tensorflow_serving.apis import model_service_pb2_grpc, prediction_service_pb2_grpc
 
 from serving import server
-from serving.config import ServeConfig
+from serving.settings import ServeConfig
 
 READY_SECONDS = 60
 

@@ -2,9 +2,9 @@ import json
 
 import pytest
 
-from serving.config import QueryConfig
 from serving.retrieval.query import UnknownQuery, answer
 from serving.retrieval.retriever import Retriever
+from serving.retrieval.settings import QueryConfig
 
 
 def test_a_table_ranks_candidates_and_marks_seen_ones(small, capsys):

@@ -13,7 +13,6 @@ import pytest
 import tensorflow as tf
 from saved_models import write_affine
 
-from serving.config import ServeConfig
 from serving.errors import (
     DeadlineExceeded,
     FailedPrecondition,
@@ -30,6 +29,7 @@ from serving.runtime.batching import Batcher
 from serving.runtime.loaded import LoadedVersion
 from serving.runtime.model_config import ModelConfig, VersionPolicy
 from serving.runtime.service import Service
+from serving.settings import ServeConfig
 from serving.version.status import State
 from serving.version.versions import Version
 

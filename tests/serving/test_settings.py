@@ -1,12 +1,12 @@
 import pytest
 
-from serving.config import TOKEN_VARIABLE, ServeConfig
+from serving.settings import TOKEN_VARIABLE, ServeConfig
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"models": ""}, "models must be a directory, got an empty path"),
+        ({"models": ""}, "models must be a directory, got ''"),
         ({"index": "fast"}, "index must be one of default, exact, scann, got 'fast'"),
         ({"unknown_queries": "guess"}, "unknown_queries must be one of popular, empty, error"),
         ({"max_batch_size": 0}, "max_batch_size must be at least 1, got 0"),

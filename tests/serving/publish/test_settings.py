@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from serving.config import ExportConfig, QueryConfig, VersionOptions
+from serving.publish.settings import ExportConfig, VersionOptions
 
 
 def test_an_export_passes_its_choices_on():
@@ -39,18 +39,3 @@ def test_an_export_of_a_bundle_needs_no_run():
 def test_an_export_refuses(change, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(ExportConfig("data", "run", "models"), **change)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"k": 0}, "k must be at least 1"),
-        ({"index": "fast"}, "index must be one of default, exact, scann, got 'fast'"),
-        ({"query": ""}, "query must be the raw id"),
-        ({"version": -1}, "version must be 0"),
-        ({"models": ""}, "models must be a directory"),
-    ],
-)
-def test_a_query_refuses(change, message):
-    with pytest.raises(ValueError, match=message):
-        dataclasses.replace(QueryConfig("models", "query 1"), **change)

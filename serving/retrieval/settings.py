@@ -1,0 +1,33 @@
+"""Settings of `twotower query`, and the choices that a request has, too."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from pipeline.contract.settings import require
+from serving.version.names import check_name
+
+INDEXES = ("default", "exact", "scann")
+UNKNOWN_QUERIES = ("popular", "empty", "error")
+
+
+@dataclasses.dataclass(frozen=True)
+class QueryConfig:
+    """Settings of one question to a model version."""
+
+    models: str  # directory of all models, as given to `twotower export`
+    query: str  # raw id of the query, as in the interaction log
+    k: int = 10  # results to show
+    name: str = "twotower"  # name of the model, one directory below MODELS
+    version: int = 0  # number of the version; 0: the newest
+    index: str = "default"  # default (the faster one at the promised recall), exact or scann
+    exclude_seen: bool = False  # leave out the candidates in the query's training history
+    json: bool = False  # print JSON instead of a table
+
+    def __post_init__(self) -> None:
+        require(bool(self.models), "models", "must be a directory", self.models)
+        check_name(self.name)
+        require(self.index in INDEXES, "index", f"must be one of {', '.join(INDEXES)}", self.index)
+        require(bool(self.query), "query", "must be the raw id of a query", self.query)
+        require(self.k >= 1, "k", "must be at least 1", self.k)
+        require(self.version >= 0, "version", "must be 0 (the newest) or positive", self.version)

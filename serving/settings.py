@@ -1,0 +1,91 @@
+"""Settings of `twotower serve`."""
+
+from __future__ import annotations
+
+import dataclasses
+import hmac
+import os
+
+from pipeline.contract.settings import require
+from serving.retrieval.settings import INDEXES, UNKNOWN_QUERIES
+
+TOKEN_VARIABLE, ADMIN_TOKEN_VARIABLE = "TWOTOWER_TOKEN", "TWOTOWER_ADMIN_TOKEN"
+
+_LEAST = {  # that a setting may be
+    1: "max_k max_batch_size max_enqueued_batches num_batch_threads deadline_ms max_body_mb",
+    0: "batch_timeout_micros prune_versions lame_duck_seconds drain_seconds intra_op_threads "
+    "inter_op_threads rest_port grpc_port",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ServeConfig:
+    """Settings of the retrieval service."""
+
+    models: str  # directory of all models: every MODELS/NAME/INTEGER is a version
+    host: str = "127.0.0.1"  # address to listen on; 0.0.0.0 is every network of this machine
+    rest_port: int = 8501  # port of the REST API; 0: the system chooses
+    grpc_port: int = 8500  # port of the gRPC API; 0: the system chooses
+    config_file: str = ""  # model_config_list of TensorFlow Serving (text proto): only its models
+    state_dir: str = ""  # where an accepted reload is kept for the next start; empty: in models
+    poll_seconds: float = 1.0  # time between two looks for new versions and at config_file
+    # default (the faster one at the promised recall), exact or scann; exact where there is no ScaNN
+    index: str = "default"
+    unknown_queries: str = "popular"  # answer to an unknown query: popular, empty or error
+    max_k: int = 1000  # most results that one query may ask for
+    max_batch_size: int = 64  # most rows of requests that run together
+    batch_timeout_micros: int = 2000  # how long a batch waits for more while another one runs
+    max_enqueued_batches: int = 100  # batches' worth of rows that may wait; more are refused
+    num_batch_threads: int = 2  # batches that run at the same time
+    deadline_ms: int = 5000  # longest time for a request; the client's own may be shorter
+    # how long SIGTERM leaves requests answered while /readyz says 503, for balancers to see it
+    lame_duck_seconds: float = 5.0
+    drain_seconds: float = 10.0  # how long running requests may take to end after that
+    max_body_mb: int = 16  # largest body of a request
+    prune_versions: int = 0  # newest versions to keep on disk; 0: all. Served ones always stay
+    intra_op_threads: int = 0  # threads within an operation; 0: as many as there are cores
+    inter_op_threads: int = 0  # operations side by side; 0: as many as there are cores
+    log_requests: bool = False  # log good requests too, not only the refused ones
+    # bearer token that requests must carry; set $TWOTOWER_TOKEN instead, `ps` shows arguments
+    token: str = dataclasses.field(default="", repr=False)
+    # of reloads and histories, in place of that one; set $TWOTOWER_ADMIN_TOKEN instead
+    admin_token: str = dataclasses.field(default="", repr=False)
+    tls_certificate: str = ""  # PEM file with the server's certificates: REST and gRPC by TLS
+    tls_key: str = ""  # PEM file with the private key of the certificate
+
+    def __post_init__(self) -> None:
+        require(bool(self.models), "models", "must be a directory", self.models)
+        for field, choices in (("index", INDEXES), ("unknown_queries", UNKNOWN_QUERIES)):
+            value = getattr(self, field)
+            require(value in choices, field, f"must be one of {', '.join(choices)}", value)
+        for least, fields in _LEAST.items():
+            for field in fields.split():
+                value = getattr(self, field)
+                require(value >= least, field, f"must be at least {least}", value)
+        require(self.poll_seconds > 0.0, "poll_seconds", "must be above 0", self.poll_seconds)
+        for field in ("rest_port", "grpc_port"):
+            value = getattr(self, field)
+            require(value <= 65535, field, "must be at most 65535", value)
+        if bool(self.tls_certificate) != bool(self.tls_key):
+            raise ValueError("tls_certificate and tls_key must be given together.")
+        for field, variable in (("token", TOKEN_VARIABLE), ("admin_token", ADMIN_TOKEN_VARIABLE)):
+            if not getattr(self, field):
+                object.__setattr__(self, field, os.environ.get(variable, ""))
+
+    def accepts(self, authorization: bytes, *, admin: bool) -> bool:
+        """Whether a header, `Bearer TOKEN`, lets a client in.
+
+        Args:
+          authorization: the header; b"" where there is none.
+          admin: whether it asks for what only the admin token opens, where there is one.
+        """
+        token = (admin and self.admin_token) or self.token
+        if not token:
+            return True
+        expected = [f"Bearer {secret}".encode() for secret in (token, self.admin_token or token)]
+        return any([hmac.compare_digest(authorization, header) for header in expected])
+
+    @property
+    def max_rows(self) -> int:
+        """Most rows of a request: so many may wait."""
+        return self.max_batch_size * self.max_enqueued_batches
