@@ -74,7 +74,7 @@ def test_a_refused_bundle_leaves_what_stood_there(small, tmp_path, change, messa
 
 def test_a_command_without_bundle_or_run_says_what_it_needs(tmp_path, capsys):
     assert twotower.main(["export", "--models", str(tmp_path)]) == 2
-    assert "data must be a directory, got an empty path" in capsys.readouterr().err
+    assert "data must be a directory, got ''" in capsys.readouterr().err
 
 
 KILLED = """
