@@ -71,7 +71,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11,<3.12",
     packages=find_packages(include=["pipeline*", "samplers*", "serving*", "towers*"]),
-    py_modules=["twotower"],
+    py_modules=["twotower", "twotower_run"],
     package_data={"serving.rest": ["*.html"]},
     install_requires=BASE,
     extras_require=EXTRAS,

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import twotower
+from pipeline.contract.flags import as_flags, parse, resolve, take_config_file
 from pipeline.prepare.settings import PrepareConfig
 
 ROOT = Path(__file__).parents[1]
@@ -32,7 +33,7 @@ def test_every_command_has_help_for_every_flag(capsys, name):
         twotower.main([name, "--help"])
     assert stop.value.code == 0
     out = capsys.readouterr().out
-    config = twotower._resolve(twotower.COMMANDS[name].config)
+    config = resolve(twotower.COMMANDS[name].config)
     assert all(f"--{field}" in out for field in config.__dataclass_fields__)
 
 
@@ -49,13 +50,13 @@ def test_help_of_several_lines_is_that_of_its_own_flag(capsys):
         r"^    (\w+): [^#\n]*  # .*\n    # .*\n    \w+: [^#\n]*  # \w+ ", re.M
     )
     for command in twotower.COMMANDS.values():
-        for kind in twotower._resolve(command.config).__mro__[:-1]:
+        for kind in resolve(command.config).__mro__[:-1]:
             assert not goes_on_below.findall(inspect.getsource(kind)), kind
 
 
 def test_flags_with_dashes_and_without_abbreviations(capsys):
     flags = ["--source", "a", "--output", "b", "--train-ratio", "0.5", "--runner=X"]
-    config, rest = twotower.parse("prepare", PrepareConfig, flags)
+    config, rest = parse("prepare", twotower.COMMANDS["prepare"], flags)
     assert config == PrepareConfig(source="a", output="b", train_ratio=0.5)
     assert rest == ["--runner=X"]
     assert twotower.main(["train", "--dat", "x"]) == 2
@@ -65,10 +66,8 @@ def test_flags_with_dashes_and_without_abbreviations(capsys):
 def test_a_file_then_flags_override(tmp_path):
     (tmp_path / "c.yaml").write_text("prepare:\n  source: a\n  train_ratio: 5e-1\n  seed: 3\n")
     arguments = ["--config", str(tmp_path / "c.yaml"), "--seed", "4", "--output", "b"]
-    rest, sections = twotower._take_config_file(arguments)
-    config, _ = twotower.parse(
-        "prepare", PrepareConfig, twotower._as_flags(sections["prepare"]) + rest
-    )
+    rest, sections = take_config_file(arguments)
+    config, _ = parse("prepare", twotower.COMMANDS["prepare"], as_flags(sections["prepare"]) + rest)
     assert (config.source, config.train_ratio, config.seed) == ("a", 0.5, 4)
 
 

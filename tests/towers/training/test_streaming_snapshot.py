@@ -10,9 +10,9 @@ import pytest
 import tensorflow as tf
 
 import twotower
+from pipeline.commands import frequencies
 from pipeline.contract import hashing, schema
 from pipeline.counts.settings import FrequenciesConfig
-from pipeline.frequencies import frequencies
 from samplers.proposals import streaming_frequency as trainer_side
 from towers.audit.job import AuditConfig, audit
 from towers.data.interactions import open_data

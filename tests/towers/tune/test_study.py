@@ -171,7 +171,7 @@ def test_a_study_from_the_command_line(config, tmp_path, capsys, caplog):
     assert f"tune: trial {best['number']} is complete after 2 epochs" in caplog.text
 
     assert command[:2] == ["twotower", "train"]
-    again, _ = twotower.parse("train", TrainConfig, command[2:])
+    again, _ = flags.parse("train", twotower.COMMANDS["train"], command[2:])
     summary = train(again)
     assert summary["history"][-1]["val_recall@10"] == best["value"]
 

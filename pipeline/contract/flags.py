@@ -1,0 +1,98 @@
+"""Flags and sections of a YAML file → the settings of a command."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from typing import Any
+
+from pipeline.contract.commands import Command
+from pipeline.contract.settings import did_you_mean
+
+
+def resolve(reference: str) -> Any:
+    """What `module:name` names."""
+    module, _, name = reference.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def parse(name: str, command: Command, arguments: list[str]) -> tuple[Any, list[str]]:
+    """Flags → settings; only a command on Beam leaves some over.
+
+    Raises:
+      ValueError: a flag is unknown or a value breaks a rule.
+    """
+    from simple_parsing import ArgumentParser
+    from simple_parsing.wrappers.field_wrapper import DashVariant
+
+    class Parser(ArgumentParser):
+        def error(self, message: str) -> Any:
+            raise ValueError(f"{message}; see twotower {name} --help.")
+
+    config_class = resolve(command.config)
+    beam_only = arguments.index("--") if "--" in arguments else len(arguments)
+    parser = Parser(
+        prog=f"twotower {name}",
+        description=command.help,
+        allow_abbrev=False,
+        add_option_string_dash_variants=DashVariant.UNDERSCORE_AND_DASH,
+    )
+    parser.add_arguments(config_class, dest="config")
+    fields = [f"--{field.name}" for field in dataclasses.fields(config_class)]
+    try:
+        parsed, rest = parser.parse_known_args(arguments[:beam_only])
+    except ValueError:  # a misspelt flag is the better reason
+        _check_flags(name, arguments[:beam_only], fields, command.on_beam)
+        raise
+    if not command.on_beam:
+        _check_flags(name, rest, fields, False)
+        if rest:
+            raise ValueError(f"unexpected argument {rest[0]!r}; see twotower {name} --help.")
+    return parsed.config, rest + arguments[beam_only:]
+
+
+def _check_flags(name: str, arguments: list[str], fields: list[str], on_beam: bool) -> None:
+    """Raises ValueError for a flag without a field; Beam may know one that resembles none."""
+    for argument in arguments:
+        flag = argument.split("=")[0].replace("-", "_").replace("__", "--", 1)
+        if not argument.startswith("--") or flag in fields or f"--{flag[4:]}" in fields:
+            continue
+        hint = did_you_mean(flag, fields, "" if on_beam else f"see twotower {name} --help.")
+        if hint:
+            raise ValueError(f"unknown argument {argument.split('=')[0]}; {hint}")
+
+
+def take_config_file(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """Splits `--config FILE` off: the other arguments, and what the file holds.
+
+    Raises:
+      ValueError: the file cannot be read, or does not hold name: value pairs.
+    """
+    import yaml
+
+    if "--config" not in arguments:
+        return arguments, {}
+    place = arguments.index("--config")
+    if place + 1 == len(arguments):
+        raise ValueError("--config needs the path of a YAML file.")
+    path = arguments[place + 1]
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = yaml.safe_load(file) or {}
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"--config {path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"--config {path} must hold name: value pairs.")
+    return arguments[:place] + arguments[place + 2 :], content
+
+
+def as_flags(settings: dict[str, Any]) -> list[str]:
+    """A section of a file as flags, so that one parser checks both (YAML reads 1e-5 as text)."""
+    flags = []
+    for name, value in settings.items():
+        if value is None:
+            continue
+        if isinstance(value, dict):
+            value = [f"{key}={item}" for key, item in value.items()]
+        flags += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    return flags

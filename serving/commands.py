@@ -1,0 +1,16 @@
+"""The commands of the service."""
+
+from pipeline.contract.commands import Command
+
+COMMANDS = {
+    "serve": Command(
+        "serving.settings:ServeConfig",
+        "serving.server:serve",
+        "serve the newest model versions over REST and gRPC",
+    ),
+    "query": Command(
+        "serving.retrieval.settings:QueryConfig",
+        "serving.retrieval.query:answer",
+        "ask a published version for a top-k",
+    ),
+}

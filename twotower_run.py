@@ -1,0 +1,205 @@
+"""The commands that go through several rooms: `twotower run`, `export` and `recommend`."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from pipeline.contract.commands import Command
+from pipeline.contract.flags import as_flags, parse, resolve
+
+COMMANDS = {
+    "run": Command(
+        "twotower_run:RunConfig", "twotower_run:run", "prepare, train, evaluate and export in a row"
+    ),
+    "export": Command(
+        "serving.publish.settings:ExportConfig",
+        "twotower_run:export",
+        "publish a trained model as a version with exact and ScaNN top-k",
+    ),
+    "recommend": Command(
+        "towers.training.settings:RecommendConfig",
+        "twotower_run:recommend",
+        "write the top-k of all users to Parquet files",
+    ),
+}
+STAGES = ("prepare", "train", "evaluate", "export")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """Settings of a whole run; those of its stages are sections of the --config file."""
+
+    workdir: str = ""  # directory for everything; a relative output of a stage lies in it
+
+    def __post_init__(self) -> None:
+        if not self.workdir:
+            raise ValueError("workdir must be given; add it to the file or as --workdir DIR.")
+
+
+def export(config: Any) -> None:
+    """A trained run → bundle → version; a bundle that is there becomes one as it is."""
+    from serving.publish.publish import publish
+
+    bundle = config.bundle
+    if not bundle:
+        from towers.export.bundle import export_bundle
+
+        bundle = export_bundle(config.data, config.run, str(Path(config.run) / "bundle"))
+    options = dataclasses.asdict(config.version_options())
+    version = publish(bundle, config.models, **options)
+    print(f"bundle: {bundle}\nversion: {version}")
+    if config.run and (Path(config.run) / "metrics.json").is_file():
+        from towers.report.run_page import write_report
+
+        print(f"report: {write_report(config.run, config.data, version)}")
+
+
+def recommend(config: Any) -> None:
+    """The top-k of all users: by the trained run alone, or by the index of its version."""
+    from towers.export.recommend import Ranker, recommend
+
+    if config.index == "exact":
+        recommend(config)
+        return
+    import numpy
+
+    from pipeline.contract import schema
+    from serving.retrieval.retriever import Retriever
+    from serving.version.bundle import read_raw_ids
+    from serving.version.versions import RETRIEVAL
+
+    retriever = Retriever.load(config.models, config.name)
+    version = retriever.version.path
+    if config.k > retriever.k:
+        raise ValueError(
+            f"k must be at most {retriever.k}, the k of {version}, got {config.k}: export with a "
+            "larger --k, or use --index exact."
+        )
+
+    def top_k(users: list[str]) -> list[tuple[list[str], list[float]]]:
+        seen_out = not config.keep_seen
+        found = retriever.top_k(users, config.k, index=config.index, exclude_seen=seen_out)
+        return [(one.candidate_ids, one.scores) for one in found]
+
+    ids = read_raw_ids(version / RETRIEVAL / schema.BUNDLE_CANDIDATE_IDS)
+    vectors = numpy.load(version / RETRIEVAL / schema.BUNDLE_VECTORS, mmap_mode="r")
+    recommend(config, Ranker(str(version), ids, vectors, top_k))
+
+
+def run(config: RunConfig, sections: dict[str, Any], commands: dict[str, Command]) -> None:
+    """Runs the stages in a row; one whose inputs and settings have not changed is skipped."""
+    unknown = [name for name in sections if name not in STAGES]
+    if unknown:
+        raise ValueError(f"unknown section {unknown[0]!r}; a run has {', '.join(STAGES)}.")
+    work = Path(config.workdir)
+    work.mkdir(parents=True, exist_ok=True)
+    data, trained, models = (str(work / name) for name in ("prepared", "run", "models"))
+    places = {
+        "prepare": {"output": data},
+        "train": {"data": data, "run": trained},
+        "evaluate": {"data": data, "run": trained},
+        "export": {"data": data, "run": trained, "models": models},
+    }
+    settings, left = {}, {}
+    for stage in STAGES:  # all settings are checked before the first stage starts
+        flags = as_flags((sections.get(stage) or {}) | places[stage])
+        settings[stage], left[stage] = parse(stage, commands[stage], flags)
+    started = [
+        stage
+        for stage in STAGES
+        if _run_stage(stage, settings[stage], commands[stage], left[stage], work)
+    ]
+    if "export" not in started:
+        from towers.report.run_page import write_report
+
+        export = settings["export"]
+        version = _version_of(work / "run" / "bundle", Path(export.models) / export.name)
+        write_report(export.run, export.data, version)
+    print("\n" + _results(json.loads((work / "run" / "metrics.json").read_text())) + "\n")
+    print(f"prepared data   {work / 'prepared'}")
+    print(f"run directory   {work / 'run'}")
+    print(f"results         {work / 'run' / 'metrics.json'}")
+    print(f"report          {work / 'run' / 'report.html'}")
+    print(f"model versions  {work / 'models'}")
+
+
+def _results(metrics: dict[str, Any]) -> str:
+    """Recall and NDCG of the model, and of popularity, at every cut-off that was measured."""
+    split = metrics["split"]
+    names = [name for name in metrics[split] if name.split("@")[0] in ("recall", "ndcg")]
+    lines = [f"{f'{split} split':14}" + "".join(f"{name:>11}" for name in names)]
+    for row, key in ((metrics["method"], split), ("popularity", "popularity")):
+        lines.append(f"{row:14}" + "".join(f"{metrics[key][name]:>11.4f}" for name in names))
+    return "\n".join(lines)
+
+
+def _version_of(bundle: Path, models: Path) -> Path | None:
+    """The newest version that was made of a bundle, if there is one."""
+    from pipeline.contract import schema
+    from serving.version.versions import numbered_directories
+
+    made_of = schema.read_manifest(bundle, "bundle").fingerprint
+    for _, path in sorted(numbered_directories(models).items(), reverse=True):
+        if (path / schema.MANIFEST).is_file():
+            details = schema.read_manifest(path, "version").details
+            if details["bundle_fingerprint"] == made_of:
+                return path
+    return None
+
+
+def _run_stage(
+    stage: str, settings: Any, command: Command, beam_arguments: list[str], work: Path
+) -> bool:
+    """Runs a stage, if it must be; whether it did."""
+    from pipeline.contract.files import write_atomically
+
+    record_path = work / "stages.json"
+    record = json.loads(record_path.read_text()) if record_path.exists() else {}
+    key = _stage_key(stage, settings, work)
+    before = record.get(stage, {})
+    if before == {"key": key, "done": True} and _has_output(stage, work):
+        print(f"[{stage}] skipped: its inputs and settings are those of the last run.")
+        return False
+    print(f"[{stage}] starts.")
+    if stage == "prepare" or (stage == "train" and before.get("key") != key):
+        settings = dataclasses.replace(settings, overwrite=True)
+    write_atomically(record_path, json.dumps(record | {stage: {"key": key, "done": False}}))
+    call = resolve(command.call)
+    call(settings, beam_arguments) if command.on_beam else call(settings)
+    record[stage] = {"key": key, "done": True}
+    write_atomically(record_path, json.dumps(record, indent=2))
+    return True
+
+
+def _stage_key(stage: str, settings: Any, work: Path) -> str:
+    """A checksum of a stage's settings and of the content that it reads."""
+    from pipeline.contract import schema
+    from pipeline.contract.files import checksum
+    from pipeline.features.tables import feature_files
+    from pipeline.read import discover as sources
+
+    parts: list[Any] = [dataclasses.asdict(settings)]
+    if stage == "prepare":
+        files = [*sources.source_files(settings), *feature_files(settings)]
+        parts += [(p, os.stat(p).st_size, os.stat(p).st_mtime_ns) for p in files]
+    else:
+        parts.append(schema.read_manifest(work / "prepared", "prepared").fingerprint)
+    if stage in ("evaluate", "export"):
+        parts.append(checksum(work / "run" / "training.json"))
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _has_output(stage: str, work: Path) -> bool:
+    pattern = {
+        "prepare": "prepared/manifest.json",
+        "train": "run/training.json",
+        "evaluate": "run/metrics.json",
+        "export": "models/*/*/manifest.json",
+    }[stage]
+    return any(work.glob(pattern))
