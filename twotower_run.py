@@ -69,8 +69,8 @@ def recommend(config: Any) -> None:
     import numpy
 
     from pipeline.contract import schema
+    from pipeline.contract.bundle import read_raw_ids
     from serving.retrieval.retriever import Retriever
-    from serving.version.bundle import read_raw_ids
     from serving.version.versions import RETRIEVAL
 
     retriever = Retriever.load(config.models, config.name)

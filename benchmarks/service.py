@@ -17,7 +17,7 @@ from tensorflow_serving.apis import get_model_status_pb2, model_service_pb2_grpc
 
 from benchmarks import load
 from benchmarks.load import Call, Load
-from serving.version.bundle_writer import write_bundle
+from pipeline.contract.bundle import write_bundle
 from serving.version.versions import find_version
 
 NAME = "model"

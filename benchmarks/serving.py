@@ -36,10 +36,10 @@ from benchmarks.ann_opponents import opponents
 from benchmarks.record import command, write
 from benchmarks.service import NAME, RELOADS, network, synthetic_bundle
 from pipeline.contract import schema
+from pipeline.contract.bundle import read_bundle
 from serving.publish.measuring import BATCH, Judge, Search
 from serving.publish.publish import publish
 from serving.retrieval.retriever import Retriever
-from serving.version.bundle import read_bundle
 from serving.version.versions import ANN_REPORT
 
 THREADS = 2

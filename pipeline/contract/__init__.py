@@ -1,5 +1,6 @@
 """What all rooms agree on, and may import: `schema` (names, columns, manifest), `feature_spec`,
-`hashing` (fingerprints, order of rows, split rule), `files` (whole or absent), `locks`, `settings`.
+`hashing` (fingerprints, order of rows, split rule), `bundle` (what a trainer hands over), `files`
+(whole or absent), `locks`, `settings`.
 
 Imports nothing of ours, neither Beam nor TensorFlow.
 """

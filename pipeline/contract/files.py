@@ -50,6 +50,26 @@ def describe_files(
     return described
 
 
+def check_files(
+    directory: Path, described: dict[str, dict[str, Any]], *, content: bool = False
+) -> None:
+    """Compares files with what `describe_files` said: sizes, and with `content` checksums.
+
+    Raises:
+      ValueError: a file is missing, cut short or changed.
+    """
+    for name, description in described.items():
+        path = directory / name
+        size = path.stat().st_size if path.is_file() else "no file"
+        if size != description["bytes"]:
+            raise ValueError(
+                f"{path} must have {description['bytes']} bytes by its manifest, got {size}: "
+                "copy or export it again."
+            )
+        if content and checksum(path) != description["checksum"]:
+            raise ValueError(f"{path} was changed after its manifest was written: export it again.")
+
+
 @contextlib.contextmanager
 def made_aside(destination: Path) -> Iterator[Path]:
     """An empty `.<name>.partial` for what `replace_directory` then puts in place; gone at the end.

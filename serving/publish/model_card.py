@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from pipeline.contract.bundle import Bundle
 from pipeline.contract.schema import Manifest
-from serving.version.bundle import Bundle
 
 _LIMITS = """\
 - It ranks only the candidates it was exported with; new ones need a new export.

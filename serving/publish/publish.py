@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.contract import schema
+from pipeline.contract.bundle import Bundle, read_bundle
 from pipeline.contract.files import describe_files
 from serving.publish import model_card, recall_plot, tuning, warmup_requests
 from serving.publish.settings import VersionOptions
-from serving.version.bundle import Bundle, read_bundle
 from serving.version.index import ExactIndex, import_scann
 from serving.version.names import MAX_VERSION
 from serving.version.served_model import GivenEmbedding, QueryModel, ServedModel

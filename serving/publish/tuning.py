@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from pipeline.contract.bundle import Bundle
 from serving.publish.measuring import Judge, Measured
 from serving.publish.settings import VersionOptions
 from serving.publish.sweep import Setting, Sweep
-from serving.version.bundle import Bundle
 from serving.version.index import ExactIndex, ScannIndex, usual_leaves
 
 _MOST_QUERIES = 1000  # measured with, both halves together

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
+from pipeline.contract.bundle import Bundle
 from serving.version import served_model
-from serving.version.bundle import Bundle
 
 WARMUP = Path("assets.extra") / "tf_serving_warmup_requests"
 _BATCHES = (1, 64)  # queries of a request

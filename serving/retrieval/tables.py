@@ -11,9 +11,9 @@ from typing import NamedTuple
 import numpy as np
 
 from pipeline.contract import schema
+from pipeline.contract.bundle import read_raw_ids
 from serving.retrieval.filters import Filters
 from serving.retrieval.requests import RetrieveRequest
-from serving.version.bundle import read_raw_ids
 
 _NO_ROWS = np.empty(0, np.int64)
 

@@ -9,13 +9,9 @@ from collections.abc import Hashable
 from pathlib import Path
 
 from pipeline.contract import schema
+from pipeline.contract.files import check_files
 from serving.version.served_model import EMBEDDING_SEARCH
-from serving.version.versions import (
-    ANN_REPORT,
-    RETRIEVAL,
-    SCANN_MODEL,
-    check_files,
-)
+from serving.version.versions import ANN_REPORT, RETRIEVAL, SCANN_MODEL
 
 SAVED_MODEL = "saved_model.pb"
 
@@ -59,7 +55,7 @@ def look(number: int, path: Path, last_stamp: Hashable = None) -> Arrival:
     if (path / schema.MANIFEST).is_file():
         try:
             manifest = schema.read_manifest(path, "version")
-            check_files(path, manifest)
+            check_files(path, manifest.files)
         except (ValueError, OSError) as error:
             return Arrival(number, path, None, stamp, str(error))
         except (TypeError, LookupError, AttributeError) as error:  # fields of other kinds

@@ -9,7 +9,7 @@ from typing import Any
 import tensorflow as tf
 
 from pipeline.contract import schema
-from pipeline.contract.files import checksum
+from pipeline.contract.files import check_files
 from serving.version.index import import_scann
 from serving.version.names import MAX_VERSION
 
@@ -78,7 +78,7 @@ def find_version(models: str | Path, name: str, version: int = 0) -> Version:
         there = ", ".join(str(n) for n in sorted(finished))
         raise ValueError(f"version {number} of {home} does not exist; there are: {there}.")
     manifest = schema.read_manifest(finished[number], "version")
-    check_files(finished[number], manifest)
+    check_files(finished[number], manifest.files)
     return Version(number, finished[number], manifest)
 
 
@@ -95,21 +95,3 @@ def numbered_directories(home: Path) -> dict[int, Path]:
         if path.name.isascii() and path.name.isdecimal() and path.is_dir()
         if int(path.name) <= MAX_VERSION
     }
-
-
-def check_files(directory: Path, manifest: schema.Manifest, *, content: bool = False) -> None:
-    """Compares files with their manifest: sizes, and checksums where `content` is True.
-
-    Raises:
-      ValueError: a file is missing, cut short or changed.
-    """
-    for name, described in manifest.files.items():
-        path = directory / name
-        size = path.stat().st_size if path.is_file() else "no file"
-        if size != described["bytes"]:
-            raise ValueError(
-                f"{path} must have {described['bytes']} bytes by its manifest, got {size}: "
-                "copy or export it again."
-            )
-        if content and checksum(path) != described["checksum"]:
-            raise ValueError(f"{path} was changed after its manifest was written: export it again.")

@@ -20,7 +20,8 @@ import pytest
 import tensorflow as tf
 
 from pipeline.contract import schema
-from serving.version.versions import check_files, numbered_directories
+from pipeline.contract.files import check_files
+from serving.version.versions import numbered_directories
 from towers.training.run_directory import TRAINING, read_json
 
 pytestmark = pytest.mark.soak
@@ -248,7 +249,7 @@ def test_an_export(prepared, trained, tmp_path):
         there = [(home / str(number), "version") for number in numbered_directories(home)]
         for path, kind in [*there, (run / "bundle", "bundle")]:
             if path.exists():  # a bundle that stood there is away between two renames
-                check_files(path, schema.read_manifest(path, kind), content=True)
+                check_files(path, schema.read_manifest(path, kind).files, content=True)
                 assert lasting(path) == expected[kind]
         return 0
 

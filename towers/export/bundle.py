@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import tensorflow as tf
 
 from pipeline.contract import schema
-from pipeline.contract.files import describe_files, made_aside, replace_directory
+from pipeline.contract.bundle import SeenLists, write_bundle
 from towers.data.interactions import RetrievalData, Vocabulary, open_data
 from towers.encoders.tower import Tower
 from towers.export.query_model import make_query_model
@@ -31,8 +30,6 @@ def export_bundle(
 ) -> Path:
     """Writes the bundle of a trained run; `pipeline.contract.schema` describes what is in it.
 
-    Made aside and renamed into place, the manifest last; a bundle that stood there is replaced.
-
     Returns:
       The directory of the bundle.
 
@@ -41,15 +38,22 @@ def export_bundle(
     """
     data = open_data(data_dir)
     model, config = open_run(run_dir, data)
-    destination = Path(bundle_dir)
-    with made_aside(destination) as aside:
-        queries, candidates = _embeddings(model, run_dir)
-        _write_queries(aside, data, model, queries)
-        _write_candidates(aside, data, model, candidates)
-        _write_seen(aside, data, model)
-        _manifest(aside, data, model, candidates, config, Path(run_dir)).write(aside)
-        replace_directory(aside, destination)
-    return destination
+    queries, candidates = _embeddings(model, run_dir)
+    raw_ids = _ids_of(data.query_vocabulary, model.query_tower)
+    graph = make_query_model(raw_ids.to_pylist(), model.query_tower, queries, model.temperature)
+    draw = np.random.default_rng(_SAMPLES_SEED)
+    return write_bundle(
+        bundle_dir,
+        candidates,
+        _ids_of(data.candidate_vocabulary, model.candidate_tower),
+        query_model=lambda path: tf.saved_model.save(
+            graph, str(path), signatures={"serving_default": graph.embed}
+        ),
+        sample_queries=queries[np.sort(draw.permutation(len(queries))[:_SAMPLES])],
+        query_ids=raw_ids,
+        seen=_seen(data, model),
+        manifest=_manifest(data, model, candidates, config, Path(run_dir)),
+    )
 
 
 def _embeddings(model: TwoTower, run_dir: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -67,43 +71,18 @@ def _embeddings(model: TwoTower, run_dir: str | os.PathLike[str]) -> tuple[np.nd
     return queries, candidates
 
 
-def _write_queries(out: Path, data: RetrievalData, model: TwoTower, embeddings: np.ndarray) -> None:
-    raw_ids = _ids_of(data.query_vocabulary, model.query_tower)
-    graph = make_query_model(raw_ids.to_pylist(), model.query_tower, embeddings, model.temperature)
-    tf.saved_model.save(
-        graph,
-        str(out / schema.BUNDLE_QUERY_MODEL),
-        signatures={"serving_default": graph.embed},
-    )
-    pq.write_table(pa.table({schema.RAW_ID: raw_ids}), out / schema.BUNDLE_QUERY_IDS)
-    draw = np.random.default_rng(_SAMPLES_SEED)
-    rows = np.sort(draw.permutation(len(embeddings))[:_SAMPLES])
-    np.save(out / schema.BUNDLE_SAMPLE_QUERIES, embeddings[rows])
-
-
-def _write_candidates(
-    out: Path, data: RetrievalData, model: TwoTower, embeddings: np.ndarray
-) -> None:
-    raw_ids = _ids_of(data.candidate_vocabulary, model.candidate_tower)
-    np.save(out / schema.BUNDLE_VECTORS, embeddings)
-    pq.write_table(pa.table({schema.RAW_ID: raw_ids}), out / schema.BUNDLE_CANDIDATE_IDS)
-
-
 def _ids_of(vocabulary: Vocabulary, tower: Tower) -> pa.Array:
     """All raw ids that a tower can embed: by dense id, then the cold ones."""
     return pa.concat_arrays([vocabulary.raw_ids, tower.cold_ids])
 
 
-def _write_seen(out: Path, data: RetrievalData, model: TwoTower) -> None:
+def _seen(data: RetrievalData, model: TwoTower) -> SeenLists:
     seen = data.positives("train", "validation")
     nothing = np.full(len(model.query_tower.cold_ids), seen.offsets[-1])
-    offsets = np.concatenate([seen.offsets, nothing])
-    np.save(out / schema.BUNDLE_SEEN_OFFSETS, offsets.astype(np.int64))
-    np.save(out / schema.BUNDLE_SEEN_CANDIDATES, seen.candidate_ids.astype(np.int32))
+    return SeenLists(np.concatenate([seen.offsets, nothing]), seen.candidate_ids)
 
 
 def _manifest(
-    out: Path,
     data: RetrievalData,
     model: TwoTower,
     candidates: np.ndarray,
@@ -130,6 +109,6 @@ def _manifest(
             "cold_candidates": len(model.candidate_tower.cold_ids),
             "dim": candidates.shape[1],
         },
-        files=describe_files(out),
+        files={},
         details=details,
     )

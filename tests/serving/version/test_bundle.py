@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from pipeline.contract import schema
+from pipeline.contract.bundle import read_bundle
 from serving.publish.publish import publish
-from serving.version.bundle import read_bundle
 
 
 def change_array(name, change):

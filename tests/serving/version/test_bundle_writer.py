@@ -8,9 +8,8 @@ import pytest
 
 import twotower
 from pipeline.contract import schema
+from pipeline.contract.bundle import read_bundle, write_bundle
 from serving.retrieval.retriever import Retriever
-from serving.version.bundle import read_bundle
-from serving.version.bundle_writer import write_bundle
 
 
 def arrays(sample):
@@ -80,10 +79,10 @@ def test_a_command_without_bundle_or_run_says_what_it_needs(tmp_path, capsys):
 KILLED = """
 import os, signal, sys
 import numpy as np
-from pipeline import schema
-from serving.version.bundle_writer import write_bundle
+from pipeline.contract import bundle
+from pipeline.contract.bundle import write_bundle
 
-room, name = {"files": (schema, "describe_files"), "renames": (os, "rename")}[sys.argv[2]]
+room, name = {"files": (bundle, "describe_files"), "renames": (os, "rename")}[sys.argv[2]]
 call = getattr(room, name)
 def killed(*arguments):
     if name == "rename":

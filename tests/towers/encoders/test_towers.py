@@ -14,7 +14,7 @@ import samplers
 import towers
 import twotower
 from pipeline.contract import schema
-from serving.version.bundle import read_bundle
+from pipeline.contract.bundle import read_bundle
 from towers.data.attributes import Features
 from towers.data.interactions import open_data
 from towers.export.bundle import export_bundle
