@@ -72,7 +72,11 @@ setup(
     python_requires=">=3.11,<3.12",
     packages=find_packages(include=["pipeline*", "samplers*", "serving*", "towers*"]),
     py_modules=["twotower", "twotower_run"],
-    package_data={"serving.rest": ["*.html"]},
+    package_data={
+        "pipeline.contract": ["templates/*.html"],
+        "pipeline.quality": ["templates/*.html"],
+        "serving.rest": ["*.html"],
+    },
     install_requires=BASE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["twotower = twotower:main"]},

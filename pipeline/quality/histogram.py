@@ -175,9 +175,8 @@ def describe(counts: Histogram, head_share: float) -> dict[str, Any]:
 
 def as_text(described: dict[str, Any], noun: str) -> list[str]:
     """What `describe` gives as a few lines of text; `noun` is what the ids are, in the plural."""
-    names = {"0": "least", "0.5": "median", "1": "most"}
     shown = [
-        f"{names.get(share, f'{float(share):.0%}')} {_number(count)}"
+        f"{quantile_name(share)} {_number(count)}"
         for share, count in described["quantiles"].items()
     ]
     lines = [f"{noun}: Gini {described['gini']:.3f}; rows of one: {', '.join(shown)}"]
@@ -193,6 +192,11 @@ def as_text(described: dict[str, Any], noun: str) -> list[str]:
             f"{tail['share_of_rows']:.0%} of the rows",
         ]
     return lines
+
+
+def quantile_name(share: str) -> str:
+    """What a quantile is called, from its share of the ids."""
+    return {"0": "least", "0.5": "median", "1": "most"}.get(share, f"{float(share):.0%}")
 
 
 def _number(count: float) -> str:

@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import html
-import io
-import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from markupsafe import Markup
+
+from pipeline.contract.pages import svg_plot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _SIDES = {"query": ("users", "#2f6690"), "candidate": ("items", "#b5541c")}
 _MAX_BARS = 125  # of the plot of days; longer times share bars
-_STYLE: Any = {  # of matplotlib, whose own type lists every name
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "svg.fonttype": "none",  # text stays text
-    "svg.hashsalt": "quality",  # ids that do not change from run to run
-}
 
 
-def plot_degrees(found: dict[str, Any], side: str) -> str:
+def plot_degrees(bins: list[dict[str, Any]], side: str) -> Markup:
     """How many ids of a side have how many rows, in bars of powers of two."""
-    bins, (noun, color) = found[side]["bins"], _SIDES[side]
+    noun, color = _SIDES[side]
 
     def draw(axes: Axes) -> None:
         places = np.arange(len(bins))
@@ -43,18 +36,18 @@ def plot_degrees(found: dict[str, Any], side: str) -> str:
     return _figure(f"How many rows {noun} have", noun, draw)
 
 
-def plot_concentration(found: dict[str, Any]) -> str:
+def plot_concentration(quality: dict[str, Any]) -> Markup:
     """The share of the rows that the most frequent users and items have."""
 
     def draw(axes: Axes) -> None:
         for side, (noun, color) in _SIDES.items():
-            points = found[side]["concentration"]
+            points = quality[side]["concentration"]
             axes.plot(
                 [100 * one["share_of_ids"] for one in points],
                 [100 * one["share_of_rows"] for one in points],
                 "o-",
                 color=color,
-                label=f"{noun}, Gini {found[side]['gini']:.2f}",
+                label=f"{noun}, Gini {quality[side]['gini']:.2f}",
                 markersize=4,
             )
         axes.set_xscale("log")
@@ -70,7 +63,7 @@ def plot_concentration(found: dict[str, Any]) -> str:
     return _figure("Concentration", "concentration", draw)
 
 
-def plot_days(rows: dict[str, int]) -> str:
+def plot_days(rows: dict[str, int]) -> Markup:
     """Rows by day; what has none is red."""
     known = np.array(list(rows), "datetime64[D]")
     day = (known - known[0]).astype(np.int64)
@@ -96,30 +89,9 @@ def plot_days(rows: dict[str, int]) -> str:
     return _figure(f"{title}; red: none", "days", draw)
 
 
-def _figure(title: str, name: str, draw: Callable[[Axes], None]) -> str:
-    """A plot as inline SVG; `name` is in the ids of its elements."""
-    import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # whatever the user's own settings are
-        matplotlib.rcParams.update(_STYLE)
-        figure = Figure(figsize=(5.4, 3.0))
-        FigureCanvasSVG(figure)
-        figure.subplots_adjust(0.15, 0.17, 0.96, 0.94)  # fixed, so that no font decides it
-        draw(figure.subplots())
-        text = io.StringIO()
-        figure.savefig(text, format="svg", metadata={"Date": None}, transparent=True)
-    svg = text.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r' id="', f' id="{name}-', svg)  # ids of one page are different
-    svg = re.sub(r'(href="|url\()#', rf"\g<1>#{name}-", svg)
-    svg = re.sub(r'(<svg [^>]*?) width="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r'(<svg [^>]*?) height="[^"]*"', r"\1", svg, count=1)
-    svg = svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(title)}" ', 1)
-    return f"<figure><figcaption>{html.escape(title)}</figcaption>\n{svg}</figure>"
+def _figure(title: str, name: str, draw: Callable[[Axes], None]) -> Markup:
+    style = {"svg.hashsalt": "quality"}
+    return svg_plot(title, name, draw, margins=(0.15, 0.17, 0.96, 0.94), style=style)
 
 
 def _thousands(axes: Axes) -> None:

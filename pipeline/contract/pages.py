@@ -1,0 +1,93 @@
+"""Pages that stand alone in one file: templates in a shared frame, and plots as inline SVG.
+
+A page needs no network and no script. The same values give the same bytes: what matplotlib or its
+user has set plays no part.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_SHARED = Path(__file__).with_name("templates")  # frame.html and parts.html
+_STYLE: Any = {  # of matplotlib, whose own type lists every name
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "svg.fonttype": "none",  # text stays text
+}
+_WIDTH = 5.4  # inches; 389 units of the SVG, so that letters keep their size in a narrow window
+
+
+def render(template: Path, **values: Any) -> str:
+    """A page from its template; every value is escaped, unless it is `Markup`.
+
+    The template begins with `{% extends "frame.html" %}`, fills the blocks `style` and `content`,
+    and finds macros in `parts.html`. A number is written with `{{ value|number(",.2f") }}`.
+
+    Example:
+      render(Path(__file__).with_name("templates") / "page.html", title="Page", rows=rows)
+    """
+    environment = Environment(
+        loader=FileSystemLoader([template.parent, _SHARED]),
+        autoescape=True,
+        undefined=StrictUndefined,  # a misspelt name is an error
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["number"] = format
+    return environment.get_template(template.name).render(values)
+
+
+def svg_plot(
+    title: str,
+    name: str,
+    draw: Callable[[Axes], None],
+    *,
+    margins: tuple[float, float, float, float],
+    height: float = 3.0,
+    style: dict[str, Any],
+) -> Markup:
+    """A plot of matplotlib as a `<figure>` of inline SVG.
+
+    Args:
+      title: over it, and what is read out in its place.
+      name: part of the ids of its elements, so that those of one page are different.
+      draw: draws it.
+      margins: left, bottom, right and top of the axes, shares of the size; so no font decides them.
+      height: inches.
+      style: settings of matplotlib beside the common ones, with `svg.hashsalt`.
+    """
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_STYLE | style)
+        figure = Figure(figsize=(_WIDTH, height))
+        FigureCanvasSVG(figure)
+        figure.subplots_adjust(*margins)
+        draw(figure.subplots())
+        text = io.StringIO()
+        figure.savefig(text, format="svg", metadata={"Date": None}, transparent=True)
+    svg = text.getvalue()
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    svg = svg.replace(' id="', f' id="{name}-')
+    svg = re.sub(r'(href="|url\()#', rf"\g<1>#{name}-", svg)
+    for size in ("width", "height"):
+        svg = re.sub(rf'(<svg [^>]*?) {size}="[^"]*"', r"\1", svg, count=1)
+    return Markup(
+        "<figure><figcaption>{title}</figcaption>\n"
+        '<svg role="img" aria-label="{title}" {svg}</figure>'
+    ).format(title=title, svg=Markup(svg.removeprefix("<svg ")))
