@@ -3,8 +3,19 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
+
+RULES: dict[str, Callable[[Any], bool]] = {  # as an error says it → whether a value keeps it
+    "must be given": bool,
+    "must be at least 0": lambda value: value >= 0,
+    "must be at least 1": lambda value: value >= 1,
+    "must be at least 2": lambda value: value >= 2,
+    "must be above 0": lambda value: value > 0,
+    "must be in [0, 1]": lambda value: 0 <= value <= 1,
+    "must be in (0, 1]": lambda value: 0 < value <= 1,
+    "must be in [0, 1)": lambda value: 0 <= value < 1,
+}
 
 
 def require(holds: bool, name: str, rule: str, got: Any) -> None:
@@ -18,6 +29,20 @@ def require(holds: bool, name: str, rule: str, got: Any) -> None:
     """
     if not holds:
         raise ValueError(f"{name} {rule}, got {got!r}; change --{name}.")
+
+
+def require_all(settings: Any, rule: str, *names: str) -> None:
+    """Checks one of `RULES` for several settings of a command.
+
+    Example:
+      require_all(self, "must be at least 1", "batch_size", "num_buckets")
+
+    Raises:
+      ValueError: as `require`.
+    """
+    for name in names:
+        value = getattr(settings, name)
+        require(RULES[rule](value), name, rule, value)
 
 
 def did_you_mean(name: str, known: Iterable[str], otherwise: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from pipeline.contract.settings import require
+from pipeline.contract.settings import require_all
 from pipeline.read.settings import SourceConfig
 
 
@@ -36,16 +36,13 @@ class FrequenciesConfig(SourceConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("batch_size", "num_buckets", "num_hashes", "keep_snapshots"):
-            require(getattr(self, name) >= 1, name, "must be at least 1", getattr(self, name))
+        least_1 = ("batch_size", "num_buckets", "num_hashes", "keep_snapshots")
+        require_all(self, "must be at least 1", *least_1)
         least_0 = ("step_seconds", "allowed_lateness_seconds", "max_ahead_seconds", "max_polls")
-        for name in least_0:
-            require(getattr(self, name) >= 0, name, "must be at least 0", getattr(self, name))
-        for name in ("decay", "head_share", "alpha"):
-            require(0 < getattr(self, name) <= 1, name, "must be in (0, 1]", getattr(self, name))
-        share = self.max_late_share
-        require(0 <= share <= 1, "max_late_share", "must be in [0, 1]", share)
-        require(self.poll_seconds > 0, "poll_seconds", "must be above 0", self.poll_seconds)
+        require_all(self, "must be at least 0", *least_0)
+        require_all(self, "must be in (0, 1]", "decay", "head_share", "alpha")
+        require_all(self, "must be in [0, 1]", "max_late_share")
+        require_all(self, "must be above 0", "poll_seconds")
         if self.watch and not self.streaming:
             raise ValueError("--watch needs --streaming; exact counts go on with --previous.")
         if self.watch and not self.step_seconds:

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from pipeline.contract import schema
-from pipeline.contract.settings import require
+from pipeline.contract.settings import require, require_all
 from pipeline.read.settings import SourceConfig
 
 DUPLICATES = ("first", "sum", "max")
@@ -48,19 +48,13 @@ class PrepareConfig(SourceConfig):
         require(self.duplicates in DUPLICATES, "duplicates", rule, self.duplicates)
         if self.duplicates != "first" and not self.weight_column:
             raise ValueError("--duplicates combines weights; it needs --weight_column.")
-        require(0 < self.train_ratio <= 1, "train_ratio", "must be in (0, 1]", self.train_ratio)
-        require(
-            0 <= self.validation_ratio < 1,
-            "validation_ratio",
-            "must be in [0, 1)",
-            self.validation_ratio,
-        )
-        least = ("min_user_interactions", "min_item_interactions", "rows_per_shard")
-        for name in (*least, "feature_min_count"):
-            require(getattr(self, name) >= 1, name, "must be at least 1", getattr(self, name))
-        require(bool(self.feature_separator), "feature_separator", "must be given", "")
-        most = self.max_empty_days
-        require(most is None or most >= 0, "max_empty_days", "must be at least 0", most)
+        require_all(self, "must be in (0, 1]", "train_ratio")
+        require_all(self, "must be in [0, 1)", "validation_ratio")
+        least_1 = ("min_user_interactions", "min_item_interactions", "rows_per_shard")
+        require_all(self, "must be at least 1", *least_1, "feature_min_count")
+        require_all(self, "must be given", "feature_separator")
+        if self.max_empty_days is not None:
+            require_all(self, "must be at least 0", "max_empty_days")
         for side, word in (("query", "user"), ("candidate", "item")):
             self.kinds_of(side)
             for name in (f"{word}_features_id", f"{word}_feature_kinds"):

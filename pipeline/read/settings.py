@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from pipeline.contract.settings import require
+from pipeline.contract.settings import require, require_all
 
 EPOCH_UNITS = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}  # ticks in a second
 
@@ -34,12 +34,9 @@ class SourceConfig:
         Raises:
           ValueError: a field breaks its rule; the message names rule, value and remedy.
         """
-        for name in ("source", "output", *self.required_columns):
-            require(bool(getattr(self, name)), name, "must be given", getattr(self, name))
-        require(
-            0 <= self.max_bad_share <= 1, "max_bad_share", "must be in [0, 1]", self.max_bad_share
-        )
-        require(self.partitions >= 1, "partitions", "must be at least 1", self.partitions)
+        require_all(self, "must be given", "source", "output", *self.required_columns)
+        require_all(self, "must be in [0, 1]", "max_bad_share")
+        require_all(self, "must be at least 1", "partitions")
         require(len(self.delimiter) <= 1, "delimiter", "must be one character", self.delimiter)
         require(
             self.timestamp_format in EPOCH_UNITS or "%" in self.timestamp_format,
