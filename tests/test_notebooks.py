@@ -56,6 +56,7 @@ def run(name, folder, *expressions):
     return json.loads("".join(printed))
 
 
+@pytest.mark.long  # a model on a hundred thousand rows
 def test_quick_start(kernel, tmp_path):
     curve, floor, tested, place, top, served_tail = run(
         "1_quick_start",
@@ -137,7 +138,8 @@ def test_choosing_a_sampler(kernel, tmp_path):
     assert both["dns_mn, hardest 2 of 50"]["recall@10"] < floor["recall@10"] / 2
 
 
-@pytest.mark.long  # a server; tests/serving cover what it calls
+@pytest.mark.long
+@pytest.mark.clock  # a server on a port; tests/serving cover what it calls
 def test_serving(kernel, tmp_path):
     anything, new, other, on_shelf, shelf, from_tensorflow, from_http, times, left = run(
         "4_serving",

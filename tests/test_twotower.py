@@ -90,6 +90,7 @@ def test_a_bad_file_is_one_line(tmp_path, monkeypatch, capsys, content, message)
     assert message in error
 
 
+@pytest.mark.long  # eight processes
 def test_doctor_reports_as_json(capsys):
     assert twotower.main(["doctor", "--json"]) == 0
     findings = json.loads(capsys.readouterr().out)
