@@ -63,7 +63,7 @@ def main() -> None:
 def softmax_by_rank(data: str, run: str) -> dict[str, Any]:
     """{"ranks", "mass_by_rank": {method: share of the weight on candidates down to each rank}}."""
     from towers.audit.job import audit
-    from towers.training.settings import AuditConfig
+    from towers.audit.settings import AuditConfig
 
     with tempfile.TemporaryDirectory() as place:
         found = audit(AuditConfig(data=data, run=run, output=place, methods=METHODS, warm_up=50))

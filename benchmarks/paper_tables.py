@@ -76,7 +76,8 @@ def main() -> None:
 def run(options: argparse.Namespace, dataset: str, method: str, seed: int) -> None:
     """Trains and measures one row with one seed, and notes it."""
     from towers.evaluation.evaluate import evaluate
-    from towers.training.settings import EvaluateConfig, TrainConfig
+    from towers.evaluation.settings import EvaluateConfig
+    from towers.training.settings import TrainConfig
     from towers.training.train import train
 
     table = ALL[options.table, dataset]

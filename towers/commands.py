@@ -14,17 +14,17 @@ COMMANDS = {
         "search good settings of training on the validation split",
     ),
     "evaluate": Command(
-        "towers.training.settings:EvaluateConfig",
+        "towers.evaluation.settings:EvaluateConfig",
         "towers.evaluation.evaluate:evaluate",
         "rank the whole corpus for every test user, and write a report",
     ),
     "compare": Command(
-        "towers.training.settings:CompareConfig",
+        "towers.evaluation.settings:CompareConfig",
         "towers.evaluation.compare:compare",
         "set evaluated runs side by side, with tests over the users",
     ),
     "audit": Command(
-        "towers.training.settings:AuditConfig",
+        "towers.audit.settings:AuditConfig",
         "towers.audit.job:audit",
         "measure how far each sampler is from the full softmax on a trained run",
     ),

@@ -21,6 +21,7 @@ from towers.audit.measures import (
 )
 from towers.audit.page import as_markdown
 from towers.audit.plots import draw
+from towers.audit.settings import AuditConfig
 from towers.audit.subjects import (
     BASELINE,
     Maker,
@@ -32,7 +33,6 @@ from towers.audit.subjects import (
 from towers.audit.weights import Batches, Frozen
 from towers.data.interactions import open_data
 from towers.training.run_directory import open_run, write_json
-from towers.training.settings import AuditConfig
 
 log = logging.getLogger(__name__)
 

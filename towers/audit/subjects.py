@@ -11,11 +11,12 @@ import numpy as np
 from samplers.methods.by_name import METHODS, build
 from samplers.methods.in_batch import CorrectSfx
 from samplers.methods.method import Method
+from towers.audit.settings import AuditConfig
 from towers.audit.weights import Batches, Frozen, Subject
 from towers.data.interactions import RetrievalData
 from towers.metrics.ranking import MOST_SCORES
 from towers.model.two_tower import TwoTower
-from towers.training.settings import AuditConfig, TrainConfig
+from towers.training.settings import TrainConfig
 
 BASELINE = "ssl_pop"  # whose step costs are compared with
 _MOST_DRAWS = 1000  # of a method for a small K

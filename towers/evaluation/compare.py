@@ -10,6 +10,7 @@ import numpy as np
 
 from pipeline.contract.files import checksum
 from towers.evaluation.hits_by_query import HitsByQuery, read_hits
+from towers.evaluation.settings import CompareConfig
 from towers.metrics.significance import compare_paired, holm
 from towers.report.compare_page import p_text, write_comparison
 from towers.training.run_directory import (
@@ -19,7 +20,7 @@ from towers.training.run_directory import (
     read_json,
     write_json,
 )
-from towers.training.settings import CompareConfig, parse_metric
+from towers.training.settings import parse_metric
 
 _DEFAULT = ("ndcg", "recall")  # at the deepest cut-off that all runs have
 

@@ -10,6 +10,7 @@ from pipeline.contract.files import checksum
 from towers.data.interactions import RetrievalData, open_data
 from towers.evaluation.breakdown import breakdown
 from towers.evaluation.hits_by_query import HitsByQuery
+from towers.evaluation.settings import EvaluateConfig
 from towers.metrics.definitions import METRICS
 from towers.metrics.held_out import HeldOut, Means, Ranking
 from towers.report.run_page import write_report
@@ -21,7 +22,6 @@ from towers.training.run_directory import (
     write_json,
 )
 from towers.training.run_directory import METRICS as METRICS_FILE
-from towers.training.settings import EvaluateConfig
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Settings of training and evaluation; field names are flags, field comments their help."""
+"""Settings of training; field names are flags, field comments their help."""
 
 from __future__ import annotations
 
@@ -125,37 +125,6 @@ class TrainConfig(TowerConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluateConfig:
-    """Settings of one evaluation of a trained run."""
-
-    data: str = ""  # directory that `twotower prepare` made
-    run: str = ""  # directory of the trained run; metrics.json is written there
-    ks: tuple[int, ...] = (10, 20, 50)  # K, cut-offs
-    split: str = "test"  # test or validation
-    block_size: int = 256  # queries that are ranked at a time
-
-    def __post_init__(self) -> None:
-        """Checks every field.
-
-        Raises:
-          ValueError: a field breaks its rule; the message names rule, value and remedy.
-        """
-        object.__setattr__(self, "ks", tuple(self.ks))
-        for name in ("data", "run"):
-            require(bool(getattr(self, name)), name, "must be given", getattr(self, name))
-        require(
-            bool(self.ks) and min(self.ks) >= 1, "ks", "must be one or more numbers >= 1", self.ks
-        )
-        require(
-            self.split in ("test", "validation"),
-            "split",
-            "must be test or validation",
-            self.split,
-        )
-        require(self.block_size >= 1, "block_size", "must be at least 1", self.block_size)
-
-
-@dataclasses.dataclass(frozen=True)
 class RecommendConfig:
     """Settings of the top-k of all users, written to files."""
 
@@ -189,72 +158,6 @@ class RecommendConfig:
             output = os.path.abspath(self.output)
             apart = os.path.commonpath([place, output]) != output
             require(apart, "output", f"must not be or hold {name}", self.output)
-
-
-@dataclasses.dataclass(frozen=True)
-class AuditConfig:
-    """Settings of the audit of samplers on a trained run."""
-
-    data: str = ""  # directory that `twotower prepare` made
-    run: str = ""  # directory of the trained run, whose embeddings stay as they are
-    output: str = ""  # directory for audit.json, audit.md and audit.png; none: RUN/audit
-    # what to audit, as name or name:option=value,...; none: all, and dns_mn and softmax_v with
-    # options for k
-    methods: tuple[str, ...] = ()
-    k: int = 50  # K, the cut-off that you care about
-    batches: int = 8  # batches that are audited
-    pairs: int = 16  # audited pairs of a batch, at most a quarter of it
-    draws: int = 16  # draws of each batch: of its other rows and of the method's negatives
-    batch_size: int = 0  # B; 0: that of the run
-    warm_up: int = 5  # steps, each an epoch to the method, before a method with state is audited
-    timed_steps: int = 5  # steps whose median is the cost
-    seed: int = 10  # of pairs and draws
-    max_seconds: float = 1800.0  # no further method is begun after this time
-
-    def __post_init__(self) -> None:
-        """Checks every field.
-
-        Raises:
-          ValueError: a field breaks its rule; the message names rule, value and remedy.
-        """
-        object.__setattr__(self, "methods", tuple(self.methods))
-        for name in ("data", "run"):
-            require(bool(getattr(self, name)), name, "must be given", getattr(self, name))
-        for name in ("k", "pairs", "warm_up", "timed_steps"):
-            require(getattr(self, name) >= 1, name, "must be at least 1", getattr(self, name))
-        for name in ("batches", "draws"):  # an error needs two of each
-            require(getattr(self, name) >= 2, name, "must be at least 2", getattr(self, name))
-        size = self.batch_size
-        require(size == 0 or size >= 2, "batch_size", "must be 0 or at least 2", size)
-        require(self.seed >= 0, "seed", "must be at least 0", self.seed)
-        require(self.max_seconds > 0, "max_seconds", "must be above 0", self.max_seconds)
-
-
-@dataclasses.dataclass(frozen=True)
-class CompareConfig:
-    """Settings of a comparison of evaluated runs."""
-
-    runs: tuple[str, ...] = ()  # two run directories or more; others are compared with the first
-    metric: tuple[str, ...] = ()  # such as ndcg@50; none: ndcg and recall, as deep as can be
-    output: str = ""  # file to write beside the table, .html or .json
-    resamples: int = 10_000  # random assignments of signs that a p-value is estimated from
-    seed: int = 10  # of these
-
-    def __post_init__(self) -> None:
-        """Checks every field.
-
-        Raises:
-          ValueError: a field breaks its rule; the message names rule, value and remedy.
-        """
-        for name in ("runs", "metric"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        require(len(self.runs) >= 2, "runs", "must be two or more directories", self.runs)
-        for metric in self.metric:
-            parse_metric(metric, "metric")
-        known = not self.output or self.output.endswith((".html", ".json"))
-        require(known, "output", "must end in .html or .json", self.output)
-        require(self.resamples >= 100, "resamples", "must be at least 100", self.resamples)
-        require(self.seed >= 0, "seed", "must be at least 0", self.seed)
 
 
 def parse_metric(metric: str, name: str = "validation_metric") -> tuple[str, int]:

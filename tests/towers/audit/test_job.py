@@ -27,10 +27,11 @@ from towers.audit.measures import (
     shares_by_rank,
     summarize,
 )
+from towers.audit.settings import AuditConfig
 from towers.audit.subjects import Spec, target_of
 from towers.audit.weights import Batches, Frozen, Subject
 from towers.data.interactions import Positives
-from towers.training.settings import AuditConfig, TrainConfig
+from towers.training.settings import TrainConfig
 from towers.training.train import train
 
 U, N, D = 40, 120, 6  # queries, candidates, size

@@ -15,6 +15,7 @@ from towers.data.interactions import open_data
 from towers.evaluation.compare import compare
 from towers.evaluation.evaluate import evaluate
 from towers.evaluation.hits_by_query import read_hits
+from towers.evaluation.settings import CompareConfig, EvaluateConfig
 from towers.metrics.definitions import mean_metrics
 from towers.metrics.held_out import HeldOut
 from towers.metrics.significance import (
@@ -24,7 +25,7 @@ from towers.metrics.significance import (
     permutation_test,
     t_test,
 )
-from towers.training.settings import CompareConfig, EvaluateConfig, TrainConfig
+from towers.training.settings import TrainConfig
 from towers.training.train import train
 
 HOSTILE = "<b>second$x$"

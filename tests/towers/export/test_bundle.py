@@ -9,9 +9,10 @@ from pipeline.contract import schema
 from pipeline.contract.files import checksum
 from towers.data.interactions import open_data
 from towers.evaluation.evaluate import evaluate
+from towers.evaluation.settings import EvaluateConfig
 from towers.export.bundle import export_bundle
 from towers.training.run_directory import open_run
-from towers.training.settings import EvaluateConfig, TrainConfig
+from towers.training.settings import TrainConfig
 from towers.training.train import train
 
 

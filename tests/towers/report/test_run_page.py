@@ -9,11 +9,12 @@ import pytest
 
 import twotower
 from towers.evaluation.evaluate import evaluate
+from towers.evaluation.settings import EvaluateConfig
 from towers.report.card import card_html
 from towers.report.data import data_html
 from towers.report.html import table
 from towers.report.run_page import write_report
-from towers.training.settings import EvaluateConfig, TrainConfig
+from towers.training.settings import TrainConfig
 from towers.training.train import train
 
 HOSTILE = '<img src=x onerror="document.title=1">'

@@ -1,6 +1,7 @@
 import pytest
 
-from towers.training.settings import EvaluateConfig, TrainConfig
+from towers.evaluation.settings import EvaluateConfig
+from towers.training.settings import TrainConfig
 
 
 def test_options_become_text_by_name():

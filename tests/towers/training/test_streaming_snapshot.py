@@ -14,14 +14,16 @@ from pipeline.commands import frequencies
 from pipeline.contract import hashing, schema
 from pipeline.counts.settings import FrequenciesConfig
 from samplers.proposals import streaming_frequency as trainer_side
-from towers.audit.job import AuditConfig, audit
+from towers.audit.job import audit
+from towers.audit.settings import AuditConfig
 from towers.data.interactions import open_data
 from towers.evaluation.evaluate import evaluate
+from towers.evaluation.settings import EvaluateConfig
 from towers.legacy_keras import tf_keras
 from towers.training.checkpoints import RunRecorder
 from towers.training.frequency import in_steps_of_the_trainer, open_frequency
 from towers.training.run_directory import make_model, open_run
-from towers.training.settings import EvaluateConfig, TrainConfig
+from towers.training.settings import TrainConfig
 from towers.training.train import train
 
 BATCH = 32

@@ -6,9 +6,10 @@ import pytest
 
 from towers.data.interactions import open_data
 from towers.evaluation.evaluate import evaluate
+from towers.evaluation.settings import EvaluateConfig
 from towers.model.two_tower import TwoTower
 from towers.training.run_directory import open_run
-from towers.training.settings import EvaluateConfig, TrainConfig
+from towers.training.settings import TrainConfig
 from towers.training.teacher import soft_targets
 from towers.training.train import train
 

@@ -10,9 +10,10 @@ import tensorflow as tf
 
 from towers.data.interactions import open_data
 from towers.evaluation.evaluate import evaluate
+from towers.evaluation.settings import EvaluateConfig
 from towers.metrics.held_out import HeldOut
 from towers.training.run_directory import only_writer, open_run
-from towers.training.settings import EvaluateConfig, TrainConfig
+from towers.training.settings import TrainConfig
 from towers.training.train import train
 
 # Trains until a checkpoint inside an epoch is a few steps old, then kills itself.
