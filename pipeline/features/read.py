@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import apache_beam as beam
 import numpy as np
@@ -14,20 +13,9 @@ from pipeline.contract import schema
 from pipeline.contract.files import write_atomically
 from pipeline.features.tables import Table
 from pipeline.features.values import TEXT, VALUE_TYPES, values_of
-from pipeline.read.cells import Checks, content_of, ids_of
-from pipeline.read.discover import (
-    BROKEN_FILE,
-    Piece,
-    column_names,
-    delimiter_of,
-    resolve_columns,
-)
-from pipeline.read.readers import (
-    Batches,
-    DeadLetter,
-    parquet_batches,
-    text_batches,
-)
+from pipeline.read.cells import Checks, ids_of
+from pipeline.read.discover import Piece, resolve_columns
+from pipeline.read.readers import DeadLetter, read_checked
 
 
 def values_schema(table: Table) -> pa.Schema:
@@ -53,13 +41,13 @@ class ReadTable(beam.DoFn):
         letters: list[DeadLetter] = []
         first = schema.SIDES.index(side) * self._partitions
         try:
-            for block in read_values(piece, self._tables[side]):
-                num_read += block.num_read
-                letters += block.bad
-                prints = block.values[schema.FINGERPRINT].to_numpy()
+            for values, bad, size in read_values(piece, self._tables[side]):
+                num_read += size
+                letters += bad
+                prints = values[schema.FINGERPRINT].to_numpy()
                 parts = partition_of(prints, self._partitions)
                 for part, rows in partition(np.arange(len(prints)), parts, self._partitions):
-                    yield first + part, block.values.take(pa.array(rows))
+                    yield first + part, values.take(pa.array(rows))
         except ValueError as error:
             problem = str(error)
         name = f"{side}-{piece.number:06d}"
@@ -69,63 +57,28 @@ class ReadTable(beam.DoFn):
         write_json(self._out, name, tally)
 
 
-class Values(NamedTuple):
-    """What one block of a piece gave."""
-
-    values: pa.Table  # `values_schema`
-    bad: list[DeadLetter]
-    num_read: int
-
-
-def read_values(piece: Piece, table: Table) -> Iterator[Values]:
-    """Reads and validates one piece.
+def read_values(piece: Piece, table: Table) -> Iterator[tuple[pa.Table, list[DeadLetter], int]]:
+    """Reads and validates one piece: good values, bad rows, and the number of both, by blocks.
 
     Raises:
       ValueError: the file as a whole cannot be read (truncated, not of its format).
     """
-    try:
-        for batch, numbers, bad in _batches(piece, table):
-            yield _validate(batch, numbers, bad, piece, table)
-    except BROKEN_FILE as error:
-        reason = str(error).split("\n")[0]
-        raise ValueError(f"{piece.path} cannot be read to its end: {reason}") from error
 
+    def id_column(names: list[str]) -> str:
+        return resolve_columns(names, table.config, piece.path).item
 
-def _batches(piece: Piece, table: Table) -> Batches:
-    names = column_names(piece, table.config)
-    columns = [_id_column(names, piece, table), *table.kinds]
-    if piece.kind == "parquet":
-        return parquet_batches(piece, columns)
-    return text_batches(piece, columns, delimiter_of(piece.path, table.config), names)
+    def validate(batch: pa.RecordBatch, _: np.ndarray, checks: Checks) -> pa.Table:
+        name = id_column(batch.schema.names)
+        codes, (prints, raw) = ids_of(batch[name], name, checks)
+        columns = [
+            values_of(batch[column], kind, column, table.separator, checks)
+            for column, kind in table.kinds.items()
+        ]
+        codes, good = codes[checks.good], pa.array(np.flatnonzero(checks.good))
+        ids = pa.array(raw, pa.binary()).take(pa.array(codes)).cast(pa.string()).cast(TEXT)
+        arrays = [pa.array(prints[codes]), ids, *(column.take(good) for column in columns)]
+        return pa.Table.from_arrays(arrays, schema=values_schema(table))
 
-
-def _id_column(names: list[str], piece: Piece, table: Table) -> str:
-    return resolve_columns(names, table.config, piece.path).item
-
-
-def _validate(
-    batch: pa.RecordBatch,
-    numbers: np.ndarray,
-    bad: list[DeadLetter],
-    piece: Piece,
-    table: Table,
-) -> Values:
-    checks = Checks(len(batch))
-    id_column = _id_column(batch.schema.names, piece, table)
-    codes, (prints, raw) = ids_of(batch[id_column], id_column, checks)
-    ids = pa.array(raw, pa.binary())
-    columns = [
-        values_of(batch[name], kind, name, table.separator, checks)
-        for name, kind in table.kinds.items()
-    ]
-    good = pa.array(np.flatnonzero(checks.good))
-    codes = codes[checks.good]
-    known = [pa.array(prints[codes]), ids.take(pa.array(codes)).cast(pa.string()).cast(TEXT)]
-    values = pa.Table.from_arrays(
-        known + [column.take(good) for column in columns], schema=values_schema(table)
+    return read_checked(
+        piece, table.config, lambda names: [id_column(names), *table.kinds], validate
     )
-    letters = [
-        DeadLetter(piece.number, int(numbers[row]), piece.path, reason, content_of(batch, row))
-        for row, reason in checks.failures()
-    ]
-    return Values(values, bad + letters, len(batch) + len(bad))

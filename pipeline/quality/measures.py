@@ -22,13 +22,7 @@ from pipeline.prepare.k_core import load_block
 from pipeline.prepare.settings import PrepareConfig
 from pipeline.prepare.split import assign_splits
 from pipeline.prepare.vocabulary import count_ids
-from pipeline.quality.histogram import (
-    Histogram,
-    as_lists,
-    from_lists,
-    histogram,
-    merge,
-)
+from pipeline.quality.histogram import Histogram, as_lists, from_lists, histogram, merge
 
 
 class Measures(NamedTuple):

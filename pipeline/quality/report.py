@@ -13,13 +13,7 @@ import numpy as np
 
 from pipeline.contract import schema
 from pipeline.prepare.settings import PrepareConfig
-from pipeline.quality.histogram import (
-    Histogram,
-    as_text,
-    concentration,
-    describe,
-    log_bins,
-)
+from pipeline.quality.histogram import Histogram, as_text, concentration, describe, log_bins
 from pipeline.quality.measures import Measures
 from pipeline.read.consumed import short_names
 

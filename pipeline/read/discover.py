@@ -94,7 +94,7 @@ def find_pieces(config: SourceConfig) -> list[Piece]:
         pieces = _tfds_pieces(config)
     else:
         for path, split in _files(config):
-            pieces += _file_pieces(path, split, config, len(pieces), types)
+            pieces += file_pieces(path, split, config, len(pieces), types)
     if not pieces:
         raise ValueError(f"{config.source} holds no rows; check --source.")
     return pieces
@@ -210,7 +210,8 @@ def _suffix(path: str) -> str:
     return Path(name).suffix
 
 
-def _is_readable(path: str) -> bool:
+def is_readable(path: str) -> bool:
+    """Whether a file has the ending of a known format."""
     return _suffix(path) in (".parquet", *TEXT_DELIMITERS)
 
 
@@ -218,7 +219,7 @@ def _files(config: SourceConfig) -> list[tuple[str, int]]:
     """(path, split) of every file of the source, in the order in which they are read."""
     source = demo_file() if config.source == "demo" else config.source
     if os.path.isdir(source):
-        found = sorted(str(p) for p in Path(source).iterdir() if _is_readable(str(p)))
+        found = sorted(str(p) for p in Path(source).iterdir() if is_readable(str(p)))
         by_split = [(p, _split_of(p)) for p in found if _split_of(p) >= 0]
         if config.keeps_split:
             return sorted(_check_given(source, by_split), key=lambda pair: (pair[1], pair[0]))
@@ -228,7 +229,7 @@ def _files(config: SourceConfig) -> list[tuple[str, int]]:
                 f"or split anew with --source '{source}/*'."
             )
     else:
-        found = [p for p in sorted(glob.glob(source)) if _is_readable(p)]
+        found = [p for p in sorted(glob.glob(source)) if is_readable(p)]
         if not found and os.path.exists(source):
             raise ValueError(
                 f"{source} is of no known format; expected .parquet, .csv, .tsv or .inter, "
@@ -259,7 +260,7 @@ def _check_given(source: str, files: list[tuple[str, int]]) -> list[tuple[str, i
     return files
 
 
-def _file_pieces(
+def file_pieces(
     path: str, split: int, config: SourceConfig, first: int, types: dict[str, tuple[str, str]]
 ) -> list[Piece]:
     """The pieces of one file; `types` holds what earlier files said of each column."""

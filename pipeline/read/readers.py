@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
-from typing import Any, BinaryIO, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from pipeline.read.discover import Piece, open_text, tfds_builder
+from pipeline.read.cells import Checks, content_of
+from pipeline.read.discover import (
+    BROKEN_FILE,
+    Piece,
+    column_names,
+    delimiter_of,
+    open_text,
+    tfds_builder,
+)
+from pipeline.read.settings import SourceConfig
 
 BLOCK_ROWS = 262_144
 BLOCK_BYTES = 16 << 20  # of a text file
@@ -36,6 +45,54 @@ class DeadLetter(NamedTuple):
 
 # Columns, the number of each row in its file from 1, and the rows that are no columns at all.
 Batches = Iterator[tuple[pa.RecordBatch, np.ndarray, list[DeadLetter]]]
+
+
+Validated = TypeVar("Validated")
+
+
+def read_checked(
+    piece: Piece,
+    config: SourceConfig,
+    choose: Callable[[list[str]], list[str]],
+    validate: Callable[[pa.RecordBatch, np.ndarray, Checks], Validated],
+) -> Iterator[tuple[Validated, list[DeadLetter], int]]:
+    """Reads a piece: what `validate` makes of each batch, its bad rows, and how many rows it has.
+
+    Args:
+      piece: what to read.
+      config: of the source.
+      choose: the names of all columns → of those to read.
+      validate: takes a batch, the numbers of its rows and the checks that rows can fail.
+
+    Raises:
+      ValueError: the file as a whole cannot be read (truncated, not of its format).
+    """
+    try:
+        for batch, numbers, bad in _batches(piece, config, choose):
+            checks = Checks(len(batch))
+            validated = validate(batch, numbers, checks)
+            letters = [
+                DeadLetter(
+                    piece.number, int(numbers[row]), piece.path, reason, content_of(batch, row)
+                )
+                for row, reason in checks.failures()
+            ]
+            yield validated, bad + letters, len(batch) + len(bad)
+    except BROKEN_FILE as error:
+        reason = str(error).split("\n")[0]
+        raise ValueError(f"{piece.path} cannot be read to its end: {reason}") from error
+
+
+def _batches(
+    piece: Piece, config: SourceConfig, choose: Callable[[list[str]], list[str]]
+) -> Batches:
+    names = column_names(piece, config)
+    columns = choose(names)
+    if piece.kind == "parquet":
+        return parquet_batches(piece, columns)
+    if piece.kind == "tfds":
+        return tfds_batches(piece, columns, config.source)
+    return text_batches(piece, columns, delimiter_of(piece.path, config), names)
 
 
 class _Utf8Lines(io.RawIOBase):

@@ -10,28 +10,9 @@ import pyarrow as pa
 
 from pipeline.beam.blocks import ROW
 from pipeline.contract import schema
-from pipeline.read.cells import (
-    Checks,
-    content_of,
-    ids_of,
-    numbers_of,
-    seconds_of,
-)
-from pipeline.read.discover import (
-    BROKEN_FILE,
-    Columns,
-    Piece,
-    column_names,
-    delimiter_of,
-    resolve_columns,
-)
-from pipeline.read.readers import (
-    Batches,
-    DeadLetter,
-    parquet_batches,
-    text_batches,
-    tfds_batches,
-)
+from pipeline.read.cells import Checks, ids_of, numbers_of, seconds_of
+from pipeline.read.discover import Columns, Piece, resolve_columns
+from pipeline.read.readers import DeadLetter, read_checked
 from pipeline.read.settings import SourceConfig
 
 
@@ -53,34 +34,26 @@ def read_blocks(piece: Piece, config: SourceConfig) -> Iterator[Block]:
     Raises:
       ValueError: the file as a whole cannot be read (truncated, not of its format).
     """
-    try:
-        for batch, numbers, bad in _batches(piece, config):
-            columns = resolve_columns(batch.schema.names, config, piece.path)
-            yield _validate(batch, numbers, bad, columns, piece, config)
-    except BROKEN_FILE as error:
-        reason = str(error).split("\n")[0]
-        raise ValueError(f"{piece.path} cannot be read to its end: {reason}") from error
 
+    def columns_of(names: list[str]) -> Columns:
+        return resolve_columns(names, config, piece.path)
 
-def _batches(piece: Piece, config: SourceConfig) -> Batches:
-    names = column_names(piece, config)
-    columns = resolve_columns(names, config, piece.path).read()
-    if piece.kind == "parquet":
-        return parquet_batches(piece, columns)
-    if piece.kind == "tfds":
-        return tfds_batches(piece, columns, config.source)
-    return text_batches(piece, columns, delimiter_of(piece.path, config), names)
+    def validate(batch: pa.RecordBatch, numbers: np.ndarray, checks: Checks) -> Block:
+        return _validate(batch, numbers, checks, columns_of(batch.schema.names), piece, config)
+
+    blocks = read_checked(piece, config, lambda names: columns_of(names).read(), validate)
+    for block, bad, num_read in blocks:
+        yield block._replace(bad=bad, num_read=num_read)
 
 
 def _validate(
     batch: pa.RecordBatch,
     numbers: np.ndarray,
-    bad: list[DeadLetter],
+    checks: Checks,
     columns: Columns,
     piece: Piece,
     config: SourceConfig,
 ) -> Block:
-    checks = Checks(len(batch))
     rows = np.zeros(len(batch), ROW)
     rows["order"] = (piece.number << 40) + numbers
     rows["split"], rows["weight"] = piece.split, 1
@@ -105,10 +78,5 @@ def _validate(
         rows[side] = fingerprints[codes[side]] if len(fingerprints) else 0
         present = np.unique(codes[side][keep])
         used[side] = (fingerprints[present], [raw[i] for i in present])
-    letters = [
-        DeadLetter(piece.number, int(numbers[row]), piece.path, reason, content_of(batch, row))
-        for row, reason in checks.failures()
-    ]
     below = int(checks.good.sum() - keep.sum())
-    num_read = len(batch) + len(bad)
-    return Block(rows[keep], used, bad + letters, num_read, below, columns.timestamp is not None)
+    return Block(rows[keep], used, [], 0, below, columns.timestamp is not None)

@@ -15,12 +15,12 @@ next run belong in front of it.
 """
 
 import dataclasses
+import logging
 import os
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from apache_beam.options.pipeline_options import PipelineOptions
@@ -28,28 +28,20 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from pipeline.beam.accounting import AccountingError, check_sum
 from pipeline.beam.staging import Staging, read_json
 from pipeline.contract import schema
-from pipeline.contract.files import checksum, describe_files
+from pipeline.contract.files import describe_files
 from pipeline.counts.settings import FrequenciesConfig, StartedConfig
 from pipeline.prepare.ingest import DEAD_LETTERS, check_read, read_tally
 from pipeline.read.discover import Piece, files_in
-from pipeline.streaming.estimator import (
-    FILES,
-    STATE,
-    Estimator,
-    assemble,
-    occurrences,
-)
-from pipeline.streaming.order import (
-    chunks,
-    order_events,
-    stage_events,
-    time_range,
-)
+from pipeline.streaming.estimator import FEW, FILES, STATE, Estimator, assemble, occurrences
+from pipeline.streaming.order import chunks, order_events, stage_events, time_range
 from pipeline.streaming.snapshots import (
+    Input,
     Position,
     Snapshot,
+    keep_newest,
     next_directory,
     rule_of,
+    stamp_of,
     write_pending,
 )
 from pipeline.streaming.steps import (
@@ -67,51 +59,18 @@ from pipeline.streaming.steps import (
     staged_pending,
 )
 
-_SAME_CONTENT = ("delimiter", "max_bad_share", "max_ahead_seconds", "allowed_lateness_seconds")
+log = logging.getLogger(__name__)
+_RECORDED = ("delimiter", "max_bad_share", "max_ahead_seconds", "allowed_lateness_seconds")
 
 
-class Input(NamedTuple):
-    """A file to read, as it is before it is read."""
-
-    file: str  # absolute path
-    bytes: int
-    checksum: str
-    stamp: tuple[int, ...]  # tells whether the file was written since
-
-    def recorded(self) -> dict[str, Any]:
-        """What snapshots remember of a file that was read."""
-        return {"file": self.file, "bytes": self.bytes, "checksum": self.checksum}
-
-
-def stamp_of(path: str) -> tuple[int, ...]:
-    """Size, time of the last change and number of a file, to see a change; () without a file."""
-    try:
-        found = os.stat(path)
-    except FileNotFoundError:
-        return ()
-    return found.st_size, found.st_mtime_ns, found.st_ino
-
-
-def describe(paths: list[str]) -> list[Input]:
-    """Looks at files before they are read."""
-    files = [os.path.abspath(path) for path in paths]
-    stamps = [stamp_of(file) for file in files]
-    with ThreadPoolExecutor() as pool:
-        checksums = list(pool.map(checksum, files))
-    return [
-        Input(file, stamp[0], checksum, stamp)
-        for file, stamp, checksum in zip(files, stamps, checksums, strict=True)
-    ]
-
-
-def run_batch(
+def write_snapshot(
     pieces: list[Piece],
     inputs: list[Input],
     previous: Snapshot | None,
     config: FrequenciesConfig,
     options: PipelineOptions,
 ) -> Snapshot:
-    """Reads new files and writes the next snapshot.
+    """Reads new files, writes the next snapshot, and removes old ones.
 
     Args:
       pieces: of the new files.
@@ -124,6 +83,39 @@ def run_batch(
       ValueError: what `check_read` raises, no good row has come so far, or a file changed while
         it was read; there is no new snapshot then.
     """
+    snapshot = _run(pieces, inputs, previous, config, options)
+    # Of a run that failed under this number; its rows were read again.
+    snapshot.path.with_name(f"{snapshot.path.name}.{DEAD_LETTERS}").unlink(missing_ok=True)
+    begun = previous is None or previous.path.parent != snapshot.path.parent
+    keep_newest(config.output, 1 if begun and config.overwrite else config.keep_snapshots)
+    counts, position = snapshot.manifest.counts, snapshot.position
+    log.info(
+        "frequencies: %d file(s), %s rows: %s; step %d, snapshot %s",
+        len(inputs),
+        f"{counts['read']:,}",
+        ", ".join(f"{rows:,} {name}" for name, rows in counts.items() if name != "read"),
+        position.step,
+        snapshot.path,
+    )
+    few, touched = (snapshot.manifest.details["buckets"][name] for name in ("few", "touched"))
+    log.log(
+        logging.WARNING if 2 * few > touched else logging.INFO,
+        "frequencies: %s of %s buckets were touched less than %d times: what they estimate may be "
+        "off by a third or more",
+        f"{few:,}",
+        f"{touched:,}",
+        FEW,
+    )
+    return snapshot
+
+
+def _run(
+    pieces: list[Piece],
+    inputs: list[Input],
+    previous: Snapshot | None,
+    config: FrequenciesConfig,
+    options: PipelineOptions,
+) -> Snapshot:
     directory = next_directory(config.output)
     before = previous.position if previous else Position()
     with Staging(str(directory), overwrite=False) as staging:
@@ -208,7 +200,7 @@ def _write_state(
 
 def _check_read(inputs: list[Input], config: FrequenciesConfig, staging: Staging) -> dict[str, Any]:
     """As `check_read`, but empty is a file of this run, not any of the source."""
-    changed = [one.file for one in inputs if stamp_of(one.file) != one.stamp]
+    changed = [file.path for file in inputs if stamp_of(file.path) != file.stamp]
     if changed:
         raise ValueError(
             f"{changed[0]} changed while it was read; write files under another name, such as "
@@ -220,7 +212,7 @@ def _check_read(inputs: list[Input], config: FrequenciesConfig, staging: Staging
     if config.source.startswith("tfds:"):
         return read
     rows = {os.path.abspath(path): number for path, number in read["files"].items()}
-    names = [os.path.abspath(name) for one in inputs for name in files_in(one.file)]
+    names = [os.path.abspath(name) for file in inputs for name in files_in(file.path)]
     empty = [name for name in names if not rows.get(name)]
     if empty and not config.allow_empty_files:
         raise ValueError(
@@ -279,7 +271,7 @@ def _manifest(
         kind="streaming_frequency",
         source=config.source,
         configuration=rule_of(config)
-        | {name: getattr(config, name) for name in _SAME_CONTENT}
+        | {name: getattr(config, name) for name in _RECORDED}
         | {"format_version": schema.FORMAT_VERSION},
         counts=counts,
         files=describe_files(staging.out),
@@ -291,7 +283,7 @@ def _manifest(
             "late": dict(sorted(late.items())),
             "consumed": [
                 *(previous.consumed if previous else []),
-                *(one.recorded() for one in inputs),
+                *(file.recorded() for file in inputs),
             ],
         },
     )

@@ -17,12 +17,7 @@ import numpy as np
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.beam.options import finish, running
-from pipeline.beam.staging import (
-    Staging,
-    read_json,
-    write_block,
-    write_json,
-)
+from pipeline.beam.staging import Staging, read_json, write_block, write_json
 from pipeline.prepare.ingest import read_source
 from pipeline.read.discover import Piece
 from pipeline.read.settings import SourceConfig

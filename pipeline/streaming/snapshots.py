@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,10 +19,43 @@ import numpy as np
 
 from pipeline.contract import schema
 from pipeline.contract.files import checksum
+from pipeline.contract.locks import held
 from pipeline.counts.settings import FrequenciesConfig
 from pipeline.prepare.ingest import DEAD_LETTERS
 
 _LOCK = ".lock"
+
+
+class Input(NamedTuple):
+    """A file to read, as it is before it is read."""
+
+    path: str  # absolute
+    bytes: int
+    checksum: str
+    stamp: tuple[int, ...]  # tells whether the file was written since
+
+    def recorded(self) -> dict[str, Any]:
+        """What snapshots remember of a file that was read."""
+        return {"file": self.path, "bytes": self.bytes, "checksum": self.checksum}
+
+
+def stamp_of(path: str) -> tuple[int, ...]:
+    """Size, time of the last change and number of a file, to see a change; () without a file."""
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        return ()
+    return status.st_size, status.st_mtime_ns, status.st_ino
+
+
+def describe(paths: list[str]) -> list[Input]:
+    """Looks at files before they are read."""
+    files = [os.path.abspath(path) for path in paths]
+    stamps = [stamp_of(file) for file in files]
+    with ThreadPoolExecutor() as pool:
+        sums = list(pool.map(checksum, files))
+    described = zip(files, stamps, sums, strict=True)
+    return [Input(file, stamp[0], digest, stamp) for file, stamp, digest in described]
 
 
 class Position(NamedTuple):
@@ -112,6 +145,27 @@ def open_snapshot(path: str | os.PathLike[str], config: FrequenciesConfig) -> Sn
     return Snapshot(directory, manifest)
 
 
+def find_previous(config: FrequenciesConfig) -> Snapshot | None:
+    """The snapshot to go on from; None for a new stream.
+
+    A watched stream goes on from the newest one in its own output, wherever it began.
+
+    Raises:
+      ValueError: there are snapshots and neither --previous nor --overwrite says what to do; or
+        the snapshot is of a stream with other settings.
+    """
+    begun = bool(schema.snapshot_directories(config.output)) and not config.overwrite
+    if begun and config.watch:
+        return open_snapshot(config.output, config)
+    snapshot = open_snapshot(config.previous, config) if config.previous else None
+    if begun and (snapshot is None or snapshot.path.parent != Path(config.output).resolve()):
+        raise ValueError(
+            f"{config.output} already holds snapshots: --previous {config.output} goes on from "
+            "them, --overwrite begins a new stream."
+        )
+    return snapshot
+
+
 def next_directory(output: str) -> Path:
     """Where the next snapshot belongs."""
     found = [int(path.name) for path in schema.snapshot_directories(output)]
@@ -141,14 +195,8 @@ def only_writer(output: str) -> Iterator[None]:
             f"{root} is no directory of snapshots, there is a {schema.MANIFEST} in it; choose "
             "another --output."
         )
-    root.mkdir(parents=True, exist_ok=True)
-    with open(root / _LOCK, "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(
-                f"another run writes snapshots to {root}; wait for it, or choose another --output."
-            ) from None
+    refused = f"another run writes snapshots to {root}; wait for it, or choose another --output."
+    with held(root / _LOCK, refused):
         for left in [*root.glob("*.partial"), *root.glob(".*.retired*")]:
             shutil.rmtree(left)
         try:

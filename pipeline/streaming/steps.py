@@ -11,19 +11,8 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.beam.blocks import partition
 from pipeline.beam.options import finish, running
-from pipeline.beam.staging import (
-    Staging,
-    read_json,
-    write_block,
-    write_json,
-)
-from pipeline.streaming.estimator import (
-    Block,
-    Buckets,
-    EstimateFrequencies,
-    Estimator,
-    distinct,
-)
+from pipeline.beam.staging import Staging, read_json, write_block, write_json
+from pipeline.streaming.estimator import Block, Buckets, EstimateFrequencies, Estimator, distinct
 from pipeline.streaming.order import EVENT, Chunk
 
 APPLIED, PENDING, LATE = "applied", "pending", "late"

@@ -25,13 +25,7 @@ from apache_beam.utils.timestamp import Duration, Timestamp
 from apache_beam.utils.windowed_value import PaneInfoTiming
 
 from pipeline.beam.blocks import partition, partition_of
-from pipeline.streaming.estimator import (
-    Block,
-    Buckets,
-    Estimator,
-    advance_range,
-    distinct,
-)
+from pipeline.streaming.estimator import Block, Buckets, Estimator, advance_range, distinct
 
 LATE = "late"
 _FOREVER = Duration(seconds=100 * 365 * 86_400)  # late events are told apart, never dropped

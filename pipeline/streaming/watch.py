@@ -17,10 +17,9 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from pipeline.contract import schema
 from pipeline.contract.files import checksum
 from pipeline.counts.settings import FrequenciesConfig
-from pipeline.read.discover import Piece, _file_pieces, _is_readable
-from pipeline.streaming.job import find_previous, write_snapshot
-from pipeline.streaming.micro_batch import Input, describe, stamp_of
-from pipeline.streaming.snapshots import Snapshot
+from pipeline.read.discover import Piece, file_pieces, is_readable
+from pipeline.streaming.micro_batch import write_snapshot
+from pipeline.streaming.snapshots import Input, Snapshot, describe, find_previous, stamp_of
 
 log = logging.getLogger(__name__)
 _NAP = 0.2  # seconds between two looks for a signal
@@ -48,7 +47,8 @@ class Watcher:
         Raises:
           ValueError: a file that was read before has another content now.
         """
-        read = {one["file"]: one for one in self.snapshot.consumed} if self.snapshot else {}
+        consumed = self.snapshot.consumed if self.snapshot else []
+        read = {file["file"]: file for file in consumed}
         unknown = []
         for path in map(os.path.abspath, complete_files(self._config)):
             stamp = stamp_of(path)
@@ -63,24 +63,21 @@ class Watcher:
                     "write new rows to a new file, or begin a new stream with --overwrite."
                 )
             self._compared[path] = stamp
-        return self._without_repeated(describe(unknown))
-
-    def _without_repeated(self, found: list[Input]) -> list[Input]:
+        files = describe(unknown)
         if self._config.allow_repeated_files:
-            return found
-        consumed = self.snapshot.consumed if self.snapshot else []
-        known = {one["checksum"]: one["file"] for one in consumed}
+            return files
+        known = {file["checksum"]: file["file"] for file in consumed}
         new = []
-        for one in found:
-            if known.setdefault(one.checksum, one.file) == one.file:
-                new.append(one)
+        for file in files:
+            if known.setdefault(file.checksum, file.path) == file.path:
+                new.append(file)
                 continue
-            self._compared[one.file] = one.stamp
+            self._compared[file.path] = file.stamp
             log.warning(
                 "frequencies: %s is left out: its content is that of %s; "
                 "--allow_repeated_files counts it all the same.",
-                one.file,
-                known[one.checksum],
+                file.path,
+                known[file.checksum],
             )
         return new
 
@@ -92,10 +89,10 @@ class Watcher:
             files before it.
         """
         pieces: list[Piece] = []
-        for one in files:
-            pieces += _file_pieces(one.file, 0, self._config, len(pieces), self._types)
+        for file in files:
+            pieces += file_pieces(file.path, 0, self._config, len(pieces), self._types)
         if not pieces and not self._config.allow_empty_files:
-            raise ValueError(f"{files[0].file} holds no rows; --allow_empty_files goes on without.")
+            raise ValueError(f"{files[0].path} holds no rows; --allow_empty_files goes on without.")
         return pieces
 
 
@@ -115,16 +112,16 @@ def watch(config: FrequenciesConfig, options: PipelineOptions) -> schema.Manifes
     watcher = Watcher(config, find_previous(config))
     if config.source.startswith("tfds:"):
         raise ValueError("--watch needs files, got a TFDS name; give --source a directory.")
-    with _signals() as asked:
+    with _signals() as signals:
         for poll in count(1):
-            found = watcher.new_files()
-            log.info("frequencies: look %d: %d new file(s) in %s", poll, len(found), config.source)
-            if found:
-                pieces = watcher.pieces(found)
-                watcher.snapshot = write_snapshot(pieces, found, watcher.snapshot, config, options)
-            if not asked and poll != config.max_polls:
-                _sleep(config.poll_seconds, asked)
-            if asked or poll == config.max_polls:
+            files = watcher.new_files()
+            log.info("frequencies: look %d: %d new file(s) in %s", poll, len(files), config.source)
+            if files:
+                pieces = watcher.pieces(files)
+                watcher.snapshot = write_snapshot(pieces, files, watcher.snapshot, config, options)
+            if not signals and poll != config.max_polls:
+                _sleep(config.poll_seconds, signals)
+            if signals or poll == config.max_polls:
                 break
     return watcher.snapshot.manifest if watcher.snapshot else None
 
@@ -139,32 +136,32 @@ def complete_files(config: FrequenciesConfig) -> list[str]:
     if not os.path.exists(source) and source == escape(source):
         raise ValueError(f"{source} does not exist; check --source.")
     pattern = os.path.join(escape(source), "*") if os.path.isdir(source) else source
-    return [path for path in sorted(glob(pattern)) if _is_readable(path)]
+    return [path for path in sorted(glob(pattern)) if is_readable(path)]
 
 
 @contextlib.contextmanager
 def _signals() -> Iterator[list[int]]:
     """Signals that ask for the end are collected in a list; the second one interrupts."""
-    asked: list[int] = []
+    received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield asked  # only the main thread hears signals
+        yield received  # only the main thread hears signals
         return
 
-    def ask(number: int, frame: object) -> None:
-        if asked:
+    def receive(number: int, frame: object) -> None:
+        if received:
             raise KeyboardInterrupt
-        asked.append(number)
+        received.append(number)
         log.info("frequencies: ends when no job is under way; once more ends at once")
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield asked
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def _sleep(seconds: float, asked: list[int]) -> None:
+def _sleep(seconds: float, signals: list[int]) -> None:
     end = time.monotonic() + seconds
-    while not asked and time.monotonic() < end:
+    while not signals and time.monotonic() < end:
         time.sleep(min(_NAP, max(0.0, end - time.monotonic())))
