@@ -1,10 +1,10 @@
 """The preparation job: raw interactions → examples, vocabularies, train counts, manifest.
 
 Three kinds of pipeline run one after the other: `ingest` reads, validates and drops duplicates;
-`activity` drops queries and candidates with too few rows, one pipeline a pass, until nothing
+`k_core` drops queries and candidates with too few rows, one pipeline a pass, until nothing
 changes; `assemble` splits, makes the vocabularies, replaces ids and writes the shards. Elements
 are blocks of rows, keyed by a range of fingerprints. Only transforms that every runner can
-translate are used: Create, ParDo, GroupByKey, Flatten, tagged outputs and small side inputs.
+translate are used: Create, Reshuffle, ParDo, GroupByKey and Flatten.
 """
 
 import logging

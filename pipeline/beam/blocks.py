@@ -36,6 +36,11 @@ def partition(
             yield part, rows[by_part[start:end]]
 
 
+def repartition(rows: np.ndarray, side: str, partitions: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Sends a block's rows to the key ranges of their id on `side`."""
+    return partition(rows, partition_of(rows[side], partitions), partitions)
+
+
 def join(blocks: Iterable[np.ndarray]) -> np.ndarray:
     """One block of many, ROW [n]; empty when there are none."""
     blocks = list(blocks)

@@ -7,19 +7,18 @@ worker must see. The directory is renamed into place when it is complete.
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import json
-import os
 import shutil
 from collections import Counter
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 from pipeline.beam.accounting import AccountingError
 from pipeline.contract.files import replace_directory, write_atomically, written_aside
+from pipeline.contract.locks import held
 
 
 class Staging:
@@ -32,49 +31,30 @@ class Staging:
     def __init__(self, output: str, overwrite: bool) -> None:
         self.destination = Path(output).absolute()
         self.root = self.destination.with_name(self.destination.name + ".partial")
-        self._lock_path = self.root.with_name(self.root.name + ".lock")
         self._overwrite = overwrite
-        self._lock: IO[str] | None = None
+        self._held = contextlib.ExitStack()
 
     def __enter__(self) -> Staging:
         refused = self.destination.exists() and not self._overwrite
-        if not refused or self._lock_path.exists():  # what a killed one left goes in any case
-            self._begin()
-        if refused:
-            self._end()
-            raise ValueError(
-                f"{self.destination} already exists; choose another --output, or --overwrite it."
-            )
-        self.out.mkdir(parents=True)
+        lock = self.root.with_name(self.root.name + ".lock")
+        with contextlib.ExitStack() as stack:
+            if not refused or lock.exists():  # what a killed one left goes in any case
+                told = f"another preparation of {self.destination} is running; wait for it, "
+                stack.enter_context(held(lock, told + "or choose another --output."))
+                stack.callback(lock.unlink)
+                shutil.rmtree(self.root, ignore_errors=True)
+            if refused:
+                raise ValueError(
+                    f"{self.destination} already exists; choose another --output, "
+                    "or --overwrite it."
+                )
+            self.out.mkdir(parents=True)
+            stack.callback(shutil.rmtree, self.root, ignore_errors=True)
+            self._held = stack.pop_all()
         return self
 
-    def _begin(self) -> None:
-        self.destination.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = open(self._lock_path, "w")  # noqa: SIM115, until `_end`
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._lock.close()
-            raise ValueError(
-                f"another preparation of {self.destination} is running; wait for it, "
-                "or choose another --output."
-            ) from None
-        shutil.rmtree(self.root, ignore_errors=True)
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._end()
-
-    def _end(self) -> None:
-        if self._lock is None:
-            return
-        shutil.rmtree(self.root, ignore_errors=True)
-        os.unlink(self._lock_path)
-        self._lock.close()
+    def __exit__(self, *error: object) -> None:
+        self._held.close()
 
     @property
     def out(self) -> Path:
@@ -106,6 +86,11 @@ def write_block(directory: Path, name: str, block: np.ndarray) -> str:
     with written_aside(path) as aside, open(aside, "wb") as file:
         np.save(file, block, allow_pickle=False)
     return str(path)
+
+
+def load_block(path: str) -> tuple[int, np.ndarray]:
+    """A staged block with the key range that is its name."""
+    return int(Path(path).stem), np.load(path, allow_pickle=False)
 
 
 def write_json(directory: Path, name: str, value: Any) -> None:

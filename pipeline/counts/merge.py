@@ -23,17 +23,16 @@ from pipeline.beam.options import finish, running
 from pipeline.beam.staging import Staging, write_json
 from pipeline.contract import schema
 from pipeline.counts.settings import FrequenciesConfig
-from pipeline.prepare.ingest import read_source
 from pipeline.prepare.vocabulary import (
     RANK_ORDER,
     Ids,
     distinct_ids,
-    without_mark,
     write_table,
 )
 from pipeline.quality.histogram import as_lists, histogram
 from pipeline.read.consumed import stage_input
 from pipeline.read.discover import Piece
+from pipeline.read.log import read_source
 
 ITEMS_PER_SHARD = 262_144  # about; it alone decides the number of shards
 NUM_MOST_FREQUENT = 20
@@ -86,7 +85,7 @@ def merge_log(
             | "SpreadFiles" >> beam.Reshuffle()
             | "Describe" >> beam.MapTuple(partial(stage_input, out=described))
         )
-        finish(ranges, inputs, *read.staged)
+        finish(ranges, inputs)
 
 
 def _candidate_ids(element: tuple[int, Ids], partitions: int) -> Iterator[tuple[int, Ids]]:
@@ -154,31 +153,26 @@ def write_shards(items: int, total: float, options: PipelineOptions, staging: St
     """
     num_shards = -(-items // ITEMS_PER_SHARD)
     files = sorted(map(str, staging.stage("merged").glob("*.parquet")))
-    empty = pq.read_schema(files[0]).empty_table()
     write = partial(
         _write_shard,
         num_shards=num_shards,
         total=total,
-        empty=empty,
+        empty=pq.read_schema(files[0]).empty_table(),
         out=staging.out,
         written=staging.stage("shards"),
     )
     with running(options) as pipeline:
-        tables = (
+        _ = (
             pipeline
             | "Merged" >> beam.Create(files)
             | "Spread" >> beam.Reshuffle()
             | "ByShard" >> beam.FlatMap(_by_shard, num_shards)
-        )
-        # a range of fingerprints without items is a shard all the same
-        every = pipeline | "EveryShard" >> beam.Create([(n, None) for n in range(num_shards)])
-        shards = (
-            (tables, every)
-            | "WithEvery" >> beam.Flatten()
             | "GroupShards" >> beam.GroupByKey()
             | "Write" >> beam.MapTuple(write)
         )
-        finish(shards)
+    for number in range(num_shards):
+        if not (staging.out / schema.frequencies_name(number, num_shards)).exists():
+            write(number, [])  # a range of fingerprints without items is a shard all the same
 
 
 def _by_shard(path: str, num_shards: int) -> Iterator[tuple[int, pa.Table]]:
@@ -192,7 +186,7 @@ def _by_shard(path: str, num_shards: int) -> Iterator[tuple[int, pa.Table]]:
 
 def _write_shard(
     number: int,
-    tables: Iterable[pa.Table | None],
+    tables: Iterable[pa.Table],
     num_shards: int,
     total: float,
     empty: pa.Table,
@@ -200,11 +194,7 @@ def _write_shard(
     written: Path,
 ) -> str:
     name = schema.frequencies_name(number, num_shards)
-    table = (
-        pa.concat_tables([empty, *without_mark(tables, name)])
-        .sort_by(schema.FINGERPRINT)
-        .combine_chunks()
-    )
+    table = pa.concat_tables([empty, *tables]).sort_by(schema.FINGERPRINT).combine_chunks()
     table = table.set_column(0, schema.RAW_ID, table[schema.RAW_ID].cast(pa.string()))
     counts = table[schema.COUNT].to_numpy()
     table = table.append_column(schema.LOG_Q, pa.array(np.log(counts / total)))

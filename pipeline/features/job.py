@@ -21,14 +21,13 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.beam.accounting import check_sum
 from pipeline.beam.options import finish, running
-from pipeline.beam.staging import Staging, read_json, write_json
+from pipeline.beam.staging import Staging, load_block, read_json, write_json
 from pipeline.contract import schema
 from pipeline.features.columns import Statistics, merge, rank_values
 from pipeline.features.files import WriteFeatures
 from pipeline.features.join import join_slot, load_vocabulary, train_ids
 from pipeline.features.read import ReadTable
 from pipeline.features.tables import WORDS, Table, in_words_of
-from pipeline.prepare.k_core import load_block
 from pipeline.prepare.settings import PrepareConfig
 from pipeline.prepare.vocabulary import write_table
 from pipeline.read.discover import Piece, files_in, source_files

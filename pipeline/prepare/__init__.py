@@ -1,3 +1,3 @@
-"""The pipelines of `twotower prepare` on rows: `ingest` (rows, ids, dead letters), `k_core`,
+"""The pipelines of `twotower prepare` on rows: `ingest` (distinct rows, ids), `k_core`,
 `vocabulary`, `split`, `assemble`, `shards`, `settings`. Imports `read`, `beam`, `contract`.
 """

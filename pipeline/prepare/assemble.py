@@ -12,11 +12,10 @@ import pyarrow.parquet as pq
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.beam.accounting import places_of
-from pipeline.beam.blocks import join, partition, partition_of
+from pipeline.beam.blocks import join, partition, partition_of, repartition
 from pipeline.beam.options import finish, running
-from pipeline.beam.staging import Staging, read_json, write_json
+from pipeline.beam.staging import Staging, load_block, read_json, write_json
 from pipeline.contract import schema
-from pipeline.prepare.k_core import load_block, repartition
 from pipeline.prepare.settings import PrepareConfig
 from pipeline.prepare.shards import Shard, shard_of, write_shard
 from pipeline.prepare.split import assign_splits

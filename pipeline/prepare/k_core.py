@@ -1,6 +1,5 @@
 """The k-core: queries and candidates with too few rows are dropped, until none is left to drop."""
 
-import dataclasses
 import logging
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -11,76 +10,14 @@ import numpy as np
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.beam.accounting import check_sum
-from pipeline.beam.blocks import join, partition, partition_of
+from pipeline.beam.blocks import join, repartition
 from pipeline.beam.options import running
-from pipeline.beam.staging import (
-    Staging,
-    add_up,
-    write_block,
-    write_json,
-)
+from pipeline.beam.staging import Staging, add_up, load_block, write_block, write_json
+from pipeline.contract import schema
 from pipeline.prepare.settings import PrepareConfig
 
 log = logging.getLogger(__name__)
 ROUNDS = 3  # in one pipeline; then the driver looks whether anything changed
-
-
-def keep_active(rows: np.ndarray, side: str, minimum: int) -> np.ndarray:
-    """The rows whose id on `side` occurs at least `minimum` times in them."""
-    _, codes, counts = np.unique(rows[side], return_inverse=True, return_counts=True)
-    return rows[counts[codes] >= minimum]
-
-
-def repartition(rows: np.ndarray, side: str, partitions: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Sends a block's rows to the key ranges of their id on `side`."""
-    return partition(rows, partition_of(rows[side], partitions), partitions)
-
-
-Range = tuple[int, Iterable[tuple[np.ndarray, int]]]  # key range, (rows, drops on their way) many
-
-
-@dataclasses.dataclass
-class KeepActive(beam.PTransform):
-    """Key ranges by query → the same with `ROUNDS` of both filters behind them.
-
-    Each filter is local: all rows of one id are in one key range, and a shuffle stands between
-    the filter of the queries and that of the candidates. What a filter drops is counted there and
-    travels with the rows, so that rows and drops add up to the same sum behind every shuffle.
-    """
-
-    config: PrepareConfig
-
-    def expand(self, ranges: beam.PCollection) -> beam.PCollection:
-        for number in range(1, ROUNDS + 1):
-            ranges = (
-                ranges
-                | f"KeepQueries{number}" >> beam.FlatMap(self._filter, "query", "candidate")
-                | f"ByCandidate{number}" >> beam.GroupByKey()
-                | f"KeepCandidates{number}" >> beam.FlatMap(self._filter, "candidate", "query")
-                | f"ByQuery{number}" >> beam.GroupByKey()
-            )
-        return ranges
-
-    def _filter(
-        self, element: Range, side: str, other: str
-    ) -> Iterator[tuple[int, tuple[np.ndarray, int]]]:
-        minimum = (
-            self.config.min_user_interactions
-            if side == "query"
-            else self.config.min_item_interactions
-        )
-        part, (rows, dropped) = element[0], _join_range(element[1])
-        kept = keep_active(rows, side, minimum)
-        dropped += len(rows) - len(kept)
-        if dropped:
-            yield part, (kept[:0], dropped)
-        for number, block in repartition(kept, other, self.config.partitions):
-            yield number, (block, 0)
-
-
-def _join_range(blocks: Iterable[tuple[np.ndarray, int]]) -> tuple[np.ndarray, int]:
-    rows, dropped = zip(*blocks, strict=True)
-    return join(rows), sum(dropped)
 
 
 def k_core(
@@ -95,8 +32,9 @@ def k_core(
     while max(config.min_user_interactions, config.min_item_interactions) > 1:
         number += 1
         out, left = staging.stage(f"active{number}"), counts["rows"]
-        blocks = _one_pass(blocks, config, options, out)
-        passed = add_up(out, "*")
+        _one_pass(blocks, config, options, out)
+        blocks = sorted(map(str, out.glob("*.npy")))
+        passed = {"rows": 0, "k_core": 0} | add_up(out, "*")
         check_sum(f"k-core pass {number}", left, passed, ("rows", "k_core"))
         counts["rows"] = passed["rows"]
         counts["k_core"] += passed["k_core"]
@@ -115,34 +53,55 @@ def k_core(
 
 def _one_pass(
     blocks: list[str], config: PrepareConfig, options: PipelineOptions, out: Path
-) -> list[str]:
-    """One pass of the k-core: files of blocks by query → the same with fewer rows."""
+) -> None:
+    """`ROUNDS` of both filters: blocks by query → the same with fewer rows, staged in `out`.
+
+    Each filter is local: all rows of one id are in one key range, and a shuffle stands between
+    the filter of the queries and that of the candidates. Each stages how many rows it drops, so
+    that these and the rows at the end add up to the rows at the beginning.
+    """
     with running(options) as pipeline:
-        (
+        ranges = (
             pipeline
             | "Blocks" >> beam.Create(blocks)
             | "Spread" >> beam.Reshuffle()
             | "Load" >> beam.Map(_load_range)
-            | "KeepActive" >> KeepActive(config)
-            | "Stage" >> beam.MapTuple(partial(_stage_rows, out=out))
         )
-    return sorted(map(str, out.glob("*.npy")))
+        for number in range(1, ROUNDS + 1):
+            for side, other in (schema.SIDES, schema.SIDES[::-1]):
+                ranges = (
+                    ranges
+                    | f"Keep {side} {number}"
+                    >> beam.FlatMap(_keep, number, side, other, config, out)
+                    | f"By {other} {number}" >> beam.GroupByKey()
+                )
+        _ = ranges | "Stage" >> beam.MapTuple(partial(_stage_rows, out=out))
 
 
-def load_block(path: str) -> tuple[int, np.ndarray]:
-    """A staged block with the key range that is its name."""
-    return int(Path(path).stem), np.load(path, allow_pickle=False)
-
-
-def _load_range(path: str) -> Range:
+def _load_range(path: str) -> tuple[int, list[np.ndarray]]:
     part, rows = load_block(path)
-    return part, [(rows, 0)]
+    return part, [rows]
 
 
-def _stage_rows(part: int, blocks: Iterable[tuple[np.ndarray, int]], out: Path) -> str:
-    rows, dropped = _join_range(blocks)
-    name = f"{part:05d}"
-    write_json(out, name, {"rows": len(rows), "k_core": dropped})
-    if len(rows):
-        write_block(out, name, rows)
-    return name
+def _keep(
+    element: tuple[int, Iterable[np.ndarray]],
+    number: int,
+    side: str,
+    other: str,
+    config: PrepareConfig,
+    out: Path,
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Rows whose id on `side` has enough of them, from its key range to those by `other`."""
+    part, rows = element[0], join(element[1])
+    minima = (config.min_user_interactions, config.min_item_interactions)
+    _, codes, counts = np.unique(rows[side], return_inverse=True, return_counts=True)
+    kept = rows[counts[codes] >= minima[schema.SIDES.index(side)]]
+    if len(kept) < len(rows):
+        write_json(out, f"{side}{number}-{part:05d}", {"k_core": len(rows) - len(kept)})
+    yield from repartition(kept, other, config.partitions)
+
+
+def _stage_rows(part: int, blocks: Iterable[np.ndarray], out: Path) -> None:
+    rows = join(blocks)
+    write_json(out, f"rows-{part:05d}", {"rows": len(rows)})
+    write_block(out, f"{part:05d}", rows)

@@ -16,9 +16,8 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.beam.blocks import partition, partition_of
 from pipeline.beam.options import finish, running
-from pipeline.beam.staging import Staging, read_json, write_json
+from pipeline.beam.staging import Staging, load_block, read_json, write_json
 from pipeline.contract import schema
-from pipeline.prepare.k_core import load_block
 from pipeline.prepare.settings import PrepareConfig
 from pipeline.prepare.split import assign_splits
 from pipeline.prepare.vocabulary import count_ids

@@ -30,8 +30,8 @@ from pipeline.beam.staging import Staging, read_json
 from pipeline.contract import schema
 from pipeline.contract.files import describe_files
 from pipeline.counts.settings import FrequenciesConfig, StartedConfig
-from pipeline.prepare.ingest import DEAD_LETTERS, check_read, read_tally
 from pipeline.read.discover import Piece, files_in
+from pipeline.read.log import DEAD_LETTERS, check_read, read_tally
 from pipeline.streaming.estimator import FEW, FILES, STATE, Estimator, assemble, occurrences
 from pipeline.streaming.order import chunks, order_events, stage_events, time_range
 from pipeline.streaming.snapshots import (

@@ -18,8 +18,8 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.beam.options import finish, running
 from pipeline.beam.staging import Staging, read_json, write_block, write_json
-from pipeline.prepare.ingest import read_source
 from pipeline.read.discover import Piece
+from pipeline.read.log import read_source
 from pipeline.read.settings import SourceConfig
 
 # s since 1970 (0 without a timestamp column), place in the source, fingerprint
@@ -70,7 +70,7 @@ def stage_events(
             | "GroupEvents" >> beam.GroupByKey()
             | "StageEvents" >> beam.MapTuple(partial(_stage_events, out=out))
         )
-        finish(events, *read.staged)
+        finish(events)
     return sorted(map(str, out.glob("*.npy")))
 
 

@@ -21,7 +21,7 @@ from pipeline.contract import schema
 from pipeline.contract.files import checksum
 from pipeline.contract.locks import held
 from pipeline.counts.settings import FrequenciesConfig
-from pipeline.prepare.ingest import DEAD_LETTERS
+from pipeline.read.log import DEAD_LETTERS
 
 _LOCK = ".lock"
 

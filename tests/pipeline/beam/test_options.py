@@ -69,8 +69,7 @@ def test_what_a_worker_misses_is_one_line():
     )
     assert str(raised.value) == line
     # a worker process sends the text of the stack trace
-    trace = (
-        f"Traceback (most recent call last):\n  ...\npipeline.accounting.AccountingError: {line}\n"
-    )
+    name = f"{AccountingError.__module__}.AccountingError"
+    trace = f"Traceback (most recent call last):\n  ...\n{name}: {line}\n"
     assert str(lost_in(RuntimeError(trace + trace))) == line
     assert lost_in(RuntimeError("another AccountingError: of someone else")) is None

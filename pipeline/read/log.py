@@ -1,0 +1,196 @@
+"""Reading a log with Beam: pieces of a source → blocks of rows and ids, dead letters and tallies.
+
+Every job that reads a log starts here, so that a bad row is treated alike in all of them.
+"""
+
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import apache_beam as beam
+import numpy as np
+
+from pipeline.beam.accounting import AccountingError, check_sum
+from pipeline.beam.blocks import partition, partition_of, repartition
+from pipeline.beam.staging import Staging, read_json, write_json
+from pipeline.contract import schema
+from pipeline.contract.files import write_atomically
+from pipeline.read.discover import Piece, files_in, source_files
+from pipeline.read.readers import DeadLetter
+from pipeline.read.settings import SourceConfig
+from pipeline.read.validate import read_blocks
+
+DEAD_LETTERS = "dead_letters.jsonl"
+# What a tally counts: rows (read, bad, below_threshold), ids sent by side (each once for every
+# block that holds it), rows read by file, good rows by days since 1970, bad rows by reason.
+TALLIES = ("counts", "ids", "files", "days", "reasons")
+
+
+class Read(NamedTuple):
+    """What `read_source` adds to a pipeline."""
+
+    rows: beam.PCollection  # (range of fingerprints of the key's side, ROW [n])
+    ids: beam.PCollection  # (side · partitions + range, (fingerprints int64 [n], raw ids))
+
+
+def read_source(
+    pipeline: beam.Pipeline,
+    pieces: list[Piece],
+    config: SourceConfig,
+    staging: Staging,
+    key: str = "query",
+) -> Read:
+    """Reads and validates all pieces; `check_read` tells afterwards what became of the rows.
+
+    Each key comes many times, and an id at least once for each block that holds it.
+
+    Args:
+      pipeline: what the steps are added to.
+      pieces: from `find_pieces`.
+      config: columns and rules.
+      staging: takes the dead letters and the tallies.
+      key: the side by whose id rows are keyed.
+    """
+    dead, tally = staging.stage("dead"), staging.stage("tally")
+    write_json(tally, "pieces", [piece.number for piece in pieces])
+    read = (
+        pipeline
+        | "Pieces" >> beam.Create(pieces)
+        | "Spread" >> beam.Reshuffle()
+        | "Read" >> beam.ParDo(ReadPiece(config, key, dead, tally))
+    )
+    return Read(*(read | kind >> beam.FlatMap(_only, kind) for kind in ("Rows", "Ids")))
+
+
+def _only(element: tuple[str, int, Any], kind: str) -> Iterator[tuple[int, Any]]:
+    if element[0] == kind:
+        yield element[1:]
+
+
+class ReadPiece(beam.DoFn):
+    """One piece → (kind, key, value): its rows and ids by range; stages dead letters and a tally.
+
+    A piece that is read again overwrites both. One that cannot be read to its end is told in the
+    tally: an exception would reach the user as a worker's stack trace, and differently from each
+    runner.
+    """
+
+    def __init__(self, config: SourceConfig, key: str, dead: Path, tally: Path) -> None:
+        self._config, self._key, self._dead, self._tally = config, key, dead, tally
+        self._bad = beam.metrics.Metrics.counter("read", "bad_rows")
+
+    def process(self, piece: Piece) -> Iterator[Any]:
+        partitions = self._config.partitions
+        tally: dict[str, Counter[Any]] = {kind: Counter() for kind in TALLIES}
+        letters: list[DeadLetter] = []
+        problem, name = "", f"{piece.number:06d}"
+        try:
+            for block in read_blocks(piece, self._config):
+                tally["counts"].update(
+                    read=block.num_read, bad=len(block.bad), below_threshold=block.num_below
+                )
+                if block.has_times:
+                    days, sizes = np.unique(block.rows["timestamp"] // 86_400, return_counts=True)
+                    tally["days"].update(dict(zip(days.tolist(), sizes.tolist(), strict=True)))
+                letters += block.bad
+                self._bad.inc(len(block.bad))
+                for part, rows in repartition(block.rows, self._key, partitions):
+                    yield "Rows", part, rows
+                for side, (prints, raw) in block.ids.items():
+                    tally["ids"][side] += len(raw)
+                    first = schema.SIDES.index(side) * partitions
+                    parts = partition_of(prints, partitions)
+                    for part, places in partition(np.arange(len(raw)), parts, partitions):
+                        yield "Ids", first + part, (prints[places], [raw[i] for i in places])
+        except ValueError as error:
+            problem = str(error)
+        tally["files"][piece.path] = tally["counts"]["read"]
+        tally["reasons"].update(letter.reason for letter in letters)
+        lines = "".join(letter.as_json() + "\n" for letter in sorted(letters))
+        write_atomically(self._dead / f"{name}.jsonl", lines)
+        write_json(
+            self._tally, f"piece-{name}", {"piece": piece.number, "problem": problem} | tally
+        )
+
+
+def read_tally(staging: Staging) -> dict[str, Any]:
+    """The tallies of all pieces, added up, and the `problems` of those that could not be read.
+
+    Raises:
+      AccountingError: a piece was not read.
+    """
+    staged = staging.stage("tally")
+    pieces = read_json(staged, "pieces")
+    tallies = [read_json(staged, path.stem) for path in staged.glob("piece-*.json")]
+    if sorted(tally["piece"] for tally in tallies) != pieces:
+        raise AccountingError(
+            f"reading the log: {len(pieces)} pieces went in, {len(tallies)} were read"
+        )
+    read: dict[str, Any] = {kind: Counter() for kind in TALLIES}
+    for tally in tallies:
+        for kind, total in read.items():
+            total.update(tally[kind])
+    return read | {"problems": sorted(t["problem"] for t in tallies if t["problem"])}
+
+
+def check_read(config: SourceConfig, staging: Staging) -> dict[str, Any]:
+    """What became of the rows of the whole source, after `read_source` has run.
+
+    Returns:
+      `counts` of rows: read, bad and below_threshold; `files`: rows read of each file; `days`:
+      good rows of each day, as text YYYY-MM-DD in order, where rows have a time; `reasons`: bad
+      rows by what is wrong with them, the most frequent first; `ids`: side → ids sent on.
+
+    Raises:
+      ValueError: a piece could not be read, a file or the source holds no rows, or too many
+        rows are bad.
+      AccountingError: a piece was not read, or a dead letter is missing.
+    """
+    read = read_tally(staging)
+    if read["problems"]:
+        raise ValueError(read["problems"][0])
+    counts = {name: read["counts"].get(name, 0) for name in ("read", "bad", "below_threshold")}
+    if counts["read"] == 0:
+        raise ValueError(f"{config.source} holds no rows; check --source.")
+    names = [name for path in source_files(config) for name in files_in(path)]
+    empty = [name for name in names if not read["files"].get(name)]
+    if empty and not config.allow_empty_files:
+        raise ValueError(
+            f"{empty[0]} holds no rows, as do {len(empty) - 1} other file(s) of the source; is a "
+            "day of the log missing? --allow_empty_files goes on without."
+        )
+    letters = _collect_letters(staging, counts["bad"])
+    if counts["bad"] > config.max_bad_share * counts["read"]:
+        kept = staging.destination.with_name(staging.destination.name + "." + DEAD_LETTERS)
+        shutil.copyfile(letters, kept)
+        with open(letters, encoding="utf-8") as file:
+            first = file.readline().strip()
+        raise ValueError(
+            f"{counts['bad']} of {counts['read']} rows of {config.source} are bad, more than "
+            f"--max_bad_share {config.max_bad_share:g}; all of them are in {kept}, the first is "
+            f"{first}"
+        )
+    days = sorted((int(day), rows) for day, rows in read["days"].items())
+    reasons = sorted(read["reasons"].items(), key=lambda pair: (-pair[1], pair[0]))
+    return {
+        "counts": counts,
+        "files": dict(sorted(read["files"].items())),
+        "days": {str(np.datetime64(day, "D")): rows for day, rows in days},
+        "reasons": dict(reasons),
+        "ids": read["ids"],
+    }
+
+
+def _collect_letters(staging: Staging, bad: int) -> Path:
+    """One dead-letter file in the order of the source; it is empty when no row was bad."""
+    path, letters = staging.out / DEAD_LETTERS, 0
+    with open(path, "wb") as collected:
+        for part in sorted(staging.stage("dead").glob("*.jsonl")):
+            with open(part, "rb") as file:
+                for line in file:
+                    collected.write(line)
+                    letters += 1
+    check_sum("bad rows of the log", bad, {"dead letters": letters}, ["dead letters"])
+    return path
