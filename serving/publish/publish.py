@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
 import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from pipeline.contract import schema
 from pipeline.contract.bundle import Bundle, read_bundle
 from pipeline.contract.files import describe_files
-from serving.publish import model_card, recall_plot, tuning, warmup_requests
+from pipeline.contract.locks import lone_holder
+from serving.publish import model_card, recall_plot, tuning
 from serving.publish.settings import VersionOptions
+from serving.version import warmup_requests
 from serving.version.index import ExactIndex, import_scann
 from serving.version.names import MAX_VERSION
 from serving.version.served_model import GivenEmbedding, QueryModel, ServedModel
@@ -36,33 +35,18 @@ _PARTIAL = ".partial-"  # neither a reader nor TensorFlow Serving takes this for
 _log = logging.getLogger(__name__)
 
 
-def publish(
-    bundle: str | Path,
-    models: str | Path,
-    *,
-    name: str = "twotower",
-    k: int = 100,
-    version: int = 0,
-    target_recall: float = 0.95,
-    scann: bool = True,
-    scann_leaves: int = 0,
-    seed: int = 10,
-    at: int = 0,
-) -> Path:
+def publish(bundle: str | Path, models: str | Path, **options: Any) -> Path:
     """Writes `<models>/<name>/<integer>/`, which TensorFlow Serving and `Retriever` open.
+
+    Example:
+      publish("bundle", "models", name="shop", k=100, target_recall=0.95)
 
     Args:
       bundle: directory with the artifacts that `pipeline.contract.schema` names BUNDLE_*.
       models: directory of all models; it is made where it is missing.
-      name: the model, a directory in `models`.
-      k: K, results of a version; a corpus of fewer gives all of it.
-      version: the integer; 0 for the next free one.
-      target_recall: share of the exact top `at` that ScaNN finds. It is tuned to be as fast as
-        that allows, and default index where it is then faster than exact search.
-      scann: also build a ScaNN index; where scann is not installed, the report says so.
-      scann_leaves: leaves of its tree; 0 tries some that fit the size of the corpus.
-      seed: chooses the queries that the indexes are measured with.
-      at: the rank up to which the promise counts; 0 for K.
+      **options: those of `VersionOptions`. ScaNN is tuned to be as fast as `target_recall` allows,
+        and default index where it is then faster than exact search; where scann is not
+        installed, the report says so.
 
     Returns:
       The directory of the version.
@@ -71,40 +55,23 @@ def publish(
       ValueError: an option or the bundle is not valid, ScaNN cannot keep the promise, or the
         version exists. Nothing is left.
     """
-    options = VersionOptions(name, k, version, target_recall, scann, scann_leaves, seed, at)
+    chosen = VersionOptions(**options)
     content = read_bundle(bundle)
-    home = Path(models) / name
+    home = Path(models) / chosen.name
     home.mkdir(parents=True, exist_ok=True)
-    with _only_publisher(home):
-        _remove_leftovers(home)
-        number = _free_number(home, version)
+    with lone_holder(home / _LOCK, f"Waiting for another export to {home}."):
+        for leftover in home.glob(f"{_PARTIAL}*"):  # nobody is writing it: we hold the lock
+            _log.warning("Removing %s, left by an export that did not finish.", leftover)
+            shutil.rmtree(leftover)
+        number = _free_number(home, chosen.version)
         partial = home / f"{_PARTIAL}{number}"
         try:
-            _write_version(partial, content, options)
+            _write_version(partial, content, chosen)
             os.rename(partial, home / str(number))
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
     return home / str(number)
-
-
-@contextlib.contextmanager
-def _only_publisher(home: Path) -> Iterator[None]:
-    """Holds the lock of a model; the system frees it when the process ends, however it ends."""
-    with open(home / _LOCK, "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            _log.warning("Waiting for another export to %s.", home)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def _remove_leftovers(home: Path) -> None:
-    """Removes what a killed publish left; under the lock nobody is writing it."""
-    for leftover in home.glob(f"{_PARTIAL}*"):
-        _log.warning("Removing %s, left by an export that did not finish.", leftover)
-        shutil.rmtree(leftover)
 
 
 def _free_number(home: Path, version: int) -> int:
@@ -123,11 +90,8 @@ def _free_number(home: Path, version: int) -> int:
 def _write_version(path: Path, bundle: Bundle, options: VersionOptions) -> None:
     """Writes all of a version; its manifest comes last."""
     dimensions = bundle.vectors.shape[1]
-    encoder = (
-        QueryModel(bundle.query_model, dimensions)
-        if bundle.query_model
-        else GivenEmbedding(dimensions)
-    )
+    query_model = bundle.query_model
+    encoder = QueryModel(query_model, dimensions) if query_model else GivenEmbedding(dimensions)
     exact = ExactIndex(bundle.vectors, options.k)
     absence = _why_no_scann(options)
     report, scann = tuning.tune(exact, bundle, options, with_scann=not absence)
@@ -145,10 +109,10 @@ def _write_version(path: Path, bundle: Bundle, options: VersionOptions) -> None:
         shutil.copyfile(bundle.path / name, path / RETRIEVAL / name)
     (path / ANN_REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     recall_plot.draw(report, path / ANN_PLOT)
-    manifest = _describe(bundle, options, report)
     files = describe_files(path)  # without the card, which people may annotate
+    manifest = _manifest(bundle, options, report, files)
     (path / MODEL_CARD).write_text(model_card.write(manifest, bundle, report), encoding="utf-8")
-    dataclasses.replace(manifest, files=files).write(path)
+    manifest.write(path)
 
 
 def _why_no_scann(options: VersionOptions) -> str:
@@ -161,26 +125,19 @@ def _why_no_scann(options: VersionOptions) -> str:
     return ""
 
 
-def _describe(bundle: Bundle, options: VersionOptions, report: dict[str, Any]) -> schema.Manifest:
-    """The manifest of a version, as yet without its files."""
+def _manifest(
+    bundle: Bundle, options: VersionOptions, report: dict[str, Any], files: dict[str, Any]
+) -> schema.Manifest:
     counts = {"candidates": len(bundle.vectors), "dimensions": bundle.vectors.shape[1]}
     if bundle.num_queries is not None:
         counts["queries"] = bundle.num_queries
+    scann = report["scann"] or {}
     details = {
-        "k": report["k"],
+        **{name: report[name] for name in ("k", "default_index", "at")},
+        **{name: scann.get(name) for name in ("leaves_to_search", "num_reordered")},
         "input": "query_id" if bundle.query_model else "embedding",
-        "default_index": report["default_index"],
-        "at": report["at"],
-        "leaves_to_search": (report["scann"] or {}).get("leaves_to_search"),
-        "num_reordered": (report["scann"] or {}).get("num_reordered"),
         "bundle_fingerprint": bundle.manifest.fingerprint,
     }
-    return schema.Manifest(
-        kind="version",
-        source=bundle.manifest.source,
-        configuration=dataclasses.asdict(options),
-        counts=counts,
-        files={},
-        details=details,
-        format_version=_FORMAT,
-    )
+    configuration = dataclasses.asdict(options)
+    source = bundle.manifest.source
+    return schema.Manifest("version", source, configuration, counts, files, details, _FORMAT)

@@ -12,12 +12,7 @@ _log = logging.getLogger(__name__)
 
 
 def draw(report: dict[str, Any], path: Path) -> None:
-    """Writes the recall-latency curve as PNG; without matplotlib, or a tree to draw it of, nothing.
-
-    Args:
-      report: the content of `ann_report.json`.
-      path: of the picture.
-    """
+    """Writes the recall-latency curve of a report as PNG; nothing without matplotlib or a tree."""
     scann = report["scann"]
     if scann is None or not scann["num_leaves"]:
         return
@@ -30,26 +25,15 @@ def draw(report: dict[str, Any], path: Path) -> None:
     figure = Figure(figsize=(7, 4.5), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)  # no display and no global state
     axes = figure.add_subplot()
-    for num_leaves in sorted({one["num_leaves"] for one in scann["sweep"]}):
-        of_tree = [one for one in scann["sweep"] if one["num_leaves"] == num_leaves]
-        best = _best_of(of_tree)
-        [line] = axes.plot(
-            [one["recall"] for one in best],
-            [_per_second(one) for one in best],
-            marker="o",
-            markersize=3,
-            label=f"{num_leaves:,} leaves",
-        )
-        axes.scatter(
-            [one["recall"] for one in of_tree],
-            [_per_second(one) for one in of_tree],
-            s=5,
-            alpha=0.35,
-            color=line.get_color(),
-        )
-    axes.scatter(scann["recall"], _per_second(scann), marker="*", s=160, color="black", zorder=3,
-                 label="chosen, on held-out queries")  # fmt: skip
-    axes.axhline(_per_second(report["exact"]), color="grey", linestyle=":", label="exact search")
+    for num_leaves in sorted({setting["num_leaves"] for setting in scann["sweep"]}):
+        of_tree = [setting for setting in scann["sweep"] if setting["num_leaves"] == num_leaves]
+        label = f"{num_leaves:,} leaves"
+        [line] = axes.plot(*_points(best_of(of_tree)), marker="o", markersize=3, label=label)
+        axes.scatter(*_points(of_tree), s=5, alpha=0.35, color=line.get_color())
+    label = "chosen, on held-out queries"
+    axes.scatter(*_points([scann]), marker="*", s=160, color="black", zorder=3, label=label)
+    [exact] = _points([{"recall": 1.0, **report["exact"]}])[1]
+    axes.axhline(exact, color="grey", linestyle=":", label="exact search")
     axes.axvline(report["target_recall"], color="black", linewidth=0.8, label="promise")
     axes.set_yscale("log")
     axes.set_xlabel(f"recall@{report['at']}")
@@ -60,14 +44,16 @@ def draw(report: dict[str, Any], path: Path) -> None:
     figure.savefig(path)
 
 
-def _best_of(settings: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def best_of(settings: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Those that no other one beats in recall and in time, by ascending recall."""
     best: list[dict[str, Any]] = []
-    for one in sorted(settings, key=lambda one: (one["batch_ms"], -one["recall"])):
-        if not best or one["recall"] > best[-1]["recall"]:
-            best.append(one)
+    for setting in sorted(settings, key=lambda setting: (setting["batch_ms"], -setting["recall"])):
+        if not best or setting["recall"] > best[-1]["recall"]:
+            best.append(setting)
     return best
 
 
-def _per_second(measured: dict[str, Any]) -> float:
-    return 1000 * BATCH / measured["batch_ms"]
+def _points(settings: list[dict[str, Any]]) -> tuple[list[float], list[float]]:
+    """Recalls, and queries a second."""
+    recalls = [setting["recall"] for setting in settings]
+    return recalls, [1000 * BATCH / setting["batch_ms"] for setting in settings]

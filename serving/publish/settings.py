@@ -10,16 +10,16 @@ from serving.version.names import MAX_VERSION, check_name
 
 @dataclasses.dataclass(frozen=True)
 class VersionOptions:
-    """What may be chosen about a model version when it is made; see `ExportConfig`."""
+    """What may be chosen about a model version when it is made."""
 
-    name: str = "twotower"
-    k: int = 100
-    version: int = 0
-    target_recall: float = 0.95
-    scann: bool = True
-    scann_leaves: int = 0
-    seed: int = 10
-    at: int = 0
+    name: str = "twotower"  # name of the model, one directory below MODELS
+    k: int = 100  # K, results of a version, fixed at export
+    version: int = 0  # number of the version; 0: the next free integer
+    target_recall: float = 0.95  # promise: share of the exact top AT that ScaNN finds
+    scann: bool = True  # also build a ScaNN index, where the package is installed
+    scann_leaves: int = 0  # leaves of the ScaNN tree; 0: chosen from the size of the corpus
+    seed: int = 10  # chooses the sample of queries that the indexes are measured with
+    at: int = 0  # rank up to which the promise counts; 0: k
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -37,30 +37,22 @@ class VersionOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class ExportConfig:
+class ExportConfig(VersionOptions):
     """Settings of one export: a trained run, or any bundle, becomes a model version."""
 
     data: str = ""  # directory of the prepared data that the run was trained on
     run: str = ""  # run directory, written by `twotower train`
     models: str = ""  # directory of all models; the version becomes MODELS/NAME/INTEGER
     bundle: str = ""  # instead of data and run: a finished bundle, of this trainer or another
-    name: str = "twotower"  # name of the model, one directory below MODELS
-    k: int = 100  # K, results of a version, fixed at export
-    version: int = 0  # number of the version; 0: the next free integer
-    target_recall: float = 0.95  # promise: share of the exact top AT that ScaNN finds
-    at: int = 0  # rank up to which the promise counts; 0: k
-    scann: bool = True  # also build a ScaNN index, where the package is installed
-    scann_leaves: int = 0  # leaves of the ScaNN tree; 0: chosen from the size of the corpus
-    seed: int = 10  # chooses the sample of queries that the indexes are measured with
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(bool(self.models), "models", "must be a directory", self.models)
         if self.bundle and (self.data or self.run):
             raise ValueError("an export takes --bundle, or --data and --run, not both.")
         if not self.bundle:
             require(bool(self.data), "data", "must be a directory", self.data)
             require(bool(self.run), "run", "must be a directory", self.run)
-        self.version_options()
 
     def version_options(self) -> VersionOptions:
         """The part of the settings that `serving.publish.publish` takes."""

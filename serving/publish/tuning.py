@@ -7,8 +7,11 @@ sample queries chooses, the other half has the last word and gives the recall th
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+import math
 import time
+from collections.abc import Iterator
 from itertools import chain
 from typing import Any
 
@@ -16,17 +19,20 @@ import numpy as np
 import tensorflow as tf
 
 from pipeline.contract.bundle import Bundle
-from serving.publish.measuring import Judge, Measured
+from serving.publish.measuring import Judge, Measured, Search
 from serving.publish.settings import VersionOptions
-from serving.publish.sweep import Setting, Sweep
 from serving.version.index import ExactIndex, ScannIndex, usual_leaves
 
-_MOST_QUERIES = 1000  # measured with, both halves together
+_MAX_QUERIES = 1000  # measured with, both halves together
 _TREES = (1, 2, 4)  # times the usual number of leaves
-_FEWEST_IN_LEAF = 8  # candidates, on average: no tree has more leaves than that leaves room for
+_MIN_IN_LEAF = 8  # candidates, on average: no tree has more leaves than that leaves room for
 _FASTER = 0.95  # of the time of the last tree: a larger one must gain so much to be worth it
 _FINALISTS = 3  # settings that are timed again, side by side
 _TIMINGS = 25  # of each of them
+_REORDERED = (1.0, 1.5, 2.0, 3.0, 4.0, 8.0)  # times K
+_MOST_REORDERED = (8.0, 64.0)  # the same with all leaves, where nothing less keeps the promise
+_LITTLE = 1e-3  # recall; two steps that gain less together end a row of settings
+_TOO_SLOW = 2.0  # times the fastest setting that keeps the promise: ends a row, too
 _log = logging.getLogger(__name__)
 
 
@@ -121,7 +127,7 @@ def _trees(num_candidates: int, wanted: int) -> list[int]:
     usual = usual_leaves(num_candidates)
     if wanted or not usual:
         return [wanted]
-    return [times * usual for times in _TREES if times * usual * _FEWEST_IN_LEAF < num_candidates]
+    return [times * usual for times in _TREES if times * usual * _MIN_IN_LEAF < num_candidates]
 
 
 def _choose(sweep: Sweep, judging: Judge, promise: float) -> tuple[Setting, Measured]:
@@ -131,9 +137,10 @@ def _choose(sweep: Sweep, judging: Judge, promise: float) -> tuple[Setting, Meas
       ValueError: it confirms none. The index is released.
     """
     finalists = [
-        sweep.measure(*one.parameters, timings=_TIMINGS) for one in sweep.keeping[:_FINALISTS]
+        sweep.measure(*setting.parameters, timings=_TIMINGS)
+        for setting in sweep.keeping[:_FINALISTS]
     ]
-    finalists.sort(key=lambda one: one.measured.batch_ms)
+    finalists.sort(key=lambda setting: setting.measured.batch_ms)
     reached = 0.0
     for setting in chain(finalists, sweep.keeping[_FINALISTS:], sweep.strongest()):
         judged = judging.measure(sweep.search, *setting.parameters)
@@ -153,5 +160,99 @@ def _sample_queries(bundle: Bundle, seed: int) -> tuple[np.ndarray, str]:
     rows, source = bundle.sample_queries, "sample_queries"
     if rows is None or not len(rows):
         rows, source = bundle.vectors, "candidate_vectors"
-    chosen = np.random.default_rng(seed).permutation(len(rows))[:_MOST_QUERIES]
+    chosen = np.random.default_rng(seed).permutation(len(rows))[:_MAX_QUERIES]
     return np.asarray(rows[chosen]), source
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """One way to search, and what it gave."""
+
+    num_leaves: int
+    leaves_to_search: int
+    num_reordered: int
+    measured: Measured
+
+    @property
+    def parameters(self) -> tuple[int, int]:
+        """What a search takes."""
+        return self.leaves_to_search, self.num_reordered
+
+    def keeps(self, promise: float) -> bool:
+        """Whether its recall is above a promise by its standard error."""
+        return self.measured.recall - self.measured.error >= promise
+
+    def described(self) -> dict[str, Any]:
+        """For the report."""
+        return {
+            "num_leaves": self.num_leaves,
+            "leaves_to_search": self.leaves_to_search,
+            "num_reordered": self.num_reordered,
+            "recall": round(self.measured.recall, 4),
+            "batch_ms": round(self.measured.batch_ms, 4),
+        }
+
+
+class Sweep:
+    """An index with the settings that were measured.
+
+    Attributes:
+      index: the index.
+      search: its search as a graph, with leaves and reordered candidates as inputs.
+      settings: in the order in which they were measured.
+    """
+
+    def __init__(self, index: ScannIndex, judge: Judge, promise: float) -> None:
+        """Measures settings on the queries of a judge, until more work finds little more."""
+        self.index, self._judge, self._promise = index, judge, promise
+        scalar = tf.TensorSpec([], tf.int32)
+        embedding = tf.TensorSpec([None, index.dimensions], tf.float32)
+        self.search: Search = tf.function(index.search, input_signature=[embedding, scalar, scalar])
+        self.settings: list[Setting] = []
+        for leaves, num_reordered in self._steps() if index.num_leaves else [(0, 0)]:
+            self.settings.append(self.measure(leaves, num_reordered))
+
+    @property
+    def keeping(self) -> list[Setting]:
+        """The settings that keep the promise, the fastest first."""
+        keeping = [setting for setting in self.settings if setting.keeps(self._promise)]
+        return sorted(keeping, key=lambda setting: setting.measured.batch_ms)
+
+    @property
+    def fastest_ms(self) -> float:
+        """Time of a batch with the fastest setting that keeps the promise; inf for none."""
+        return self.keeping[0].measured.batch_ms if self.keeping else math.inf
+
+    def strongest(self) -> Iterator[Setting]:
+        """Settings with all leaves, slow and good, measured now; the last one finds the most."""
+        if not self.index.num_leaves:
+            yield self.settings[0]
+        else:
+            for share in _MOST_REORDERED:
+                self.settings.append(
+                    self.measure(self.index.num_leaves, self.index.reordering(share))
+                )
+                yield self.settings[-1]
+
+    def measure(self, leaves: int, num_reordered: int, **options: int) -> Setting:
+        """Measures one setting."""
+        measured = self._judge.measure(self.search, leaves, num_reordered, **options)
+        return Setting(self.index.num_leaves, leaves, num_reordered, measured)
+
+    def _steps(self) -> Iterator[tuple[int, int]]:
+        """Leaves searched and candidates reordered; reads what came of the last one."""
+        index = self.index
+        for share in _REORDERED:
+            recalls = [0.0]
+            for leaves in _powers(index.num_leaves):
+                yield leaves, index.reordering(share)
+                last = self.settings[-1].measured
+                recalls.append(last.recall)
+                is_enough = last.recall == 1.0 or last.recall - recalls[-3:][0] < _LITTLE
+                if is_enough or last.batch_ms > _TOO_SLOW * self.fastest_ms:
+                    break
+
+
+def _powers(most: int) -> list[int]:
+    """1, 2, 3, 4, 6, 8, 11, ... most: each about √2 of the last."""
+    return sorted({min(most, round(2 ** (power / 2))) for power in range(64)})

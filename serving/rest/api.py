@@ -28,9 +28,9 @@ from serving.rest.routes import (
     http_error,
 )
 from serving.retrieval.requests import RetrieveResponse
-from serving.runtime.aside import BYTES_A_VALUE, aside
-from serving.runtime.batched import PREDICT, RETRIEVE
-from serving.runtime.call import counted
+from serving.runtime.batched_version import PREDICT, RETRIEVE
+from serving.runtime.client_call import counted
+from serving.runtime.process import BYTES_A_VALUE, aside
 from serving.runtime.service import (
     DEFAULT_SIGNATURE,
     Inputs,

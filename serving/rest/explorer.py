@@ -16,7 +16,7 @@ from serving.errors import InvalidRequest
 from serving.rest import openapi as rest_openapi
 from serving.rest.routes import CHOICES, add, as_json
 from serving.retrieval.retriever import Retriever
-from serving.runtime.call import counted, whole_number
+from serving.runtime.client_call import counted, whole_number
 from serving.runtime.service import Service
 
 PAGES = {"/": "explorer.html", "/docs": "openapi.html"}

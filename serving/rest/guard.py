@@ -15,14 +15,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.errors import OutOfMemory, ServiceError, TooLarge
 from serving.rest.codec import encode_error
-from serving.runtime.aside import BYTES_A_VALUE, aside
-from serving.runtime.call import (
+from serving.runtime.client_call import (
     REQUEST_ID,
     Call,
     counted,
     request_id,
     whole_number,
 )
+from serving.runtime.process import BYTES_A_VALUE, aside
 from serving.runtime.service import Service
 from serving.settings import ServeConfig
 

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 
+from serving.retrieval.requests import UnknownQuery
 from serving.retrieval.retriever import Result, Retriever
 from serving.retrieval.settings import QueryConfig
-
-
-class UnknownQuery(LookupError):  # noqa: N818 - it names what happened, not a fault
-    """The version does not know the query."""
 
 
 def answer(config: QueryConfig) -> Result:
@@ -34,17 +31,15 @@ def answer(config: QueryConfig) -> Result:
 
 
 def _json(config: QueryConfig, retriever: Retriever, result: Result, history: list[str]) -> str:
-    seen = set(history)
-    index = retriever.default_index if config.index == "default" else config.index
     ranked = enumerate(zip(result.candidate_ids, result.scores, strict=True), start=1)
     content = {
         "query_id": result.query_id,
         "model": config.name,
         "version": retriever.version.number,
-        "index": index,
+        "index": retriever.default_index if config.index == "default" else config.index,
         "history": history,
         "results": [
-            {"rank": rank, "candidate_id": name, "score": score, "seen": name in seen}
+            {"rank": rank, "candidate_id": name, "score": score, "seen": name in history}
             for rank, (name, score) in ranked
         ],
     }
@@ -53,12 +48,11 @@ def _json(config: QueryConfig, retriever: Retriever, result: Result, history: li
 
 def _table(result: Result, history: list[str]) -> str:
     """Rank, candidate id, score, a mark on what was seen; the query's history beside it."""
-    seen = set(history)
     width = max([len("candidate_id"), *map(len, result.candidate_ids)])
     rows = [f"rank  {'candidate_id':<{width}}  {'score':>9}  seen  "]
     ranked = zip(result.candidate_ids, result.scores, strict=True)
     for rank, (name, score) in enumerate(ranked, start=1):
-        mark = "yes" if name in seen else ""
+        mark = "yes" if name in history else ""
         rows.append(f"{rank:>4}  {name:<{width}}  {score:>9.4f}  {mark:4}  ")
     shown = history[: len(rows) - 1]
     of_all = "" if len(shown) == len(history) else f" ({len(shown)} of {len(history)})"

@@ -1,8 +1,4 @@
-"""What a retriever is asked and what it answers; knows no network.
-
-`Retriever.question` says whether a version can answer a request, `Retriever.answer` answers one
-and `Retriever.answer_all` many at once.
-"""
+"""What a retriever is asked and what it answers; knows no network."""
 
 from __future__ import annotations
 
@@ -12,7 +8,12 @@ import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from serving.retrieval.settings import INDEXES, UNKNOWN_QUERIES
+from serving.version.served_model import EMBEDDING
+
+MAX_NUMBER = 1e15  # of an embedding; scores stay finite with vectors of any sensible size
 
 
 class UnknownQuery(LookupError):  # noqa: N818 - it names what happened, not a fault
@@ -87,11 +88,6 @@ class RetrieveResult:
     candidate_ids: list[str]
     scores: list[float]
 
-    @property
-    def candidates(self) -> list[tuple[str, float]]:
-        """(id, score) pairs, best first."""
-        return list(zip(self.candidate_ids, self.scores, strict=True))
-
 
 @dataclasses.dataclass(frozen=True)
 class RetrieveResponse:
@@ -108,6 +104,32 @@ class RetrieveResponse:
     index: str
     results: list[RetrieveResult]
     unknown_ids: int = 0
+
+
+def given_embeddings(features: Mapping[str, Any], dimensions: int) -> np.ndarray:
+    """The embeddings that a request brings, for versions without a query model: float32 [B, D].
+
+    Args:
+      features: must be {"embedding": numbers [B, D]}, as lists or an array.
+      dimensions: D.
+
+    Raises:
+      ValueError: they are not that.
+    """
+    rule = f"features must be {{'{EMBEDDING}': numbers [B, {dimensions}]}}"
+    if set(features) != {EMBEDDING}:
+        raise ValueError(f"{rule}, got the names {[str(name)[:40] for name in features][:5]}.")
+    try:
+        given = np.asarray(features[EMBEDDING], np.float64)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ValueError(f"{rule}: they are not numbers in rows of one length.") from error
+    if given.size == 0:
+        given = given.reshape(0, dimensions)
+    if given.ndim != 2 or given.shape[1] != dimensions:
+        raise ValueError(f"{rule}, got the shape {list(given.shape)}.")
+    if not (np.abs(given) <= MAX_NUMBER).all():
+        raise ValueError(f"{rule} of at most {MAX_NUMBER:g}, got a larger one or NaN.")
+    return given.astype(np.float32)
 
 
 def _check_choice(name: str, choice: Any, choices: tuple[str, ...]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,12 +12,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from serving.retrieval import answers
-from serving.retrieval.answers import Asked, Question
-from serving.retrieval.embedding_input import given_embeddings
-from serving.retrieval.index_search import Found, IndexSearch
-from serving.retrieval.requests import RetrieveRequest, RetrieveResponse, UnknownQuery
-from serving.retrieval.tables import RetrievalTables
+from serving.retrieval.corpus import Corpus
+from serving.retrieval.requests import (
+    RetrieveRequest,
+    RetrieveResponse,
+    UnknownQuery,
+    given_embeddings,
+)
+from serving.retrieval.search import CheckedQueries, EmbeddedQueries, Hits, IndexSearch, results
 from serving.version import served_model
 from serving.version.index import import_scann
 from serving.version.versions import RETRIEVAL, Version, find_version
@@ -57,7 +59,7 @@ class Retriever:
         self._wanted_index = index
         self.k: int = version.manifest.details["k"]
         self.input: str = version.manifest.details["input"]
-        self._tables = RetrievalTables(version.path / RETRIEVAL)
+        self._corpus = Corpus(version.path / RETRIEVAL)
         self._loading = threading.Lock()
         self._indexes: dict[str, IndexSearch] = {}
         self._encoder = self.model("exact").signatures[served_model.QUERY_EMBEDDING]
@@ -74,12 +76,12 @@ class Retriever:
     @property
     def num_candidates(self) -> int:
         """N, the size of the corpus."""
-        return self._tables.num_candidates
+        return self._corpus.num_candidates
 
     @property
     def has_popularity(self) -> bool:
         """Whether it can answer unknown queries with popular candidates."""
-        return self._tables.has_popularity
+        return self._corpus.has_popularity
 
     @cached_property
     def default_index(self) -> str:
@@ -107,39 +109,28 @@ class Retriever:
         return self._index(index).model
 
     def top_k(
-        self,
-        query_ids: Sequence[str],
-        k: int,
-        *,
-        index: str = "default",
-        exclude_seen: bool = False,
-        exclude: Sequence[str] = (),
-        allow: Sequence[str] | None = None,
-        min_score: float | None = None,
-        unknown_queries: str = "empty",
+        self, query_ids: Sequence[str], k: int, *, unknown_queries: str = "empty", **filters: Any
     ) -> list[Result]:
-        """The k best candidates of each query that no filter removes; see `RetrieveRequest`.
+        """The k best candidates of each query that no filter removes.
+
+        Example:
+          retriever.top_k(["ann", "bob"], k=10, exclude_seen=True)
+
+        Args:
+          query_ids: raw ids.
+          k: results for each of them.
+          unknown_queries: "popular", "empty" or "error".
+          **filters: and the index, see `RetrieveRequest`.
 
         Returns:
           One result a query, in their order. Where `known` is False there are no candidates, or
           with unknown_queries="popular" the most popular ones.
-
-        Raises:
-          ValueError: an argument is not valid, or the version cannot do what it asks for.
-          UnknownQuery: one is unknown and unknown_queries is "error".
         """
-        request = RetrieveRequest(
-            query_ids,
-            k=k,
-            exclude_seen=exclude_seen,
-            exclude=exclude,
-            allow=allow,
-            min_score=min_score,
-            index=index,
-            unknown_queries=unknown_queries,
-        )
-        results = self.answer(request).results
-        return [Result(one.query_id, one.known, one.candidate_ids, one.scores) for one in results]
+        request = RetrieveRequest(query_ids, k=k, unknown_queries=unknown_queries, **filters)
+        return [
+            Result(result.query_id, result.known, result.candidate_ids, result.scores)
+            for result in self.answer(request).results
+        ]
 
     def answer(
         self, request: RetrieveRequest, *, unknown_queries: str = "empty"
@@ -150,46 +141,33 @@ class Retriever:
           ValueError: the version cannot do what the request asks for.
           UnknownQuery: it does not know a query, and that was to be an error.
         """
-        [outcome] = self.answer_all([request], unknown_queries=unknown_queries)
+        [outcome] = self.answer_all([self.check(request)], unknown_queries=unknown_queries)
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
 
     def answer_all(
-        self, requests: Sequence[RetrieveRequest], *, unknown_queries: str = "empty"
+        self, requests: Sequence[CheckedQueries], *, unknown_queries: str = "empty"
     ) -> list[Outcome]:
-        """Answers many requests, with one search of an index for all of their queries.
+        """Answers requests, or parts of them, with one search of an index for all their queries.
 
-        A known query gets k results wherever so many candidates pass its filters. Where the K
-        results of the index leave fewer, ScaNN is asked for more than K, and what is then still
-        missing is searched exactly among all that the query may get.
+        A known query gets k results wherever so many candidates pass its filters.
 
         Args:
-          requests: any mixture.
+          requests: any mixture, checked.
           unknown_queries: "popular", "empty" or "error", where a request does not say it.
 
         Returns:
           For each request its response, or the error that it alone gets.
         """
-        questions = [self._question(request) for request in requests]
-        return self.answer_questions(questions, unknown_queries=unknown_queries)
-
-    def answer_questions(
-        self, questions: Sequence[Question | ValueError], *, unknown_queries: str = "empty"
-    ) -> list[Outcome]:
-        """As `answer_all`, for requests that are checked, or parts of them."""
-        outcomes: list[Outcome | None] = [
-            one if isinstance(one, ValueError) else None for one in questions
+        embedded = self._embed(requests)
+        hits = self._search(embedded)
+        return [
+            self._respond(queries, of_index, unknown_queries)
+            for queries, of_index in zip(embedded, hits, strict=True)
         ]
-        asked = self._embed([one for one in questions if isinstance(one, Question)])
-        found = self._search(asked)
-        answered = zip(asked, found, strict=True)
-        for place, refused in enumerate(outcomes):
-            if not refused:
-                outcomes[place] = self._respond(*next(answered), unknown_queries)
-        return outcomes  # type: ignore[return-value]
 
-    def question(self, request: RetrieveRequest) -> Question:
+    def check(self, request: RetrieveRequest) -> CheckedQueries:
         """Checks a request and looks up its filters, once for all of its queries.
 
         Raises:
@@ -202,43 +180,48 @@ class Retriever:
                 f"Version {self.version.number} was published without a query model, so query ids "
                 'mean nothing to it: ask with features {"embedding": [...]}.'
             )
-        if request.exclude_seen and not (request.query_ids is not None and self._tables.has_seen):
+        if request.exclude_seen and not (request.query_ids is not None and self._corpus.has_seen):
             raise ValueError(
                 f"exclude_seen needs seen lists, but version {self.version.number} was published "
                 "without: pass `exclude`, or export again with them."
             )
         if request.unknown_queries == "popular":
-            self._tables.check_popularity()
+            self._corpus.check_popularity()
         self._index(request.index)
         ids: Sequence[str] = request.query_ids or []
         "".join(ids).encode()  # TensorFlow takes no half of a surrogate pair
         embeddings = None
         if request.features is not None:
-            embeddings = given_embeddings(request.features, self._tables.vectors.shape[1])
+            embeddings = given_embeddings(request.features, self._corpus.vectors.shape[1])
             ids = [""] * len(embeddings)
-        return Question(request, ids, embeddings, self._tables.filter_rows(request))
+        return CheckedQueries(request, ids, embeddings, self._corpus.filter_rows(request))
 
-    def scores_all(self, question: Question) -> bool:
+    def scores_all(self, request: RetrieveRequest) -> bool:
         """Whether all candidates must be scored, as an index cannot answer."""
-        index = self._index(question.request.index)
-        return index.kind == "exact" or question.request.k > max(index.k, index.widest)
+        index = self._index(request.index)
+        return index.kind == "exact" or request.k > max(index.k, index.widest)
 
     def history(self, query_id: str) -> list[str]:
         """Raw ids of the candidates that a query had in training; [] where it had none."""
-        return self._tables.names(self._tables.seen_rows(query_id))
+        return self._corpus.names(self._corpus.seen_rows(query_id))
 
     def query_ids(self, limit: int = 10) -> list[str]:
         """Some queries that have a history, the first ones; [] without seen lists."""
-        return self._tables.query_ids(limit)
+        return self._corpus.query_ids(limit)
 
     def warm_up(self) -> None:
         """Loads all indexes and tables, so that no request waits for them."""
-        self._tables.load()
-        some = np.asarray(self._tables.vectors[:1])
+        self._corpus.load()
+        embedding = np.asarray(self._corpus.vectors[:1])
         for index in map(self._index, self.usable_indexes):
-            index.search(some)
+            index.search(embedding)
             if index.widest:
-                index.search_wider(some, index.widest)
+                index.search_wider(embedding, index.widest)
+
+    @property
+    def models(self) -> list[Any]:
+        """The SavedModels that have been loaded."""
+        return [index.model for index in self._indexes.values()]
 
     def close(self) -> None:
         """Frees what a loaded ScaNN index holds outside Python; call it after the last query."""
@@ -255,56 +238,55 @@ class Retriever:
                 self._indexes[name] = IndexSearch(model, name, self.k, self.num_candidates)
             return self._indexes[name]
 
-    def _question(self, request: RetrieveRequest) -> Question | ValueError:
-        try:
-            return self.question(request)
-        except ValueError as error:
-            return error
-
-    def _embed(self, questions: Sequence[Question]) -> list[Asked]:
-        """The embeddings of all queries by one call, cut into those of each question."""
+    def _embed(self, requests: Sequence[CheckedQueries]) -> list[EmbeddedQueries]:
+        """The embeddings of all queries by one call, cut into those of each request."""
         if self.input == served_model.EMBEDDING:
-            parts = [one.embeddings for one in questions if one.embeddings is not None]
+            parts = [queries.embeddings for queries in requests if queries.embeddings is not None]
             knowns = [np.ones(len(part), bool) for part in parts]
         else:
-            joined = [query_id for one in questions for query_id in one.query_ids]
-            outputs = self._encoder(**{served_model.QUERY_ID: tf.constant(joined, tf.string)})
-            ends = np.cumsum([len(one.query_ids) for one in questions], dtype=int)[:-1]
+            ids = [query_id for queries in requests for query_id in queries.query_ids]
+            outputs = self._encoder(**{served_model.QUERY_ID: tf.constant(ids, tf.string)})
+            ends = _ends([queries.query_ids for queries in requests])
             parts = np.split(outputs[served_model.EMBEDDING].numpy(), ends)
             knowns = np.split(outputs[served_model.KNOWN].numpy(), ends)
-        return [  # of no questions at all there is one empty part
-            Asked(
-                one.request,
-                one.query_ids,
+        return [  # of no requests at all there is one empty part
+            EmbeddedQueries(
+                queries.request,
+                queries.query_ids,
                 part,
                 known,
-                self._tables.filters(one.request, one.filter_rows, one.query_ids),
-                one.filter_rows.unknown_ids,
+                self._corpus.filters(queries.request, queries.filter_rows, queries.query_ids),
+                queries.filter_rows.unknown_ids,
             )
-            for one, part, known in zip(questions, parts, knowns, strict=False)
+            for queries, part, known in zip(requests, parts, knowns, strict=False)
         ]
 
-    def _search(self, asked: Sequence[Asked]) -> list[Found | None]:
+    def _search(self, requests: Sequence[EmbeddedQueries]) -> list[Hits | None]:
         """The K results of the index that each request names, one search for each index."""
-        found: list[Found | None] = [None] * len(asked)
+        hits: list[Hits | None] = [None] * len(requests)
         places: dict[IndexSearch, list[int]] = {}
-        for place, one in enumerate(asked):
-            if answers.asks_index(one, self.k):
-                places.setdefault(self._index(one.request.index), []).append(place)
-        for index, those in places.items():
-            rows, scores = index.search(np.concatenate([asked[at].embeddings for at in those]))
-            ends = np.cumsum([len(asked[at].known) for at in those])[:-1]
-            parts = zip(np.split(rows, ends), np.split(scores, ends), strict=True)
-            for place, part in zip(those, parts, strict=True):
-                found[place] = Found(*part)
-        return found
+        for place, queries in enumerate(requests):
+            if queries.asks_index(self.k):
+                places.setdefault(self._index(queries.request.index), []).append(place)
+        for index, of_index in places.items():
+            embeddings = [requests[place].embeddings for place in of_index]
+            rows, scores = index.search(np.concatenate(embeddings))
+            ends = _ends(embeddings)
+            parts = map(Hits, np.split(rows, ends), np.split(scores, ends))
+            for place, part in zip(of_index, parts, strict=True):
+                hits[place] = part
+        return hits
 
-    def _respond(self, asked: Asked, found: Found | None, unknown_queries: str) -> Outcome:
-        request = asked.request
-        index = self._index(request.index)
-        choice = request.unknown_queries or unknown_queries
+    def _respond(self, queries: EmbeddedQueries, hits: Hits | None, unknown: str) -> Outcome:
+        index = self._index(queries.request.index)
+        choice = queries.request.unknown_queries or unknown
         try:
-            results = answers.results(asked, index, found, self._tables, choice)
+            answers = results(queries, index, hits, self._corpus, choice)
         except (ValueError, UnknownQuery) as error:
             return error
-        return RetrieveResponse(self.version.number, index.kind, results, asked.unknown_ids)
+        return RetrieveResponse(self.version.number, index.kind, answers, queries.unknown_ids)
+
+
+def _ends(parts: Sequence[Sized]) -> np.ndarray:
+    """Where each part but the last ends when they are joined."""
+    return np.cumsum([len(part) for part in parts], dtype=int)[:-1]

@@ -31,10 +31,10 @@ from serving.rpc.guard import (
     answer,
     not_implemented,
 )
-from serving.runtime.aside import BYTES_A_VALUE, aside
-from serving.runtime.batched import PREDICT
-from serving.runtime.call import Call, counted
+from serving.runtime.batched_version import PREDICT
+from serving.runtime.client_call import Call, counted
 from serving.runtime.model_config import from_proto
+from serving.runtime.process import BYTES_A_VALUE, aside
 from serving.runtime.service import (
     DEFAULT_SIGNATURE,
     Inputs,

@@ -16,8 +16,8 @@ from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from serving.errors import InvalidRequest, ServiceError, TooLarge
-from serving.runtime.aside import BYTES_A_VALUE, aside
-from serving.runtime.call import REQUEST_ID, Call, request_id
+from serving.runtime.client_call import REQUEST_ID, Call, request_id
+from serving.runtime.process import BYTES_A_VALUE, aside
 from serving.settings import ServeConfig
 
 ENTRYPOINT = "GRPC"

@@ -12,38 +12,34 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Generic
 
 from serving.errors import Aborted, InvalidRequest, ServiceError, Unavailable
 from serving.monitoring.logs import event
-from serving.runtime.catalogue import Catalogue
-from serving.runtime.config_source import ConfigSource
+from serving.runtime.batched_version import BatchedVersion
+from serving.runtime.configuration import Configuration
 from serving.runtime.model_config import ModelConfig
-from serving.runtime.model_versions import ModelVersions, S
-from serving.runtime.paths import ModelHomes
-from serving.version.arrival import Arrival
+from serving.runtime.model_versions import ModelVersions
+from serving.runtime.served_models import ServedModels
 from serving.version.status import State
+from serving.version.versions import VersionFiles
 
 _PRUNED = ".pruned-"  # a version is renamed before it is deleted: nobody reads half of it
-_LONGEST_ERROR = 1000  # characters of an error that a status keeps
+_MAX_ERROR = 1000  # characters of an error that a status keeps
 _log = logging.getLogger(__name__)
 
 
-class ModelManager(Generic[S]):
+class ModelManager:
     """Keeps the wanted versions of all models loaded.
 
     Attributes:
-      catalogue: what is served.
+      served: what requests find.
     """
 
     def __init__(
         self,
-        models: str | Path,
-        configs: Sequence[ModelConfig] | None,
-        load: Callable[[str, Arrival], S],
+        configuration: Configuration,
+        load: Callable[[str, VersionFiles], BatchedVersion],
         *,
-        source: ConfigSource | None = None,
         poll_seconds: float = 1.0,
         prune_versions: int = 0,
         on_change: Callable[[str, str, float], None] = lambda *_: None,
@@ -51,28 +47,24 @@ class ModelManager(Generic[S]):
         """Makes a manager that serves nothing before `start`.
 
         Args:
-          models: the directory of all models.
-          configs: the models to serve; None for every directory in `models` with a version.
+          configuration: which models to serve; without any, every directory with a version.
           load: the name of a model and a complete version → the version, warmed up. Whatever it
             raises is reported; the version is tried again later, and when its files change.
-          source: where edits of the configuration come from and a reload is kept.
           poll_seconds: time between two looks at the disk.
           prune_versions: how many of the newest versions stay on disk; 0 for all.
           on_change: called with a model, "loaded", "failed" or "unloaded", and the seconds.
 
         Raises:
-          ValueError: there is no directory of models.
+          ValueError: the reload that was kept cannot be read.
         """
-        of_file = source.of_file if source else configs
-        self._homes = ModelHomes(models, of_file or ())
-        self._source = source
-        self.catalogue: Catalogue[S] = Catalogue()
+        self._configuration = configuration
+        self.served = ServedModels()
         self._load_version = load
         self._poll_seconds = poll_seconds
         self._prune_versions = prune_versions
         self._on_change = on_change
-        self._discovers = configs is None
-        self._requested: Sequence[ModelConfig] | None = configs
+        self._requested: Sequence[ModelConfig] | None = configuration.in_force()
+        self._discovers = self._requested is None
         self._looked = threading.Condition()
         self._requests = self._answered = self._fulfilled = 0  # reloads and edits, counted
         self._unkept: list[ModelConfig] | None = None  # a reload that is not fulfilled yet
@@ -97,12 +89,12 @@ class ModelManager(Generic[S]):
         Where models are discovered, one of which all versions are broken does not hold up the
         others; and a model that comes later does not take readiness away.
         """
-        with self.catalogue.lock:
-            models = list(self.catalogue.models.values())
-            some = any(model.available for model in models)
+        with self.served.lock:
+            models = list(self.served.models.values())
+            answers = any(model.available for model in models)
             done = [model.available or (self._discovers and model.settled) for model in models]
-            self._was_ready |= some and all(done) and self._requested is None
-            return self._was_ready and some
+            self._was_ready |= answers and all(done) and self._requested is None
+            return self._was_ready and answers
 
     def wait_until_ready(self, seconds: float) -> bool:
         """Waits at most so long; whether it is ready."""
@@ -112,15 +104,14 @@ class ModelManager(Generic[S]):
     def reload(self, configs: Sequence[ModelConfig], wait_seconds: float = 0.0) -> None:
         """Serves these models and versions from now on; see `Service.reload`."""
         for config in configs:
-            self._check(config)
-        if self._source:
-            self._source.check()
+            self._check_path(config)
+            self._configuration.check(config)
+        self._configuration.check_writable()
         with self._looked:
-            if self._source:
-                self._source.overrule()
-            request = self._ask(list(configs))
+            self._configuration.note_file()
+            request = self._request(list(configs))
             self._unkept, self._not_kept = list(configs), ""
-            self.catalogue.attention.set()
+            self.served.attention.set()
             if wait_seconds:
                 self._looked.wait_for(
                     lambda: self._requests > request or self._is_over(request), wait_seconds
@@ -133,10 +124,10 @@ class ModelManager(Generic[S]):
         with self._looked:
             self._stopping = True
             self._looked.notify_all()
-        self.catalogue.attention.set()
+        self.served.attention.set()
         if self._thread.ident:
             self._thread.join()
-        for model in self.catalogue.models.values():
+        for model in self.served.models.values():
             self._retire(model, list(model.available))
         self._free()
 
@@ -148,27 +139,27 @@ class ModelManager(Generic[S]):
             try:
                 self._look()
             except Exception:  # what cannot be read now may be readable the next time
-                _log.exception("Looking for versions in %s failed.", self._homes.root)
+                _log.exception("Looking for versions in %s failed.", self._configuration.root)
             with self._looked:
                 self._answered = request
                 self._fulfil(request)
                 self._looked.notify_all()
-            self.catalogue.attention.wait(self._poll_seconds)
-            self.catalogue.attention.clear()
+            self.served.attention.wait(self._poll_seconds)
+            self.served.attention.clear()
 
     def _look(self) -> None:
         self._adopt()
-        for name, model in self.catalogue.models.items():
+        for name, model in self.served.models.items():
             try:
                 self._attend(model)
             except OSError as error:
                 _log.warning("Looking for versions of %s failed: %s", name, error)
         self._free()
 
-    def _attend(self, model: ModelVersions[S]) -> None:
-        while (arrivals := self._find(model)) and not self._stopping:
+    def _attend(self, model: ModelVersions) -> None:
+        while (wanted := self._find(model)) and not self._stopping:
             model.settled = False
-            self._load(model, arrivals[0])
+            self._load(model, wanted[0])
         model.settled = True
         self._retire(model, model.surplus())
         self._free()
@@ -176,66 +167,63 @@ class ModelManager(Generic[S]):
             self._prune(model)
 
     def _adopt(self) -> None:
-        """Takes over what was asked for, or finds new models."""
+        """Takes over what was asked for, or discovers new models."""
         with self._looked:
-            if self._source and (edited := self._source.edited()) is not None:
+            if (edited := self._configuration.edited()) is not None:
                 self._take_edit(edited)
             requested, self._requested = self._requested, None
-        models = dict(self.catalogue.models)
+        models = dict(self.served.models)
         if requested is not None:
-            self._discovers = False
-            models = {config.name: self._adopt_one(config) for config in requested}
+            self._discovers, before, models = False, models, {}
+            for config in requested:
+                model = before.get(config.name)
+                model = model or ModelVersions(config, self._configuration.path(config))
+                model.config, models[config.name] = config, model
         elif self._discovers:
-            for name, path in self._homes.find():
-                models.setdefault(name, ModelVersions(ModelConfig(name), path, self._homes.root))
-        gone = [model for name, model in self.catalogue.models.items() if name not in models]
-        self.catalogue.models = models
+            root = self._configuration.root
+            for name, path in self._configuration.discover():
+                models.setdefault(name, ModelVersions(ModelConfig(name), path, root))
+        gone = [model for name, model in self.served.models.items() if name not in models]
+        self.served.models = models
         for model in gone:
             self._retire(model, list(model.available))
 
-    def _adopt_one(self, config: ModelConfig) -> ModelVersions[S]:
-        model = self.catalogue.models.get(config.name)
-        if model is None:
-            return ModelVersions(config, self._homes.path(config))
-        model.config = config
-        return model
-
-    def _find(self, model: ModelVersions[S]) -> list[Arrival]:
+    def _find(self, model: ModelVersions) -> list[VersionFiles]:
         before, absence = model.statuses, model.absence
-        arrivals = model.find()
+        wanted = model.find()
         if model.available and model.absence != absence:
             _log.warning("%s", model.absence or f"Model {model.config.name!r} is on disk again.")
         for number, status in model.statuses.items():
             if status.error_message and status != before.get(number):
                 self._report(model, logging.WARNING, "waiting", number, status.error_message)
-        return arrivals
+        return wanted
 
-    def _load(self, model: ModelVersions[S], arrival: Arrival) -> None:
-        name, number = model.config.name, arrival.number
+    def _load(self, model: ModelVersions, files: VersionFiles) -> None:
+        name, number = model.config.name, files.number
         model.report(number, State.LOADING)
         start = time.monotonic()
         try:
-            servable = self._load_version(name, arrival)
+            servable = self._load_version(name, files)
         except Exception as error:  # whatever the files of a version can cause
-            message = f"{type(error).__name__}: {error}"[:_LONGEST_ERROR]
-            _log.debug("Loading %s failed.", arrival.path, exc_info=True)
-            message = model.failed(arrival, message)
+            message = f"{type(error).__name__}: {error}"[:_MAX_ERROR]
+            _log.debug("Loading %s failed.", files.path, exc_info=True)
+            message = model.failed(files, message)
             self._report(model, logging.ERROR, "failed", number, message, start)
             return
-        self.catalogue.serve(model, number, servable)
+        self.served.serve(model, number, servable)
         self._report(model, logging.INFO, "loaded", number, "", start)
 
-    def _retire(self, model: ModelVersions[S], numbers: Sequence[int]) -> None:
+    def _retire(self, model: ModelVersions, numbers: Sequence[int]) -> None:
         for number in numbers:
-            self.catalogue.retire(model, number)
+            self.served.retire(model, number)
 
     def _free(self) -> None:
-        unused = self.catalogue.take_unused()
-        freed = [(model, held.number) for model, held in unused]
+        unused = self.served.take_unused()
+        freed = [(version.model, version.number) for version in unused]
         start = time.monotonic()
         while unused:
             try:
-                unused.pop().held.servable.close()
+                unused.pop().servable.close()
             except Exception:  # it is gone for requests in any case
                 _log.exception("A version did not close.")
         if freed:
@@ -244,7 +232,7 @@ class ModelManager(Generic[S]):
             model.report(number, State.END)
             self._report(model, logging.INFO, "unloaded", number, "", start)
 
-    def _prune(self, model: ModelVersions[S]) -> None:
+    def _prune(self, model: ModelVersions) -> None:
         for leftover in model.base_path.glob(f"{_PRUNED}*"):
             shutil.rmtree(leftover, ignore_errors=True)
         for path in model.removable(self._prune_versions):
@@ -255,7 +243,7 @@ class ModelManager(Generic[S]):
 
     def _report(
         self,
-        model: ModelVersions[S],
+        model: ModelVersions,
         level: int,
         what: str,
         number: int,
@@ -268,21 +256,17 @@ class ModelManager(Generic[S]):
         event(_log, level, message, model=name, version=number, change=what, seconds=seconds)
         self._on_change(name, what, seconds)
 
-    # --- reload; what follows but `_check` is called with `_looked` held -----------------------
-
-    def _check(self, config: ModelConfig) -> None:
-        self._check_path(config)
-        self._homes.check(config)
+    # --- reload; what follows but `_check_path` is called with `_looked` held ------------------
 
     def _check_path(self, config: ModelConfig) -> None:
-        served = self.catalogue.models.get(config.name)
-        if served is not None and served.base_path != self._homes.path(config):
+        model = self.served.models.get(config.name)
+        if model is not None and model.base_path != self._configuration.path(config):
             raise InvalidRequest(
                 f"base_path of model {config.name!r} cannot be changed while it is served: leave "
                 "it as it is, or choose another name."
             )
 
-    def _ask(self, configs: list[ModelConfig]) -> int:
+    def _request(self, configs: list[ModelConfig]) -> int:
         self._requests += 1
         self._requested = configs
         self._looked.notify_all()  # whoever waits for an earlier one
@@ -296,8 +280,8 @@ class ModelManager(Generic[S]):
         except InvalidRequest as error:
             _log.error("What is served stays as it is: %s", error)
             return
-        self._homes.place(configs)
-        self._ask(configs)
+        self._configuration.place(configs)
+        self._request(configs)
         self._unkept = None
         _log.info("The edited configuration is in force: %d models.", len(configs))
 
@@ -305,15 +289,14 @@ class ModelManager(Generic[S]):
         """Keeps a reload for the next start once all that it wants is served."""
         if self._unkept is None or self._requests != request:
             return
-        if any(missing or not over for over, missing in map(self._outcome, self._unkept)):
+        if any(missing or not is_over for is_over, missing in map(self._outcome, self._unkept)):
             return
         try:
-            if self._source:
-                self._source.keep(self._unkept)
+            self._configuration.keep(self._unkept)
         except OSError as error:
             _log.error("A reload is not kept for the next start: %s", error)
-            told = error.strerror or type(error).__name__
-            self._not_kept = f"The reload is in force, but not kept for the next start: {told}."
+            why = error.strerror or type(error).__name__
+            self._not_kept = f"The reload is in force, but not kept for the next start: {why}."
             return
         self._unkept, self._fulfilled = None, request
 
@@ -322,7 +305,9 @@ class ModelManager(Generic[S]):
         if self._stopping or self._fulfilled >= request or self._not_kept:
             return True
         outcomes = map(self._outcome, self._unkept or ())
-        return self._answered >= request and any(over and missing for over, missing in outcomes)
+        return self._answered >= request and any(
+            is_over and missing for is_over, missing in outcomes
+        )
 
     def _refusal(self, request: int) -> ServiceError | None:
         """Why a reload is not fulfilled; None where it is."""
@@ -337,6 +322,6 @@ class ModelManager(Generic[S]):
 
     def _outcome(self, config: ModelConfig) -> tuple[bool, str]:
         """Whether the reload of a model is over, and what is missing, "" for nothing."""
-        with self.catalogue.lock:
-            model = self.catalogue.models.get(config.name)
+        with self.served.lock:
+            model = self.served.models.get(config.name)
             return (False, "") if model is None else model.outcome()

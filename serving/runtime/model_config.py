@@ -6,7 +6,6 @@ import dataclasses
 import itertools
 import logging
 from collections.abc import Callable, Collection, Mapping
-from pathlib import Path
 
 from google.protobuf import text_format
 from tensorflow_serving.config import model_server_config_pb2
@@ -63,16 +62,16 @@ class ModelConfig:
         check_name(self.name)
 
 
-def read_config_file(path: str | Path) -> list[ModelConfig]:
-    """Reads a `model_config_list` in TensorFlow Serving's text format.
+def read_config(content: bytes, path: str) -> list[ModelConfig]:
+    """Reads a `model_config_list` in TensorFlow Serving's text format, the content of a file.
 
     Raises:
-      ValueError: the file cannot be read, or names what this service does not have.
+      ValueError: it cannot be read, or names what this service does not have.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = content.decode()
         proto = text_format.Parse(text, model_server_config_pb2.ModelServerConfig())
-    except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
+    except (UnicodeDecodeError, text_format.ParseError) as error:
         raise ValueError(f"config_file {path} cannot be read: {error}.") from error
     return from_proto(proto)
 

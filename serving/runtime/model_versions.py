@@ -6,32 +6,22 @@ import dataclasses
 import time
 from collections.abc import Collection, Hashable
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
 
+from serving.runtime.batched_version import BatchedVersion
 from serving.runtime.model_config import ModelConfig
-from serving.version.arrival import Arrival, is_finished, look
 from serving.version.status import State, VersionStatus
-from serving.version.versions import numbered_directories
+from serving.version.versions import VersionFiles, is_finished, look_at, numbered_directories
 
-_RETRY_SECONDS, _LONGEST_RETRY = 1.0, 300.0  # before a version is tried again; it doubles
-
-
-class Servable(Protocol):
-    """What a version is once it is loaded."""
-
-    def close(self) -> None:
-        """Frees it."""
-
-
-S = TypeVar("S", bound=Servable)
+_RETRY_SECONDS, _MAX_RETRY_SECONDS = 1.0, 300.0  # before a version is tried again; it doubles
 
 
 @dataclasses.dataclass(eq=False)
-class Held(Generic[S]):
+class PinnedVersion:
     """A loaded version and how many requests use it now."""
 
+    model: ModelVersions
     number: int
-    servable: S
+    servable: BatchedVersion
     pins: int = 0
     retired: bool = False
 
@@ -45,8 +35,8 @@ class _Failure:
     again: float  # `time.monotonic()` seconds
 
 
-class ModelVersions(Generic[S]):
-    """Bookkeeping for one model; the manager says when, and holds its lock where that matters.
+class ModelVersions:
+    """Bookkeeping for one model; the manager says when, and holds a lock where that matters.
 
     Attributes:
       config: which versions are wanted.
@@ -68,7 +58,7 @@ class ModelVersions(Generic[S]):
         self.config = config
         self.base_path = base_path
         self._root = root or base_path
-        self.available: dict[int, Held[S]] = {}
+        self.available: dict[int, PinnedVersion] = {}
         self.statuses: dict[int, VersionStatus] = {}
         self.settled = False
         self.absence = ""
@@ -77,17 +67,17 @@ class ModelVersions(Generic[S]):
         self._stamps: dict[int, Hashable] = {}  # of the last look at what is not loaded
         self._failed: dict[int, _Failure] = {}
 
-    def find(self) -> list[Arrival]:
+    def find(self) -> list[VersionFiles]:
         """Looks at the disk; what is wanted and not loaded, newest first."""
         on_disk = numbered_directories(self.base_path)
-        found: dict[int, Arrival | None] = {}
+        looked_at: dict[int, VersionFiles | None] = {}
 
         def usable(number: int) -> bool:
             if number in self.available:
                 return True
-            if number not in found:
-                found[number] = self._find_one(number, on_disk[number])
-            return found[number] is not None
+            if number not in looked_at:
+                looked_at[number] = self._look_at(number, on_disk[number])
+            return looked_at[number] is not None
 
         labelled = [number for number in self.config.labels.values() if number in on_disk]
         named = self.config.policy.specific
@@ -100,9 +90,8 @@ class ModelVersions(Generic[S]):
             self.absence += f"what is served {what}."
         chosen = self.config.policy.choose(on_disk, usable)
         self._wanted = sorted({*chosen, *filter(usable, labelled)}, reverse=True)
-        self._forget(on_disk, found)
-        arrivals = [found.get(number) for number in self._wanted]
-        return [arrival for arrival in arrivals if arrival is not None]
+        self._forget(on_disk, looked_at)
+        return [files for number in self._wanted if (files := looked_at.get(number))]
 
     def surplus(self) -> list[int]:
         """What is served and not wanted any more; [] until all that is wanted is served.
@@ -127,18 +116,18 @@ class ModelVersions(Generic[S]):
                 return True, f"Version {status.version} cannot be loaded: {status.error_message}"
         return False, f"Model {self.config.name!r} is still being loaded."
 
-    def failed(self, arrival: Arrival, message: str) -> str:
+    def failed(self, files: VersionFiles, message: str) -> str:
         """Notes that a version could not be loaded, and when it is tried again: the message.
 
         That is each time twice as long after, or as soon as its files change.
         """
-        last, wait = self._failed.get(arrival.number), _RETRY_SECONDS
-        if last and last.stamp == arrival.stamp:
-            wait = min(2 * last.wait, _LONGEST_RETRY)
+        last, wait = self._failed.get(files.number), _RETRY_SECONDS
+        if last and last.stamp == files.stamp:
+            wait = min(2 * last.wait, _MAX_RETRY_SECONDS)
         again = time.monotonic() + wait
-        self._failed[arrival.number] = _Failure(arrival.stamp, wait, again)
+        self._failed[files.number] = _Failure(files.stamp, wait, again)
         message = f"{message} (it is tried again in {wait:g} s)"
-        self.report(arrival.number, State.END, message)
+        self.report(files.number, State.END, message)
         return message
 
     def report(self, number: int, state: State, error: str = "") -> None:
@@ -176,14 +165,14 @@ class ModelVersions(Generic[S]):
         self._stamps = {n: stamp for n, stamp in self._stamps.items() if n in on_disk}
         self._failed = {n: failure for n, failure in self._failed.items() if n in on_disk}
 
-    def _find_one(self, number: int, path: Path) -> Arrival | None:
+    def _look_at(self, number: int, path: Path) -> VersionFiles | None:
         """A version that can be loaded; None, with a status, where it cannot."""
-        arrival = look(number, path, self._stamps.get(number))
-        self._stamps[number] = arrival.stamp
-        if arrival.problem:
-            self.report(number, State.START if arrival.on_its_way else State.END, arrival.problem)
+        files = look_at(number, path, self._stamps.get(number))
+        self._stamps[number] = files.stamp
+        if files.problem:
+            self.report(number, State.START if files.on_its_way else State.END, files.problem)
             return None
         failure = self._failed.get(number)
-        if failure and failure.stamp == arrival.stamp and time.monotonic() < failure.again:
+        if failure and failure.stamp == files.stamp and time.monotonic() < failure.again:
             return None
-        return arrival
+        return files

@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from typing import Any, NamedTuple
 
 import numpy as np
-import tensorflow as tf
 from tensorflow.core.protobuf import meta_graph_pb2
 
 from serving.errors import DeadlineExceeded, InvalidRequest, ServiceError, Unavailable
@@ -18,17 +17,18 @@ from serving.monitoring.logs import event
 from serving.monitoring.metrics import Metrics
 from serving.retrieval.requests import RetrieveRequest, RetrieveResponse
 from serving.retrieval.retriever import Retriever
-from serving.runtime.batched import PREDICT, RETRIEVE, BatchedVersion
-from serving.runtime.batching import BatchThreads
-from serving.runtime.config_source import ConfigSource
-from serving.runtime.loaded import LoadedVersion
+from serving.runtime.batch_queue import BatchThreads
+from serving.runtime.batched_version import PREDICT, RETRIEVE, BatchedVersion
+from serving.runtime.configuration import Configuration
+from serving.runtime.loaded_version import LoadedVersion
 from serving.runtime.manager import ModelManager
 from serving.runtime.model_config import ModelConfig
+from serving.runtime.process import limit_tensorflow
 from serving.runtime.signature import Signature
 from serving.runtime.warming import warm_up
 from serving.settings import ServeConfig
-from serving.version.arrival import Arrival
 from serving.version.status import VersionStatus
+from serving.version.versions import VersionFiles
 
 DEFAULT_SIGNATURE = "serving_default"
 
@@ -64,17 +64,14 @@ class Service:
         """
         self.config = config
         self.metrics = Metrics()
-        source = ConfigSource(config.config_file, config.state_dir or config.models)
-        self._manager: ModelManager[BatchedVersion] = ModelManager(
-            config.models,
-            source.in_force(),
+        self._manager = ModelManager(
+            Configuration(config.models, config.config_file, config.state_dir),
             self._load,
-            source=source,
             poll_seconds=config.poll_seconds,
             prune_versions=config.prune_versions,
             on_change=self.metrics.changed,
         )
-        self._catalogue = self._manager.catalogue
+        self._served = self._manager.served
         self._threads = BatchThreads(config.num_batch_threads)
         self._leaving = self._draining = False
         self._under_way = 0
@@ -88,7 +85,7 @@ class Service:
         Args:
           wait_seconds: at most so long until the service is ready; it goes on if it is not.
         """
-        _set_threads(self.config)
+        limit_tensorflow(self.config.intra_op_threads, self.config.inter_op_threads)
         self._threads.start()
         self._manager.start()
         if wait_seconds:
@@ -107,7 +104,7 @@ class Service:
     @property
     def models(self) -> list[str]:
         """Names of the models, loaded or not."""
-        return sorted(self._catalogue.models)
+        return sorted(self._served.models)
 
     async def predict(
         self,
@@ -146,11 +143,11 @@ class Service:
         """
         caller = _Caller(model, PREDICT, entrypoint, request_id)
         async with self._accounted(caller, deadline) as latest:
-            with self._catalogue.pinned(model, version, label) as served:
-                described = served.loaded.signature(signature)
+            with self._served.pinned(model, version, label) as pinned:
+                described = pinned.loaded.signature(signature)
                 arrays = await inputs(described) if callable(inputs) else inputs
-                outputs = await served.predict(signature, arrays, latest)
-                prediction = Prediction(outputs, served.loaded.number, described)
+                outputs = await pinned.predict(signature, arrays, latest)
+                prediction = Prediction(outputs, pinned.loaded.number, described)
                 return await encode(prediction, latest) if encode else prediction
 
     async def retrieve(
@@ -168,17 +165,17 @@ class Service:
         """The best candidates of each query, a `RetrieveResponse`; otherwise as `predict`."""
         caller = _Caller(model, RETRIEVE, entrypoint, request_id)
         async with self._accounted(caller, deadline) as latest:
-            with self._catalogue.pinned(model, version, label) as served:
-                response = await served.retrieve(request, latest)
+            with self._served.pinned(model, version, label) as pinned:
+                response = await pinned.retrieve(request, latest)
                 return await encode(response, latest) if encode else response
 
     def metadata(
         self, model: str, version: int | None = None, label: str | None = None
     ) -> tuple[int, dict[str, meta_graph_pb2.SignatureDef]]:
         """The version that answers, and its signatures by name; refusals as in `predict`."""
-        with self._catalogue.pinned(model, version, label) as served:
-            signatures = served.loaded.signatures.values()
-            return served.loaded.number, {one.name: one.proto for one in signatures}
+        with self._served.pinned(model, version, label) as pinned:
+            signatures = pinned.loaded.signatures.values()
+            return pinned.loaded.number, {one.name: one.proto for one in signatures}
 
     def status(
         self, model: str, version: int | None = None, label: str | None = None
@@ -189,7 +186,7 @@ class Service:
           NotFound: no such model or version.
           InvalidRequest: no such label.
         """
-        return self._catalogue.status(model, version, label)
+        return self._served.status(model, version, label)
 
     @contextlib.contextmanager
     def retriever(
@@ -200,8 +197,8 @@ class Service:
         Raises:
           InvalidRequest: the version has none, another framework made it.
         """
-        with self._catalogue.pinned(model, version, label) as served:
-            yield served.retriever
+        with self._served.pinned(model, version, label) as pinned:
+            yield pinned.retriever
 
     def reload(self, configs: Sequence[ModelConfig], wait_seconds: float = 0) -> None:
         """Serves exactly these models and versions from now on; may be called by any thread.
@@ -286,14 +283,14 @@ class Service:
 
     def _known(self, model: str) -> str:
         """The name as a label of metrics: clients may send any."""
-        return model if model in self._catalogue.models else ""
+        return model if model in self._served.models else ""
 
     def _statuses(self) -> dict[str, list[VersionStatus]]:
-        models = self._catalogue.models
+        models = self._served.models
         return {name: list(model.statuses.values()) for name, model in models.items()}
 
-    def _load(self, model: str, arrival: Arrival) -> BatchedVersion:
-        loaded = LoadedVersion(arrival, self.config.index)
+    def _load(self, model: str, files: VersionFiles) -> BatchedVersion:
+        loaded = LoadedVersion(files, self.config.index)
         try:
             warm_up(loaded, self.config.max_batch_size)
         except Exception:
@@ -309,15 +306,3 @@ class _Caller(NamedTuple):
     api: str
     entrypoint: str
     request_id: str
-
-
-def _set_threads(config: ServeConfig) -> None:
-    """Limits TensorFlow's threads, which is possible only before it runs anything."""
-    threading = tf.config.threading
-    try:
-        if config.intra_op_threads:
-            threading.set_intra_op_parallelism_threads(config.intra_op_threads)
-        if config.inter_op_threads:
-            threading.set_inter_op_parallelism_threads(config.inter_op_threads)
-    except RuntimeError as error:
-        _log.warning("The numbers of threads stay as they are: %s", error)

@@ -7,23 +7,17 @@ here is not served.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
-from google.protobuf.message import DecodeError
-from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
+from tensorflow_serving.apis import predict_pb2
 
 from serving.errors import ServiceError
-from serving.runtime.loaded import LoadedVersion
+from serving.runtime.loaded_version import LoadedVersion
 from serving.runtime.signature import Signature
+from serving.version import warmup_requests
 from serving.version.served_model import TOP_K
-from serving.version.versions import EXTRAS
 
-REQUESTS = EXTRAS / "tf_serving_warmup_requests"  # TFRecord of PredictionLog
-
-_MOST_REQUESTS = 1000  # as in TensorFlow Serving
 _log = logging.getLogger(__name__)
 
 
@@ -34,10 +28,8 @@ def warm_up(loaded: LoadedVersion, max_batch_size: int) -> None:
       ValueError: a request cannot be read, or is refused.
       ServiceError: the version fails.
     """
-    path = loaded.path / REQUESTS
-    if path.is_file():
-        for number, request in enumerate(_recorded(path), start=1):
-            _replay(loaded, request, f"request {number} in {path}")
+    for number, request in enumerate(warmup_requests.read(loaded.path), start=1):
+        _replay(loaded, request, f"request {number} in {loaded.path / warmup_requests.WARMUP}")
     if loaded.retriever is not None:
         loaded.retriever.warm_up()
     for signature in loaded.signatures.values():
@@ -52,19 +44,6 @@ def warm_up(loaded: LoadedVersion, max_batch_size: int) -> None:
                     raise
                 # Zeros may mean nothing to the model of somebody else.
                 _log.info("%s: %r is not warmed up: %s", loaded.path, signature.name, error)
-
-
-def _recorded(path: Path) -> Iterator[predict_pb2.PredictRequest]:
-    """The recorded `Predict` requests; of other kinds there is no API here."""
-    try:
-        for record in tf.data.TFRecordDataset(str(path)).take(_MOST_REQUESTS).as_numpy_iterator():
-            log = prediction_log_pb2.PredictionLog.FromString(record)
-            if log.WhichOneof("log_type") == "predict_log":
-                yield log.predict_log.request
-            else:
-                _log.warning("%s: only predict_log is replayed.", path)
-    except (tf.errors.OpError, DecodeError) as error:
-        raise ValueError(f"{path} must be a TFRecord of PredictionLog: {error}.") from error
 
 
 def _replay(loaded: LoadedVersion, request: predict_pb2.PredictRequest, name: str) -> None:

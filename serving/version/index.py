@@ -13,7 +13,7 @@ from types import ModuleType
 import numpy as np
 import tensorflow as tf
 
-_MOST_SCORES = 1 << 26  # that exact search holds at a time: 256 MB
+_MAX_SCORES = 1 << 26  # that exact search holds at a time: 256 MB
 _ALIGNED = 16  # rows: a block that starts at a multiple is not copied
 _SMALLEST_TREE = 2000  # fewer candidates than this are scanned one by one
 _REORDERED_PER_RESULT = 4  # candidates scored exactly after quantised scoring, for each result
@@ -36,11 +36,11 @@ class ExactIndex(tf.Module):
     def search(self, embedding: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Rows int32 [B, K] and scores float32 [B, K]; of equal scores the lower row wins.
 
-        Candidates are scored in blocks, at most `_MOST_SCORES` scores at a time: what is best so
+        Candidates are scored in blocks, at most `_MAX_SCORES` scores at a time: what is best so
         far is joined with the best of the next block.
         """
         vectors, num_queries = tf.convert_to_tensor(self.vectors), tf.shape(embedding)[0]
-        size = tf.maximum(_MOST_SCORES // tf.maximum(num_queries, 1), self.k)
+        size = tf.maximum(_MAX_SCORES // tf.maximum(num_queries, 1), self.k)
         size = (size + _ALIGNED - 1) // _ALIGNED * _ALIGNED
 
         def best_of(start: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -1,8 +1,11 @@
-"""Finds model versions, checks that they are whole, and loads their SavedModels."""
+"""Versions on disk: finds them, says whether all of one has arrived, loads its SavedModels."""
 
 from __future__ import annotations
 
 import dataclasses
+import os
+import time
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ from pipeline.contract import schema
 from pipeline.contract.files import check_files
 from serving.version.index import import_scann
 from serving.version.names import MAX_VERSION
+from serving.version.served_model import EMBEDDING_SEARCH
 
 EXTRAS = Path("assets.extra")  # what TensorFlow Serving carries along but does not load
 SCANN_MODEL = EXTRAS / "scann"
@@ -19,6 +23,9 @@ RETRIEVAL = EXTRAS / "retrieval"
 ANN_REPORT = "ann_report.json"
 ANN_PLOT = "ann_report.png"
 MODEL_CARD = "model_card.md"
+SAVED_MODEL = "saved_model.pb"
+
+_FRESH_SECONDS = 3.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,12 +63,7 @@ class Version:
 
 
 def find_version(models: str | Path, name: str, version: int = 0) -> Version:
-    """The newest version of a model, or the one that is asked for.
-
-    Args:
-      models: the directory of all models.
-      name: the model, a directory in it.
-      version: its number; 0 for the newest that is finished.
+    """The newest finished version of a model; the one of that number where it is not 0.
 
     Raises:
       ValueError: there is none, its format is newer than this program, or files are damaged.
@@ -95,3 +97,87 @@ def numbered_directories(home: Path) -> dict[int, Path]:
         if path.name.isascii() and path.name.isdecimal() and path.is_dir()
         if int(path.name) <= MAX_VERSION
     }
+
+
+@dataclasses.dataclass(frozen=True)
+class VersionFiles:
+    """What lies in the directory of a version, of ours or of another framework.
+
+    One of `publish` is complete when its manifest is there and all files have their sizes. The
+    SavedModel of another framework has no manifest: it is taken for complete when its files are
+    a few seconds old, or two looks in a row find the same ones.
+
+    Attributes:
+      number: of the version.
+      path: its directory.
+      manifest: None where another framework made it.
+      stamp: changes with the files.
+      problem: why it cannot be loaded; "" where it can.
+      on_its_way: whether the problem is only that files are still missing.
+    """
+
+    number: int
+    path: Path
+    manifest: schema.Manifest | None
+    stamp: Hashable
+    problem: str = ""
+    on_its_way: bool = False
+
+
+def look_at(number: int, path: Path, last_stamp: Hashable = None) -> VersionFiles:
+    """Looks at the files of a version; `last_stamp` is that of the last look."""
+    stamp = _stamp(path)
+    if (path / schema.MANIFEST).is_file():
+        try:
+            manifest = schema.read_manifest(path, "version")
+            check_files(path, manifest.files)
+        except (ValueError, OSError) as error:
+            return VersionFiles(number, path, None, stamp, str(error))
+        except (TypeError, LookupError, AttributeError) as error:  # fields of other kinds
+            problem = f"{path / schema.MANIFEST} is not a manifest of a version ({error!r})."
+            return VersionFiles(number, path, None, stamp, problem)
+        return VersionFiles(number, path, manifest, stamp)
+    if not (path / SAVED_MODEL).is_file():
+        problem = f"{path} has neither {schema.MANIFEST} nor {SAVED_MODEL}: a copy under way?"
+    elif _is_ours(path):
+        problem = f"{path} has no {schema.MANIFEST}, which arrives last: a copy under way?"
+    elif stamp != last_stamp and _is_fresh(stamp):
+        problem = f"{path} has just been written; it is loaded when it does not change any more."
+    else:
+        problem = ""
+    return VersionFiles(number, path, None, stamp, problem, on_its_way=bool(problem))
+
+
+def is_finished(path: Path) -> bool:
+    """Whether somebody has finished writing a version there, sound or not."""
+    return (path / schema.MANIFEST).is_file() or (path / SAVED_MODEL).is_file()
+
+
+def _stamp(path: Path) -> tuple[tuple[str, int, int], ...]:
+    """Names, sizes and times of all files."""
+    files = []
+    for directory, _, names in os.walk(path):
+        for name in names:
+            file = os.path.join(directory, name)
+            try:
+                status = os.stat(file)
+            except OSError:  # removed while we look
+                continue
+            files.append((file, status.st_size, status.st_ctime_ns))
+    return tuple(sorted(files))
+
+
+def _is_fresh(stamp: tuple[tuple[str, int, int], ...]) -> bool:
+    """Whether a file has changed in the last seconds; no copy sets this time of it back."""
+    newest = max((changed for _, _, changed in stamp), default=0)
+    return time.time() - newest / 1e9 < _FRESH_SECONDS
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a part of what `publish` writes is there."""
+    if any((path / part).exists() for part in (ANN_REPORT, SCANN_MODEL, RETRIEVAL)):
+        return True
+    try:
+        return EMBEDDING_SEARCH.encode() in (path / SAVED_MODEL).read_bytes()
+    except OSError:
+        return False

@@ -1,6 +1,7 @@
 """Bundles and published versions that the tests share."""
 
 import dataclasses
+import shutil
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -161,7 +162,24 @@ def clustered(tmp_path_factory: pytest.TempPathFactory) -> Published:
     return _publish(tmp_path_factory.mktemp("clustered"), clustered_sample(), k=20)
 
 
+@pytest.fixture(scope="session")
+def by_embedding(tmp_path_factory: pytest.TempPathFactory) -> Published:
+    """300 candidates, K = 10, of a bundle without query model, queries, or a word on its origin."""
+    root, sample = tmp_path_factory.mktemp("by_embedding"), small_sample()
+    sample = Sample(sample.vectors, sample.queries)
+    bundle = write_bundle(root / "bundle", sample, query_model=False)
+    schema.Manifest("bundle", "elsewhere", {}, {}, {}).write(bundle)
+    version = publish(bundle, root / "models", k=10)
+    return Published(sample, bundle, root / "models", version)
+
+
+@pytest.fixture(scope="session")
+def without_scann(tmp_path_factory: pytest.TempPathFactory) -> Published:
+    """30 candidates, K = 5, with seen lists; exact search alone."""
+    return _publish(tmp_path_factory.mktemp("exact"), small_sample(30), k=5, scann=False)
+
+
 @pytest.fixture
-def bundle(tmp_path: Path) -> Path:
+def bundle(without_scann: Published, tmp_path: Path) -> Path:
     """A small bundle that a test may change."""
-    return write_bundle(tmp_path / "bundle", small_sample(num_candidates=30))
+    return shutil.copytree(without_scann.bundle, tmp_path / "bundle")

@@ -25,7 +25,7 @@ from tensorflow_serving.apis import (
 )
 
 from benchmarks import load
-from serving.runtime.config_source import KEPT
+from serving.runtime.configuration import KEPT
 
 pytestmark = pytest.mark.soak
 

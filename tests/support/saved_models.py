@@ -3,6 +3,9 @@
 from pathlib import Path
 
 import tensorflow as tf
+from tensorflow_serving.config import model_server_config_pb2
+
+from serving.runtime.model_config import ModelConfig
 
 PAIRS = tf.TensorSpec([None, 2], tf.float32, "x")
 
@@ -49,4 +52,21 @@ def write_affine(path: Path, amount: float) -> Path:
         "positive": model.positive,
     }
     tf.saved_model.save(model, str(path), signatures=signatures)
+    return path
+
+
+def write_config(path: Path, configs: list[ModelConfig]) -> Path:
+    """Writes a `model_config_list` that names these models, as an operator does."""
+    server = model_server_config_pb2.ModelServerConfig()
+    for config in configs:
+        model = server.model_config_list.config.add(name=config.name, base_path=config.base_path)
+        policy = model.model_version_policy
+        if config.policy.specific:
+            policy.specific.versions.extend(config.policy.specific)
+        elif config.policy.latest:
+            policy.latest.num_versions = config.policy.latest
+        else:
+            policy.all.SetInParent()
+        model.version_labels.update(config.labels)
+    path.write_text(str(server), encoding="utf-8")
     return path

@@ -4,15 +4,19 @@ import pytest
 
 from serving.publish.settings import ExportConfig, VersionOptions
 
+EXPORT = ExportConfig(data="data", run="run", models="models")
+
 
 def test_an_export_passes_its_choices_on():
-    config = ExportConfig("data", "run", "models", name="shop", k=7, version=3, scann=False)
+    config = ExportConfig(
+        data="data", run="run", models="models", name="shop", k=7, version=3, scann=False
+    )
     options = VersionOptions(name="shop", k=7, version=3, scann=False)
     assert config.version_options() == options
 
 
 def test_the_defaults_of_an_export_are_those_of_a_version():
-    assert ExportConfig("data", "run", "models").version_options() == VersionOptions()
+    assert EXPORT.version_options() == VersionOptions()
 
 
 def test_an_export_of_a_bundle_needs_no_run():
@@ -38,4 +42,4 @@ def test_an_export_of_a_bundle_needs_no_run():
 )
 def test_an_export_refuses(change, message):
     with pytest.raises(ValueError, match=message):
-        dataclasses.replace(ExportConfig("data", "run", "models"), **change)
+        dataclasses.replace(EXPORT, **change)

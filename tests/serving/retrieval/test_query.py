@@ -2,12 +2,19 @@ import json
 
 import pytest
 
-from serving.retrieval.query import UnknownQuery, answer
+from serving.retrieval.query import answer
+from serving.retrieval.requests import UnknownQuery
 from serving.retrieval.retriever import Retriever
 from serving.retrieval.settings import QueryConfig
 
 
-def test_a_table_ranks_candidates_and_marks_seen_ones(small, capsys):
+@pytest.fixture
+def loaded(retriever, monkeypatch):
+    """Spares the tests that read what is printed a load of the model."""
+    monkeypatch.setattr(Retriever, "load", lambda *_: retriever)
+
+
+def test_a_table_ranks_candidates_and_marks_seen_ones(small, loaded, capsys):
     result = answer(QueryConfig(str(small.models), "query 1", k=3))
     header, *lines = capsys.readouterr().out.splitlines()
     assert header.split()[:5] == ["rank", "candidate_id", "score", "seen", "history"]
@@ -21,13 +28,13 @@ def test_a_table_ranks_candidates_and_marks_seen_ones(small, capsys):
     assert len(lines) == 3
 
 
-def test_excluded_seen_candidates_are_not_shown(small, capsys):
+def test_excluded_seen_candidates_are_not_shown(small, loaded, capsys):
     config = QueryConfig(str(small.models), "query 1", exclude_seen=True, index="exact")
     answer(config)
     assert "yes" not in capsys.readouterr().out
 
 
-def test_json_says_which_version_and_index_answered(small, capsys):
+def test_json_says_which_version_and_index_answered(small, loaded, capsys):
     answer(QueryConfig(str(small.models), "query 1", k=2, index="exact", json=True))
     printed = json.loads(capsys.readouterr().out)
     assert (printed["query_id"], printed["model"]) == ("query 1", "twotower")

@@ -1,6 +1,6 @@
 import pytest
 
-from serving.retrieval.requests import RetrieveRequest, RetrieveResult
+from serving.retrieval.requests import RetrieveRequest
 
 
 @pytest.mark.parametrize(
@@ -37,8 +37,3 @@ def test_a_message_does_not_repeat_megabytes():
     with pytest.raises(ValueError, match="query_ids must be") as error:
         RetrieveRequest("x" * 1_000_000)
     assert len(str(error.value)) < 200
-
-
-def test_candidates_pair_ids_and_scores():
-    result = RetrieveResult("q", True, "", ["a", "b"], [2.0, 1.0])
-    assert result.candidates == [("a", 2.0), ("b", 1.0)]

@@ -6,13 +6,8 @@ import sys
 import numpy as np
 import pytest
 
-from serving.retrieval.index_search import Found, IndexSearch
 from serving.retrieval.retriever import Retriever
-
-
-@pytest.fixture(scope="module")
-def retriever(small):
-    return Retriever.load(small.models)
+from serving.retrieval.search import Hits, IndexSearch
 
 
 @pytest.fixture(scope="module")
@@ -100,11 +95,10 @@ def test_a_wrong_argument_is_named(retriever, arguments, message):
         retriever.top_k(**arguments)
 
 
-def test_seen_lists_are_needed_to_exclude_seen(clustered):
-    retriever = Retriever.load(clustered.models)
+def test_seen_lists_are_needed_to_exclude_seen(tree):
     with pytest.raises(ValueError, match="exclude_seen needs seen lists"):
-        retriever.top_k(["query 0"], 5, exclude_seen=True)
-    assert retriever.history("query 0") == []
+        tree.top_k(["query 0"], 5, exclude_seen=True)
+    assert tree.history("query 0") == []
 
 
 def test_a_tree_index_gives_k_results_with_filters_and_after_close(clustered):
@@ -120,52 +114,55 @@ def test_a_tree_index_gives_k_results_with_filters_and_after_close(clustered):
 
 
 @pytest.mark.parametrize("index", ["exact", "scann"])
-def test_where_an_index_finds_too_few_the_rest_is_searched_exactly(small, monkeypatch, index):
-    found = IndexSearch._find
+def test_where_an_index_finds_too_few_the_rest_is_searched_exactly(
+    retriever, small, monkeypatch, index
+):
+    run = IndexSearch._run
 
-    def find_three(self, *arguments):
-        rows, scores = found(self, *arguments)
+    def run_for_three(self, *arguments):
+        rows, scores = run(self, *arguments)
         rows[:, 3:], scores[:, 3:] = -1, 0.0
-        return Found(rows, scores)
+        return Hits(rows, scores)
 
-    monkeypatch.setattr(IndexSearch, "_find", find_three)
-    [result] = Retriever.load(small.models).top_k(["query 4"], 9, index=index)
+    monkeypatch.setattr(IndexSearch, "_run", run_for_three)
+    [result] = retriever.top_k(["query 4"], 9, index=index)
     assert result.candidate_ids == small.sample.best_ids(4)[:9]
 
 
 def test_a_retriever_that_is_warmed_up_has_read_its_tables(small):
     retriever = Retriever.load(small.models)
     retriever.warm_up()
-    tables = vars(retriever._tables)
-    assert {"_names", "_candidate_row", "_query_row", "popularity"} <= set(tables)
+    read = vars(retriever._corpus)
+    assert {"_names", "_candidate_row", "_query_row", "popularity"} <= set(read)
     assert retriever.query_ids(2) == ["query 0", "query 1"]
     assert retriever.model("exact").signatures.keys() >= {"serving_default", "query_embedding"}
 
 
 FRESH = """
 import json, sys
-if sys.argv[2] == "blocked":
-    sys.modules["scann"] = None
+sys.modules["scann"] = None
 from serving.retrieval.retriever import Retriever
-retriever = Retriever.load(sys.argv[1])
-answer = {"exact": retriever.top_k(["query 3"], 7, index="exact")}
+blocked = Retriever.load(sys.argv[1])
+answer = {"exact": blocked.top_k(["query 3"], 7, index="exact")}
 answer["loaded"] = sorted({name.split(".")[0] for name in sys.modules if sys.modules[name]})
 try:
-    answer["scann"] = retriever.top_k(["query 3"], 7, index="scann")
+    blocked.top_k(["query 3"], 7, index="scann")
 except ValueError as error:
     answer["error"] = str(error)
-answer["default"] = retriever.top_k(["query 3"], 7)
-answer["default_index"] = retriever.default_index
+answer["default"] = blocked.top_k(["query 3"], 7)
+answer["default_index"] = blocked.default_index
+del sys.modules["scann"]
+answer["scann"] = Retriever.load(sys.argv[1]).top_k(["query 3"], 7, index="scann")
 print(json.dumps(answer))
 """
 
 
-@pytest.mark.parametrize("scann", ["there", "blocked"])
-def test_a_fresh_process_answers_with_and_without_scann(small, scann):
+@pytest.mark.long
+def test_a_fresh_process_answers_with_and_without_scann(small):
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
     environment.pop("TF_USE_LEGACY_KERAS", None)  # the trainer's tests set it
     done = subprocess.run(
-        [sys.executable, "-c", FRESH, str(small.models), scann],
+        [sys.executable, "-c", FRESH, str(small.models)],
         capture_output=True,
         text=True,
         env=environment,
@@ -173,14 +170,10 @@ def test_a_fresh_process_answers_with_and_without_scann(small, scann):
     )
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout.splitlines()[-1])
-    expected = small.sample.best_ids(3)[:7]
-    assert answer["exact"][0][2] == expected
-    assert answer["default"][0][2] == expected
+    for index in ("exact", "default", "scann"):
+        assert answer[index][0][2] == small.sample.best_ids(3)[:7]
     # TensorFlow itself imports Keras 3, so that cannot be asked for.
     trainers = {"towers", "samplers", "tf_keras", "tensorflow_recommenders", "apache_beam"}
     assert not (trainers | {"scann"}) & set(answer["loaded"])
-    if scann == "there":
-        assert answer["scann"][0][2] == expected
-    else:
-        assert "index 'scann' needs the package scann" in answer["error"]
-        assert answer["default_index"] == "exact"
+    assert "index 'scann' needs the package scann" in answer["error"]
+    assert answer["default_index"] == "exact"

@@ -1,4 +1,4 @@
-"""The manager over real SavedModels, of which each answers with its own number."""
+"""The manager over versions that are directories; broken ones are real SavedModels."""
 
 import gc
 import os
@@ -8,15 +8,33 @@ import time
 
 import numpy as np
 import pytest
-from saved_models import write_affine
+from saved_models import write_affine, write_config
 
 from serving.errors import InvalidRequest, NotFound, Unavailable
-from serving.runtime.loaded import LoadedVersion
+from serving.runtime.configuration import Configuration
+from serving.runtime.loaded_version import LoadedVersion
 from serving.runtime.manager import ModelManager
 from serving.runtime.model_config import ModelConfig, VersionPolicy
 from serving.version.status import State
 
-X = np.zeros((1, 2), np.float32)
+
+class Loaded:
+    """A version that answers with its own number, and notes that it was freed."""
+
+    def __init__(self, files):
+        self.number, self.is_closed = files.number, False
+
+    def close(self):
+        self.is_closed = True
+
+
+class LoadedAffine(LoadedVersion):
+    """A SavedModel that adds the number of its version."""
+
+    def __init__(self, files):
+        super().__init__(files)
+        outputs = self.run("serving_default", {"x": np.zeros((1, 2), np.float32)})
+        assert int(outputs["amount"][0]) == self.number
 
 
 def until(condition, seconds=30):
@@ -36,11 +54,16 @@ def _settled():
     gc.unfreeze()
 
 
+@pytest.fixture
+def _old_enough(monkeypatch):
+    monkeypatch.setattr("serving.version.versions._FRESH_SECONDS", 0.0)
+
+
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
-    """Versions 1 to 5, to be copied: version n adds n."""
+    """Versions 1 and 2, to be copied: version n adds n."""
     home = tmp_path_factory.mktemp("library")
-    for number in range(1, 6):
+    for number in (1, 2):
         write_affine(home / str(number), float(number))
     return home
 
@@ -52,15 +75,16 @@ def models(tmp_path):
 
 
 @pytest.fixture
-def put(library, models):
-    """Copies versions into place, each by one rename."""
+def put(models, _old_enough):
+    """Writes versions, each by one rename."""
 
     def put(*numbers, name="adder"):
         home = models / name
         home.mkdir(exist_ok=True)
         for number in numbers:
             aside = home / f".partial-{number}"
-            shutil.copytree(library / str(number), aside)
+            aside.mkdir()
+            (aside / "saved_model.pb").write_bytes(b"")
             aside.rename(home / str(number))
         return home
 
@@ -68,11 +92,13 @@ def put(library, models):
 
 
 @pytest.fixture
-def start(models):
+def start(models, tmp_path):
     made = []
 
-    def start(configs=None, *, load=lambda name, arrival: LoadedVersion(arrival), **options):
-        manager = ModelManager(models, configs, load, **{"poll_seconds": 0.01, **options})
+    def start(configs=None, *, load=lambda name, files: Loaded(files), **options):
+        file = write_config(tmp_path / "models.config", configs) if configs else ""
+        configuration = Configuration(models, str(file))
+        manager = ModelManager(configuration, load, **{"poll_seconds": 0.01, **options})
         made.append(manager)
         manager.start()
         return manager
@@ -83,17 +109,18 @@ def start(models):
 
 
 def answer(manager, name="adder", version=None, label=None):
-    with manager.catalogue.pinned(name, version, label) as loaded:
-        return int(loaded.run("serving_default", {"x": X})["amount"][0])
+    with manager.served.pinned(name, version, label) as loaded:
+        assert not getattr(loaded, "is_closed", False)
+        return loaded.number
 
 
 def served(manager, name="adder"):
-    models = manager.catalogue.models
+    models = manager.served.models
     return sorted(models[name].available) if name in models else []
 
 
 def state(manager, version, name="adder"):
-    return manager.catalogue.status(name, version)[0].state
+    return manager.served.status(name, version)[0].state
 
 
 def test_the_newest_version_is_served_and_a_newer_one_replaces_it(put, start):
@@ -105,8 +132,8 @@ def test_the_newest_version_is_served_and_a_newer_one_replaces_it(put, start):
     until(lambda: served(manager) == [4])
     assert answer(manager) == 4
     until(lambda: state(manager, 3) == State.END)
-    statuses = manager.catalogue.status("adder")
-    assert [(one.version, one.state, one.error_code) for one in statuses] == [
+    statuses = manager.served.status("adder")
+    assert [(status.version, status.state, status.error_code) for status in statuses] == [
         (4, State.AVAILABLE, "OK"),
         (3, State.END, "OK"),
     ]
@@ -119,7 +146,7 @@ def test_new_models_are_found_and_what_is_no_model_is_not(put, start, models):
     (models / "file").write_text("")
     manager = start()
     assert manager.wait_until_ready(30)
-    assert list(manager.catalogue.models) == ["adder"]
+    assert list(manager.served.models) == ["adder"]
     put(2, name="other")
     until(lambda: served(manager, "other") == [2])
     assert answer(manager, "other") == 2
@@ -130,25 +157,26 @@ def test_a_request_keeps_its_version_until_it_is_done(put, start):
     put(1)
     manager = start()
     manager.wait_until_ready(30)
-    with manager.catalogue.pinned("adder") as pinned:
+    with manager.served.pinned("adder") as pinned:
         put(2)
         until(lambda: served(manager) == [2])
         assert answer(manager) == 2
         for _ in range(20):  # the thread looks many times and does not free it
             time.sleep(0.005)
             assert state(manager, 1) == State.UNLOADING
-        assert int(pinned.run("serving_default", {"x": X})["amount"][0]) == 1
+        assert not pinned.is_closed
         with pytest.raises(NotFound, match="Version 1 of model 'adder' is not served"):
             answer(manager, version=1)
     until(lambda: state(manager, 1) == State.END)
+    assert pinned.is_closed
 
 
 def test_the_last_request_of_a_version_has_it_freed_at_once(put, start):
     put(1)
     manager = start(poll_seconds=3600)
-    until(lambda: manager.catalogue.models and manager.catalogue.models["adder"].statuses)
+    until(lambda: manager.served.models and manager.served.models["adder"].statuses)
     manager.reload([ModelConfig("adder")], wait_seconds=30)  # a second look
-    with manager.catalogue.pinned("adder"):
+    with manager.served.pinned("adder"):
         put(2)
         manager.reload([ModelConfig("adder")], wait_seconds=30)
         manager.reload([ModelConfig("adder")], wait_seconds=30)
@@ -171,30 +199,31 @@ BREAK = {
 }
 
 
-@pytest.mark.parametrize("damage", BREAK)
-def test_a_broken_version_is_reported_and_replaces_nothing(put, start, library, models, damage):
-    put(1)
+def test_broken_versions_are_reported_and_replace_nothing(start, library, models):
+    """Each kind of damage, while the good version answers on."""
+    home = models / "adder"
     changes = []
-    manager = start(on_change=lambda *change: changes.append(change[:2]))
-    manager.wait_until_ready(30)
-    home = put()
-    broken = shutil.copytree(library / "2", home / ".broken")
-    BREAK[damage](broken)
-    broken.rename(home / "2")
-    until(lambda: manager.catalogue.models["adder"].statuses.get(2) is not None)
-    status = until(
-        lambda: next(
-            (s for s in manager.catalogue.status("adder", 2) if s.state == State.END), None
-        )
+    shutil.copytree(library / "1", home / "1")
+    manager = start(
+        load=lambda name, files: LoadedAffine(files),
+        on_change=lambda *change: changes.append(change[:2]),
     )
-    assert status.error_code == "INTERNAL"
-    assert status.error_message
-    assert answer(manager) == 1
-    assert manager.ready
-    assert {("adder", "failed"), ("adder", "waiting")} & set(changes)
+    manager.wait_until_ready(30)
+    for number, damage in enumerate(BREAK.values(), start=2):
+        broken = shutil.copytree(library / "2", home / ".broken")
+        damage(broken)
+        broken.rename(home / str(number))
+        until(lambda n=number: n in manager.served.models["adder"].statuses)
+        until(lambda n=number: state(manager, n) == State.END)
+        [status] = manager.served.status("adder", number)
+        assert status.error_code == "INTERNAL"
+        assert status.error_message
+        assert answer(manager) == 1
+        assert manager.ready
+    assert {("adder", "failed"), ("adder", "waiting")} <= set(changes)
     # Once its files are good it is loaded, without a restart.
     shutil.rmtree(home / "2")
-    put(2)
+    shutil.copytree(library / "2", home / ".whole").rename(home / "2")
     until(lambda: served(manager) == [2])
     assert answer(manager) == 2
 
@@ -203,24 +232,24 @@ def test_a_version_that_failed_is_tried_at_once_when_its_files_change(put, start
     monkeypatch.setattr("serving.runtime.model_versions._RETRY_SECONDS", 3600.0)
     tries = []
 
-    def load(name, arrival):
-        tries.append(arrival.number)
-        if arrival.number == 2:
+    def load(name, files):
+        tries.append(files.number)
+        if files.number == 2:
             raise RuntimeError("out of luck")
-        return LoadedVersion(arrival)
+        return Loaded(files)
 
     home = put(1, 2)
     manager = start(load=load)
     assert manager.wait_until_ready(30)
     assert answer(manager) == 1
-    told = manager.catalogue.status("adder", 2)[0].error_message
+    told = manager.served.status("adder", 2)[0].error_message
     assert told == "RuntimeError: out of luck (it is tried again in 3600 s)"
     put(3)
     until(lambda: served(manager) == [3])
     assert tries == [2, 1, 3]  # many looks later
     shutil.rmtree(home / "3")
     until(lambda: served(manager) == [1])  # the newest that is good
-    (home / "2" / "fingerprint.pb").write_bytes(b"another one")
+    (home / "2" / "variables").write_bytes(b"another one")
     until(lambda: tries.count(2) == 2)
     assert answer(manager) == 1
 
@@ -229,11 +258,11 @@ def test_a_version_that_failed_is_tried_again_less_and_less_often(put, start, mo
     monkeypatch.setattr("serving.runtime.model_versions._RETRY_SECONDS", 0.02)
     tries = []
 
-    def load(name, arrival):
+    def load(name, files):
         tries.append(time.monotonic())
         if len(tries) < 4:
             raise OSError(24, "Too many open files")
-        return LoadedVersion(arrival)
+        return Loaded(files)
 
     put(1)
     manager = start(load=load)
@@ -243,9 +272,10 @@ def test_a_version_that_failed_is_tried_again_less_and_less_often(put, start, mo
     assert (waits >= [0.02, 0.04, 0.08]).all()
 
 
-def test_a_copy_under_way_is_waited_for(put, start, library):
-    home = put(1)
-    manager = start()
+def test_a_copy_under_way_is_waited_for(start, library, models):
+    home = models / "adder"
+    shutil.copytree(library / "1", home / "1")
+    manager = start(load=lambda name, files: LoadedAffine(files))
     manager.wait_until_ready(30)
     for path in sorted((library / "2").rglob("*")):  # file by file, with looks in between
         target = home / "2" / path.relative_to(library / "2")
@@ -286,7 +316,7 @@ def test_a_model_without_versions_is_unloaded(put, start, models, caplog, config
     assert answer(manager, "other") == 2
     put(3)
     until(lambda: served(manager) == [3])
-    until(lambda: [one.version for one in manager.catalogue.status("adder")] == [3])
+    until(lambda: [status.version for status in manager.served.status("adder")] == [3])
 
 
 @pytest.mark.parametrize("configured", [False, True])
@@ -306,12 +336,12 @@ def test_a_disk_that_is_away_unloads_nothing(put, start, models, caplog, configu
     assert manager.alive
 
 
-def test_a_wanted_version_that_is_not_there_yet_unloads_nothing(put, start):
+def test_a_wanted_version_that_is_not_there_yet_unloads_nothing(put, start, tmp_path):
     put(1)
-    manager = start()
+    manager = start([ModelConfig("adder")])
     manager.wait_until_ready(30)
-    manager._homes.check = lambda config: None  # an edited file may name what comes later
-    manager.reload([ModelConfig("adder", policy=VersionPolicy(specific=(2,)))])
+    wanted = ModelConfig("adder", policy=VersionPolicy(specific=(2,)))
+    write_config(tmp_path / "edited", [wanted]).rename(tmp_path / "models.config")
     for _ in range(10):
         time.sleep(0.005)
         assert answer(manager) == 1
@@ -332,7 +362,7 @@ def test_what_is_not_there_is_told_with_what_is(put, start):
     with pytest.raises(InvalidRequest, match="a version or a label, not both"):
         answer(manager, version=1, label="stable")
     with pytest.raises(NotFound, match="Could not find any version 7 of model 'adder'"):
-        manager.catalogue.status("adder", 7)
+        manager.served.status("adder", 7)
     with pytest.raises(NotFound, match=r"Model '\.\./adder' is not served"):
         answer(manager, "../adder")
 
@@ -340,15 +370,15 @@ def test_what_is_not_there_is_told_with_what_is(put, start):
 def test_before_anything_is_loaded_the_service_is_unavailable(put, start):
     going_on = threading.Event()
 
-    def load(name, arrival):
+    def load(name, files):
         assert going_on.wait(30)
-        return LoadedVersion(arrival)
+        return Loaded(files)
 
     put(1)
     manager = start(load=load)
     try:
-        until(lambda: "adder" in manager.catalogue.models and served(manager) == [])
-        until(lambda: manager.catalogue.models["adder"].statuses)
+        until(lambda: "adder" in manager.served.models and served(manager) == [])
+        until(lambda: manager.served.models["adder"].statuses)
         with pytest.raises(Unavailable, match="has no version loaded yet"):
             answer(manager)
         until(lambda: state(manager, 1) == State.LOADING)
@@ -401,7 +431,7 @@ def test_a_reload_adds_and_removes_models(put, start):
     put(3, name="third")
     manager = start([ModelConfig("adder"), ModelConfig("third")])
     manager.wait_until_ready(30)
-    assert sorted(manager.catalogue.models) == ["adder", "third"]
+    assert sorted(manager.served.models) == ["adder", "third"]
     manager.reload([ModelConfig("adder"), ModelConfig("other")], wait_seconds=30)
     assert answer(manager, "other") == 2
     assert answer(manager) == 1
@@ -436,15 +466,20 @@ def test_a_reload_that_cannot_be_done_changes_nothing(put, start, config, error,
     assert answer(manager) == 2
 
 
-def test_a_reload_to_a_broken_version_says_why_and_keeps_the_good_one(put, start, library):
-    home = put(1, 2)
-    manager = start()
+def test_a_reload_to_a_broken_version_says_why_and_keeps_the_good_one(put, start):
+    def load(name, files):
+        if files.number == 3:
+            raise ValueError("a graph cut short")
+        return Loaded(files)
+
+    put(1, 2)
+    manager = start(load=load)
     manager.wait_until_ready(30)
-    shutil.copytree(library / "3", home / ".broken")
-    BREAK["a graph cut short"](home / ".broken")
-    (home / ".broken").rename(home / "3")
+    put(3)
     pinned = ModelConfig("adder", policy=VersionPolicy(specific=(3,)))
-    with pytest.raises(Unavailable, match="Version 3 cannot be loaded"):
+    with pytest.raises(
+        Unavailable, match="Version 3 cannot be loaded: ValueError: a graph cut short"
+    ):
         manager.reload([pinned], wait_seconds=30)
     assert answer(manager) == 2
 
@@ -452,9 +487,9 @@ def test_a_reload_to_a_broken_version_says_why_and_keeps_the_good_one(put, start
 def test_a_reload_that_takes_too_long_goes_on(put, start):
     going_on = threading.Event()
 
-    def load(name, arrival):
-        assert arrival.number != 1 or going_on.wait(30)
-        return LoadedVersion(arrival)
+    def load(name, files):
+        assert files.number != 1 or going_on.wait(30)
+        return Loaded(files)
 
     put(1, 2)
     manager = start(load=load)
@@ -526,4 +561,4 @@ def test_a_version_newer_than_what_is_served_is_never_pruned(put, start):
 
 def test_no_directory_of_models_is_a_mistake_of_the_user(tmp_path):
     with pytest.raises(ValueError, match="models must be a directory"):
-        ModelManager(tmp_path / "none", None, LoadedVersion)
+        Configuration(tmp_path / "none")

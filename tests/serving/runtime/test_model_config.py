@@ -2,7 +2,7 @@ import pytest
 from tensorflow_serving.apis import get_model_status_pb2
 from tensorflow_serving.config import model_server_config_pb2
 
-from serving.runtime.model_config import ModelConfig, VersionPolicy, from_proto, read_config_file
+from serving.runtime.model_config import ModelConfig, VersionPolicy, from_proto, read_config
 from serving.version.status import State
 
 TEXT = """
@@ -24,10 +24,8 @@ model_config_list {
 """
 
 
-def test_a_config_file_is_that_of_tensorflow_serving(tmp_path):
-    path = tmp_path / "models.config"
-    path.write_text(TEXT)
-    assert read_config_file(path) == [
+def test_a_config_file_is_that_of_tensorflow_serving():
+    assert read_config(TEXT.encode(), "models.config") == [
         ModelConfig("newest", "/models/newest", VersionPolicy(latest=1)),
         ModelConfig("two", "", VersionPolicy(latest=2)),
         ModelConfig("every", "", VersionPolicy(latest=0)),
@@ -58,16 +56,9 @@ def test_a_config_file_is_that_of_tensorflow_serving(tmp_path):
         ),
     ],
 )
-def test_a_config_file_that_is_wrong_says_so(tmp_path, text, message):
-    path = tmp_path / "models.config"
-    path.write_text(text)
+def test_a_config_file_that_is_wrong_says_so(text, message):
     with pytest.raises(ValueError, match=message):
-        read_config_file(path)
-
-
-def test_a_config_file_that_is_missing_says_so(tmp_path):
-    with pytest.raises(ValueError, match=r"config_file .*none\.config cannot be read"):
-        read_config_file(tmp_path / "none.config")
+        read_config(text.encode(), "models.config")
 
 
 def test_a_base_path_that_is_no_directory_of_this_machine():

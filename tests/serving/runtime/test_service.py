@@ -11,7 +11,7 @@ import weakref
 import numpy as np
 import pytest
 import tensorflow as tf
-from saved_models import write_affine
+from saved_models import write_affine, write_config
 
 from serving.errors import (
     DeadlineExceeded,
@@ -22,16 +22,16 @@ from serving.errors import (
     ServiceError,
     Unavailable,
 )
-from serving.publish.publish import publish
+from serving.retrieval.corpus import Corpus
 from serving.retrieval.requests import RetrieveRequest
-from serving.retrieval.tables import RetrievalTables
-from serving.runtime.batching import Batcher
-from serving.runtime.loaded import LoadedVersion
+from serving.runtime.batch_queue import Batcher
+from serving.runtime.loaded_version import LoadedVersion
 from serving.runtime.model_config import ModelConfig, VersionPolicy
 from serving.runtime.service import Service
 from serving.settings import ServeConfig
 from serving.version.status import State
 from serving.version.versions import Version
+from serving.version.warmup_requests import WARMUP
 
 POLL = 0.01
 
@@ -95,6 +95,17 @@ def start():
 
 
 @pytest.fixture(scope="module")
+def adder(tmp_path_factory):
+    """Models with one of another framework, which is loaded in a moment: what it answers is 1."""
+    models = tmp_path_factory.mktemp("adder")
+    write_affine(models / "adder" / "1", 1.0)
+    return models
+
+
+X = {"x": np.zeros((1, 2), np.float32)}
+
+
+@pytest.fixture(scope="module")
 def shared(small):
     """A service of the small version that no test changes."""
     service = Service(ServeConfig(str(small.models), poll_seconds=POLL, index="exact", max_k=200))
@@ -148,8 +159,8 @@ def test_inputs_may_be_made_when_the_signature_is_known(shared, small):
 def test_requests_at_the_same_time_get_their_own_results(shared, small):
     async def client(query):
         for _ in range(5):
-            [found] = decoded(await shared.predict("twotower", ids(f"query {query}")))
-            assert found == small.sample.best_ids(query)[:40]
+            [best] = decoded(await shared.predict("twotower", ids(f"query {query}")))
+            assert best == small.sample.best_ids(query)[:40]
 
     async def main():
         await asyncio.gather(*(client(query) for query in range(20)))
@@ -238,12 +249,12 @@ def test_a_retrieval_filters_and_falls_back(shared, small):
 
 @pytest.mark.parametrize("queries", [0, 1, 65, 130])
 def test_more_queries_than_a_batch_holds_are_searched_in_several(shared, small, queries):
-    asked = [row % 20 for row in range(queries)]
-    request = RetrieveRequest([f"query {query}" for query in asked], k=3, exclude=["none", "nil"])
+    rows = [row % 20 for row in range(queries)]
+    request = RetrieveRequest([f"query {query}" for query in rows], k=3, exclude=["none", "nil"])
     response = run(shared.retrieve("twotower", request))
     assert [result.query_id for result in response.results] == list(request.query_ids)
-    assert [one.candidate_ids for one in response.results] == [
-        small.sample.best_ids(query)[:3] for query in asked
+    assert [result.candidate_ids for result in response.results] == [
+        small.sample.best_ids(query)[:3] for query in rows
     ]
     assert response.unknown_ids == 2
 
@@ -287,13 +298,13 @@ def test_one_bad_retrieval_does_not_hit_its_neighbours(shared, small):
 @pytest.fixture
 def looked_up(monkeypatch):
     """How many ids of filters were looked up, each time."""
-    counts, filter_rows = [], RetrievalTables.filter_rows
+    counts, filter_rows = [], Corpus.filter_rows
 
     def counting(self, request):
         counts.append(len(request.exclude) + len(request.allow or ()))
         return filter_rows(self, request)
 
-    monkeypatch.setattr(RetrievalTables, "filter_rows", counting)
+    monkeypatch.setattr(Corpus, "filter_rows", counting)
     return counts
 
 
@@ -301,7 +312,7 @@ def test_filters_are_looked_up_once_for_all_parts_of_a_request(shared, small, lo
     best = small.sample.best_ids(1)
     request = RetrieveRequest(["query 1"] * 200, k=2, allow=best[2:50], exclude=best[3:4])
     results = run(shared.retrieve("twotower", request)).results
-    assert [one.candidate_ids for one in results] == [[best[2], best[4]]] * 200
+    assert [result.candidate_ids for result in results] == [[best[2], best[4]]] * 200
     assert looked_up == [49]
 
 
@@ -335,27 +346,22 @@ def test_the_deadline_covers_the_encoding(shared):
             run(work)
 
 
-def test_embeddings_are_retrieved_from_a_version_without_a_query_model(
-    write_bundle, small_sample, tmp_path, start
-):
-    sample = small_sample()
-    bundle = write_bundle(tmp_path / "bundle", sample, query_model=False)
-    publish(bundle, tmp_path / "models", k=5)
-    service = start(tmp_path / "models", max_batch_size=8)
-    asked = [row % 20 for row in range(19)]  # more than a batch
-    for rows in (sample.queries[asked], sample.queries[asked].tolist()):
+def test_embeddings_are_retrieved_from_a_version_without_a_query_model(by_embedding, start):
+    sample = by_embedding.sample
+    service = start(by_embedding.models, max_batch_size=8)
+    queries = [row % 20 for row in range(19)]  # more than a batch
+    for rows in (sample.queries[queries], sample.queries[queries].tolist()):
         request = RetrieveRequest(features={"embedding": rows}, k=4)
         results = run(service.retrieve("twotower", request)).results
-        expected = [sample.best_ids(query)[:4] for query in asked]
+        expected = [sample.best_ids(query)[:4] for query in queries]
         assert [result.candidate_ids for result in results] == expected
     for wrong in ({"embedding": 3}, {"embedding": [[1.0]]}, {"x": [1], "y": [1, 2]}, {}):
         with pytest.raises(InvalidRequest, match="features must be"):
             run(service.retrieve("twotower", RetrieveRequest(features=wrong)))
 
 
-def test_another_framework_has_no_retrieval(models, start):
-    write_affine(models / "adder" / "1", 1.0)
-    service = start(models)
+def test_another_framework_has_no_retrieval(adder, start):
+    service = start(adder)
     with pytest.raises(InvalidRequest, match="answers :predict alone"):
         run(service.retrieve("adder", RetrieveRequest(["query 1"])))
     prediction = run(service.predict("adder", {"x": np.ones((3, 2), np.float32)}))
@@ -367,42 +373,41 @@ def test_another_framework_has_no_retrieval(models, start):
 # --- limits -------------------------------------------------------------------------------------
 
 
-def test_overload_is_refused_at_once_and_passes(small, start):
-    service = start(small.models, num_batch_threads=1, max_batch_size=2, max_enqueued_batches=2)
+def test_overload_is_refused_at_once_and_passes(adder, start):
+    service = start(adder, num_batch_threads=1, max_batch_size=2, max_enqueued_batches=2)
 
     async def main():
         async with Held(service):
             waiting = [
-                asyncio.create_task(service.predict("twotower", ids(f"query {query}")))
-                for query in range(4)
+                asyncio.create_task(service.predict("adder", {"x": X["x"] + number}))
+                for number in range(4)
             ]
             await asyncio.sleep(0)
             with pytest.raises(Overloaded, match="4 rows wait already, at most 4 may"):
-                await service.predict("twotower", ids("query 5"), entrypoint="GRPC")
+                await service.predict("adder", X, entrypoint="GRPC")
             with pytest.raises(Overloaded):
-                await service.predict("twotower", ids("query 5", "query 6", "query 7"))
+                await service.predict("adder", {"x": np.zeros((3, 2), np.float32)})
             assert metric(service, "twotower_queue_depth") == 4
         return await asyncio.gather(*waiting)
 
     predictions = run(main())
-    for query, prediction in enumerate(predictions):
-        assert prediction.outputs["candidate_id"][0, 0].decode() == small.sample.best_ids(query)[0]
+    assert [prediction.outputs["y"][0, 0] for prediction in predictions] == [1, 2, 3, 4]
     refusals = 'twotower_refusals_total{entrypoint="GRPC",reason="overloaded"}'
     assert metric(service, refusals) == 1
-    assert decoded(run(service.predict("twotower", ids("query 1"))))
+    assert run(service.predict("adder", X)).outputs["amount"] == [1]
 
 
-def test_deadlines_and_clients_that_leave_take_nothing_with_them(small, start):
-    service = start(small.models, num_batch_threads=1)
+def test_deadlines_and_clients_that_leave_take_nothing_with_them(adder, start):
+    service = start(adder, num_batch_threads=1)
 
     async def main():
         rows = metric(service, "twotower_batch_rows_sum")
         async with Held(service):
             late = asyncio.create_task(
-                service.predict("twotower", ids("query 1"), deadline=time.monotonic() + 0.01)
+                service.predict("adder", X, deadline=time.monotonic() + 0.01)
             )
-            leaves = asyncio.create_task(service.predict("twotower", ids("query 2")))
-            stays = asyncio.create_task(service.predict("twotower", ids("query 3")))
+            leaves = asyncio.create_task(service.predict("adder", X))
+            stays = asyncio.create_task(service.predict("adder", X))
             await asyncio.sleep(0)
             leaves.cancel()
             with pytest.raises(DeadlineExceeded, match="no result before the deadline"):
@@ -412,41 +417,36 @@ def test_deadlines_and_clients_that_leave_take_nothing_with_them(small, start):
             assert not stays.done()
         await stays
         # The thread has measured the batch once it takes the next one.
-        await service.predict("twotower", ids("query 4"))
+        await service.predict("adder", X)
         return metric(service, "twotower_batch_rows_sum") - rows
 
     # One row each of what stayed, of what the thread was held with, and perhaps of the last one.
     assert run(main()) in (1, 2)
-    assert (
-        metric(service, 'twotower_requests_total{api="predict",model="twotower",status="CAN') == 1
-    )
-    assert (
-        metric(service, 'twotower_requests_total{api="predict",model="twotower",status="DEA') == 1
-    )
+    requests = 'twotower_requests_total{api="predict",model="adder",status='
+    assert metric(service, requests + '"CAN') == metric(service, requests + '"DEA') == 1
 
 
-def test_the_services_own_deadline_holds_without_one_of_the_client(small, start):
-    service = start(small.models, num_batch_threads=1, deadline_ms=10)
+def test_the_services_own_deadline_holds_without_one_of_the_client(adder, start):
+    service = start(adder, num_batch_threads=1, deadline_ms=10)
 
     async def main():
         async with Held(service):
             for deadline in (None, time.monotonic() + 3600):
                 with pytest.raises(DeadlineExceeded):
-                    await service.predict("twotower", ids("query 1"), deadline=deadline)
+                    await service.predict("adder", X, deadline=deadline)
 
     run(main())
 
 
-def test_scann_by_default_is_exact_for_all_where_a_version_has_none(bundle, tmp_path, start):
-    publish(bundle, tmp_path / "models", k=5, scann=False)
-    service = start(tmp_path / "models", index="scann")
+def test_scann_by_default_is_exact_for_all_where_a_version_has_none(without_scann, start):
+    service = start(without_scann.models, index="scann")
     predicted = run(service.predict("twotower", ids("query 3")))
     response = run(service.retrieve("twotower", RetrieveRequest(["query 3"], k=5)))
     assert response.index == "exact"
     assert decoded(predicted) == [response.results[0].candidate_ids]
     with pytest.raises(InvalidRequest, match="version 1, which was published without") as error:
         run(service.retrieve("twotower", RetrieveRequest(["query 3"], index="scann")))
-    assert str(tmp_path) not in str(error.value)
+    assert str(without_scann.models) not in str(error.value)
 
 
 def test_no_request_loads_an_index(small, models, start, monkeypatch):
@@ -462,12 +462,12 @@ def test_no_request_loads_an_index(small, models, start, monkeypatch):
         assert response.index == index
 
 
-def test_draining_ends_what_runs_and_takes_nothing_new(small, start):
-    service = start(small.models, num_batch_threads=1)
+def test_draining_ends_what_runs_and_takes_nothing_new(adder, start):
+    service = start(adder, num_batch_threads=1)
 
     async def main():
         async with Held(service):
-            running = asyncio.create_task(service.predict("twotower", ids("query 3")))
+            running = asyncio.create_task(service.predict("adder", X))
             await asyncio.sleep(0)
             draining = asyncio.create_task(service.drain(3600))
             await asyncio.sleep(0.03)
@@ -475,22 +475,22 @@ def test_draining_ends_what_runs_and_takes_nothing_new(small, start):
             assert not service.ready
             assert service.alive
             with pytest.raises(Unavailable, match="shutting down"):
-                await service.predict("twotower", ids("query 4"))
+                await service.predict("adder", X)
         prediction = await running
         await draining
         return prediction
 
-    assert decoded(run(main())) == [small.sample.best_ids(3)[:40]]
+    assert run(main()).outputs["amount"] == [1]
     service.close()
     assert not service.alive
 
 
-def test_draining_gives_up_after_its_time(small, start):
-    service = start(small.models, num_batch_threads=1)
+def test_draining_gives_up_after_its_time(adder, start):
+    service = start(adder, num_batch_threads=1)
 
     async def main():
         async with Held(service):
-            running = asyncio.create_task(service.predict("twotower", ids("query 3")))
+            running = asyncio.create_task(service.predict("adder", X))
             await asyncio.sleep(0)
             await service.drain(0.01)
             assert not running.done()
@@ -518,10 +518,10 @@ def test_metadata_and_status(shared):
     assert shared.models == ["twotower"]
 
 
-def test_no_request_fails_while_versions_are_swapped(small, models, start):
-    put(small.version, models, 1)
+def test_no_request_fails_while_versions_are_swapped(without_scann, models, start):
+    put(without_scann.version, models, 1)
     service = start(models)
-    expected = [small.sample.best_ids(query)[:40] for query in range(20)]
+    expected = [without_scann.sample.best_ids(query)[:5] for query in range(20)]
     answered, stop = [], False
 
     async def client(query):
@@ -535,9 +535,9 @@ def test_no_request_fails_while_versions_are_swapped(small, models, start):
 
     async def main():
         nonlocal stop
-        clients = [asyncio.create_task(client(query)) for query in range(8)]
-        for number in (2, 3, 4):
-            await asyncio.to_thread(put, small.version, models, number)
+        clients = [asyncio.create_task(client(query)) for query in range(3, 7)]
+        for number in (2, 3):
+            await asyncio.to_thread(put, without_scann.version, models, number)
             await until(lambda n=number: any(pair[1] == n for pair in answered))
         rollback = ModelConfig("shop", policy=VersionPolicy(specific=(2,)))
         await asyncio.to_thread(service.reload, [rollback], 60)
@@ -547,13 +547,13 @@ def test_no_request_fails_while_versions_are_swapped(small, models, start):
         await asyncio.gather(*clients)
 
     run(main())
-    assert {version for pair in answered for version in pair} == {1, 2, 3, 4}
+    assert {version for pair in answered for version in pair} == {1, 2, 3}
     assert answered[-1] == (2, 2)
     assert metric(service, "twotower_refusals_total") == 0
 
 
 def test_a_version_is_not_freed_under_a_batch_whose_clients_have_left(
-    small, models, start, monkeypatch
+    adder, models, start, monkeypatch
 ):
     gate, running, run_all = threading.Event(), threading.Event(), LoadedVersion.run_all
     outcome = []
@@ -565,16 +565,16 @@ def test_a_version_is_not_freed_under_a_batch_whose_clients_have_left(
         return outcome[-1]
 
     monkeypatch.setattr(LoadedVersion, "run_all", held)
-    put(small.version, models, 1)
+    put(adder / "adder" / "1", models, 1)
     service = start(models)
 
     async def main():
-        client = asyncio.create_task(service.predict("shop", ids("query 1")))
+        client = asyncio.create_task(service.predict("shop", X))
         assert await asyncio.to_thread(running.wait, 60)
         client.cancel()
         with pytest.raises(asyncio.CancelledError):
             await client
-        await asyncio.to_thread(put, small.version, models, 2)
+        await asyncio.to_thread(put, adder / "adder" / "1", models, 2)
         await until(lambda: service.status("shop", 1)[0].state == State.UNLOADING)
         for _ in range(10):
             await asyncio.sleep(0.005)
@@ -584,34 +584,34 @@ def test_a_version_is_not_freed_under_a_batch_whose_clients_have_left(
 
     run(main())
     [[outputs]] = outcome  # it could still be run
-    assert outputs["candidate_id"][0, 0].decode() == small.sample.best_ids(1)[0]
+    assert outputs["amount"] == [1]
 
 
-def test_what_is_replaced_is_freed(clustered, models, start, monkeypatch):
+def test_what_is_replaced_is_freed(small, models, start, monkeypatch):
     loaded = []
     load = Service._load
 
-    def remember(self, model, arrival):
-        version = load(self, model, arrival)
+    def remember(self, model, files):
+        version = load(self, model, files)
         inner = version.loaded
         exact, scann = (inner.retriever.model(index) for index in ("exact", "scann"))
         objects = [version, inner, inner.retriever, exact, scann]
         objects += tf.train.TrackableView(exact).descendants()  # the variables among them
-        loaded.append([weakref.ref(one) for one in objects])
+        loaded.append([weakref.ref(part) for part in objects])
         return version
 
     monkeypatch.setattr(Service, "_load", remember)
-    put(clustered.version, models, 1)
+    put(small.version, models, 1)
     service = start(models, index="scann")
 
     def graphs():
-        return sum(type(one).__name__ == "FuncGraph" for one in gc.get_objects())
+        return sum(type(thing).__name__ == "FuncGraph" for thing in gc.get_objects())
 
     async def main():
         counts = []
-        for number in range(1, 7):
+        for number in range(1, 4):
             if number > 1:
-                await asyncio.to_thread(put, clustered.version, models, number)
+                await asyncio.to_thread(put, small.version, models, number)
             await until(lambda n=number: service.status("shop")[0].version == n)
             await until(lambda n=number: service.status("shop", n)[0].state == State.AVAILABLE)
             await service.predict("shop", ids("query 1"))
@@ -619,57 +619,47 @@ def test_what_is_replaced_is_freed(clustered, models, start, monkeypatch):
             if number > 1:
                 await until(lambda n=number: service.status("shop", n - 1)[0].state == State.END)
             counts.append(graphs())
-        old = [one for version in loaded[:5] for one in version]
-        await until(lambda: not any(one() is not None for one in old))
+        old = [gone for version in loaded[:2] for gone in version]
+        await until(lambda: not any(gone() is not None for gone in old))
         return counts
 
     counts = run(main())
-    assert len(loaded) == 6
-    assert all(one() is not None for one in loaded[5])
+    assert len(loaded) == 3
+    assert all(part() is not None for part in loaded[2])
     assert max(counts[1:]) <= counts[0]  # graphs keep variables alive, in cycles
 
 
-def test_a_version_that_fails_its_own_requests_is_not_served(small, models, start):
-    put(small.version, models, 1)
+def test_a_version_that_fails_its_own_requests_is_not_served(adder, models, start):
+    put(adder / "adder" / "1", models, 1)
     service = start(models)
-    broken = shutil.copytree(small.version, models / "broken")
-    name = "assets.extra/tf_serving_warmup_requests"
-    (broken / name).write_bytes(b"not a TFRecord")
-    fields = json.loads((broken / "manifest.json").read_text())
-    fields["files"][name] = {"bytes": len(b"not a TFRecord"), "checksum": ""}
-    (broken / "manifest.json").write_text(json.dumps(fields))
+    broken = shutil.copytree(adder / "adder" / "1", models.parent / "broken")
+    (broken / WARMUP).parent.mkdir(exist_ok=True)
+    (broken / WARMUP).write_bytes(b"not a TFRecord")
     put(broken, models, 2)
 
     async def main():
-        await until(lambda: any(one.version == 2 for one in service.status("shop")))
+        await until(lambda: any(status.version == 2 for status in service.status("shop")))
         await until(lambda: service.status("shop", 2)[0].state == State.END)
-        return await service.predict("shop", ids("query 1"))
+        return await service.predict("shop", X)
 
     assert run(main()).version == 1
     assert "TFRecord" in service.status("shop", 2)[0].error_message
 
 
-def test_a_config_file_chooses_models_and_labels(small, models, tmp_path, start):
-    put(small.version, models, 1)
-    put(small.version, models, 2)
-    put(small.version, models, 1, name="left out")
-    path = tmp_path / "models.config"
-    path.write_text(
-        """model_config_list { config {
-            name: "shop" model_version_policy { all {} }
-            version_labels { key: "stable" value: 1 }
-        } }"""
-    )
-    service = start(models, config_file=str(path))
+def test_a_config_file_chooses_models_and_labels(adder, models, tmp_path, start):
+    for number, name in ((1, "shop"), (2, "shop"), (1, "left out")):
+        put(adder / "adder" / "1", models, number, name)
+    shop = ModelConfig("shop", policy=VersionPolicy(latest=0), labels={"stable": 1})
+    service = start(models, config_file=str(write_config(tmp_path / "models.config", [shop])))
     assert service.models == ["shop"]
-    assert run(service.predict("shop", ids("query 1"), label="stable")).version == 1
-    assert run(service.predict("shop", ids("query 1"))).version == 2
+    assert run(service.predict("shop", X, label="stable")).version == 1
+    assert run(service.predict("shop", X)).version == 2
 
 
 def test_a_service_that_cannot_start_says_why(tmp_path):
     with pytest.raises(ValueError, match="models must be a directory"):
         Service(ServeConfig(str(tmp_path / "none")))
-    with pytest.raises(ValueError, match="config_file"):
+    with pytest.raises(ValueError, match=r"config_file .*none cannot be read"):
         Service(ServeConfig(str(tmp_path), config_file=str(tmp_path / "none")))
 
 
@@ -689,30 +679,28 @@ def test_before_a_version_is_there_the_service_is_alive_but_not_ready(tmp_path):
 # --- monitoring ---------------------------------------------------------------------------------
 
 
-def test_requests_are_counted_and_refusals_logged(small, start, caplog):
-    service = start(small.models)
+def requests_logged(caplog):
+    fields = [getattr(record, "fields", {}) for record in caplog.records]
+    return {each["request_id"]: each for each in fields if each.get("request_id")}
+
+
+@pytest.mark.parametrize("log_requests", [False, True])
+def test_requests_are_counted_and_refusals_logged(adder, start, caplog, log_requests):
+    service = start(adder, log_requests=log_requests)
     with caplog.at_level(logging.INFO, "serving"):
-        run(service.predict("twotower", ids("query 1"), entrypoint="REST", request_id="good"))
+        run(service.predict("adder", X, entrypoint="REST", request_id="good"))
         with pytest.raises(NotFound):
-            run(service.predict("x" * 1000, ids("query 1"), entrypoint="REST", request_id="bad"))
+            run(service.predict("x" * 1000, X, entrypoint="REST", request_id="bad"))
     latency = ":tensorflow:serving:request_latency_count"
-    labels = '{model_name="twotower",API="predict",entrypoint="REST"}'
+    labels = '{model_name="adder",API="predict",entrypoint="REST"}'
     assert metric(service, latency + labels) == 1
     assert metric(service, ':tensorflow:serving:request_count{model_name="",status="NOT_FO') == 1
-    assert metric(service, 'twotower_version_state{model="twotower",version="1"}') == 30
+    assert metric(service, 'twotower_version_state{model="adder",version="1"}') == 30
     assert metric(service, "twotower_ready") == 1
-    page = service.metrics.exposition().decode()
-    assert "xxxx" not in page  # a client makes up no labels
-    fields = [record.fields for record in caplog.records if hasattr(record, "fields")]
-    assert [one["status"] for one in fields if one.get("request_id") == "bad"] == ["NOT_FOUND"]
-    assert not [one for one in fields if one.get("request_id") == "good"]
-
-
-def test_good_requests_are_logged_where_asked_for(small, start, caplog):
-    service = start(small.models, log_requests=True)
-    with caplog.at_level(logging.INFO, "serving"):
-        run(service.predict("twotower", ids("query 1"), entrypoint="GRPC", request_id="r1"))
-    [record] = [one for one in caplog.records if getattr(one, "fields", {}).get("request_id")]
-    assert record.getMessage() == "answered"
-    assert record.fields["model"] == "twotower"
-    assert record.fields["seconds"] > 0
+    assert "xxxx" not in service.metrics.exposition().decode()  # a client makes up no labels
+    logged = requests_logged(caplog)
+    assert logged["bad"]["status"] == "NOT_FOUND"
+    assert ("good" in logged) == log_requests
+    if log_requests:
+        assert logged["good"]["model"] == "adder"
+        assert logged["good"]["seconds"] > 0

@@ -1,12 +1,15 @@
+import shutil
+
 import numpy as np
 import pytest
 import tensorflow as tf
 from saved_models import write_affine
 from tensorflow_serving.apis import prediction_log_pb2
 
-from serving.runtime.loaded import LoadedVersion
-from serving.runtime.warming import REQUESTS, warm_up
-from serving.version.arrival import look
+from serving.runtime.loaded_version import LoadedVersion
+from serving.runtime.warming import warm_up
+from serving.version.versions import look_at
+from serving.version.warmup_requests import WARMUP
 
 
 class Counted(LoadedVersion):
@@ -22,18 +25,23 @@ class Counted(LoadedVersion):
 
 
 def load(path):
-    return Counted(look(1, path, look(1, path).stamp))
+    return Counted(look_at(1, path, look_at(1, path).stamp))
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
+    return write_affine(tmp_path_factory.mktemp("affine") / "1", 3.0)
 
 
 @pytest.fixture
-def affine(tmp_path):
-    return write_affine(tmp_path / "1", 3.0)
+def affine(template, tmp_path):
+    return shutil.copytree(template, tmp_path / "1")
 
 
 def record(path, *requests):
     """Writes the file; a request is (signature, inputs)."""
-    (path / REQUESTS).parent.mkdir(exist_ok=True)
-    with tf.io.TFRecordWriter(str(path / REQUESTS)) as file:
+    (path / WARMUP).parent.mkdir(exist_ok=True)
+    with tf.io.TFRecordWriter(str(path / WARMUP)) as file:
         for signature, inputs in requests:
             log = prediction_log_pb2.PredictionLog()
             log.predict_log.request.model_spec.signature_name = signature
@@ -70,7 +78,7 @@ def test_a_published_version_is_run_on_all_its_paths(small):
     sizes = {name: set() for name in loaded.signatures}
     for name, inputs in loaded.runs:
         sizes[name] |= {len(values) for values in inputs.values()}
-    assert all({1, 16} <= those for those in sizes.values())
+    assert all({1, 16} <= of_signature for of_signature in sizes.values())
 
 
 @pytest.mark.parametrize(
@@ -88,8 +96,8 @@ def test_a_recorded_request_that_fails_stops_the_version(affine, signature, inpu
 
 
 def test_a_file_that_is_no_record_stops_the_version(affine):
-    (affine / REQUESTS).parent.mkdir(exist_ok=True)
-    (affine / REQUESTS).write_bytes(b"not a TFRecord")
+    (affine / WARMUP).parent.mkdir(exist_ok=True)
+    (affine / WARMUP).write_bytes(b"not a TFRecord")
     with pytest.raises(ValueError, match="must be a TFRecord of PredictionLog"):
         warm_up(load(affine), 4)
 
@@ -97,8 +105,8 @@ def test_a_file_that_is_no_record_stops_the_version(affine):
 def test_other_kinds_of_requests_are_left_out(affine):
     log = prediction_log_pb2.PredictionLog()
     log.classify_log.request.model_spec.name = "adder"
-    (affine / REQUESTS).parent.mkdir(exist_ok=True)
-    with tf.io.TFRecordWriter(str(affine / REQUESTS)) as file:
+    (affine / WARMUP).parent.mkdir(exist_ok=True)
+    with tf.io.TFRecordWriter(str(affine / WARMUP)) as file:
         file.write(log.SerializeToString())
     loaded = load(affine)
     warm_up(loaded, 4)

@@ -29,7 +29,7 @@ def test_equal_scores_keep_the_order_of_the_rows():
 
 @pytest.mark.parametrize("num_vectors", [16, 17, 50, 64])
 def test_blocks_of_candidates_find_what_the_whole_corpus_has(num_vectors, tmp_path, monkeypatch):
-    monkeypatch.setattr(index_module, "_MOST_SCORES", 3 * 16)  # three queries, 16 candidates
+    monkeypatch.setattr(index_module, "_MAX_SCORES", 3 * 16)  # three queries, 16 candidates
     rng = np.random.default_rng(0)
     vectors = rng.integers(-2, 3, (num_vectors, 3)).astype(np.float32)  # many ties
     exact = ServedModel(GivenEmbedding(3), ExactIndex(vectors, k=10), ["id"] * num_vectors, 3)

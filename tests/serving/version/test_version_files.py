@@ -1,82 +1,95 @@
-"""What a version holds beside its graphs: the picture of the index, requests to warm up with."""
-
 import json
-import sys
+import shutil
+import time
 
-import numpy as np
 import pytest
-import tensorflow as tf
-from tensorflow_serving.apis import prediction_log_pb2
 
 from pipeline.contract import schema
-from serving.publish.publish import publish
-from serving.publish.recall_plot import _best_of
-
-WARMUP = "assets.extra/tf_serving_warmup_requests"
+from serving.version.versions import look_at
 
 
-def warmup_requests(model):
-    """Signature and inputs of every request, as TensorFlow Serving reads them."""
-    for record in tf.data.TFRecordDataset(str(model / WARMUP)):
-        request = prediction_log_pb2.PredictionLog.FromString(record.numpy()).predict_log.request
-        inputs = {name: tf.make_ndarray(proto) for name, proto in request.inputs.items()}
-        yield request.model_spec.signature_name, inputs
+@pytest.fixture
+def ours(without_scann, tmp_path):
+    """A published version that a test may damage."""
+    return shutil.copytree(without_scann.version, tmp_path / "1")
 
 
-@pytest.mark.parametrize("place", ["", "assets.extra/scann"])
-def test_a_server_can_warm_up_every_signature_with_real_queries(small, place):
-    import scann  # noqa: F401
-
-    signatures = tf.saved_model.load(str(small.version / place)).signatures
-    replayed = {}
-    for name, inputs in warmup_requests(small.version / place):
-        outputs = signatures[name](**{one: tf.constant(value) for one, value in inputs.items()})
-        if "known" in outputs:
-            assert outputs["known"].numpy().all()
-        [size] = {len(value) for value in inputs.values() if value.ndim}
-        replayed.setdefault(name, []).append(size)
-    assert replayed == {name: [1, 64] for name in signatures}
+@pytest.fixture
+def foreign(tmp_path):
+    """What lies there of another framework; nobody loads it."""
+    (tmp_path / "2" / "variables").mkdir(parents=True)
+    (tmp_path / "2" / "saved_model.pb").write_bytes(b"a graph")
+    return tmp_path / "2"
 
 
-def test_warm_up_and_picture_are_listed_in_the_manifest(clustered, small):
-    manifest = schema.read_manifest(clustered.version, "version")
-    assert {WARMUP, f"assets.extra/scann/{WARMUP}", "ann_report.png"} <= set(manifest.files)
-    assert manifest.format_version == "1.1"
-    assert not (small.version / "ann_report.png").exists()  # a scan has no curve
+def test_a_published_version_is_complete_at_the_first_look(ours):
+    files = look_at(1, ours)
+    assert not files.problem
+    assert files.manifest.kind == "version"
 
 
-def test_without_query_ids_only_embeddings_warm_up(tmp_path, write_bundle, small):
-    sample = type(small.sample)(small.sample.vectors, small.sample.queries)  # no seen lists
-    version = publish(write_bundle(tmp_path / "a", sample), tmp_path / "models", scann=False)
-    assert {name for name, _ in warmup_requests(version)} == {"embedding_search"}
-    bundle = write_bundle(tmp_path / "b", sample, query_model=False)
-    version = publish(bundle, tmp_path / "models", scann=False)
-    by_name = dict(warmup_requests(version))
-    assert set(by_name) == {"serving_default", "query_embedding", "embedding_search"}
-    assert not (version / "ann_report.png").exists()
-    np.testing.assert_array_equal(by_name["serving_default"]["embedding"], sample.vectors[:64])
+def test_another_framework_has_no_manifest_and_two_looks(foreign):
+    first = look_at(2, foreign)
+    assert first.on_its_way
+    assert "has just been written" in first.problem
+    second = look_at(2, foreign, first.stamp)
+    assert not second.problem
+    assert second.manifest is None
+    (foreign / "variables" / "more").write_bytes(b"still copying")
+    third = look_at(2, foreign, second.stamp)
+    assert third.on_its_way
+    assert third.stamp != second.stamp
 
 
-def test_a_version_is_made_without_the_packages_for_pictures_and_warm_up(
-    clustered, tmp_path, monkeypatch
-):
-    for module in ("matplotlib.figure", "tensorflow_serving.apis"):
-        monkeypatch.setitem(sys.modules, module, None)
-    version = publish(clustered.bundle, tmp_path, k=20, scann_leaves=16)
-    assert json.loads((version / "ann_report.json").read_text())["scann"]["num_leaves"] == 16
-    assert not (version / "ann_report.png").exists()
-    assert not (version / WARMUP).exists()
+def test_files_that_are_old_enough_need_one_look(foreign, monkeypatch):
+    assert look_at(2, foreign).on_its_way
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 60)
+    assert not look_at(2, foreign).problem
 
 
-def test_the_picture_is_a_picture(clustered):
-    from matplotlib import image
+def test_a_copy_under_way_has_no_saved_model_yet(tmp_path):
+    (tmp_path / "3").mkdir()
+    files = look_at(3, tmp_path / "3")
+    assert files.on_its_way
+    assert "a copy under way" in files.problem
 
-    pixels = image.imread(clustered.version / "ann_report.png")
-    assert pixels.shape == (495, 770, 4)
-    assert len(np.unique(pixels.reshape(-1, 4), axis=0)) > 50  # curves, points and letters
+
+@pytest.mark.parametrize("missing", [(), ("ann_report.json", "assets.extra", "model_card.md")])
+def test_ours_without_its_manifest_is_not_taken_for_anothers(ours, missing):
+    (ours / schema.MANIFEST).unlink()
+    for name in missing:
+        path = ours / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    first = look_at(1, ours)
+    assert look_at(1, ours, first.stamp).on_its_way
+    assert "has no manifest.json, which arrives last" in first.problem
 
 
-def test_the_curve_leaves_out_what_is_slower_and_worse():
-    points = [(0.5, 3.0), (0.6, 1.0), (0.6, 2.0), (0.9, 5.0), (0.8, 6.0), (0.9, 4.0)]
-    settings = [{"recall": recall, "batch_ms": time} for recall, time in points]
-    assert _best_of(settings) == [settings[1], settings[5]]
+def test_a_file_cut_short_is_a_problem_until_it_is_whole(ours):
+    path = ours / "variables" / "variables.data-00000-of-00001"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    files = look_at(1, ours)
+    assert "by its manifest, got" in files.problem
+    assert not files.on_its_way
+    path.write_bytes(whole)
+    assert not look_at(1, ours).problem
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("{", "is not a manifest"),
+        (json.dumps({"format_version": "2.0", "kind": "version"}), "has format version 2.0"),
+        (json.dumps({"format_version": "1.0", "kind": "bundle"}), "describes a 'bundle'"),
+    ],
+)
+def test_a_manifest_that_cannot_be_read_is_a_problem(foreign, content, problem):
+    (foreign / schema.MANIFEST).write_text(content)
+    assert problem in look_at(2, foreign).problem
+
+
+def test_a_manifest_with_missing_fields_is_a_problem(foreign):
+    (foreign / schema.MANIFEST).write_text('{"format_version": "1.0", "kind": "version"}')
+    assert look_at(2, foreign).problem

@@ -9,8 +9,9 @@ import pytest
 from google.protobuf import text_format
 from tensorflow_serving.config import model_server_config_pb2
 
+from pipeline.contract.files import write_atomically
 from serving.errors import Aborted, FailedPrecondition
-from serving.runtime.config_source import KEPT, ConfigSource
+from serving.runtime.configuration import KEPT, Configuration
 from serving.runtime.manager import ModelManager
 from serving.runtime.model_config import ModelConfig, VersionPolicy, from_proto
 
@@ -39,12 +40,11 @@ class Loaded:
 class Life:
     """A manager from its start to its end, over versions that are directories with a name."""
 
-    def __init__(self, root, load=lambda name, arrival: Loaded()):
+    def __init__(self, root, load=lambda name, files: Loaded()):
         self.file = root / "models.config"
-        source = ConfigSource(str(self.file) if self.file.exists() else "", root / "models")
-        self.manager = ModelManager(
-            root / "models", source.in_force(), load, source=source, poll_seconds=0.01
-        )
+        file = str(self.file) if self.file.exists() else ""
+        configuration = Configuration(root / "models", file)
+        self.manager = ModelManager(configuration, load, poll_seconds=0.01)
 
     def __enter__(self):
         self.manager.start()
@@ -53,15 +53,19 @@ class Life:
     def __exit__(self, *_):
         self.manager.close()
 
+    def write(self, text):
+        """Edits the file by one rename: nobody reads half of it."""
+        write_atomically(self.file, text)
+
     def serves(self, *versions):
         end = time.monotonic() + SECONDS
         while self._available() != list(versions):
-            assert time.monotonic() < end, self.manager.catalogue.models
+            assert time.monotonic() < end, self.manager.served.models
             time.sleep(0.005)
         return True
 
     def _available(self):
-        model = self.manager.catalogue.models.get("adder")
+        model = self.manager.served.models.get("adder")
         return model and sorted(model.available)
 
     def reload(self, config, seconds=SECONDS):
@@ -87,7 +91,7 @@ def _settled():
 
 @pytest.fixture(autouse=True)
 def _old_enough(monkeypatch):
-    monkeypatch.setattr("serving.version.arrival._FRESH_SECONDS", 0.0)
+    monkeypatch.setattr("serving.version.versions._FRESH_SECONDS", 0.0)
 
 
 def wait_for_a_look(life):
@@ -115,7 +119,7 @@ def test_an_accepted_reload_outlives_the_process(root, with_file):
         life.reload(pinned(1, stable=1))
     with Life(root) as life:
         assert life.serves(1)
-        assert life.manager.catalogue.models["adder"].config == pinned(1, stable=1)
+        assert life.manager.served.models["adder"].config == pinned(1, stable=1)
         life.reload(ModelConfig("adder"))
     with Life(root) as life:
         assert life.serves(3)
@@ -124,14 +128,14 @@ def test_an_accepted_reload_outlives_the_process(root, with_file):
 def test_an_edited_file_is_taken_over_and_ends_earlier_reloads(root):
     (root / "models.config").write_text(text(3))
     with Life(root) as life:
-        life.file.write_text(text(2))
+        life.write(text(2))
         assert life.serves(2)
         life.reload(pinned(1))
         wait_for_a_look(life)
         assert life.serves(1)  # the file is as it was when the reload came
-        life.file.write_text(text(3))
+        life.write(text(3))
         assert life.serves(3)
-        life.file.write_text(text(2))
+        life.write(text(2))
         assert life.serves(2)
     with Life(root) as life:
         assert life.serves(2)
@@ -162,22 +166,22 @@ def test_an_edit_that_cannot_be_used_is_told_once_and_changes_nothing(root, dama
     (root / "models.config").write_text(text(3))
     with Life(root) as life, caplog.at_level(logging.ERROR):
         life.serves(3)
-        life.file.write_text(damage)
+        life.write(damage)
         wait_for_a_look(life)
         assert life.serves(3)
         life.file.unlink()
         wait_for_a_look(life)
         assert life.serves(3)
-        life.file.write_text(text(2))
+        life.write(text(2))
         assert life.serves(2)
-    told = [one for one in caplog.messages if "stays as it is" in one]
+    told = [message for message in caplog.messages if "stays as it is" in message]
     assert len(told) == 2
 
 
 def test_a_reload_that_nobody_may_write_down_changes_nothing(root, monkeypatch):
     with Life(root) as life:
         life.serves(3)
-        monkeypatch.setattr("serving.runtime.config_source.os.access", lambda *_: False)
+        monkeypatch.setattr("serving.runtime.configuration.os.access", lambda *_: False)
         with pytest.raises(FailedPrecondition, match="another state_dir"):
             life.reload(pinned(1))
         wait_for_a_look(life)
@@ -187,8 +191,8 @@ def test_a_reload_that_nobody_may_write_down_changes_nothing(root, monkeypatch):
 def test_a_reload_is_kept_when_all_of_it_is_served_and_not_before(root):
     gate = threading.Event()
 
-    def load(name, arrival):
-        assert arrival.number == 3 or gate.wait(SECONDS)
+    def load(name, files):
+        assert files.number == 3 or gate.wait(SECONDS)
         return Loaded()
 
     with Life(root, load) as life:
@@ -204,8 +208,8 @@ def test_a_reload_is_kept_when_all_of_it_is_served_and_not_before(root):
 def test_a_later_reload_takes_the_place_of_one_that_waits(root):
     gate, outcome = threading.Event(), []
 
-    def load(name, arrival):
-        assert arrival.number != 1 or gate.wait(SECONDS)
+    def load(name, files):
+        assert files.number != 1 or gate.wait(SECONDS)
         return Loaded()
 
     def earlier():

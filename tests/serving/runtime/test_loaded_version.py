@@ -8,17 +8,15 @@ import tensorflow as tf
 from saved_models import write_affine
 
 from serving.errors import FailedPrecondition, InvalidRequest
-from serving.publish.publish import publish
-from serving.runtime.loaded import LoadedVersion
-from serving.version.arrival import look
-from serving.version.versions import find_version
+from serving.runtime.loaded_version import LoadedVersion, join, split
+from serving.version.versions import find_version, look_at
 
 
 def load(path, **options):
-    first = look(int(path.name), path)
-    arrival = look(int(path.name), path, first.stamp)
-    assert not arrival.problem
-    return LoadedVersion(arrival, **options)
+    first = look_at(int(path.name), path)
+    files = look_at(int(path.name), path, first.stamp)
+    assert not files.problem
+    return LoadedVersion(files, **options)
 
 
 def names(*ids):
@@ -31,11 +29,8 @@ def affine(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def embedding(write_bundle, small_sample, tmp_path_factory):
-    """A version without a query model, 300 candidates of 8 dimensions."""
-    root = tmp_path_factory.mktemp("embedding")
-    bundle = write_bundle(root / "bundle", small_sample(), query_model=False)
-    return load(publish(bundle, root / "models", k=5))
+def embedding(by_embedding):
+    return load(by_embedding.version, index="exact")
 
 
 def test_a_published_version_answers_as_brute_force_does(small):
@@ -68,10 +63,10 @@ def test_the_index_of_serving_default_is_chosen(clustered):
     assert (answers["exact"] != answers["scann"]).any()
 
 
-def test_a_version_without_scann_is_searched_exactly(bundle, tmp_path):
-    path = publish(bundle, tmp_path / "models", k=3, scann=False)
-    outputs = load(path, index="scann").run("serving_default", {"query_id": names("query 1")})
-    assert outputs["candidate_id"].shape == (1, 3)
+def test_a_version_without_scann_is_searched_exactly(without_scann):
+    loaded = load(without_scann.version, index="scann")
+    outputs = loaded.run("serving_default", {"query_id": names("query 1")})
+    assert outputs["candidate_id"].shape == (1, 5)
 
 
 def test_another_framework_is_run_as_it_is(affine):
@@ -131,10 +126,10 @@ def test_another_framework_may_mean_something_by_nan(affine):
     ).all()
 
 
-def test_no_rows_have_no_rows(small, affine):
-    loaded = load(small.version)
+def test_no_rows_have_no_rows(without_scann, affine):
+    loaded = load(without_scann.version)
     outputs = loaded.run("serving_default", {"query_id": np.empty(0, object)})
-    assert outputs["candidate_id"].shape == outputs["score"].shape == (0, 40)
+    assert outputs["candidate_id"].shape == outputs["score"].shape == (0, 5)
     assert affine.run("serving_default", {"x": np.empty((0, 2), np.float32)})["y"].shape == (0, 2)
 
 
@@ -182,22 +177,45 @@ def test_lookup_tables_go_with_the_version_and_only_with_it(small):
 def test_what_was_loaded_halfway_is_freed(small, tmp_path, monkeypatch):
     """A version whose ScaNN part cannot be read: the tables of its exact part are destroyed."""
     path = shutil.copytree(small.version, tmp_path / "1")
-    arrival = look(1, path)
+    files = look_at(1, path)
     shutil.rmtree(path / "assets.extra" / "scann" / "variables")
     models, read = [], tf.saved_model.load
     monkeypatch.setattr(tf.saved_model, "load", lambda *a: models.append(read(*a)) or models[-1])
     with pytest.raises((OSError, tf.errors.OpError)):
-        LoadedVersion(arrival, "scann")
+        LoadedVersion(files, "scann")
     [exact] = models
     with pytest.raises(tf.errors.OpError):
         exact.signatures["serving_default"](query_id=tf.constant(["query 3"]))
 
 
-def test_what_is_closed_is_gone(clustered):
-    loaded = load(clustered.version, index="scann")
+def test_what_is_closed_is_gone(small):
+    loaded = load(small.version, index="scann")
     loaded.run("serving_default", {"query_id": names("query 1")})
     models = [weakref.ref(loaded.retriever.model(index)) for index in ("exact", "scann")]
     retriever = weakref.ref(loaded.retriever)
     loaded.close()
     gc.collect()
-    assert [one() for one in (retriever, *models)] == [None, None, None]
+    assert [gone() for gone in (retriever, *models)] == [None, None, None]
+
+
+def arrays(rows, start):
+    return {
+        "number": np.arange(start, start + 2 * rows, dtype=np.float32).reshape(rows, 2),
+        "name": np.array([b"%d" % row for row in range(start, start + rows)], object),
+    }
+
+
+def test_what_is_joined_is_split_again_without_a_copy():
+    parts = [arrays(3, 0), arrays(0, 7), arrays(2, 20)]
+    joined = join(parts)
+    assert joined["number"].shape == (5, 2)
+    back = split(joined, [3, 0, 2])
+    for part, again in zip(parts, back, strict=True):
+        for name, array in part.items():
+            np.testing.assert_array_equal(again[name], array)
+            assert again[name].base is joined[name]
+
+
+def test_one_part_stays_as_it_is():
+    part = arrays(3, 0)
+    assert join([part]) is part

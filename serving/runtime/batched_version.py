@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -12,13 +12,12 @@ import numpy as np
 
 from serving.errors import InvalidRequest, NotFound, check_ids, check_rows
 from serving.monitoring.metrics import Metrics
-from serving.retrieval.answers import Question
 from serving.retrieval.requests import RetrieveRequest, RetrieveResponse, UnknownQuery
 from serving.retrieval.retriever import Retriever
-from serving.runtime import joining
-from serving.runtime.aside import aside
-from serving.runtime.batching import Batcher, BatchOptions, BatchThreads
-from serving.runtime.loaded import LoadedVersion
+from serving.retrieval.search import CheckedQueries
+from serving.runtime.batch_queue import Batcher, BatchOptions, BatchThreads
+from serving.runtime.loaded_version import Arrays, LoadedVersion, join
+from serving.runtime.process import aside
 from serving.settings import ServeConfig
 from serving.version.served_model import SCORE
 
@@ -27,7 +26,6 @@ MAX_RESULTS = 640_000  # of a request: 6,400 rows of 100, or 640 of 1,000
 MAX_FILTER_IDS = 100_000  # of a request
 _WIDTH = 64  # values of an embedding, about
 
-Arrays = Mapping[str, np.ndarray]
 _R = TypeVar("_R")
 
 
@@ -97,14 +95,17 @@ class BatchedVersion:
             _check_results(rows, self.loaded.retriever.k)
         goes_by_rows = signature.by_rows and name not in self.loaded.not_by_rows
         if rows > size and goes_by_rows:
-            pieces = list(joining.pieces(arrays, size))
+            pieces = [
+                {name: array[start : start + size] for name, array in arrays.items()}
+                for start in range(0, rows, size)
+            ]
             counts = [signature.rows(piece) for piece in pieces]
             parts = await _all(
                 batcher.submit(piece, count, key=key, deadline=deadline)
                 for piece, count in zip(pieces, counts, strict=True)
             )
             if self.loaded.have_rows(name, parts, counts):
-                return dict(joining.join(parts))
+                return dict(join(parts))
         return await batcher.submit(arrays, rows, key=key, deadline=deadline)
 
     async def retrieve(self, request: RetrieveRequest, deadline: float) -> RetrieveResponse:
@@ -122,36 +123,36 @@ class BatchedVersion:
             )
         try:
             size = filter_ids + rows * (_WIDTH if request.features else 1)
-            question = await aside(size, partial(retriever.question, request))
+            checked = await aside(size, partial(retriever.check, request))
         except ValueError as error:
             raise _known(error) from error
-        alone = retriever.default_index != "exact" and retriever.scores_all(question)
+        alone = retriever.default_index != "exact" and retriever.scores_all(request)
         batcher = self._score_all if alone else self._retrieve
         responses = await _all(
             batcher.submit(part, len(part.query_ids), deadline=deadline)
-            for part in question.parts(self._config.max_batch_size)
+            for part in checked.parts(self._config.max_batch_size)
         )
         results = [result for response in responses for result in response.results]
         return dataclasses.replace(responses[0], results=results)
 
     def close(self) -> None:
         """Frees the version, once nothing runs that its last requests did not wait for."""
-        for batcher in self._predict.values():
-            batcher.wait_until_idle()
+        for predict in self._predict.values():
+            predict.wait_until_idle()
         self._retrieve.wait_until_idle()
         self._score_all.wait_until_idle()
         self.loaded.close()
 
 
 def _answer_all(
-    loaded: LoadedVersion, unknown_queries: str, questions: Sequence[Question]
+    loaded: LoadedVersion, unknown_queries: str, requests: Sequence[CheckedQueries]
 ) -> list[RetrieveResponse | Exception]:
     retriever = loaded.retriever
     assert retriever is not None
     if unknown_queries == "popular" and not retriever.has_popularity:
         unknown_queries = "empty"
-    outcomes = retriever.answer_questions(questions, unknown_queries=unknown_queries)
-    return [_known(one) for one in outcomes]
+    outcomes = retriever.answer_all(requests, unknown_queries=unknown_queries)
+    return [_known(outcome) for outcome in outcomes]
 
 
 def _known(outcome: RetrieveResponse | Exception) -> Any:
@@ -168,7 +169,9 @@ def _known(outcome: RetrieveResponse | Exception) -> Any:
 def _num_queries(request: RetrieveRequest) -> int:
     """Queries of a request, before it is looked at any further."""
     columns = [request.query_ids, *(request.features or {}).values()]
-    return max((len(one) for one in columns if isinstance(one, Sequence | np.ndarray)), default=0)
+    return max(
+        (len(column) for column in columns if isinstance(column, Sequence | np.ndarray)), default=0
+    )
 
 
 def _check_results(rows: int, k: int) -> None:

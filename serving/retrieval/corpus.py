@@ -1,4 +1,4 @@
-"""What a retriever knows beside the graph: ids of candidates and queries, vectors, seen lists."""
+"""What a version knows beside its graph: ids of candidates and queries, vectors, seen lists."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class FilterRows(NamedTuple):
     unknown_ids: int  # different ids that are not in the corpus
 
 
-class RetrievalTables:
+class Corpus:
     """The files below `assets.extra/retrieval`; what needs much memory is read on first use."""
 
     def __init__(self, path: Path) -> None:
@@ -66,7 +66,10 @@ class RetrievalTables:
             self.num_candidates,
             shared.excluded,
             shared.allowed,
-            [self.seen_rows(one) if request.exclude_seen else _NO_ROWS for one in query_ids],
+            [
+                self.seen_rows(query_id) if request.exclude_seen else _NO_ROWS
+                for query_id in query_ids
+            ],
             request.min_score,
         )
 

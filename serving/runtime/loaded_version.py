@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,16 +18,16 @@ from serving.errors import (
     ServiceError,
     check_ids,
 )
-from serving.retrieval.embedding_input import LARGEST
+from serving.retrieval.requests import MAX_NUMBER
 from serving.retrieval.retriever import Retriever
-from serving.runtime import joining
 from serving.runtime.signature import Signature
-from serving.version.arrival import SAVED_MODEL, Arrival
 from serving.version.served_model import TOP_K
-from serving.version.versions import Version
+from serving.version.versions import SAVED_MODEL, Version, VersionFiles
 
-_SHOWN_ERROR = 500  # characters of TensorFlow's message that a client sees
+_MAX_ERROR = 500  # characters of TensorFlow's message that a client sees
 _log = logging.getLogger(__name__)
+
+Arrays = Mapping[str, np.ndarray]
 
 
 class LoadedVersion:
@@ -45,36 +44,35 @@ class LoadedVersion:
       not_by_rows: signatures whose outputs turned out not to have a row for each input row.
     """
 
-    def __init__(self, arrival: Arrival, index: str = "default") -> None:
+    def __init__(self, files: VersionFiles, index: str = "default") -> None:
         """Loads it.
 
         Args:
-          arrival: a version without a problem.
+          files: a version without a problem.
           index: "default", "exact" or "scann"; a version without ScaNN is searched exactly.
 
         Raises:
           ValueError, OSError, tf.errors.OpError: it cannot be loaded.
         """
-        self.number, self.path = arrival.number, arrival.path
+        self.number, self.path = files.number, files.path
         self.retriever: Retriever | None = None
-        self._models: list[Any] = []  # all that was loaded
+        self._foreign: Any = None  # the SavedModel of another framework
         self._functions: dict[str, Any] = {}
-        self._is_ours = arrival.manifest is not None  # ScaNN fails for a whole batch on a NaN
+        self._is_ours = files.manifest is not None  # ScaNN fails for a whole batch on a NaN
         self.not_by_rows: set[str] = set()
         try:
-            self.signatures = self._load(arrival, index)
+            self.signatures = self._load(files, index)
         except BaseException:
             self.close()  # what was loaded until then
             raise
 
-    def _load(self, arrival: Arrival, index: str) -> dict[str, Signature]:
+    def _load(self, files: VersionFiles, index: str) -> dict[str, Signature]:
         """Loads the models and their functions; returns the signatures that can be served."""
-        if arrival.manifest is None:
-            self._models.append(tf.saved_model.load(str(self.path)))
-            self._functions = dict(self._models[0].signatures)
+        if files.manifest is None:
+            self._foreign = tf.saved_model.load(str(self.path))
+            self._functions = dict(self._foreign.signatures)
         else:
-            version = _Recorded(self.number, self.path, arrival.manifest, self._models)
-            self.retriever = Retriever(version, index)
+            self.retriever = Retriever(Version(self.number, self.path, files.manifest), index)
             self._functions = dict(self.retriever.model("exact").signatures)
             self._functions[TOP_K] = self.retriever.model().signatures[TOP_K]
         protos = _signature_protos(self.path / SAVED_MODEL)
@@ -105,16 +103,16 @@ class LoadedVersion:
         arrays = self.signature(name).fit(inputs)
         if self._is_ours:
             for key, array in arrays.items():
-                if array.dtype.kind == "f" and not (np.abs(array) <= LARGEST).all():
+                if array.dtype.kind == "f" and not (np.abs(array) <= MAX_NUMBER).all():
                     raise InvalidRequest(
-                        f"Input {key!r} must hold finite numbers of at most {LARGEST:g}, "
+                        f"Input {key!r} must hold finite numbers of at most {MAX_NUMBER:g}, "
                         "got a larger one or NaN."
                     )
                 if array.dtype.kind == "O":
                     check_ids(array.ravel().tolist())
         return arrays
 
-    def run(self, name: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def run(self, name: str, inputs: Arrays) -> dict[str, np.ndarray]:
         """Runs a signature on inputs that fit it; strings are object arrays of bytes.
 
         Raises:
@@ -131,9 +129,7 @@ class LoadedVersion:
         except tf.errors.OpError as error:
             raise _refusal(error) from error
 
-    def run_all(
-        self, name: str, requests: Sequence[Mapping[str, np.ndarray]]
-    ) -> list[dict[str, np.ndarray]]:
+    def run_all(self, name: str, requests: Sequence[Arrays]) -> list[dict[str, np.ndarray]]:
         """Runs a signature that goes by rows for several requests at once.
 
         Where an output turns out not to have a row for each input row, it is from then on run
@@ -141,14 +137,12 @@ class LoadedVersion:
         """
         if len(requests) > 1 and name not in self.not_by_rows:
             rows = [self.signatures[name].rows(inputs) for inputs in requests]
-            joined = self.run(name, joining.join(requests))
+            joined = self.run(name, join(requests))
             if self.have_rows(name, [joined], [sum(rows)]):
-                return joining.split(joined, rows)
+                return split(joined, rows)
         return [self.run(name, inputs) for inputs in requests]
 
-    def have_rows(
-        self, name: str, outputs: Sequence[Mapping[str, np.ndarray]], rows: Sequence[int]
-    ) -> bool:
+    def have_rows(self, name: str, outputs: Sequence[Arrays], rows: Sequence[int]) -> bool:
         """Whether outputs have as many rows as their inputs; if not, that is remembered."""
         if all(
             array.ndim and len(array) == count
@@ -162,25 +156,34 @@ class LoadedVersion:
 
     def close(self) -> None:
         """Frees it; call it after the last request."""
+        models = [] if self._foreign is None else [self._foreign]
         if self.retriever is not None:
+            models = self.retriever.models
             self.retriever.close()
-        self.retriever = None
+        self.retriever = self._foreign = None
         self._functions = {}
-        for model in self._models:
+        for model in models:
             _destroy_tables(model)
-        self._models.clear()
 
 
-@dataclasses.dataclass(frozen=True)
-class _Recorded(Version):
-    """A version that remembers which models were loaded from it."""
+def join(parts: Sequence[Arrays]) -> Arrays:
+    """One array a name, [sum of rows, ...]; a single part stays as it is.
 
-    models: list[Any]
+    >>> join([{"x": np.array([1, 2])}, {"x": np.array([3])}])
+    {'x': array([1, 2, 3])}
+    """
+    if len(parts) == 1:
+        return parts[0]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
-    def load(self, index: str) -> Any:
-        model = super().load(index)
-        self.models.append(model)
-        return model
+
+def split(outputs: Arrays, rows: Sequence[int]) -> list[dict[str, np.ndarray]]:
+    """What `join` has joined: the rows of each part as views, without a copy."""
+    ends = np.cumsum(rows).tolist()
+    return [
+        {name: array[end - count : end] for name, array in outputs.items()}
+        for count, end in zip(rows, ends, strict=True)
+    ]
 
 
 def _destroy_tables(model: Any) -> None:
@@ -217,7 +220,7 @@ def _as_array(tensor: tf.Tensor) -> np.ndarray:
 
 
 def _refusal(error: tf.errors.OpError) -> ServiceError:
-    message = error.message.strip()[:_SHOWN_ERROR]
+    message = error.message.strip()[:_MAX_ERROR]
     if isinstance(error, tf.errors.InvalidArgumentError | tf.errors.OutOfRangeError):
         return InvalidRequest(f"The model refuses the inputs: {message}")
     if isinstance(error, tf.errors.ResourceExhaustedError):

@@ -5,24 +5,17 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator
-from typing import Generic, NamedTuple
 
 from serving.errors import InvalidRequest, NotFound, Unavailable
-from serving.runtime.model_versions import Held, ModelVersions, S
+from serving.runtime.batched_version import BatchedVersion
+from serving.runtime.model_versions import ModelVersions, PinnedVersion
 from serving.version.names import MAX_VERSION
 from serving.version.status import State, VersionStatus
 
 _SHOWN = 80  # characters of a client's name that a message repeats
 
 
-class Retired(NamedTuple, Generic[S]):
-    """A version that is not served any more, and whose it was."""
-
-    model: ModelVersions[S]
-    held: Held[S]
-
-
-class Catalogue(Generic[S]):
+class ServedModels:
     """The models by name, under one lock.
 
     Attributes:
@@ -33,15 +26,15 @@ class Catalogue(Generic[S]):
     """
 
     def __init__(self) -> None:
-        self.models: dict[str, ModelVersions[S]] = {}
+        self.models: dict[str, ModelVersions] = {}
         self.lock = threading.Lock()
         self.attention = threading.Event()
-        self._retired: list[Retired[S]] = []
+        self._retired: list[PinnedVersion] = []
 
     @contextlib.contextmanager
     def pinned(
         self, name: str, version: int | None = None, label: str | None = None
-    ) -> Iterator[S]:
+    ) -> Iterator[BatchedVersion]:
         """A version to use, which stays loaded meanwhile; the newest one unless it is named.
 
         Raises:
@@ -50,14 +43,14 @@ class Catalogue(Generic[S]):
           InvalidRequest: no such label, or both a version and a label are given.
         """
         with self.lock:
-            held = self._find(self._model(name), version, label)
-            held.pins += 1
+            pinned = self._find(self._model(name), version, label)
+            pinned.pins += 1
         try:
-            yield held.servable
+            yield pinned.servable
         finally:
             with self.lock:
-                held.pins -= 1
-                if held.retired and not held.pins:
+                pinned.pins -= 1
+                if pinned.retired and not pinned.pins:
                     self.attention.set()
 
     def status(
@@ -72,36 +65,34 @@ class Catalogue(Generic[S]):
             raise NotFound(f"Could not find any {_which(number)} of model {name!r}.")
         return [statuses[number] for number in chosen]
 
-    def serve(self, model: ModelVersions[S], number: int, servable: S) -> None:
+    def serve(self, model: ModelVersions, number: int, servable: BatchedVersion) -> None:
         """Puts a loaded version into service; requests get it from now on."""
         with self.lock:
-            model.available[number] = Held(number, servable)
+            model.available[number] = PinnedVersion(model, number, servable)
             model.report(number, State.AVAILABLE)
 
-    def retire(self, model: ModelVersions[S], number: int) -> None:
+    def retire(self, model: ModelVersions, number: int) -> None:
         """Takes a version out of service; those that have pinned it keep it."""
         with self.lock:
-            held = model.available.pop(number)
-            held.retired = True
+            version = model.available.pop(number)
+            version.retired = True
             model.report(number, State.UNLOADING)
-            self._retired.append(Retired(model, held))
+            self._retired.append(version)
 
-    def take_unused(self) -> list[Retired[S]]:
+    def take_unused(self) -> list[PinnedVersion]:
         """The retired versions that no request uses any more, each once; they may be freed."""
         with self.lock:
-            unused = [retired for retired in self._retired if not retired.held.pins]
-            self._retired = [retired for retired in self._retired if retired.held.pins]
+            unused = [version for version in self._retired if not version.pins]
+            self._retired = [version for version in self._retired if version.pins]
         return unused
 
-    def _model(self, name: str) -> ModelVersions[S]:
+    def _model(self, name: str) -> ModelVersions:
         if name not in self.models:
             there = ", ".join(sorted(self.models)) or "none"
             raise NotFound(f"Model {name[:_SHOWN]!r} is not served; there are: {there}.")
         return self.models[name]
 
-    def _number(
-        self, model: ModelVersions[S], version: int | None, label: str | None
-    ) -> int | None:
+    def _number(self, model: ModelVersions, version: int | None, label: str | None) -> int | None:
         """The number that is asked for; None for the newest."""
         if (version or 0) > MAX_VERSION:
             raise InvalidRequest(f"A version must be at most {MAX_VERSION}.")
@@ -117,7 +108,7 @@ class Catalogue(Generic[S]):
             )
         return model.config.labels[label]
 
-    def _find(self, model: ModelVersions[S], version: int | None, label: str | None) -> Held[S]:
+    def _find(self, model: ModelVersions, version: int | None, label: str | None) -> PinnedVersion:
         number = self._number(model, version, label)
         name, available = model.config.name, model.available
         if number is None and available:
@@ -127,16 +118,13 @@ class Catalogue(Generic[S]):
         status = model.statuses.get(number) if number is not None else None
         coming = status is not None and status.state in (State.START, State.LOADING)
         if number is None or coming or label is not None:
-            raise Unavailable(f"Model {name!r} has no {_which(number)} loaded yet{_why(model)}")
+            errors = [status.error_message for _, status in sorted(model.statuses.items())]
+            errors = [f": {error}" for error in errors if error]
+            why = errors[-1] if errors else "."
+            raise Unavailable(f"Model {name!r} has no {_which(number)} loaded yet{why}")
         there = ", ".join(map(str, sorted(available))) or "none"
         raise NotFound(f"Version {number} of model {name!r} is not served; there are: {there}.")
 
 
 def _which(number: int | None) -> str:
     return "version" if number is None else f"version {number}"
-
-
-def _why(model: ModelVersions) -> str:
-    errors = [status.error_message for _, status in sorted(model.statuses.items())]
-    errors = [error for error in errors if error]
-    return f": {errors[-1]}" if errors else "."

@@ -36,33 +36,38 @@ class BatchOptions(NamedTuple):
     max_enqueued_batches: int = 100
 
 
-class _Result(asyncio.Future[R]):
+class _Result(asyncio.Future):
     """A result to be; a request that is cancelled while it waits makes room at once."""
 
     forget: Callable[[], None] | None = None  # while it waits: with its entry it is a cycle
 
     def cancel(self, msg: Any = None) -> bool:
-        """As of every future."""
         if self.forget is not None:
             self.forget()
         return super().cancel(msg)
 
 
 @dataclasses.dataclass(eq=False)
-class _Entry(Generic[T, R]):
+class _Entry:
     """One request that waits; its future belongs to the event loop that it came from."""
 
-    item: T
+    item: Any
     rows: int
     key: Hashable
     deadline: float
     since: float
     loop: asyncio.AbstractEventLoop
-    future: _Result[R]
+    future: _Result
 
 
 class Batcher(Generic[T, R]):
-    """The queue of one function. Its threads may be shared with other batchers."""
+    """The queue of one function. Its threads may be shared with other batchers.
+
+    Attributes:
+      capacity: rows that may wait.
+      waiting_rows: rows that wait now.
+      running: batches that run now.
+    """
 
     def __init__(
         self,
@@ -90,21 +95,10 @@ class Batcher(Generic[T, R]):
         self._options = options
         self._on_batch = on_batch
         self._max_running = max(1, max_running)
-        self._capacity = options.max_batch_size * options.max_enqueued_batches
+        self.capacity = options.max_batch_size * options.max_enqueued_batches
         # What follows changes under the lock of the threads only.
-        self._waiting: OrderedDict[_Entry[T, R], None] = OrderedDict()
-        self._rows = 0
-        self.running = 0
-
-    @property
-    def capacity(self) -> int:
-        """Rows that may wait."""
-        return self._capacity
-
-    @property
-    def waiting_rows(self) -> int:
-        """Rows that wait now."""
-        return self._rows
+        self._waiting: OrderedDict[_Entry, None] = OrderedDict()
+        self.waiting_rows = self.running = 0
 
     def submit(
         self, item: T, rows: int, *, key: Hashable = None, deadline: float = float("inf")
@@ -125,20 +119,20 @@ class Batcher(Generic[T, R]):
           Unavailable: the threads have ended.
         """
         loop = asyncio.get_running_loop()
-        future: _Result[R] = _Result(loop=loop)
+        future = _Result(loop=loop)
         rows = max(rows, 1)
         entry = _Entry(item, rows, key, deadline, time.monotonic(), loop, future)
         with self._threads.changed:
             if self._threads.closed:
                 raise Unavailable("The service is shutting down.")
-            if self._rows + rows > self._capacity:
+            if self.waiting_rows + rows > self.capacity:
                 raise Overloaded(
-                    f"{self._rows} rows wait already, at most {self._capacity} may: "
+                    f"{self.waiting_rows} rows wait already, at most {self.capacity} may: "
                     "try again later."
                 )
             future.forget = functools.partial(self._forget, entry)
             self._waiting[entry] = None
-            self._rows += rows
+            self.waiting_rows += rows
             self._threads.announce(self)
         return future
 
@@ -153,19 +147,20 @@ class Batcher(Generic[T, R]):
         """When the first entry is to be run, by the clock of `time.monotonic`; inf: not yet."""
         if self.running >= self._max_running:
             return math.inf  # the thread that ends looks again
-        full = self._rows >= self._options.max_batch_size
+        full = self.waiting_rows >= self._options.max_batch_size
         if full or not self.running or not self._waiting or self._threads.closed:
             return 0.0
         return next(iter(self._waiting)).since + self._options.timeout_seconds
 
-    def take(self, now: float) -> list[_Entry[T, R]]:
+    def take(self, now: float) -> list[_Entry]:
         """Removes the next batch from the queue, without what nobody waits for any more."""
-        batch: list[_Entry[T, R]] = []
+        batch: list[_Entry] = []
         rows = 0
         while self._waiting:
             entry = next(iter(self._waiting))
             gone = entry.future.done() or entry.deadline <= now
-            if not gone and batch and not self._fits(entry, batch[0], rows):
+            fits = rows + entry.rows <= self._options.max_batch_size
+            if not gone and batch and not (fits and entry.key == batch[0].key):
                 break
             self._remove(entry)
             if not gone:
@@ -176,7 +171,7 @@ class Batcher(Generic[T, R]):
                 _settle([(entry, None, error)])
         return batch
 
-    def run(self, batch: list[_Entry[T, R]]) -> None:
+    def run(self, batch: list[_Entry]) -> None:
         """Runs a batch and hands out its results; raises nothing."""
         start = time.monotonic()
         outcomes = self._outcomes(batch)
@@ -185,7 +180,7 @@ class Batcher(Generic[T, R]):
         waits = [start - entry.since for entry in batch]
         self._on_batch(waits, sum(entry.rows for entry in batch), seconds)
 
-    def _outcomes(self, batch: list[_Entry[T, R]]) -> list[_Outcome]:
+    def _outcomes(self, batch: list[_Entry]) -> list[_Outcome]:
         try:
             results = self._run([entry.item for entry in batch])
             return [
@@ -197,17 +192,14 @@ class Batcher(Generic[T, R]):
                 return [(batch[0], None, error)]
         return list(itertools.chain.from_iterable(self._outcomes([entry]) for entry in batch))
 
-    def _fits(self, entry: _Entry[T, R], first: _Entry[T, R], rows: int) -> bool:
-        return rows + entry.rows <= self._options.max_batch_size and entry.key == first.key
-
-    def _forget(self, entry: _Entry[T, R]) -> None:
+    def _forget(self, entry: _Entry) -> None:
         with self._threads.changed:
             if entry in self._waiting:
                 self._remove(entry)
 
-    def _remove(self, entry: _Entry[T, R]) -> None:
+    def _remove(self, entry: _Entry) -> None:
         del self._waiting[entry]
-        self._rows -= entry.rows
+        self.waiting_rows -= entry.rows
         entry.future.forget = None
 
     def refuse_all(self, error: ServiceError) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from serving.errors import DeadlineExceeded, Overloaded, Unavailable
-from serving.runtime.batching import Batcher, BatchOptions, BatchThreads
+from serving.runtime.batch_queue import Batcher, BatchOptions, BatchThreads
 
 NEVER = 3600.0  # seconds; a test that waits for it hangs, whatever the machine
 

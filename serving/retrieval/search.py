@@ -1,0 +1,226 @@
+"""From the embeddings of a request to its results: an index first, then what filters ask for.
+
+A query that filters leave fewer than k of the K results of an index is searched again: ScaNN is
+asked for more, and what is still missing is scored among all candidates that it may get.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from serving.retrieval.corpus import Corpus, FilterRows
+from serving.retrieval.filters import Filters, first
+from serving.retrieval.requests import RetrieveRequest, RetrieveResult, UnknownQuery
+from serving.version import served_model
+
+_MAX_WIDENING = 8  # times K: what a wider search may be asked for
+_FEW_ALLOWED = 20_000  # so few rows are scored each; more are sought among an index's results
+_MAX_SCORES = 1 << 25  # that are held at a time: 128 MB
+_COPIED_SHARE = 4  # an allowed share below 1 / 4 of the corpus is copied out of it
+
+Best = tuple[np.ndarray, np.ndarray]  # rows and scores, best first
+
+
+class Hits(NamedTuple):
+    """Results of an index for B queries, best first; row -1 for no result."""
+
+    rows: np.ndarray  # int32 [B, n]
+    scores: np.ndarray  # float32 [B, n]
+
+
+class IndexSearch:
+    """One index of a version, in NumPy on both sides.
+
+    Attributes:
+      model: the loaded SavedModel.
+      kind: "exact" or "scann".
+      k: K, results of a search.
+      widest: the most results of `search_wider`; 0 where the version has no such signature.
+    """
+
+    def __init__(self, model: Any, kind: str, k: int, num_candidates: int) -> None:
+        self.model, self.kind, self.k = model, kind, k
+        self._search = model.signatures[served_model.EMBEDDING_SEARCH]
+        self._wide_search = model.signatures.get(served_model.WIDE_SEARCH)
+        self.widest = 0 if self._wide_search is None else min(_MAX_WIDENING * k, num_candidates)
+        takes_leaves = served_model.LEAVES_TO_SEARCH in self._search.structured_input_signature[1]
+        self._tuned = {served_model.LEAVES_TO_SEARCH: tf.constant(0)} if takes_leaves else {}
+
+    def search(self, embeddings: np.ndarray) -> Hits:
+        """The K best of each query, as good as the index promises: float32 [B, D] → [B, K]."""
+        return self._run(self._search, embeddings, self._tuned)
+
+    def search_wider(self, embeddings: np.ndarray, num_results: int) -> Hits:
+        """More than K results, at most `widest`: float32 [B, D] → [B, num_results]."""
+        inputs = {served_model.NUM_RESULTS: tf.constant(num_results)}
+        return self._run(self._wide_search, embeddings, inputs)
+
+    def _run(self, search: Any, embeddings: np.ndarray, inputs: dict[str, Any]) -> Hits:
+        outputs = search(**{served_model.EMBEDDING: tf.constant(embeddings)}, **inputs)
+        rows, scores = outputs[served_model.CANDIDATE_ROW], outputs[served_model.SCORE]
+        return Hits(rows.numpy(), scores.numpy())
+
+
+class CheckedQueries(NamedTuple):
+    """Queries of a request that is checked; its filters, as rows, are shared by all parts."""
+
+    request: RetrieveRequest
+    query_ids: Sequence[str]  # B, "" each where embeddings were given
+    embeddings: np.ndarray | None  # float32 [B, D], None where the ids are still to be embedded
+    filter_rows: FilterRows
+
+    def parts(self, size: int) -> Iterator[CheckedQueries]:
+        """In pieces of at most `size` queries; without queries there is one piece."""
+        for start in range(0, len(self.query_ids) or 1, size):
+            piece = slice(start, start + size)
+            given = None if self.embeddings is None else self.embeddings[piece]
+            yield self._replace(query_ids=self.query_ids[piece], embeddings=given)
+
+
+class EmbeddedQueries(NamedTuple):
+    """B queries with the same request, ready for a search."""
+
+    request: RetrieveRequest
+    query_ids: Sequence[str]  # B
+    embeddings: np.ndarray  # float32 [B, D]
+    known: np.ndarray  # bool [B], whether the model knows them
+    filters: Filters
+    unknown_ids: int
+
+    def asks_index(self, k: int) -> bool:
+        """Whether the K results of an index are worth looking at first."""
+        few = self.filters.base is not None and len(self.filters.base) <= _FEW_ALLOWED
+        return self.request.k <= k and not few
+
+
+def results(
+    queries: EmbeddedQueries,
+    index: IndexSearch,
+    hits: Hits | None,
+    corpus: Corpus,
+    unknown_queries: str,
+) -> list[RetrieveResult]:
+    """The results of a request, in the order of its queries.
+
+    Args:
+      queries: of the request.
+      index: searched again where its K results do not suffice.
+      hits: the K results of the index [B, K], None where `asks_index` is False.
+      corpus: of the version.
+      unknown_queries: "popular", "empty" or "error", for queries that are not known.
+
+    Raises:
+      UnknownQuery: there is one, and that is to be an error.
+      ValueError: there is one, and the version does not know what is popular.
+    """
+    unknown = np.flatnonzero(~queries.known).tolist()
+    if unknown and unknown_queries == "error":
+        shown = ", ".join(repr(queries.query_ids[query][:80]) for query in unknown[:3])
+        raise UnknownQuery(
+            f"{len(unknown)} of {len(queries.known)} queries are not known to the model: {shown}"
+            f"{', ...' if len(unknown) > 3 else ''}."
+        )
+    best = _of_known(queries, index, hits, corpus)
+    popular = unknown_queries == "popular"
+    for query in unknown if popular else ():
+        best[query] = corpus.popular_rows(queries.filters, query, queries.request.k)
+    return [
+        RetrieveResult(
+            query_id=query_id,
+            known=bool(known),
+            fallback="popular" if popular and not known else "",
+            candidate_ids=corpus.names(rows),
+            scores=scores.astype(float).tolist(),
+        )
+        for query_id, known, (rows, scores) in zip(
+            queries.query_ids, queries.known, best, strict=True
+        )
+    ]
+
+
+def _of_known(
+    queries: EmbeddedQueries, index: IndexSearch, hits: Hits | None, corpus: Corpus
+) -> list[Best]:
+    """Rows and scores for each query that is known, nothing for the others."""
+    filters, k = queries.filters, queries.request.k
+    best: list[Best] = [(np.empty(0, np.int64), np.empty(0, np.float32))] * len(queries.known)
+    left = np.flatnonzero(queries.known)
+    below = np.zeros(len(left), bool)  # whose results go below the lowest score
+    if hits is not None:
+        hits = Hits(hits.rows[left], hits.scores[left])
+        enough = _take(queries, left, hits, best)
+        below = np.logical_or.reduce((hits.rows >= 0) & (hits.scores < filters.min_score), axis=1)
+        if index.kind == "exact":  # what is not among the results is lower still
+            enough |= below
+        left, below = left[~enough], below[~enough]
+    if hits is not None or k > index.k:
+        barred = corpus.num_candidates - filters.num_left[left]
+        wide = (k + barred <= index.widest) & (filters.base is None) & ~below
+        if wide.any():
+            # So many results cannot all be barred but k; if they are too few, leaves were.
+            num_results = max(index.k, k + int(barred[wide].max()))
+            wider = index.search_wider(queries.embeddings[left[wide]], num_results)
+            enough = _take(queries, left[wide], wider, best)
+            left = np.concatenate([left[~wide], left[wide][~enough]])
+    exactly = best_rows(corpus.vectors, queries.embeddings[left], filters, left, k)
+    for query, rows_and_scores in zip(left, exactly, strict=True):
+        best[query] = rows_and_scores
+    return best
+
+
+def _take(queries: EmbeddedQueries, places: np.ndarray, hits: Hits, best: list[Best]) -> np.ndarray:
+    """Sets the results that pass the filters; whether they are enough: bool, one a query."""
+    filters, k = queries.filters, queries.request.k
+    taken = first(filters.may_get(hits.rows, places) & (hits.scores >= filters.min_score), k)
+    counts = taken.sum(axis=1)
+    ends = np.cumsum(counts)[:-1]
+    parts = zip(np.split(hits.rows[taken], ends), np.split(hits.scores[taken], ends), strict=True)
+    for query, part in zip(places, parts, strict=False):  # of no queries there is one empty part
+        best[query] = part
+    return np.greater_equal(counts, np.minimum(k, filters.num_left[places]))
+
+
+def best_rows(
+    vectors: np.ndarray, embeddings: np.ndarray, filters: Filters, queries: np.ndarray, k: int
+) -> Iterator[Best]:
+    """Scores all candidates that queries may get, and keeps the best.
+
+    Args:
+      vectors: float32 [N, D].
+      embeddings: float32 [b, D].
+      filters: of all queries of the request.
+      queries: int [b], which of them these are.
+      k: how many are wanted; a query gets what there is at or above its lowest score.
+
+    Yields:
+      For each query rows int64 and scores float32, best first; of equal scores the lower row.
+    """
+    base, barred = filters.base, filters.excluded
+    if base is not None and _COPIED_SHARE * len(base) >= len(vectors):
+        others = np.ones(len(vectors), bool)
+        others[base] = False
+        base, barred = None, np.flatnonzero(others)
+    searched = vectors if base is None else vectors[base]  # [n, D]
+    size = max(1, _MAX_SCORES // max(1, len(searched)))
+    for start in range(0, len(queries), size):
+        scores = embeddings[start : start + size] @ searched.T  # [size, n]
+        for line, query in zip(scores, queries[start : start + size], strict=True):
+            own = filters.own_rows(query)
+            line[barred] = -np.inf
+            line[own if base is None else np.searchsorted(base, own)] = -np.inf
+            columns = _highest(line, min(k, int(filters.num_left[query])))
+            columns = columns[line[columns] >= filters.min_score]
+            yield columns if base is None else base[columns], line[columns]
+
+
+def _highest(scores: np.ndarray, k: int) -> np.ndarray:
+    """Places of the k highest scores, best first; of equal ones the lower place."""
+    if k == 0:
+        return np.empty(0, np.int64)
+    lowest = np.partition(scores, -k)[-k]  # one pass, then only the best are sorted
+    places = np.flatnonzero(scores >= lowest)
+    return places[np.argsort(-scores[places], kind="stable")][:k]

@@ -1,0 +1,177 @@
+"""Which models are in force, and where they lie: by the operator's file, or by a later reload."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.contract.files import write_atomically
+from serving.errors import FailedPrecondition, InvalidRequest, NotFound
+from serving.runtime.model_config import ModelConfig, VersionPolicy, read_config
+from serving.version.names import is_name
+from serving.version.versions import numbered_directories
+
+KEPT = ".reloaded.json"
+_log = logging.getLogger(__name__)
+
+
+class Configuration:
+    """The file, looked at again and again, and on disk the reload that was accepted last.
+
+    The later decision wins: a reload over the file as it was then, an edit of the file over all
+    reloads before it, also over a restart. A client that reloads moves no model: it may name
+    directories below that of the models, and those that the operator has named.
+
+    Attributes:
+      root: the directory of all models.
+    """
+
+    def __init__(self, models: str | Path, config_file: str = "", state_dir: str = "") -> None:
+        """Reads the file.
+
+        Args:
+          models: the directory of all models.
+          config_file: "" for none.
+          state_dir: where an accepted reload is kept; "" for `models`.
+
+        Raises:
+          ValueError: there is no directory of models, or the file cannot be read.
+        """
+        self.root = Path(os.path.abspath(models))
+        if not self.root.is_dir():
+            raise ValueError(f"models must be a directory, {models} is none.")
+        self._file = config_file
+        self._kept = Path(state_dir or models) / KEPT
+        self._problem = ""
+        try:
+            content = self._read()
+        except OSError as error:
+            raise ValueError(f"config_file {config_file} cannot be read: {error}.") from error
+        self._digest = _digest(content)
+        self._of_file = read_config(content, config_file) if config_file else None
+        self._placed: dict[str, Path] = {}
+        self.place(self._of_file or ())
+
+    def in_force(self) -> list[ModelConfig] | None:
+        """What is to be served at the start; None for every model that is found.
+
+        Raises:
+          ValueError: the reload that was kept cannot be read.
+        """
+        if not self._kept.is_file():
+            return self._of_file
+        try:
+            kept = json.loads(self._kept.read_text(encoding="utf-8"))
+            configs = [_from_json(**fields) for fields in kept["models"]]
+            is_later = kept["after"] == self._digest
+        except (OSError, ValueError, TypeError, LookupError) as error:
+            raise ValueError(
+                f"{self._kept} must hold the last reload, but cannot be read ({error!r}): delete "
+                "it to serve what the configuration says."
+            ) from error
+        if not is_later:
+            self._forget_reload()
+            return self._of_file
+        _log.warning(
+            "The last reload is in force, kept in %s; an edit of the configuration file ends it.",
+            self._kept,
+        )
+        return configs
+
+    def edited(self) -> list[ModelConfig] | None:
+        """The models of the file where it was edited since, and is valid; None otherwise."""
+        if not self._file:
+            return None
+        try:
+            content = self._read()
+            if _digest(content) == self._digest:
+                return None
+            configs = read_config(content, self._file)
+        except (OSError, ValueError) as error:
+            if str(error) != self._problem:
+                _log.error("What is served stays as it is: %s", error)
+            self._problem = str(error)
+            return None
+        self._digest, self._problem = _digest(content), ""
+        self._forget_reload()
+        return configs
+
+    def place(self, configs: Iterable[ModelConfig]) -> None:
+        """Takes the paths that the operator has chosen, which are trusted."""
+        self._placed = {config.name: self.path(config) for config in configs}
+
+    def path(self, config: ModelConfig) -> Path:
+        """The directory of the versions of a model."""
+        if config.base_path:
+            return Path(os.path.abspath(self.root / config.base_path))
+        return self._placed.get(config.name, self.root / config.name)
+
+    def discover(self) -> Iterator[tuple[str, Path]]:
+        """The models that have a version on disk, finished or not."""
+        for path in sorted(self.root.iterdir()):
+            if is_name(path.name) and numbered_directories(path):
+                yield path.name, path
+
+    def check(self, config: ModelConfig) -> None:
+        """Says whether a client may ask for this, and whether it is on disk.
+
+        Raises:
+          InvalidRequest: the path is neither below the models nor the operator's.
+          NotFound: the model, or a version that is named, is not on disk.
+        """
+        path, name = self.path(config), config.name
+        if self.root not in path.parents and path != self._placed.get(name):
+            raise InvalidRequest(f"base_path of model {name!r} must lie below the models.")
+        on_disk = numbered_directories(path)
+        if not on_disk:
+            raise NotFound(f"Model {name!r} has no version on disk.")
+        for number in (*config.policy.specific, *config.labels.values()):
+            if number not in on_disk:
+                there = ", ".join(map(str, sorted(on_disk)))
+                raise NotFound(f"Model {name!r} has no version {number}; there are: {there}.")
+
+    def check_writable(self) -> None:
+        """Raises FailedPrecondition where a reload could not be kept."""
+        if not os.access(self._kept.parent, os.W_OK):
+            raise FailedPrecondition(
+                "A reload is kept for the next start, and the service cannot write there: "
+                "edit its config_file, or start it with another state_dir."
+            )
+
+    def note_file(self) -> None:
+        """Notes what the file says now: a reload that comes after it is the later decision."""
+        with contextlib.suppress(OSError):
+            self._digest = _digest(self._read())
+
+    def keep(self, configs: Sequence[ModelConfig]) -> None:
+        """Writes a reload for the next start, all of it or nothing.
+
+        Raises:
+          OSError: it cannot be written.
+        """
+        models = [dataclasses.asdict(config) for config in configs]
+        content = {"after": self._digest, "models": models}
+        write_atomically(self._kept, json.dumps(content, indent=2) + "\n")
+
+    def _forget_reload(self) -> None:
+        with contextlib.suppress(OSError):  # it is older than the file in any case
+            self._kept.unlink()
+
+    def _read(self) -> bytes:
+        return Path(self._file).read_bytes() if self._file else b""
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _from_json(policy: dict[str, Any], **fields: Any) -> ModelConfig:
+    specific = tuple(policy["specific"])
+    return ModelConfig(policy=VersionPolicy(policy["latest"], specific), **fields)

@@ -1,0 +1,96 @@
+"""Requests that a server replays before a version takes traffic, as TensorFlow Serving does.
+
+TensorFlow Serving reads `assets.extra/tf_serving_warmup_requests` of a SavedModel: a TFRecord file
+of `PredictionLog`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from google.protobuf.message import DecodeError
+
+from pipeline.contract.bundle import Bundle
+from serving.version import served_model
+from serving.version.versions import EXTRAS
+
+WARMUP = EXTRAS / "tf_serving_warmup_requests"
+
+_BATCHES = (1, 64)  # queries of a request
+_MAX_REQUESTS = 1000  # that are replayed, as in TensorFlow Serving
+_log = logging.getLogger(__name__)
+
+Inputs = dict[str, np.ndarray]
+
+
+def write(model: Path, signatures: Mapping[str, Sequence[str]], bundle: Bundle) -> None:
+    """Adds the file to a SavedModel, with real queries for each of its signatures.
+
+    Nothing is written where the package tensorflow-serving-api is not installed. Signatures that
+    take query ids are left out where the bundle names none.
+
+    Args:
+      model: path of the SavedModel.
+      signatures: of it, each with the names of its inputs.
+      bundle: that it was made of.
+    """
+    try:
+        from tensorflow_serving.apis import prediction_log_pb2
+    except ImportError:
+        _log.info("tensorflow-serving-api cannot be imported: there is no %s.", WARMUP)
+        return
+    (model / WARMUP).parent.mkdir(exist_ok=True)
+    examples = _examples(bundle)
+    with tf.io.TFRecordWriter(str(model / WARMUP)) as file:
+        for signature, names in signatures.items():
+            inputs = [examples[name] for name in names]
+            for size in _BATCHES if all(values.size for values in inputs) else ():
+                log = prediction_log_pb2.PredictionLog()
+                request = log.predict_log.request
+                request.model_spec.signature_name = signature
+                for name, values in zip(names, inputs, strict=True):
+                    shape = (size, *values.shape[1:]) if values.ndim else ()
+                    proto = tf.make_tensor_proto(np.resize(values, shape))
+                    request.inputs[name].CopyFrom(proto)
+                file.write(log.SerializeToString(deterministic=True))
+
+
+def read(model: Path) -> Iterator[Any]:
+    """The `Predict` requests recorded with a SavedModel; of other kinds there is no API here.
+
+    Raises:
+      ValueError: the file is not such a record.
+    """
+    from tensorflow_serving.apis import prediction_log_pb2
+
+    path = model / WARMUP
+    if not path.is_file():
+        return
+    try:
+        for record in tf.data.TFRecordDataset(str(path)).take(_MAX_REQUESTS).as_numpy_iterator():
+            log = prediction_log_pb2.PredictionLog.FromString(record)
+            if log.WhichOneof("log_type") == "predict_log":
+                yield log.predict_log.request
+            else:
+                _log.warning("%s: only predict_log is replayed.", path)
+    except (tf.errors.OpError, DecodeError) as error:
+        raise ValueError(f"{path} must be a TFRecord of PredictionLog: {error}.") from error
+
+
+def _examples(bundle: Bundle) -> Inputs:
+    """Values by the name of an input: rows of queries, or a number. Empty where none are known."""
+    most = _BATCHES[-1]
+    samples = bundle.sample_queries
+    rows = bundle.vectors if samples is None or not len(samples) else samples
+    ids = [query_id.encode() for query_id in bundle.query_ids(most)]
+    return {
+        served_model.QUERY_ID: np.array(ids, object),
+        served_model.EMBEDDING: np.asarray(rows[:most]),
+        served_model.LEAVES_TO_SEARCH: np.array(0, np.int32),
+        served_model.NUM_RESULTS: np.array(min(most, len(bundle.vectors)), np.int32),
+    }
