@@ -159,7 +159,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Published:
 @pytest.fixture(scope="session")
 def clustered(tmp_path_factory: pytest.TempPathFactory) -> Published:
     """4,000 candidates, K = 20; ScaNN builds a tree with quantised leaves."""
-    return _publish(tmp_path_factory.mktemp("clustered"), clustered_sample(), k=20)
+    root = tmp_path_factory.mktemp("clustered")
+    return _publish(root, clustered_sample(), k=20, scann_leaves=63)
 
 
 @pytest.fixture(scope="session")

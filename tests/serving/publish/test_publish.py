@@ -87,7 +87,7 @@ def test_leaves_to_search_is_an_input(clustered, scann_model):
         return np.mean([len(set(a) & b) / 20 for a, b in zip(found.numpy(), exact, strict=True)])
 
     report = json.loads((clustered.version / "ann_report.json").read_text())
-    assert report["scann"]["num_leaves"] in (63, 126, 252)  # the square root of 4,000, or more
+    assert report["scann"]["num_leaves"] == 63  # the square root of 4,000
     assert recall(1) < recall(8) <= recall(63)
     assert recall(63) > 0.94
     assert recall(0) == recall(report["scann"]["leaves_to_search"])
@@ -128,6 +128,7 @@ def test_versions_are_numbered_on_and_never_replaced(bundle, tmp_path):
     assert sorted(path.name for path in home.iterdir()) == ["1", "10", "9"]
 
 
+@pytest.mark.long
 def test_two_publishers_at_once_make_two_versions(bundle, tmp_path):
     def work():
         publish(bundle, tmp_path, scann=False)

@@ -59,13 +59,10 @@ def test_the_reported_recall_is_that_of_queries_that_did_not_choose(clustered, r
         assert report["scann"][name] == pytest.approx(found, abs=2e-3)
 
 
-def test_the_report_holds_the_curve_of_every_tree(report, clustered):
+def test_the_report_says_what_was_chosen_and_the_manifest_too(report, clustered):
     scann_report = report["scann"]
-    trees = {one["num_leaves"] for one in scann_report["sweep"]}
-    assert trees == {int(leaves) for leaves in scann_report["build_seconds"]}
-    assert {63, 126} <= trees <= {63, 126, 252}
     chosen = {name: scann_report[name] for name in ("leaves_to_search", "num_reordered")}
-    assert any(chosen.items() <= one.items() for one in scann_report["sweep"])
+    assert any(chosen.items() <= setting.items() for setting in scann_report["sweep"])
     details = schema.read_manifest(clustered.version, "version").details
     assert chosen.items() <= details.items()
     assert (details["at"], details["k"]) == (20, 20)
@@ -101,18 +98,21 @@ def by_work(monkeypatch):
     monkeypatch.setattr(Judge, "latency", latencies)
 
 
+@pytest.mark.long
 def test_a_sweep_measures_what_more_work_finds(clustered, by_work):
     sample = clustered.sample
     index = ScannIndex(sample.vectors, 20, 63)
     judge = Judge(sample.queries, ExactIndex(sample.vectors, 20).search, at=20)
-    settings = {one.parameters: one for one in Sweep(index, judge, promise=1.0).settings}
+    settings = {
+        setting.parameters: setting for setting in Sweep(index, judge, promise=1.0).settings
+    }
     for leaves, num_reordered in ((1, 25), (4, 50), (4, 200)):
         search = tf.function(index.search)
         found = search(tf.constant(sample.queries), leaves, num_reordered)[0].numpy().tolist()
         expected = recall(sample, np.arange(200), 20, lambda _, found=found: found)
-        measured = settings[leaves, num_reordered].measured.recall
-        assert measured == pytest.approx(expected, abs=2e-3)
-    recalls = {parameters: one.measured.recall for parameters, one in settings.items()}
+        of_sweep = settings[leaves, num_reordered].measured.recall
+        assert of_sweep == pytest.approx(expected, abs=2e-3)
+    recalls = {parameters: setting.measured.recall for parameters, setting in settings.items()}
     assert recalls[1, 200] < recalls[4, 200]
     assert recalls[4, 25] < recalls[4, 200]
     assert len(settings) > 30
@@ -124,12 +124,13 @@ def test_the_fastest_setting_that_keeps_the_promise_is_chosen(clustered, by_work
     assert chosen["num_leaves"] == 40
     assert chosen["recall"] >= 0.9
     assert chosen["recall_when_chosen"] > 0.9
-    cheaper = [one for one in settings if one["batch_ms"] < chosen["batch_ms"]]
+    cheaper = [setting for setting in settings if setting["batch_ms"] < chosen["batch_ms"]]
     assert len(cheaper) > 5
-    assert all(one["recall"] < 0.95 for one in cheaper)  # far enough above is always taken
+    assert all(setting["recall"] < 0.95 for setting in cheaper)  # far enough above is always taken
     assert report["default_index"] == "scann"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("gain", "built", "chosen"), [(0.0, [63, 126], 63), (1e9, [63, 126, 252], 252)]
 )
@@ -144,6 +145,7 @@ def test_a_larger_tree_is_kept_only_where_it_is_faster(
     monkeypatch.setattr(tuning, "_FASTER", gain)  # none is so much faster; any is so much
     report, _ = tune(clustered)
     assert sorted(map(int, report["scann"]["build_seconds"])) == built
+    assert {setting["num_leaves"] for setting in report["scann"]["sweep"]} == {*built}
     assert report["scann"]["num_leaves"] == chosen
     assert sorted(released) == sorted({*built} - {chosen})
 
@@ -176,6 +178,7 @@ def test_a_promise_that_cannot_be_kept_is_refused_and_leaves_nothing(
     assert [path.name for path in (tmp_path / "twotower").iterdir()] == []
 
 
+@pytest.mark.long
 def test_where_no_setting_of_the_sweep_is_enough_all_leaves_are_searched(clustered, monkeypatch):
     monkeypatch.setattr(tuning, "_REORDERED", (1.0,))
     chosen = tune(clustered, target_recall=0.99, scann_leaves=63)[0]["scann"]

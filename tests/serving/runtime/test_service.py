@@ -536,10 +536,9 @@ def test_no_request_fails_while_versions_are_swapped(without_scann, models, star
     async def main():
         nonlocal stop
         clients = [asyncio.create_task(client(query)) for query in range(3, 7)]
-        for number in (2, 3):
-            await asyncio.to_thread(put, without_scann.version, models, number)
-            await until(lambda n=number: any(pair[1] == n for pair in answered))
-        rollback = ModelConfig("shop", policy=VersionPolicy(specific=(2,)))
+        await asyncio.to_thread(put, without_scann.version, models, 2)
+        await until(lambda: any(pair[1] == 2 for pair in answered))
+        rollback = ModelConfig("shop", policy=VersionPolicy(specific=(1,)))
         await asyncio.to_thread(service.reload, [rollback], 60)
         count = len(answered)
         await until(lambda: len(answered) > count + 20)
@@ -547,8 +546,8 @@ def test_no_request_fails_while_versions_are_swapped(without_scann, models, star
         await asyncio.gather(*clients)
 
     run(main())
-    assert {version for pair in answered for version in pair} == {1, 2, 3}
-    assert answered[-1] == (2, 2)
+    assert {version for pair in answered for version in pair} == {1, 2}
+    assert answered[-1] == (1, 1)
     assert metric(service, "twotower_refusals_total") == 0
 
 
@@ -587,6 +586,7 @@ def test_a_version_is_not_freed_under_a_batch_whose_clients_have_left(
     assert outputs["amount"] == [1]
 
 
+@pytest.mark.long
 def test_what_is_replaced_is_freed(small, models, start, monkeypatch):
     loaded = []
     load = Service._load
