@@ -118,14 +118,16 @@ def test_the_card_and_the_manifest_describe_the_version(small):
     assert missing == {"manifest.json", "model_card.md"}  # people may annotate the card
 
 
-def test_versions_are_numbered_on_and_never_replaced(bundle, tmp_path):
+def test_versions_are_numbered_on_and_never_replaced(bundle, tmp_path, monkeypatch):
+    monkeypatch.setattr("serving.publish.publish._write_version", lambda path, *_: path.mkdir())
     home = tmp_path / "models" / "shop"
-    assert publish(bundle, home.parent, name="shop", scann=False) == home / "1"
-    (home / "9").mkdir()  # whatever lies there
-    with pytest.raises(ValueError, match=r"version 9 of .* exists"):
-        publish(bundle, home.parent, name="shop", version=9, scann=False)
-    assert publish(bundle, home.parent, name="shop", scann=False) == home / "10"
-    assert sorted(path.name for path in home.iterdir()) == ["1", "10", "9"]
+    made = [publish(bundle, home.parent, name="shop") for _ in range(2)]
+    assert made == [home / "1", home / "2"]
+    assert publish(bundle, home.parent, name="shop", version=9) == home / "9"
+    with pytest.raises(ValueError, match=r"version 2 of .* exists"):
+        publish(bundle, home.parent, name="shop", version=2)
+    assert publish(bundle, home.parent, name="shop") == home / "10"
+    assert sorted(path.name for path in home.iterdir()) == ["1", "10", "2", "9"]
 
 
 @pytest.mark.long
@@ -174,7 +176,8 @@ def test_a_failure_on_the_way_leaves_nothing(bundle, tmp_path, monkeypatch):
     assert [path.name for path in (tmp_path / "models" / "twotower").iterdir()] == []
 
 
-@pytest.mark.parametrize("num_candidates", [1, pytest.param(2000, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("num_candidates", [1, 5, 2000])
 def test_any_size_of_corpus_gets_a_scann_index(
     num_candidates, tmp_path, write_bundle, small_sample
 ):

@@ -84,7 +84,7 @@ def test_any_filters_give_what_a_loop_gives(retriever, small, index, few_allowed
 
 def test_a_tree_gives_k_good_results_whatever_the_filters(tree, clustered):
     sample, hits, total = clustered.sample, 0, 0
-    for seed in range(24):
+    for seed in range(16):
         request = random_request(sample, seed, "scann")
         for result, query_id in zip(tree.answer(request).results, request.query_ids, strict=True):
             if query_id == "nobody":

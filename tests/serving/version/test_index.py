@@ -92,6 +92,11 @@ def test_candidates_that_are_all_the_same_can_be_indexed(fill):
     np.testing.assert_allclose(scores, np.full((2, 5), 4 * fill))
 
 
+def test_a_corpus_of_one_can_be_indexed():
+    rows, scores = ScannIndex(np.full((1, 4), 2.0, np.float32), k=10).search(tf.ones([2, 4]))
+    assert (rows.numpy().tolist(), scores.numpy().tolist()) == ([[0], [0]], [[8], [8]])
+
+
 def test_no_queries_have_no_rows(vectors):
     for index in (ExactIndex(vectors, 7), ScannIndex(vectors, 7)):
         rows, scores = index.search(tf.zeros([0, 6]))
