@@ -6,10 +6,11 @@ by codes and writes one row an id. Ids of a table without interactions become ro
 """
 
 import dataclasses
+import itertools
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,19 +26,24 @@ from pipeline.beam.staging import Staging, load_block, read_json, write_json
 from pipeline.contract import schema
 from pipeline.features.columns import Statistics, merge, rank_values
 from pipeline.features.files import WriteFeatures
-from pipeline.features.join import join_slot, load_vocabulary, train_ids
+from pipeline.features.join import (
+    VocabularyShard,
+    join_slot,
+    load_vocabulary,
+    train_ids,
+    vocabulary_shards,
+)
 from pipeline.features.read import ReadTable
-from pipeline.features.tables import WORDS, Table, in_words_of
+from pipeline.features.tables import Table, in_words_of
 from pipeline.prepare.settings import PrepareConfig
 from pipeline.prepare.vocabulary import write_table
-from pipeline.read.discover import Piece, files_in, source_files
+from pipeline.read.discover import files_in, source_files
 
 log = logging.getLogger(__name__)
-Specs = dict[str, list[schema.FeatureSpec]]  # side → the columns of its feature files
 
 
 def write_features(
-    found: dict[str, tuple[Table, list[Piece]]],
+    tables: dict[str, Table],
     blocks: list[str],
     train_rows: int,
     config: PrepareConfig,
@@ -47,7 +53,7 @@ def write_features(
     """Writes the feature files of every side that has a table.
 
     Args:
-      found: from `find_tables`.
+      tables: from `find_tables`.
       blocks: files of rows by query, as `assemble` takes them; the vocabularies are written.
       train_rows: of all examples.
       config: the preparation's settings.
@@ -61,57 +67,40 @@ def write_features(
       ValueError: a table cannot be read, has too many bad rows, or two rows of an id differ.
       AccountingError: rows or ids were lost or made twice.
     """
-    if not found:
+    if not tables:
         return {}
-    tables = {side: table for side, (table, _) in found.items()}
-    shards = {side: _vocabulary_shards(staging.out, side) for side in tables}
-    _join(found, blocks, shards, config, options, staging)
-    rows = {}
-    for side, (table, pieces) in found.items():
-        ids = sum(_rows_of(Path(path)) for _, path, _ in shards[side])
-        rows[side] = _check_joined(table, len(pieces), ids, train_rows, staging)
-    specs = {side: _specs(tables[side], rows[side]["ids"], staging) for side in tables}
-    _encode(specs, shards, rows, config, options, staging)
-    for side in tables:
-        _check_written(side, rows[side], staging.out)
-    return {
-        schema.FEATURES: {
-            side: _details(tables[side], specs[side], rows[side], staging) for side in tables
-        }
-    }
-
-
-def _vocabulary_shards(out: Path, side: str) -> list[tuple[str, str, int]]:
-    """(side, path, dense id of the first row) of every shard of a vocabulary."""
-    shards, first = [], 0
-    for path in sorted(out.glob(f"{side}_vocabulary-*.parquet")):
-        shards.append((side, str(path), first))
-        first += _rows_of(path)
-    return shards
-
-
-def _rows_of(path: Path) -> int:
-    return pq.read_metadata(path).num_rows
-
-
-def _check_written(side: str, rows: dict[str, int], out: Path) -> None:
-    """Every id of the vocabulary, and every cold one, has a row in a file."""
-    for key, expected in (("features", "ids"), ("features_cold", "cold")):
-        written = {"rows": sum(map(_rows_of, out.glob(f"{side}_{key}-*.parquet")))}
-        check_sum(f"writing the {side} {key}", rows[expected], written, written, "ids")
+    shards = {side: vocabulary_shards(staging.out, side) for side in tables}
+    _join(tables, blocks, shards, config, options, staging)
+    rows, specs = {}, {}
+    for side, table in tables.items():
+        ids = sum(shard.rows for shard in shards[side])
+        rows[side] = _check_joined(table, ids, train_rows, staging)
+        specs[side] = _specs(table, ids, staging)
+    write = WriteFeatures(
+        specs,
+        {side: [shard.first for shard in shards[side]] for side in tables},
+        {side: -(-rows[side]["cold"] // config.rows_per_shard) for side in tables},
+        config.partitions,
+        staging.out,
+    )
+    joined = sorted(map(str, staging.stage("joined").glob("*.parquet")))
+    with running(options) as pipeline:
+        spread = pipeline | "Joined" >> beam.Create(joined) | "SpreadJoined" >> beam.Reshuffle()
+        finish(spread | "WriteFeatures" >> write)
+    details = {side: _details(tables[side], specs[side], rows[side], staging) for side in tables}
+    return {schema.FEATURES: details}
 
 
 def _join(
-    found: dict[str, tuple[Table, list[Piece]]],
+    tables: dict[str, Table],
     blocks: list[str],
-    shards: dict[str, list[tuple[str, str, int]]],
+    shards: dict[str, list[VocabularyShard]],
     config: PrepareConfig,
     options: PipelineOptions,
     staging: Staging,
 ) -> None:
-    """Pieces of tables and vocabularies → joined values by slot, and summaries of columns."""
-    tables = {side: table for side, (table, _) in found.items()}
-    pieces = [(side, piece) for side, (_, pieces) in found.items() for piece in pieces]
+    """Pieces of tables and vocabularies → joined values by slot, and specs of columns."""
+    pieces = [(side, piece) for side, table in tables.items() for piece in table.pieces]
     read, joined = staging.stage("tables"), staging.stage("joined")
     with running(options) as pipeline:
         values = (
@@ -122,7 +111,7 @@ def _join(
         )
         dense = (
             pipeline
-            | "Vocabularies" >> beam.Create([one for some in shards.values() for one in some])
+            | "Vocabularies" >> beam.Create(list(itertools.chain(*shards.values())))
             | "SpreadVocabularies" >> beam.Reshuffle()
             | "LoadVocabulary" >> beam.FlatMap(load_vocabulary, config.partitions)
         )
@@ -154,55 +143,59 @@ def _summarise(
     """Writes the vocabulary of a column, and stages its spec."""
     side, number = schema.SIDES[key[0]], key[1]
     name, kind = list(tables[side].kinds.items())[number]
-    found = merge(parts)
+    statistics = merge(parts)
     spec = schema.FeatureSpec(
         name,
         kind,
-        mean=found.moments.mean,
-        std=found.moments.std,
-        max_length=found.max_length,
-        has_presence=kind == "numeric" and found.train_missing > 0,
-        missing=found.missing,
+        mean=statistics.moments.mean,
+        std=statistics.moments.std,
+        max_length=statistics.max_length,
+        has_presence=kind == "numeric" and statistics.train_missing > 0,
+        missing=statistics.missing,
     )
     if kind in ("categorical", "multi"):
-        vocabulary = rank_values(found.counts, config.feature_min_count)
+        vocabulary = rank_values(statistics.counts, config.feature_min_count)
         file = schema.feature_vocabulary_name(side, name)
         write_table(vocabulary, out / file)
         spec = dataclasses.replace(spec, vocabulary=file, size=len(vocabulary))
-    staged_spec = {"spec": dataclasses.asdict(spec), "ids": found.ids}
+    staged_spec = {"spec": dataclasses.asdict(spec), "ids": statistics.ids}
     write_json(staged, f"spec-{side}-{number:05d}", staged_spec)
 
 
 def _specs(table: Table, ids: int, staging: Staging) -> list[schema.FeatureSpec]:
-    staged, specs = staging.stage("tables"), []
+    """The staged specs of the columns of a table; each knows of all ids of the vocabulary."""
+    directory, specs = staging.stage("tables"), []
     for number, name in enumerate(table.kinds):
-        found = read_json(staged, f"spec-{table.side}-{number:05d}")
-        check_sum(f"the values of the {table.side} column {name!r}", ids, found, ["ids"], "ids")
-        specs.append(schema.FeatureSpec(**found["spec"]))
+        staged = read_json(directory, f"spec-{table.side}-{number:05d}")
+        check_sum(f"the values of the {table.side} column {name!r}", ids, staged, ["ids"], "ids")
+        specs.append(schema.FeatureSpec(**staged["spec"]))
     return specs
 
 
-def _check_joined(
-    table: Table, pieces: int, ids: int, train_rows: int, staging: Staging
-) -> dict[str, int]:
-    """What became of the rows of a table of so many pieces, and whether all ids met it.
+def _staged(kind: str, table: Table, staging: Staging) -> Iterator[Any]:
+    """The results of a kind of the slots of a table."""
+    directory, partitions = staging.stage("joined"), table.config.partitions
+    for path in sorted(directory.glob(f"{kind}-*.json")):
+        if int(path.stem.split("-")[1]) // partitions == schema.SIDES.index(table.side):
+            yield read_json(directory, path.stem)
+
+
+def _check_joined(table: Table, ids: int, train_rows: int, staging: Staging) -> dict[str, int]:
+    """What became of the rows of a table, and whether all ids met it.
 
     Returns:
       Rows read, bad, duplicates, joined and cold; ids: of the vocabulary.
     """
     where = f"the {table.side} features"
-    counts = _check_read(table, pieces, staging)
-    partitions, first = table.config.partitions, schema.SIDES.index(table.side)
+    counts = _check_read(table, staging)
     conflicts: list[str] = []
-    for path in staging.stage("joined").glob("[0-9]*.json"):
-        if int(path.stem) // partitions == first:
-            tally = read_json(path.parent, path.stem)
-            conflicts += tally.pop("conflicts")
-            counts.update(tally)
+    for tally in _staged("tally", table, staging):
+        conflicts += tally.pop("conflicts")
+        counts.update(tally)
     if conflicts:
         raise ValueError(
             f"{table.config.source} has rows for the id {min(conflicts)!r} that differ; keep one "
-            f"row an id in --{WORDS[table.side]}_features."
+            f"row an id in {table.flag}."
         )
     check_sum(where, counts["read"], counts, ("bad", "duplicates", "joined", "cold"))
     check_sum(where, ids, counts, ["ids"], "ids")
@@ -215,12 +208,13 @@ def _check_joined(
     return dict(counts)
 
 
-def _check_read(table: Table, pieces: int, staging: Staging) -> Counter[str]:
+def _check_read(table: Table, staging: Staging) -> Counter[str]:
     """The counts `read` and `bad` of a table, and its dead letters in one file."""
-    flag = f"--{WORDS[table.side]}_features"
+    source = table.config.source
     staged, counts, files = staging.stage("tables"), Counter(read=0, bad=0), Counter[str]()
     tallies = sorted(staged.glob(f"{table.side}-*.json"))
-    check_sum(f"reading {table.config.source}", pieces, {"read": len(tallies)}, ["read"], "pieces")
+    number = {"read": len(tallies)}
+    check_sum(f"reading {source}", len(table.pieces), number, number, "pieces")
     letters = staging.out / f"{table.side}_features_dead_letters.jsonl"
     with open(letters, "wb") as collected:
         for path in tallies:
@@ -234,66 +228,44 @@ def _check_read(table: Table, pieces: int, staging: Staging) -> Counter[str]:
         names = [name for path in source_files(table.config) for name in files_in(path)]
     empty = [name for name in names if not files[name]]
     if counts["read"] == 0 or (empty and not table.config.allow_empty_files):
-        where = empty[0] if empty else table.config.source
-        raise ValueError(f"{where} holds no rows; check {flag}, or --allow_empty_files.")
+        where = empty[0] if empty else source
+        raise ValueError(f"{where} holds no rows; check {table.flag}, or --allow_empty_files.")
     if counts["bad"] > table.config.max_bad_share * counts["read"]:
         kept = staging.destination.with_name(f"{staging.destination.name}.{letters.name}")
         shutil.copyfile(letters, kept)
         with open(letters, encoding="utf-8") as file:
             first = file.readline().strip()
         raise ValueError(
-            f"{counts['bad']} of {counts['read']} rows of {table.config.source} are bad, more "
-            f"than --max_bad_share {table.config.max_bad_share:g}; is the kind of a column "
-            f"another ({flag[:-1]}_kinds)? All of them are in {kept}, the first is {first}"
+            f"{counts['bad']} of {counts['read']} rows of {source} are bad, more than "
+            f"--max_bad_share {table.config.max_bad_share:g}; is the kind of a column another "
+            f"({table.flag[:-1]}_kinds)? All of them are in {kept}, the first is {first}"
         )
     return counts
-
-
-def _encode(
-    specs: Specs,
-    shards: dict[str, list[tuple[str, str, int]]],
-    rows: dict[str, dict[str, int]],
-    config: PrepareConfig,
-    options: PipelineOptions,
-    staging: Staging,
-) -> None:
-    """Joined values by slot → feature files."""
-    files = sorted(map(str, staging.stage("joined").glob("*.parquet")))
-    firsts = {side: [first for _, _, first in some] for side, some in shards.items()}
-    cold = {side: -(-rows[side]["cold"] // config.rows_per_shard) for side in specs}
-    with running(options) as pipeline:
-        written = (
-            pipeline
-            | "Joined" >> beam.Create(files)
-            | "SpreadJoined" >> beam.Reshuffle()
-            | "WriteFeatures" >> WriteFeatures(specs, firsts, cold, config.partitions, staging.out)
-        )
-        finish(written)
 
 
 def _details(
     table: Table, specs: list[schema.FeatureSpec], rows: dict[str, int], staging: Staging
 ) -> dict[str, Any]:
-    """What the manifest says of a side."""
-    partitions, first = table.config.partitions, schema.SIDES.index(table.side)
-    unknown = np.zeros(len(specs), np.int64)
-    for path in staging.stage("joined").glob("unknown-*.json"):
-        if int(path.stem.split("-")[1]) // partitions == first:
-            unknown += read_json(path.parent, path.stem)
-    columns = [
-        dataclasses.asdict(dataclasses.replace(spec, unknown=number))
-        for spec, number in zip(specs, unknown.tolist(), strict=True)
-    ]
-    files = {
-        key: sorted(path.name for path in staging.out.glob(f"{table.side}_{key}-*.parquet"))
-        for key in ("features", "features_cold")
-    }
-    counts = {name: rows[name] for name in ("read", "bad", "duplicates", "joined", "cold")}
+    """What the manifest says of a side, once every id has a row in a file.
+
+    Raises:
+      AccountingError: an id of the vocabulary, or a cold one, has none.
+    """
+    files = {}
+    for key, expected in (("features", "ids"), ("features_cold", "cold")):
+        paths = sorted(staging.out.glob(f"{table.side}_{key}-*.parquet"))
+        written = {"rows": sum(pq.read_metadata(path).num_rows for path in paths)}
+        check_sum(f"writing the {table.side} {key}", rows[expected], written, written, "ids")
+        files[key] = [path.name for path in paths]
+    unknown = np.sum(list(_staged("unknown", table, staging)), axis=0)
     return {
         "source": table.config.source,
-        "rows": counts,
+        "rows": {name: rows[name] for name in ("read", "bad", "duplicates", "joined", "cold")},
         "ids_without_row": rows["ids"] - rows["joined"],
         "files": files["features"],
         "cold_files": files["features_cold"],
-        "columns": columns,
+        "columns": [
+            dataclasses.asdict(dataclasses.replace(spec, unknown=number))
+            for spec, number in zip(specs, unknown.tolist(), strict=True)
+        ],
     }

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -25,15 +25,32 @@ DENSE = "dense"  # column of joined values: dense id, -1 for an id without inter
 Known = tuple[np.ndarray, np.ndarray, pa.Array]  # fingerprints, dense ids, raw ids, [n] each
 
 
-def load_vocabulary(element: tuple[str, str, int], partitions: int) -> Iterator[tuple[int, Known]]:
-    """(side, shard of its vocabulary, dense id of its first row) → its ids by slot."""
-    side, path, first = element
-    table = pq.read_table(path, columns=[schema.FINGERPRINT, schema.RAW_ID]).combine_chunks()
+class VocabularyShard(NamedTuple):
+    """A file of a vocabulary."""
+
+    side: str
+    path: str
+    first: int  # dense id of the first row
+    rows: int
+
+
+def vocabulary_shards(out: Path, side: str) -> list[VocabularyShard]:
+    """The files of the vocabulary of a side, in order."""
+    shards, first = [], 0
+    for path in sorted(out.glob(f"{side}_vocabulary-*.parquet")):
+        shards.append(VocabularyShard(side, str(path), first, pq.read_metadata(path).num_rows))
+        first += shards[-1].rows
+    return shards
+
+
+def load_vocabulary(shard: VocabularyShard, partitions: int) -> Iterator[tuple[int, Known]]:
+    """The ids of a shard by slot."""
+    table = pq.read_table(shard.path, columns=[schema.FINGERPRINT, schema.RAW_ID]).combine_chunks()
     prints, raw = table[schema.FINGERPRINT].to_numpy(), table[schema.RAW_ID].cast(TEXT)
-    slot = schema.SIDES.index(side) * partitions
+    slot = schema.SIDES.index(shard.side) * partitions
     parts = partition_of(prints, partitions)
     for part, rows in partition(np.arange(len(prints)), parts, partitions):
-        yield slot + part, (prints[rows], first + rows, raw.take(rows).combine_chunks())
+        yield slot + part, (prints[rows], shard.first + rows, raw.take(rows).combine_chunks())
 
 
 def train_ids(
@@ -60,13 +77,16 @@ def join_slot(
     Every id of the vocabulary has a row, of nulls where the table has none. A tally tells what
     became of the rows of the table.
     """
-    slot, found = element
+    slot, grouped = element
     side = slot // partitions
     table = tables[schema.SIDES[side]]
-    blocks = [values_schema(table).empty_table(), *found["values"]]
+    blocks = [values_schema(table).empty_table(), *grouped["values"]]
     values, duplicates, conflicts = distinct_rows(pa.concat_tables(blocks).combine_chunks())
-    prints, dense, raw = _join_known(found["dense"])
-    train_rows = np.concatenate([np.empty(0, np.int64), *found["train"]])
+    no_ids: Known = np.empty(0, np.int64), np.empty(0, np.int64), pa.array([], TEXT)
+    all_prints, all_dense, all_raw = zip(no_ids, *grouped["dense"], strict=True)
+    prints, dense = np.concatenate(all_prints), np.concatenate(all_dense)
+    raw = pa.concat_arrays(all_raw)
+    train_rows = np.concatenate([np.empty(0, np.int64), *grouped["train"]])
     train = np.isin(prints, train_rows)
     have = values[schema.FINGERPRINT].to_numpy()
     places, hit = look_up(prints, have)
@@ -76,24 +96,20 @@ def join_slot(
     cold = np.ones(len(have), bool)
     cold[places[hit]] = False
     rest = values.filter(pa.array(cold))
-    staged = pa.concat_tables(
-        [
-            joined.append_column(DENSE, pa.array(dense)),
-            rest.append_column(DENSE, pa.array(np.full(len(rest), -1))),
-        ]
-    )
-    write_table(staged, out / f"{slot:05d}.parquet")
-    tally = {"ids": len(prints), "duplicates": duplicates, "joined": int(hit.sum())}
-    tally |= {"train": len(train_rows)}
-    write_json(out, f"{slot:05d}", tally | {"cold": len(rest), "conflicts": sorted(conflicts)[:1]})
+    all_dense = pa.array(np.r_[dense, np.full(len(rest), -1)])
+    staged = pa.concat_tables([joined, rest]).append_column(DENSE, all_dense)
+    write_table(staged.combine_chunks(), out / f"{slot:05d}.parquet")
+    tally = {
+        "ids": len(prints),
+        "duplicates": duplicates,
+        "joined": int(hit.sum()),
+        "cold": len(rest),
+        "train": len(train_rows),
+        "conflicts": sorted(conflicts)[:1],
+    }
+    write_json(out, f"tally-{slot:05d}", tally)
     for number, kind in enumerate(table.kinds.values()):
         yield (side, number), describe(joined[str(number)], kind, train)
-
-
-def _join_known(parts: Iterable[Known]) -> Known:
-    parts = [(np.empty(0, np.int64), np.empty(0, np.int64), pa.array([], TEXT)), *parts]
-    prints, dense, raw = zip(*parts, strict=True)
-    return np.concatenate(prints), np.concatenate(dense), pa.concat_arrays(raw)
 
 
 def distinct_rows(values: pa.Table) -> tuple[pa.Table, int, list[str]]:

@@ -47,30 +47,36 @@ class TableConfig(SourceConfig):
 
 
 class Table(NamedTuple):
-    """What a worker needs to know to read a piece of a table."""
+    """A table of attributes, and how to read it."""
 
     side: str
     config: TableConfig
+    pieces: list[Piece]
     kinds: dict[str, str]  # column → kind, in the order of the first file, without skipped ones
     separator: str  # between the values of a multi cell that is a text
 
+    @property
+    def flag(self) -> str:
+        """The flag that names it."""
+        return f"--{WORDS[self.side]}_features"
 
-def find_tables(config: PrepareConfig) -> dict[str, tuple[Table, list[Piece]]]:
-    """Side → its table of attributes and what there is to read of it.
+
+def find_tables(config: PrepareConfig) -> dict[str, Table]:
+    """Side → its table of attributes.
 
     Raises:
       ValueError: a table is not there, is of no known format, lacks its id, changes its columns
-        from one file to another, or has a column of which nobody knows what to do with it.
+        from one file to another, or has a column of a type that has no kind.
     """
-    found = {}
+    tables = {}
     for side in schema.SIDES:
         table_config = _table_config(config, side)
         if table_config is not None:
             with in_words_of(side):
                 pieces = find_pieces(table_config)
             kinds = _choose_kinds(pieces, table_config, config, side)
-            found[side] = (Table(side, table_config, kinds, config.feature_separator), pieces)
-    return found
+            tables[side] = Table(side, table_config, pieces, kinds, config.feature_separator)
+    return tables
 
 
 def feature_files(config: PrepareConfig) -> list[str]:
@@ -131,10 +137,10 @@ def _choose_kinds(
                 f"write one of them again, or name other files with --{WORDS[side]}_features."
             )
         if piece.kind == "parquet":
-            found = _parquet_kinds(piece.path, names, given, flag)
+            kinds = _parquet_kinds(piece.path, names, given, flag)
         else:
-            found = {} if inferred else _text_kinds(piece.path, table)
-        for name, kind in found.items():
+            kinds = {} if inferred else _text_kinds(piece.path, table)
+        for name, kind in kinds.items():
             earlier, where = inferred.setdefault(name, (kind, piece.path))
             if kind != earlier and name not in given:
                 raise ValueError(
@@ -162,25 +168,26 @@ def _parquet_kinds(path: str, names: list[str], given: dict[str, str], flag: str
     fields = pq.ParquetFile(path).schema_arrow
     kinds = {}
     for name in names:
-        found, asked = fields.field(name).type, given.get(name, "")
-        if asked == "skip":
+        column_type, kind = fields.field(name).type, given.get(name, "")
+        if kind == "skip":
             continue
-        if not _fits(found, asked):
-            kind = f"kind {asked}" if asked else "a kind"
+        if not _fits(column_type, kind):
+            wish = f"kind {kind}" if kind else "a kind"
             raise ValueError(
-                f"{path}: column {name!r} of type {found} cannot be of {kind}; choose another "
-                f"with {flag}, or leave it out with {flag} {name}=skip."
+                f"{path}: column {name!r} of type {column_type} cannot be of {wish}; choose "
+                f"another with {flag}, or leave it out with {flag} {name}=skip."
             )
-        kinds[name] = asked or infer_kind(found)
+        kinds[name] = kind or infer_kind(column_type)
     return {name: kind for name, kind in kinds.items() if kind}
 
 
-def _fits(found: pa.DataType, asked: str) -> bool:
+def _fits(column_type: pa.DataType, kind: str) -> bool:
+    """Whether a column can be of a kind; with an empty one, whether its type has one."""
     try:
-        infer_kind(found.value_type if asked and is_list(found) else found)
+        infer_kind(column_type.value_type if kind and is_list(column_type) else column_type)
     except TypeError:
         return False
-    return asked in ("", "multi") or not is_list(found)
+    return kind in ("", "multi") or not is_list(column_type)
 
 
 def _text_kinds(path: str, table: TableConfig) -> dict[str, str]:

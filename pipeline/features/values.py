@@ -6,8 +6,6 @@ true and false, dates as YYYY-MM-DD. Null, an empty text and a NaN of a float co
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -37,51 +35,41 @@ def values_of(column: pa.Array, kind: str, name: str, separator: str, checks: Ch
     """
     if kind == "multi":
         return _many(column, name, separator, checks)
-    read: dict[str, Callable[[pa.Array, str, Checks], pa.Array]]
-    read = {"categorical": _category, "numeric": _number, "text": _category}
-    return read[kind](column, name, checks)
+    read = _number if kind == "numeric" else _category
+    return read(column, name, checks)
 
 
-def infer_kind(found: pa.DataType) -> str:
+def infer_kind(column_type: pa.DataType) -> str:
     """The kind of a column by its type in a Parquet file; empty where it says nothing.
 
     Raises:
       TypeError: there is no kind for the type.
     """
-    if pa.types.is_dictionary(found):
-        found = found.value_type
-    if pa.types.is_null(found):
+    types = pa.types
+    if types.is_dictionary(column_type):
+        column_type = column_type.value_type
+    if types.is_null(column_type):
         return ""
-    if is_list(found):
-        if infer_kind(found.value_type) not in ("", "categorical"):
-            raise TypeError
-        return "multi"
-    if pa.types.is_floating(found) or pa.types.is_decimal(found) or pa.types.is_temporal(found):
-        if pa.types.is_time(found) or pa.types.is_duration(found):
-            raise TypeError
-        return "numeric"
-    if pa.types.is_integer(found) or pa.types.is_boolean(found) or is_text(found):
+    if is_list(column_type):
+        if infer_kind(column_type.value_type) in ("", "categorical"):
+            return "multi"
+    elif types.is_integer(column_type) or types.is_boolean(column_type) or is_text(column_type):
         return "categorical"
+    else:
+        number = (types.is_floating, types.is_decimal, types.is_date, types.is_timestamp)
+        if any(is_kind(column_type) for is_kind in number):
+            return "numeric"
     raise TypeError
 
 
-def is_list(found: pa.DataType) -> bool:
+def is_list(column_type: pa.DataType) -> bool:
     """Whether a cell of the type holds several values."""
-    return (
-        pa.types.is_list(found)
-        or pa.types.is_large_list(found)
-        or pa.types.is_fixed_size_list(found)
-    )
+    return isinstance(column_type, pa.ListType | pa.LargeListType | pa.FixedSizeListType)
 
 
-def is_text(found: pa.DataType) -> bool:
+def is_text(column_type: pa.DataType) -> bool:
     """Whether a cell of the type is a text, or the bytes of one."""
-    return (
-        pa.types.is_string(found)
-        or pa.types.is_large_string(found)
-        or pa.types.is_binary(found)
-        or pa.types.is_large_binary(found)
-    )
+    return column_type in (pa.string(), pa.large_string(), pa.binary(), pa.large_binary())
 
 
 def _plain(column: pa.Array, name: str, checks: Checks) -> pa.Array:

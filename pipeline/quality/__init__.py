@@ -1,4 +1,4 @@
-"""What the data are like: `measures` (on Beam), `histogram`, `report`, and `page` with its `plots`.
+"""What the data are like: `measures` (on Beam), `histogram`, `report`, `page` (quality.html).
 
 Imports `prepare` and what lies below.
 """

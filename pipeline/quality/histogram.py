@@ -88,23 +88,18 @@ def gini(counts: Histogram) -> float:
     return float((ranks * counts.weights).sum() / (size * counts.total))
 
 
-def quantiles(counts: Histogram, shares: Iterable[float] = QUANTILES) -> dict[str, float]:
-    """For each share the smallest count that so many of the ids do not exceed."""
+def quantiles(counts: Histogram) -> dict[str, float]:
+    """For each share of QUANTILES the smallest count that so many of the ids do not exceed."""
     up_to, values = np.cumsum(counts.numbers), counts.values
-    found = {}
-    for share in shares:
+    described = {}
+    for share in QUANTILES:
         place = np.searchsorted(up_to, max(1, np.ceil(share * counts.size)))
-        found[f"{share:g}"] = float(values[place]) if len(values) else 0.0
-    return found
+        described[f"{share:g}"] = float(values[place]) if len(values) else 0.0
+    return described
 
 
 def top(counts: Histogram, number: int) -> tuple[float, float]:
-    """The sum of the `number` largest counts, and the smallest of them.
-
-    Args:
-      counts: of at least `number` ids.
-      number: at least 1.
-    """
+    """The sum of the `number` largest counts, at least 1 and at most all, and the smallest."""
     numbers, values = counts.numbers[::-1], counts.values[::-1]
     taken = np.clip(number - (np.cumsum(numbers) - numbers), 0, numbers)
     return float((taken * values).sum()), float(values[taken > 0][-1])
@@ -142,35 +137,28 @@ def concentration(counts: Histogram) -> list[dict[str, float]]:
 
 
 def describe(counts: Histogram, head_share: float) -> dict[str, Any]:
-    """Head, tail, Gini coefficient and quantiles, for a manifest.
+    """Head, tail, Gini coefficient and quantiles of the counts of a side, for a manifest.
 
-    Args:
-      counts: of all ids of a side.
-      head_share: share of the ids, in (0, 1], that is the head; it is at least one id.
+    `head_share` is the share of the ids, in (0, 1], that is the head; it is at least one id.
     """
     size, total = counts.size, counts.total
-    described: dict[str, Any] = {"ids": size, "rows": total, "gini": gini(counts)}
-    described["quantiles"] = quantiles(counts)
-    if not size or not total:
+    described = {"ids": size, "rows": total, "gini": gini(counts), "quantiles": quantiles(counts)}
+    if not total:
         return described
+    once = (counts.keys > 0) & (counts.keys <= 1)  # also what decayed below 1
+
+    def share_of(ids: int) -> dict[str, Any]:
+        return {"ids": ids, "share_of_ids": ids / size}
+
     number = max(1, int(np.rint(head_share * size)))
     rows, smallest = top(counts, number)
-    described["head"] = {
-        "ids": number,
-        "share_of_ids": number / size,
-        "share_of_rows": rows / total,
-        "smallest_count": smallest,
+    rows_of_once = float(counts.weights[once].sum())
+    return described | {
+        "head": share_of(number) | {"share_of_rows": rows / total, "smallest_count": smallest},
+        "seen_once": share_of(int(counts.numbers[once].sum()))
+        | {"share_of_rows": rows_of_once / total},
+        "tail": {"share_of_rows": TAIL_SHARE} | share_of(rarest(counts, TAIL_SHARE)),
     }
-    once = (counts.keys > 0) & (counts.keys <= 1)  # also what decayed below 1
-    ids = int(counts.numbers[once].sum())
-    described["seen_once"] = {
-        "ids": ids,
-        "share_of_ids": ids / size,
-        "share_of_rows": float(counts.weights[once].sum()) / total,
-    }
-    ids = rarest(counts, TAIL_SHARE)
-    described["tail"] = {"share_of_rows": TAIL_SHARE, "ids": ids, "share_of_ids": ids / size}
-    return described
 
 
 def as_text(described: dict[str, Any], noun: str) -> list[str]:

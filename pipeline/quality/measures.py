@@ -7,7 +7,7 @@ writes none, counts the same in a pipeline of its own. Both give the same number
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import apache_beam as beam
 import numpy as np
@@ -41,21 +41,38 @@ def measure_output(out: Path, splits: dict[str, int]) -> Measures:
       out: holds vocabularies and train counts.
       splits: rows of each split.
     """
-    degrees, trained, without, cold = {}, 0, 0, 0
-    for side in schema.SIDES:
-        paths = sorted(out.glob(f"{side}_vocabulary-*.parquet"))
-        degrees[side] = merge(histogram(_counts(path)) for path in paths)
-    for path in sorted(out.glob("candidate_vocabulary-*.parquet")):
-        counts = _counts(path)
-        train = _counts(path.with_name(path.name.replace("vocabulary", "train_counts")))
-        trained += int(train.sum())
-        without += int((train == 0).sum())
-        cold += int(counts[train == 0].sum())
-    return Measures(splits, degrees, trained, without, cold)
+
+    def counts(kind: str) -> Iterator[np.ndarray]:
+        for path in sorted(out.glob(f"{kind}-*.parquet")):
+            yield pq.read_table(path, columns=[schema.COUNT])[schema.COUNT].to_numpy()
+
+    queries = [as_lists(histogram(shard)) for shard in counts("query_vocabulary")]
+    shards = zip(counts("candidate_vocabulary"), counts("candidate_train_counts"), strict=True)
+    return _add_up(splits, queries, [_measure(*shard) for shard in shards])
 
 
-def _counts(path: Path) -> np.ndarray:
-    return pq.read_table(path, columns=[schema.COUNT])[schema.COUNT].to_numpy()
+def _measure(counts: np.ndarray, train: np.ndarray) -> dict[str, Any]:
+    """What is known of some candidates, as JSON can hold it; rows and train rows of each, [n]."""
+    cold = train == 0
+    return {
+        "histogram": as_lists(histogram(counts)),
+        "train_rows": int(train.sum()),
+        "without_train_rows": int(cold.sum()),
+        "cold_rows": int(counts[cold].sum()),
+    }
+
+
+def _add_up(
+    splits: dict[str, int], queries: list[list[list[float]]], candidates: list[dict[str, Any]]
+) -> Measures:
+    """The measures of all ids, from histograms of queries and `_measure` of candidates."""
+    histograms = {"query": queries, "candidate": [part["histogram"] for part in candidates]}
+    names = ("train_rows", "without_train_rows", "cold_rows")
+    return Measures(
+        splits,
+        {side: merge(map(from_lists, parts)) for side, parts in histograms.items()},
+        *(sum(part[name] for part in candidates) for name in names),
+    )
 
 
 def measure_blocks(
@@ -79,28 +96,21 @@ def measure_blocks(
             | "MeasureCandidates" >> beam.MapTuple(partial(_measure_candidates, out=out))
         )
         finish(queries, candidates)
-    by_query = [read_json(out, path.stem) for path in sorted(out.glob("query-*.json"))]
-    by_candidate = [read_json(out, path.stem) for path in sorted(out.glob("candidate-*.json"))]
-    sizes = np.sum([one["splits"] for one in by_query], axis=0).tolist()
-    return Measures(
-        dict(zip(schema.SPLITS, sizes, strict=True)),
-        {
-            "query": merge(from_lists(one["histogram"]) for one in by_query),
-            "candidate": merge(from_lists(one["histogram"]) for one in by_candidate),
-        },
-        sum(one["train_rows"] for one in by_candidate),
-        sum(one["without_train_rows"] for one in by_candidate),
-        sum(one["cold_rows"] for one in by_candidate),
+    by_query, by_candidate = (
+        [read_json(out, path.stem) for path in sorted(out.glob(f"{side}-*.json"))]
+        for side in schema.SIDES
     )
+    sizes = np.sum([part["splits"] for part in by_query], axis=0).tolist()
+    splits = dict(zip(schema.SPLITS, sizes, strict=True))
+    return _add_up(splits, [part["histogram"] for part in by_query], by_candidate)
 
 
-def _measure_queries(part: int, rows: np.ndarray, out: Path) -> str:
+def _measure_queries(part: int, rows: np.ndarray, out: Path) -> None:
     """All rows of a query are in one block."""
-    name = f"query-{part:05d}"
     splits = np.bincount(rows["split"], minlength=len(schema.SPLITS)).tolist()
     degrees = np.unique(rows["query"], return_counts=True)[1]
-    write_json(out, name, {"splits": splits, "histogram": as_lists(histogram(degrees))})
-    return name
+    measured = {"splits": splits, "histogram": as_lists(histogram(degrees))}
+    write_json(out, f"query-{part:05d}", measured)
 
 
 def _count_candidates(
@@ -111,23 +121,12 @@ def _count_candidates(
     prints, codes = np.unique(rows["candidate"], return_inverse=True)
     train = np.bincount(codes, rows["split"] == 0, len(prints))
     counts = np.stack([np.bincount(codes, minlength=len(prints)), train], 1).astype(np.int64)
-    for part, found in partition(
-        np.arange(len(prints)), partition_of(prints, partitions), partitions
-    ):
-        yield part, (prints[found], counts[found])
+    parts = partition_of(prints, partitions)
+    for part, places in partition(np.arange(len(prints)), parts, partitions):
+        yield part, (prints[places], counts[places])
 
 
 def _measure_candidates(
     part: int, counted: Iterable[tuple[np.ndarray, np.ndarray]], out: Path
-) -> str:
-    name = f"candidate-{part:05d}"
-    counts = count_ids(counted)[1]
-    cold = counts[:, 1] == 0
-    measured = {
-        "histogram": as_lists(histogram(counts[:, 0])),
-        "train_rows": int(counts[:, 1].sum()),
-        "without_train_rows": int(cold.sum()),
-        "cold_rows": int(counts[cold, 0].sum()),
-    }
-    write_json(out, name, measured)
-    return name
+) -> None:
+    write_json(out, f"candidate-{part:05d}", _measure(*count_ids(counted)[1].T))

@@ -3,21 +3,26 @@
 The same numbers give the same bytes: no time, no machine and no name of a source is in it.
 """
 
-from functools import reduce
-from operator import getitem
+from __future__ import annotations
+
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from markupsafe import Markup
 
 from pipeline.contract import schema
 from pipeline.contract.files import write_atomically
-from pipeline.contract.pages import render
+from pipeline.contract.pages import render, svg_plot
 from pipeline.quality.histogram import quantile_name
-from pipeline.quality.plots import plot_concentration, plot_days, plot_degrees
 from pipeline.quality.report import DROPS, span
 
-_TEMPLATE = Path(__file__).with_name("templates") / "quality.html"
-_MAX_GAPS = 10  # listed, the longest
-_Cells = list[tuple[str, ...]]
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_SIDES = {"query": ("users", "#2f6690"), "candidate": ("items", "#b5541c")}
+_MAX_BARS = 125  # of the plot of days; longer times share bars
 
 
 def write_page(path: Path, quality: dict[str, Any]) -> None:
@@ -28,17 +33,15 @@ def write_page(path: Path, quality: dict[str, Any]) -> None:
 def page(quality: dict[str, Any]) -> str:
     """The page as HTML; `quality` is that of the manifest, from `quality.report`."""
     days = quality["days"]
-    gaps = days["longest_gaps"] if days else []
+    splits = {split: f"of them {split}" for split in schema.SPLITS}
     return render(
-        _TEMPLATE,
+        Path(__file__).with_name("templates") / "quality.html",
         title="Data quality",
         **quality,
-        step_cells=_step_cells(quality["rows"]),
-        reason_cells=[(text, f"{rows:,}") for text, rows in quality["bad_reasons"].items()],
-        gap_cells=[(span(gap), f"{gap['days']:,}") for gap in gaps[:_MAX_GAPS]],
-        shorter_gaps=len(gaps[_MAX_GAPS:]),
+        steps={"read": "read", **DROPS, "rows": "kept", **splits},
+        span=span,
+        quantile_name=quantile_name,
         days_plot=plot_days(days["rows"]) if days and "rows" in days else "",
-        id_cells=_id_cells([quality[side] for side in schema.SIDES]),
         plots=[
             plot_concentration(quality),
             *(plot_degrees(quality[side]["bins"], side) for side in schema.SIDES),
@@ -46,32 +49,99 @@ def page(quality: dict[str, Any]) -> str:
     )
 
 
-def _step_cells(rows: dict[str, int]) -> _Cells:
-    names = {"read": "read", **DROPS, "rows": "kept"}
-    names |= {split: f"of them {split}" for split in schema.SPLITS}
-    return [
-        (text, f"{rows[step]:,}", f"{rows[step] / rows['read']:.2%}")
-        for step, text in names.items()
-    ]
+def plot_degrees(bins: list[dict[str, Any]], side: str) -> Markup:
+    """How many ids of a side have how many rows, in bars of powers of two."""
+    noun, color = _SIDES[side]
+
+    def draw(axes: Axes) -> None:
+        places = np.arange(len(bins))
+        bars = axes.bar(places, [one["ids"] for one in bins], 0.85, color=color)
+        labels = [_short(one["ids"], 2) if one["ids"] else "" for one in bins]
+        axes.bar_label(bars, labels, padding=1, fontsize=8 if len(bins) < 15 else 6)
+        shown = places[:: 1 + len(bins) // 15]
+        axes.set_xticks(shown, [_power(bins[place]["from"]) for place in shown])
+        note = " (1k = 1,024)" if len(bins) > 10 else ""
+        axes.set_xlabel(f"rows of one of the {noun}, up to the next bar{note}")
+        axes.set_ylabel(noun)
+        _thousands(axes)
+
+    return _figure(f"How many rows {noun} have", noun, draw)
 
 
-def _id_cells(sides: list[dict[str, Any]]) -> _Cells:
-    def row(text: str, form: str, *path: str) -> tuple[str, ...]:
-        values = (reduce(getitem, path, side) for side in sides)
-        return (text, *(format(value, form) for value in values))
+def plot_concentration(quality: dict[str, Any]) -> Markup:
+    """The share of the rows that the most frequent users and items have."""
 
-    quantiles = [
-        row(f"rows each, {quantile_name(share)}", ",.6g", "quantiles", share)
-        for share in sides[0]["quantiles"]
-    ]
-    return [
-        row("before the k-core", ",", "ids_before_k_core"),
-        row("lost to the k-core", ",", "lost_to_k_core"),
-        row("left", ",", "ids"),
-        *quantiles,
-        row("Gini coefficient of the rows", ".3f", "gini"),
-        row("share of rows of the top 1%", ".1%", "head", "share_of_rows"),
-        row("with one row", ",", "seen_once", "ids"),
-        row("with one row, share of them", ".1%", "seen_once", "share_of_ids"),
-        row("rarest, sharing 20% of the rows", ".1%", "tail", "share_of_ids"),
-    ]
+    def draw(axes: Axes) -> None:
+        for side, (noun, color) in _SIDES.items():
+            points = quality[side]["concentration"]
+            axes.plot(
+                [100 * one["share_of_ids"] for one in points],
+                [100 * one["share_of_rows"] for one in points],
+                "o-",
+                color=color,
+                label=f"{noun}, Gini {quality[side]['gini']:.2f}",
+                markersize=4,
+            )
+        axes.set_xscale("log")
+        ticks = [0.1, 1, 10, 100]
+        axes.set_xticks(ticks, [f"{tick:g} %" for tick in ticks])
+        axes.set_yticks(range(0, 101, 25), [f"{tick} %" for tick in range(0, 101, 25)])
+        axes.set_ylim(0, 104)
+        axes.set_xlabel("top share of the users or items, by their rows")
+        axes.set_ylabel("share of the rows")
+        axes.legend(frameon=False)
+        axes.grid(alpha=0.3)
+
+    return _figure("Concentration", "concentration", draw)
+
+
+def plot_days(rows: dict[str, int]) -> Markup:
+    """Rows by day; what has none is red."""
+    known = np.array(list(rows), "datetime64[D]")
+    day = (known - known[0]).astype(np.int64)
+    width = -(-int(day[-1] + 1) // _MAX_BARS)  # days a bar
+    sums = np.zeros(day[-1] // width + 1, np.int64)
+    np.add.at(sums, day // width, list(rows.values()))
+
+    def draw(axes: Axes) -> None:
+        places = np.arange(len(sums))
+        axes.bar(places, sums, 0.9, color="#4d7c5a", linewidth=0)
+        for place in places[sums == 0]:
+            axes.axvspan(place - 0.5, place + 0.5, color="#e8b4b0", linewidth=0)
+        ticks = np.unique(np.linspace(0, len(sums) - 1, 4).astype(int))
+        axes.set_xticks(ticks, [str(known[0] + tick * width) for tick in ticks])
+        labels = axes.get_xticklabels()
+        labels[0].set_horizontalalignment("left")
+        labels[-1].set_horizontalalignment("right")
+        axes.set_xlim(-0.6, len(sums) - 0.4)
+        axes.set_ylabel("rows a day" if width == 1 else f"rows in {width} days")
+        _thousands(axes)
+
+    title = "Good rows by day" if width == 1 else f"Good rows, {width} days a bar"
+    return _figure(f"{title}; red: none", "days", draw)
+
+
+def _figure(title: str, name: str, draw: Callable[[Axes], None]) -> Markup:
+    style = {"svg.hashsalt": "quality"}
+    return svg_plot(title, name, draw, margins=(0.15, 0.17, 0.96, 0.94), style=style)
+
+
+def _thousands(axes: Axes) -> None:
+    axes.yaxis.set_major_formatter(lambda value, _: _short(value))
+
+
+def _power(number: int) -> str:
+    """A power of two as people write it in short: 2,048 as 2k."""
+    for power, letter in ((30, "G"), (20, "M"), (10, "k")):
+        if number >= 2**power:
+            return f"{number >> power}{letter}"
+    return str(number)
+
+
+def _short(number: float, digits: int = 3) -> str:
+    """1,234,000 as 1.23M, so that it fits under a bar."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            whole = len(str(int(number / size)))
+            return f"{round(number / size, max(0, digits - whole)):g}{letter}"
+    return f"{number:g}"

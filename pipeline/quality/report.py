@@ -29,11 +29,7 @@ DROPS = {  # count of the manifest → what it is called for people
 
 
 def check_days(days: dict[str, int], config: PrepareConfig) -> None:
-    """Whether there are no more days without rows than `max_empty_days` allows.
-
-    Raises:
-      ValueError: there are more; the message names the first of them.
-    """
+    """Raises ValueError where more days have no rows than `max_empty_days` allows."""
     if config.max_empty_days is None:
         return
     gaps = gaps_between(days)
@@ -56,12 +52,11 @@ def gaps_between(days: dict[str, int]) -> list[dict[str, Any]]:
     Returns:
       `from` and `to`, both empty themselves, and `days`, how many they are.
     """
-    known = np.array(list(days), "datetime64[D]")
-    one = np.timedelta64(1, "D")
+    known, day = np.array(list(days), "datetime64[D]"), np.timedelta64(1, "D")
     return [
-        {"from": str(before + one), "to": str(after - one), "days": int((after - before) / one) - 1}
+        {"from": str(before + day), "to": str(after - day), "days": int((after - before) / day) - 1}
         for before, after in itertools.pairwise(known)
-        if after - before > one
+        if after - before > day
     ]
 
 
@@ -127,30 +122,38 @@ def _days(days: dict[str, int]) -> dict[str, Any] | None:
     return described | ({"rows": days} if len(days) <= MAX_DAYS else {})
 
 
-def as_lines(found: dict[str, Any]) -> list[str]:
+def as_lines(quality: dict[str, Any]) -> list[str]:
     """What `quality` gives, as lines of text for a terminal or a log."""
-    rows, lines = found["rows"], []
+    rows, lines = quality["rows"], []
     for name, text in [("read", "rows read"), *DROPS.items(), ("rows", "rows kept")]:
         lines.append(f"{text:28}{rows[name]:>14,}{rows[name] / rows['read']:>9.2%}")
     for split in schema.SPLITS:
         lines.append(f"  {split:26}{rows[split]:>14,}{rows[split] / rows['rows']:>9.2%} of kept")
-    for reason, number in found["bad_reasons"].items():
+    for reason, number in quality["bad_reasons"].items():
         lines.append(f"bad: {number:,} x {reason}")
     for side, noun in (("query", "users"), ("candidate", "items")):
-        one = found[side]
+        ids = quality[side]
         lines.append(
-            f"{noun}: {one['ids']:,} of {one['ids_before_k_core']:,}, "
-            f"{one['lost_to_k_core']:,} lost to the k-core"
+            f"{noun}: {ids['ids']:,} of {ids['ids_before_k_core']:,}, "
+            f"{ids['lost_to_k_core']:,} lost to the k-core"
         )
-        lines += as_text(one, noun)
-    cold = found["cold"]
+        lines += as_text(ids, noun)
+    cold = quality["cold"]
     lines.append(
         f"items without train rows: {cold['candidates_without_train_rows']:,}, with "
         f"{cold['held_out_rows']:,} rows of validation and test "
         f"({cold['share_of_held_out_rows']:.2%})"
     )
-    lines.append(f"density: {found['density']:.3%} of all pairs of a user and an item")
-    return lines + _lines_of_days(found["days"]) + _lines_of_files(found["files"])
+    lines.append(f"density: {quality['density']:.3%} of all pairs of a user and an item")
+    lines += _lines_of_days(quality["days"])
+    files = quality["files"]
+    if len(files) > 1:
+        least, most = (choose(files, key=files.__getitem__) for choose in (min, max))
+        lines.append(
+            f"files: {len(files):,}; rows read from {files[least]:,} ({least}) to "
+            f"{files[most]:,} ({most})"
+        )
+    return lines
 
 
 def _lines_of_days(days: dict[str, Any] | None) -> list[str]:
@@ -160,18 +163,7 @@ def _lines_of_days(days: dict[str, Any] | None) -> list[str]:
         f"days: {days['with_rows']:,} with rows from {days['first']} to {days['last']}, "
         f"{days['without_rows']:,} without"
     ]
-    if days["longest_gaps"]:
-        gaps = days["longest_gaps"]
+    if gaps := days["longest_gaps"]:
         more = f", and {len(gaps) - 5} more gaps" if len(gaps) > 5 else ""
         lines.append(f"days without rows: {', '.join(span(gap) for gap in gaps[:5])}{more}")
     return lines
-
-
-def _lines_of_files(files: dict[str, int]) -> list[str]:
-    least, most = (choose(files, key=files.__getitem__) for choose in (min, max))
-    if len(files) == 1:
-        return []
-    return [
-        f"files: {len(files):,}; rows read from {files[least]:,} ({least}) to "
-        f"{files[most]:,} ({most})"
-    ]

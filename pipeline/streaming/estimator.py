@@ -68,10 +68,6 @@ class Estimator:
             state[name] = np.load(Path(self.previous) / file, mmap_mode="r")[array, start:stop]
         return state
 
-    def range_of(self, buckets: np.ndarray) -> np.ndarray:
-        """The range of each bucket: int64 [n]."""
-        return buckets * self.num_ranges // self.num_buckets
-
     @property
     def num_ranges(self) -> int:
         """The ranges of an array; none is empty."""
@@ -89,9 +85,9 @@ class Estimator:
         )
         for array in range(self.num_hashes):
             occurrences = np.stack([buckets[:, array], block.steps, block.rows], axis=1)
-            parts = self.range_of(buckets[:, array])
-            for part, some in partition(occurrences, parts, self.num_ranges):
-                yield array * self.num_ranges + part, some
+            parts = buckets[:, array] * self.num_ranges // self.num_buckets
+            for part, rows in partition(occurrences, parts, self.num_ranges):
+                yield array * self.num_ranges + part, rows
 
 
 def advance(state: np.ndarray, buckets: np.ndarray, steps: np.ndarray, alpha: float) -> np.ndarray:
@@ -135,12 +131,9 @@ def advance(state: np.ndarray, buckets: np.ndarray, steps: np.ndarray, alpha: fl
     ends = np.append(first[1:], len(buckets))
     state = state.copy()
     state["last_step"][present] = steps[ends - 1]
-    for name, values in zip(
-        ("interval", "weight"),
-        _means(state[present], (steps - before).astype(np.float64), first, ends, alpha),
-        strict=True,
-    ):
-        state[name][present] = values
+    intervals = (steps - before).astype(np.float64)
+    means, weights = _means(state[present], intervals, first, ends, alpha)
+    state["interval"][present], state["weight"][present] = means, weights
     return state
 
 
@@ -228,9 +221,9 @@ def advance_range(
     start, stop = estimator.limits(number)
     if state is None:
         state = estimator.initial(array, start, stop)
-    found = np.concatenate(list(blocks))
-    state = advance(state, found[:, 0] - start, found[:, 1], estimator.alpha)
-    return Buckets(array, start, int(found[:, 2].sum()), state)
+    buckets, steps, rows = np.concatenate(list(blocks)).T
+    state = advance(state, buckets - start, steps, estimator.alpha)
+    return Buckets(array, start, int(rows.sum()), state)
 
 
 def assemble(estimator: Estimator, changed: Iterable[Buckets]) -> tuple[np.ndarray, np.ndarray]:

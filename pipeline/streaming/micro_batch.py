@@ -131,7 +131,13 @@ def _run(
             after = before._replace(step=-(-rows // config.batch_size))
             todo = chunks(order_events(events, config.partitions, options, staging))
             split = partial(split_by_rows, rows_before=before.rows, size=config.batch_size)
-        estimator = _estimator(config, previous)
+        estimator = Estimator(
+            num_buckets=config.num_buckets,
+            num_hashes=config.num_hashes,
+            alpha=config.alpha,
+            ranges=config.partitions,
+            previous=str(previous.path) if previous else "",
+        )
         advance_rows(todo, split, estimator, options, staging)
         counts = read["counts"] | _write_state(estimator, config, staging)
         _check_rows(counts, previous, config)
@@ -145,22 +151,12 @@ def _run(
     return Snapshot(directory.resolve(), manifest)
 
 
-def _estimator(config: FrequenciesConfig, previous: Snapshot | None) -> Estimator:
-    return Estimator(
-        num_buckets=config.num_buckets,
-        num_hashes=config.num_hashes,
-        alpha=config.alpha,
-        ranges=config.partitions,
-        previous=str(previous.path) if previous else "",
-    )
-
-
 def _times(
     before: Position, previous: Snapshot | None, config: FrequenciesConfig, staging: Staging
 ) -> tuple[Position, Periods]:
     """How far the stream comes with the staged rows, and what becomes of rows by their time."""
-    found, seconds = time_range(staging), config.step_seconds
-    oldest, newest = found or (None, None)
+    seconds = config.step_seconds
+    oldest, newest = time_range(staging) or (None, None)
     times = [time for time in (newest, before.newest) if time is not None]
     periods = Periods(seconds, 0, NEVER, NEVER, config.partitions)  # all rows are pending
     if not times:

@@ -60,8 +60,8 @@ def split_by_time(chunk: Chunk, periods: Periods) -> Iterator[Sorted]:
     # Ranges of fingerprints that, one after the other, are in their order.
     high = (later[:, 0].astype(np.uint64) ^ np.uint64(1 << 63)) >> np.uint64(32)
     parts = ((high * np.uint64(periods.ranges)) >> np.uint64(32)).astype(np.int64)
-    for part, some in partition(later, parts, periods.ranges):
-        yield (PENDING, part), some
+    for part, rows in partition(later, parts, periods.ranges):
+        yield (PENDING, part), rows
 
 
 def advance_rows(
@@ -84,7 +84,8 @@ def advance_rows(
         )
         applied = (
             rows
-            | "Applied" >> beam.FlatMap(_applied)
+            | "Applied" >> beam.Filter(lambda element: element[0][0] == APPLIED)
+            | "Block" >> beam.Values()
             | "Estimate" >> EstimateFrequencies(estimator)
             | "StageBuckets" >> beam.Map(_stage_buckets, out=out[APPLIED])
         )
@@ -97,33 +98,20 @@ def advance_rows(
         finish(applied, others)
 
 
-def _applied(element: Sorted) -> Iterator[Block]:
-    if element[0][0] == APPLIED:
-        yield element[1]
-
-
-def _stage_others(key: tuple[str, int], rows: Iterable[Any], out: dict[str, Path]) -> str:
+def _stage_others(key: tuple[str, int], rows: Iterable[Any], out: dict[str, Path]) -> None:
     kind, number = key
     if kind == LATE:
-        return _stage_late(number, rows, out[kind])
-    return _stage_pending(number, rows, out[kind])
+        write_json(out[LATE], f"{number:06d}", sum(rows))
+        return
+    prints, periods, counts = np.concatenate(list(rows)).T
+    periods, prints, counts = distinct(Block(periods, prints, counts))
+    write_block(out[PENDING], f"{number:05d}", np.stack([prints, periods, counts], axis=1))
 
 
 def _stage_buckets(buckets: Buckets, out: Path) -> str:
     name = f"{buckets.array:03d}-{buckets.start:010d}"
     write_json(out, name, {"array": buckets.array, "start": buckets.start, "rows": buckets.rows})
     return write_block(out, name, buckets.state)
-
-
-def _stage_pending(part: int, blocks: Iterable[np.ndarray], out: Path) -> str:
-    prints, periods, rows = np.concatenate(list(blocks)).T
-    periods, prints, rows = distinct(Block(periods, prints, rows))
-    return write_block(out, f"{part:05d}", np.stack([prints, periods, rows], axis=1))
-
-
-def _stage_late(piece: int, sizes: Iterable[int], out: Path) -> str:
-    write_json(out, f"{piece:06d}", sum(sizes))
-    return str(piece)
 
 
 def staged_buckets(staging: Staging) -> Iterator[Buckets]:

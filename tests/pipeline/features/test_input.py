@@ -173,7 +173,7 @@ def config(tmp_path):
 
 
 def kinds_of(config):
-    return find_tables(config)["candidate"][0].kinds
+    return find_tables(config)["candidate"].kinds
 
 
 def test_a_text_file_shows_which_columns_hold_numbers(config, tmp_path):

@@ -1,6 +1,5 @@
 """Feature files against a reference in plain Python; what they may not depend on."""
 
-import json
 import os
 from pathlib import Path
 
@@ -25,7 +24,7 @@ import twotower
 from pipeline.contract import schema
 from pipeline.job import prepare
 from pipeline.prepare.settings import PrepareConfig
-from pipeline.read import readers as batches
+from pipeline.read import readers
 
 TAFENG = (
     Path(os.environ.get("TWOTOWER_DATA", Path(__file__).parents[4] / "shared" / "data")) / "tafeng"
@@ -159,21 +158,16 @@ def test_what_has_no_train_rows_teaches_nothing(out, run):
             assert (out / path).read_bytes() == (changed / path).read_bytes()
 
 
-@pytest.mark.parametrize("partitions", [1, 3, 64])
-def test_key_ranges_do_not_matter(out, run, partitions):
-    again = run(as_table(make_items()), partitions=partitions)
-    assert content(again) == content(out)
-    assert details(again)["columns"] == details(out)["columns"]
-
-
-def test_order_blocks_and_files_do_not_matter(out, run, monkeypatch):
-    monkeypatch.setattr(batches, "BLOCK_ROWS", 7)
+def test_order_blocks_files_and_key_ranges_do_not_matter(out, run, monkeypatch):
+    """Nor do equal rows of an id."""
+    monkeypatch.setattr(readers, "BLOCK_ROWS", 7)
     table = as_table(make_items())
-    table = table.take(np.random.default_rng(1).permutation(len(table)))
-    parts = table.slice(0, 13), table.slice(13, 1), table.slice(14)
-    again = run(*parts, item_feature_kinds=(*FLAGS, "tags=multi"))
+    shuffled = table.take(np.random.default_rng(1).permutation(len(table)))
+    parts = shuffled.slice(0, 13), shuffled.slice(13, 1), shuffled.slice(14), table.slice(20)
+    again = run(*parts, item_feature_kinds=(*FLAGS, "tags=multi"), partitions=64)
     assert content(again) == content(out)
     assert details(again)["columns"] == details(out)["columns"]
+    assert details(again)["rows"]["duplicates"] == 35
 
 
 @pytest.mark.long
@@ -199,25 +193,11 @@ def test_rare_values_count_as_unknown(run):
     assert 0 < specs(found)["tags"].size == len(learned["tags"]) < 6
 
 
-def test_equal_rows_of_an_id_are_one(out, run):
-    table = as_table(make_items())
-    twice = run(table, table.slice(10, 20), table.slice(40))
-    assert content(twice) == content(out)
-    assert details(twice)["rows"]["duplicates"] == 35
-
-
 def test_different_rows_of_an_id_are_an_error(run, tmp_path):
     rows = make_items()
     with pytest.raises(ValueError, match=f"rows for the id '{rows[3]['item_id']}' that differ"):
         run(as_table([*rows, rows[3] | {"tags": ["z"]}, rows[8]]))
     assert [path.name for path in tmp_path.iterdir()] == ["out-items"]
-
-
-def test_without_tables_nothing_changes(source, tmp_path):
-    plain = {"source": source, "output": str(tmp_path / "out"), "split": "given", "partitions": 2}
-    manifest = prepare(PrepareConfig(**plain))
-    assert "feature" not in json.dumps([manifest.configuration, manifest.details])
-    assert not [name for name in manifest.files if "feature" in name and name != "features.json"]
 
 
 def test_the_command_reads_text_tables_of_both_sides(out, source, tmp_path, caplog):

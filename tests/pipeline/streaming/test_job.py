@@ -28,26 +28,20 @@ import twotower
 from pipeline.beam.options import beam_options
 from pipeline.beam.staging import Staging
 from pipeline.contract import hashing, schema
-from pipeline.read import readers as batches
+from pipeline.read import readers
 from pipeline.read.discover import find_pieces
-from pipeline.streaming import estimator as streaming_frequency
-from pipeline.streaming import order as event_order
-from pipeline.streaming import steps as row_steps
+from pipeline.streaming import estimator, order, steps
 from pipeline.streaming.job import estimate
-
-MODES = pytest.mark.parametrize("mode", [BY_ROWS, BY_TIME], ids=["rows", "time"])
-
 
 # --- the result -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("partitions", "block_rows"), [(1, 37), (64, 10**6)])
-def test_rows_decide_the_step(tmp_path, monkeypatch, partitions, block_rows):
+def test_rows_decide_the_step(tmp_path, monkeypatch):
     """In the order of time over all files; where times are equal, of files and rows."""
-    monkeypatch.setattr(batches, "BLOCK_ROWS", block_rows)
+    monkeypatch.setattr(readers, "BLOCK_ROWS", 37)
     rows = make_rows(jitter=2000)
     source = write_parts(tmp_path / "log", rows, 3)
-    manifest = estimate(config_for(source, tmp_path / "out", **BY_ROWS, partitions=partitions))
+    manifest = estimate(config_for(source, tmp_path / "out", **BY_ROWS, partitions=20))
     _, state = newest(tmp_path / "out")
     Paper.over(by_rows(rows, 64), **SIZES).check(state)
     assert manifest.details["step"] == -(-len(rows) // 64)
@@ -85,21 +79,12 @@ def test_no_worker_puts_the_whole_log_in_order(tmp_path, times):
     config = config_for(source, tmp_path / "out", **BY_ROWS, partitions=8)
     with Staging(config.output, overwrite=False) as staging:
         options = beam_options([])
-        events = event_order.stage_events(find_pieces(config), config, options, staging)
-        ordered = event_order.order_events(events, 8, options, staging)
+        events = order.stage_events(find_pieces(config), config, options, staging)
+        ordered = order.order_events(events, 8, options, staging)
         for files in (events, ordered):
             sizes = [len(np.load(path)) for path in files]
             assert sum(sizes) == 2000
             assert max(sizes) <= 2 * 2000 / 8
-
-
-def test_one_item_at_one_time(tmp_path):
-    """No cut of the time axis and no range of buckets divides these rows."""
-    write(tmp_path / "log.parquet", [("x", 5)] * 500)
-    estimate(config_for(tmp_path / "log.parquet", tmp_path / "out", **BY_ROWS))
-    _, state = newest(tmp_path / "out")
-    assert state["last_step"].max() == 8
-    assert (state["interval"] == 1).all()  # every step holds it
 
 
 def test_threads_do_not_matter(tmp_path, parts, expected):
@@ -109,42 +94,33 @@ def test_threads_do_not_matter(tmp_path, parts, expected):
 
 
 @pytest.mark.long
-@MODES
-@pytest.mark.parametrize("workers", ["multi_threading", "multi_processing"])
-def test_workers_do_not_matter(tmp_path, parts, mode, workers):
+@pytest.mark.parametrize("mode", [BY_ROWS, BY_TIME], ids=["rows", "time"])
+def test_workers_do_not_matter(tmp_path, parts, mode):
     estimate(config_for(parts, tmp_path / "one", **mode))
-    flags = [f"--direct_running_mode={workers}", "--direct_num_workers=2"]
+    flags = ["--direct_running_mode=multi_processing", "--direct_num_workers=2"]
     estimate(config_for(parts, tmp_path / "two", **mode), flags)
     assert digest(tmp_path / "two") == digest(tmp_path / "one")
 
 
 @pytest.mark.long
-@MODES
-def test_a_cluster_gives_the_same_bytes(tmp_path, parts, mode):
+def test_a_cluster_gives_the_same_bytes(tmp_path, parts):
     distributed = pytest.importorskip("distributed")
-    estimate(config_for(parts, tmp_path / "one", **mode))
+    estimate(config_for(parts, tmp_path / "one", **BY_ROWS))
     with distributed.LocalCluster(
         n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
     ) as cluster:
         flags = ["--runner=DaskRunner", f"--dask_client_address={cluster.scheduler_address}"]
-        estimate(config_for(parts, tmp_path / "two", **mode), flags)
+        estimate(config_for(parts, tmp_path / "two", **BY_ROWS), flags)
     assert digest(tmp_path / "two") == digest(tmp_path / "one")
 
 
 # --- one run after the other ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "mode",
-    [
-        pytest.param(BY_ROWS, id="rows"),
-        pytest.param(BY_TIME, id="lateness", marks=pytest.mark.long),  # as the watches below
-        pytest.param({"step_seconds": 60}, id="time"),
-    ],
-)
+@pytest.mark.parametrize("mode", [BY_ROWS, {"step_seconds": 60}], ids=["rows", "time"])
 def test_restarting_from_a_snapshot_equals_no_restart(tmp_path, mode):
-    """The files end inside steps; with lateness, rows of older steps come with the next file."""
-    rows = make_rows(jitter=100 if mode is BY_TIME else 0)
+    """The files end inside steps; `test_watch` has the same with lateness."""
+    rows = make_rows(jitter=0)
     source = write_parts(tmp_path / "log", rows, 2)
     estimate(config_for(source, tmp_path / "whole", **mode))
     for number in range(2):
@@ -153,10 +129,9 @@ def test_restarting_from_a_snapshot_equals_no_restart(tmp_path, mode):
         config = config_for(part, tmp_path / "out", previous=previous, **mode)
         manifest = estimate(dataclasses.replace(config, partitions=number + 1))
     assert state_of(tmp_path / "out") == state_of(tmp_path / "whole")
-    assert manifest.counts["late"] == 0
-    assert (manifest.counts["pending"] > 0) is (mode is BY_TIME)
+    assert (manifest.counts["late"], manifest.counts["pending"]) == (0, 0)
     assert len(manifest.details["consumed"]) == 2
-    if mode == {"step_seconds": 60}:  # no row waits: every run ends inside a step
+    if mode != BY_ROWS:
         Paper.over(by_time(rows, 60, 0)[0], **SIZES).check(newest(tmp_path / "out")[1])
 
 
@@ -202,6 +177,8 @@ def test_late_rows_are_counted_and_dropped(tmp_path):
     write(tmp_path / "2.parquet", [("d", 1013), ("b", 1009), ("b", 1000), ("e", 1061)])
     estimate(config_for(tmp_path / "1.parquet", tmp_path / "out", **mode))
     config = config_for(tmp_path / "2.parquet", tmp_path / "out", **mode, previous=tmp_path / "out")
+    with pytest.raises(ValueError, match="lateness_seconds 20, got 0: rows that it would still"):
+        estimate(dataclasses.replace(config, allowed_lateness_seconds=0))
     manifest = estimate(config)
     names = ("read", "applied", "late", "pending")
     assert [manifest.counts[name] for name in names] == [4, 3, 2, 1]
@@ -216,18 +193,6 @@ def test_late_rows_are_counted_and_dropped(tmp_path):
     applied = [(1, "a"), (2, "b"), (2, "d"), (4, "c"), (4, "a"), (5, "f"), (5, "g")]
     events = [(t, hashing.fingerprint(item)) for t, item in applied]
     Paper.over(events, **SIZES).check(newest(tmp_path / "out")[1])
-
-
-def test_less_lateness_than_before_is_an_error(tmp_path):
-    """Rows that may still come within the old lateness would be lost."""
-    write(tmp_path / "1.parquet", [("a", 1005), ("b", 1034)])
-    mode = {"step_seconds": 10, "allowed_lateness_seconds": 20}
-    estimate(config_for(tmp_path / "1.parquet", tmp_path / "out", **mode))
-    less = config_for(
-        tmp_path / "1.parquet", tmp_path / "out", step_seconds=10, previous=tmp_path / "out"
-    )
-    with pytest.raises(ValueError, match="lateness_seconds 20, got 0: rows that it would still"):
-        estimate(less)
 
 
 def test_a_time_in_the_future_does_not_move_the_stream(tmp_path):
@@ -259,12 +224,11 @@ def test_more_late_rows_than_the_share_is_an_error(tmp_path):
 # --- bad input ------------------------------------------------------------------------------
 
 
-@MODES
-def test_bad_rows_go_to_the_dead_letters(tmp_path, mode):
+def test_bad_rows_go_to_the_dead_letters(tmp_path):
     bad = ",1100\n" + "i1,noon\n" + "i1\n"
     (tmp_path / "log.csv").write_text(HEADER + GOOD + bad)
     manifest = estimate(
-        config_for(tmp_path / "log.csv", tmp_path / "out", **mode, max_bad_share=0.1)
+        config_for(tmp_path / "log.csv", tmp_path / "out", **BY_TIME, max_bad_share=0.1)
     )
     counts = manifest.counts
     assert (counts["read"], counts["bad"]) == (33, 3)
@@ -308,17 +272,17 @@ def test_a_threshold_drops_rows(tmp_path):
 
 def test_rows_that_get_lost_are_our_error(tmp_path, monkeypatch):
     source = write(tmp_path / "log.parquet", make_rows(200))
-    original = streaming_frequency.Estimator.by_range
+    original = estimator.Estimator.by_range
 
     def without_one_key(self, block):
         yield from list(original(self, block))[1:]
 
     with monkeypatch.context() as patch:
-        patch.setattr(streaming_frequency.Estimator, "by_range", without_one_key)
+        patch.setattr(estimator.Estimator, "by_range", without_one_key)
         with pytest.raises(RuntimeError, match="the hash arrays counted"):
             estimate(config_for(source, tmp_path / "out", **BY_ROWS))
     with monkeypatch.context() as patch:
-        patch.setattr(row_steps, "_stage_late", lambda piece, sizes, out: str(piece))
+        patch.setattr(steps, "_stage_others", lambda key, rows, out: None)
         estimate(config_for(source, tmp_path / "out", step_seconds=60))
         late = write(tmp_path / "late.parquet", make_rows(50, seconds=10))
         config = config_for(late, tmp_path / "out", step_seconds=60, previous=tmp_path / "out")
