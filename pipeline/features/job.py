@@ -8,7 +8,6 @@ by codes and writes one row an id. Ids of a table without interactions become ro
 import dataclasses
 import itertools
 import logging
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -38,6 +37,7 @@ from pipeline.features.tables import Table, in_words_of
 from pipeline.prepare.settings import PrepareConfig
 from pipeline.prepare.vocabulary import write_table
 from pipeline.read.discover import files_in, source_files
+from pipeline.read.log import DEAD_LETTERS, check_bad
 
 log = logging.getLogger(__name__)
 
@@ -215,31 +215,22 @@ def _check_read(table: Table, staging: Staging) -> Counter[str]:
     tallies = sorted(staged.glob(f"{table.side}-*.json"))
     number = {"read": len(tallies)}
     check_sum(f"reading {source}", len(table.pieces), number, number, "pieces")
-    letters = staging.out / f"{table.side}_features_dead_letters.jsonl"
-    with open(letters, "wb") as collected:
-        for path in tallies:
-            tally = read_json(staged, path.stem)
-            if tally["problem"]:
-                raise ValueError(tally["problem"])
-            counts.update(read=tally["read"], bad=tally["bad"])
-            files[tally["path"]] += tally["read"]
-            collected.write(path.with_suffix(".jsonl").read_bytes())
+    for path in tallies:
+        tally = read_json(staged, path.stem)
+        if tally["problem"]:
+            raise ValueError(tally["problem"])
+        counts.update(read=tally["read"], bad=tally["bad"])
+        files[tally["path"]] += tally["read"]
     with in_words_of(table.side):
         names = [name for path in source_files(table.config) for name in files_in(path)]
     empty = [name for name in names if not files[name]]
     if counts["read"] == 0 or (empty and not table.config.allow_empty_files):
         where = empty[0] if empty else source
         raise ValueError(f"{where} holds no rows; check {table.flag}, or --allow_empty_files.")
-    if counts["bad"] > table.config.max_bad_share * counts["read"]:
-        kept = staging.destination.with_name(f"{staging.destination.name}.{letters.name}")
-        shutil.copyfile(letters, kept)
-        with open(letters, encoding="utf-8") as file:
-            first = file.readline().strip()
-        raise ValueError(
-            f"{counts['bad']} of {counts['read']} rows of {source} are bad, more than "
-            f"--max_bad_share {table.config.max_bad_share:g}; is the kind of a column another "
-            f"({table.flag[:-1]}_kinds)? All of them are in {kept}, the first is {first}"
-        )
+    letters = [path.with_suffix(".jsonl") for path in tallies]
+    hint = f"is the kind of a column another ({table.flag[:-1]}_kinds)? "
+    name = f"{table.side}_features_{DEAD_LETTERS}"
+    check_bad(letters, name, counts, table.config, staging, hint)
     return counts
 
 

@@ -161,17 +161,8 @@ def check_read(config: SourceConfig, staging: Staging) -> dict[str, Any]:
             f"{empty[0]} holds no rows, as do {len(empty) - 1} other file(s) of the source; is a "
             "day of the log missing? --allow_empty_files goes on without."
         )
-    letters = _collect_letters(staging, counts["bad"])
-    if counts["bad"] > config.max_bad_share * counts["read"]:
-        kept = staging.destination.with_name(staging.destination.name + "." + DEAD_LETTERS)
-        shutil.copyfile(letters, kept)
-        with open(letters, encoding="utf-8") as file:
-            first = file.readline().strip()
-        raise ValueError(
-            f"{counts['bad']} of {counts['read']} rows of {config.source} are bad, more than "
-            f"--max_bad_share {config.max_bad_share:g}; all of them are in {kept}, the first is "
-            f"{first}"
-        )
+    letters = sorted(staging.stage("dead").glob("*.jsonl"))
+    check_bad(letters, DEAD_LETTERS, counts, config, staging)
     days = sorted((int(day), rows) for day, rows in read["days"].items())
     reasons = sorted(read["reasons"].items(), key=lambda pair: (-pair[1], pair[0]))
     return {
@@ -183,14 +174,45 @@ def check_read(config: SourceConfig, staging: Staging) -> dict[str, Any]:
     }
 
 
-def _collect_letters(staging: Staging, bad: int) -> Path:
-    """One dead-letter file in the order of the source; it is empty when no row was bad."""
-    path, letters = staging.out / DEAD_LETTERS, 0
+def check_bad(
+    letters: list[Path],
+    name: str,
+    counts: dict[str, int],
+    config: SourceConfig,
+    staging: Staging,
+    hint: str = "",
+) -> None:
+    """Puts the dead letters of a source into one file of the output; there may not be too many.
+
+    Args:
+      letters: the files of the pieces, in the order of the source.
+      name: of the file; it is empty when no row was bad.
+      counts: rows `read` and `bad`.
+      config: of the source.
+      staging: holds the output.
+      hint: what the user may have got wrong.
+
+    Raises:
+      ValueError: too many rows are bad; their letters are in `<output>.<name>`.
+      AccountingError: a dead letter is missing.
+    """
+    path, number = staging.out / name, 0
     with open(path, "wb") as collected:
-        for part in sorted(staging.stage("dead").glob("*.jsonl")):
+        for part in letters:
             with open(part, "rb") as file:
                 for line in file:
                     collected.write(line)
-                    letters += 1
-    check_sum("bad rows of the log", bad, {"dead letters": letters}, ["dead letters"])
-    return path
+                    number += 1
+    check_sum(
+        f"bad rows of {config.source}", counts["bad"], {"dead letters": number}, ["dead letters"]
+    )
+    if counts["bad"] > config.max_bad_share * counts["read"]:
+        kept = staging.destination.with_name(f"{staging.destination.name}.{name}")
+        shutil.copyfile(path, kept)
+        with open(path, encoding="utf-8") as file:
+            first = file.readline().strip()
+        raise ValueError(
+            f"{counts['bad']} of {counts['read']} rows of {config.source} are bad, more than "
+            f"--max_bad_share {config.max_bad_share:g}; {hint}all of them are in {kept}, the "
+            f"first is {first}"
+        )
