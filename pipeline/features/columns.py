@@ -74,10 +74,10 @@ def rank_values(counts: pa.Table, min_count: int) -> pa.Table:
 def encode(
     column: pa.ChunkedArray, spec: schema.FeatureSpec, vocabulary: pa.Table | None
 ) -> tuple[dict[str, pa.Array], np.ndarray]:
-    """The columns of a feature file for some ids, and how many values of each are unknown.
+    """The columns of a feature file for some ids, and how many values of each id are unknown.
 
     Args:
-      column: values, [n], of the type that their kind has before.
+      column: values, [n], of the type that their kind has in `VALUE_TYPES`.
       spec: says how; `pipeline.contract.feature_spec` says what comes out.
       vocabulary: of a categorical or multi column.
 

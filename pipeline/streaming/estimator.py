@@ -162,12 +162,7 @@ def _means(
 
 
 def occurrences(weight: np.ndarray, alpha: float) -> dict[str, int]:
-    """How many buckets were touched, and how many of them less than FEW times.
-
-    Args:
-      weight: w of every bucket, [A, H].
-      alpha: α.
-    """
+    """How many buckets were touched, and how many of them less than FEW times, from w [A, H]."""
     few = weight < (1 - (1 - alpha) ** FEW) * (1 - 1e-9)
     return {"touched": int((weight > 0).sum()), "few": int((few & (weight > 0)).sum())}
 
@@ -227,14 +222,10 @@ def advance_range(
 
 
 def assemble(estimator: Estimator, changed: Iterable[Buckets]) -> tuple[np.ndarray, np.ndarray]:
-    """All buckets from those that changed and the start.
+    """All buckets, STATE [A, H], and the rows of the log that each array counted, [A].
 
-    Args:
-      estimator: sizes and start.
-      changed: in any order; of a range that is there several times, the last one counts.
-
-    Returns:
-      STATE [A, H], and the rows of the log that each array counted, [A].
+    Buckets that did not change are as at the start. `changed` may be in any order; of a range
+    that comes several times, the last one counts.
     """
     arrays = range(estimator.num_hashes)
     whole = np.stack([estimator.initial(array, 0, estimator.num_buckets) for array in arrays])

@@ -26,7 +26,7 @@ import numpy as np
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.beam.accounting import AccountingError, check_sum
-from pipeline.beam.staging import Staging, read_json
+from pipeline.beam.staging import Staging
 from pipeline.contract import schema
 from pipeline.contract.files import describe_files
 from pipeline.counts.settings import FrequenciesConfig, StartedConfig
@@ -202,8 +202,10 @@ def _check_read(inputs: list[Input], config: FrequenciesConfig, staging: Staging
             f"{changed[0]} changed while it was read; write files under another name, such as "
             "NAME.partial, and rename them when they are complete."
         )
-    if config.allow_empty_files and not _has_rows(staging):
-        return {"counts": dict.fromkeys(("read", "bad", "below_threshold"), 0)}
+    if config.allow_empty_files:  # a quiet hour may write a file without rows
+        tally = read_tally(staging)
+        if not tally["problems"] and not tally["counts"]["read"]:
+            return {"counts": dict.fromkeys(("read", "bad", "below_threshold"), 0)}
     read = check_read(dataclasses.replace(config, allow_empty_files=True), staging)
     if config.source.startswith("tfds:"):
         return read
@@ -216,14 +218,6 @@ def _check_read(inputs: list[Input], config: FrequenciesConfig, staging: Staging
             "part of the log missing? --allow_empty_files goes on without."
         )
     return read
-
-
-def _has_rows(staging: Staging) -> bool:
-    """Whether there is anything to check: a quiet hour may write a file without rows."""
-    if not read_json(staging.stage("tally"), "pieces"):
-        return False
-    read = read_tally(staging)
-    return bool(read["problems"] or read["counts"].get("read"))
 
 
 def _check_rows(

@@ -43,14 +43,13 @@ class Chunk(NamedTuple):
 
 def chunks(paths: Iterable[str]) -> list[Chunk]:
     """Cuts staged files, one after the other."""
-    found, place = [], 0
+    cut, place = [], 0
     for path in paths:
         size = len(np.load(path, mmap_mode="r"))
         for start in range(0, size, CHUNK_EVENTS):
-            stop = min(start + CHUNK_EVENTS, size)
-            found.append(Chunk(path, start, stop, place + start))
+            cut.append(Chunk(path, start, min(start + CHUNK_EVENTS, size), place + start))
         place += size
-    return found
+    return cut
 
 
 def stage_events(
@@ -77,10 +76,10 @@ def stage_events(
 def time_range(staging: Staging) -> tuple[int, int] | None:
     """The earliest and the latest event time that `stage_events` staged; None without events."""
     staged = staging.stage("events")
-    found = [read_json(staged, path.stem) for path in staged.glob("*.json")]
-    if not found:
+    ranges = [read_json(staged, path.stem) for path in staged.glob("*.json")]
+    if not ranges:
         return None
-    return min(one["oldest"] for one in found), max(one["newest"] for one in found)
+    return min(times["oldest"] for times in ranges), max(times["newest"] for times in ranges)
 
 
 def order_events(
@@ -107,11 +106,11 @@ def order_events(
 
 
 def find_cuts(sample: list[tuple[int, int, int]], ranges: int) -> list[tuple[int, int]]:
-    """Where to cut events into ranges of about equal size.
+    """Where to cut events into at most so many ranges of about equal size.
 
     Args:
       sample: (timestamp, order, events that it stands for), in any order.
-      ranges: how many there shall be at most.
+      ranges: their number.
 
     Returns:
       (timestamp, order) of the first event of each range but the first, ascending.

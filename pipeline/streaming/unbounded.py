@@ -112,11 +112,13 @@ class EstimateStream(beam.PTransform):
         return Stream(snapshots, late)
 
 
-class _ByWindow(beam.DoFn):
-    """Events → (range of fingerprints, Block) by window; before the first step: late."""
-
+class _Step(beam.DoFn):
     def __init__(self, estimator: Estimator, clock: StepClock) -> None:
-        self._ranges, self._clock = estimator.num_ranges, clock
+        self._estimator, self._clock = estimator, clock
+
+
+class _ByWindow(_Step):
+    """Events → (range of fingerprints, Block) by window; before the first step: late."""
 
     def process(self, element: tuple[np.ndarray, np.ndarray]) -> Iterator[Any]:
         prints, seconds = element
@@ -128,17 +130,15 @@ class _ByWindow(beam.DoFn):
         columns = columns[~early]
         windows = (columns[:, 0] - 1) // self._clock.window
         names, codes = np.unique(windows, return_inverse=True)
-        parts = codes * self._ranges + partition_of(columns[:, 1].copy(), self._ranges)
-        for part, some in partition(columns, parts, len(names) * self._ranges):
-            time = int(some[:, 3].min()) + self._clock.allowed_lateness
-            yield TimestampedValue((part % self._ranges, Block(*some.T[:3])), time)
+        ranges = self._estimator.num_ranges
+        parts = codes * ranges + partition_of(columns[:, 1].copy(), ranges)
+        for part, rows in partition(columns, parts, len(names) * ranges):
+            time = int(rows[:, 3].min()) + self._clock.allowed_lateness
+            yield TimestampedValue((part % ranges, Block(*rows.T[:3])), time)
 
 
-class _Hash(beam.DoFn):
+class _Hash(_Step):
     """The events of a window → (array · ranges + range, (last step, occurrences)), or late."""
-
-    def __init__(self, estimator: Estimator, clock: StepClock) -> None:
-        self._estimator, self._clock = estimator, clock
 
     def process(
         self,
@@ -155,7 +155,7 @@ class _Hash(beam.DoFn):
             yield key, (last_step, occurrences)
 
 
-class _AdvanceInOrder(beam.DoFn):
+class _AdvanceInOrder(_Step):
     """Keeps the state of a range of buckets and advances it window by window."""
 
     _state = beam.DoFn.StateParam(ReadModifyWriteStateSpec("state", PickleCoder()))
@@ -164,9 +164,6 @@ class _AdvanceInOrder(beam.DoFn):
     _due = beam.DoFn.StateParam(ReadModifyWriteStateSpec("due", VarIntCoder()))
     _closes = TimerSpec("closes", TimeDomain.WATERMARK)
     _close = beam.DoFn.TimerParam(_closes)
-
-    def __init__(self, estimator: Estimator, clock: StepClock) -> None:
-        self._estimator, self._clock = estimator, clock
 
     def process(
         self,

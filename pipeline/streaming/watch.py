@@ -26,12 +26,7 @@ _NAP = 0.2  # seconds between two looks for a signal
 
 
 class Watcher:
-    """Looks for files that no snapshot holds yet.
-
-    Args:
-      config: the source and its columns.
-      snapshot: the one to go on from.
-    """
+    """Looks for files that are not in the snapshot to go on from."""
 
     def __init__(self, config: FrequenciesConfig, snapshot: Snapshot | None) -> None:
         self.snapshot = snapshot
@@ -82,7 +77,7 @@ class Watcher:
         return new
 
     def pieces(self, files: list[Input]) -> list[Piece]:
-        """What there is to read in them.
+        """What there is to read in new files.
 
         Raises:
           ValueError: a file cannot be read, lacks a column, or has one of another kind than the
