@@ -127,6 +127,8 @@ class _ByWindow(_Step):
         early = steps < self._clock.first_step
         if early.any():
             yield beam.pvalue.TaggedOutput(LATE, Block(*columns[early].T[:3]))
+        if early.all():
+            return
         columns = columns[~early]
         windows = (columns[:, 0] - 1) // self._clock.window
         names, codes = np.unique(windows, return_inverse=True)

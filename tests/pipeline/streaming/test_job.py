@@ -38,10 +38,10 @@ from pipeline.streaming.job import estimate
 
 def test_rows_decide_the_step(tmp_path, monkeypatch):
     """In the order of time over all files; where times are equal, of files and rows."""
-    monkeypatch.setattr(readers, "BLOCK_ROWS", 37)
+    monkeypatch.setattr(readers, "BLOCK_ROWS", 50)
     rows = make_rows(jitter=2000)
     source = write_parts(tmp_path / "log", rows, 3)
-    manifest = estimate(config_for(source, tmp_path / "out", **BY_ROWS, partitions=20))
+    manifest = estimate(config_for(source, tmp_path / "out", **BY_ROWS, partitions=7))
     _, state = newest(tmp_path / "out")
     Paper.over(by_rows(rows, 64), **SIZES).check(state)
     assert manifest.details["step"] == -(-len(rows) // 64)
