@@ -48,12 +48,8 @@ class Judge:
         """
         self.num_queries, self.at = len(queries), at
         whole = -(-len(queries) // BATCH) * BATCH  # the last batch is filled with the first
-        self._batches = [
-            tf.constant(batch)
-            for batch in np.resize(queries, (whole, queries.shape[1])).reshape(
-                -1, BATCH, queries.shape[1]
-            )
-        ]
+        filled = np.resize(queries, (whole, queries.shape[1]))
+        self._batches = [tf.constant(batch) for batch in np.split(filled, whole // BATCH)]
         last = [exact(batch)[1][:, at - 1 : at].numpy() for batch in self._batches]
         self._lowest = [scores - _SAME_SCORE * np.abs(scores) for scores in last]
 

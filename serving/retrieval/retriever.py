@@ -51,9 +51,7 @@ class Retriever:
     def __init__(self, version: Version, index: str = "default") -> None:
         """Loads the SavedModel with exact search; ScaNN is loaded when first asked for.
 
-        Args:
-          version: the version that answers.
-          index: what requests for the default index get; exact search where there is no ScaNN.
+        Requests for the default index get `index`, and exact search where there is no ScaNN.
         """
         self.version = version
         self._wanted_index = index
@@ -66,11 +64,7 @@ class Retriever:
 
     @classmethod
     def load(cls, models: str | Path, name: str = "twotower", version: int = 0) -> Retriever:
-        """Opens a version: the newest where `version` is 0.
-
-        Raises:
-          ValueError: there is no such version, or it cannot be used; see `find_version`.
-        """
+        """Opens a version, the newest where `version` is 0; ValueError as of `find_version`."""
         return cls(find_version(models, name, version))
 
     @property
@@ -101,11 +95,7 @@ class Retriever:
         return ("exact", "scann") if has_scann else ("exact",)
 
     def model(self, index: str = "default") -> Any:
-        """The loaded SavedModel of an index, for its signatures.
-
-        Raises:
-          ValueError: the version has no such index, or it cannot be used here.
-        """
+        """The loaded SavedModel of an index; ValueError where it has none that can be used here."""
         return self._index(index).model
 
     def top_k(

@@ -105,14 +105,8 @@ class Batcher(Generic[T, R]):
     ) -> asyncio.Future[R]:
         """Puts a request into the queue; call it in an event loop.
 
-        Args:
-          item: what `run` takes.
-          rows: how much of a batch it fills.
-          key: only items of equal keys are joined.
-          deadline: `time.monotonic()` seconds; a request that still waits then is not run.
-
-        Returns:
-          Its result to be; a request whose future is cancelled while it waits is not run.
+        A request whose future is cancelled while it waits is not run, nor one that still waits at
+        its deadline, in `time.monotonic()` seconds. Only items of equal keys are joined.
 
         Raises:
           Overloaded: too much is waiting.

@@ -45,11 +45,7 @@ class LoadedVersion:
     """
 
     def __init__(self, files: VersionFiles, index: str = "default") -> None:
-        """Loads it.
-
-        Args:
-          files: a version without a problem.
-          index: "default", "exact" or "scann"; a version without ScaNN is searched exactly.
+        """Loads a version without a problem; one without ScaNN is searched exactly.
 
         Raises:
           ValueError, OSError, tf.errors.OpError: it cannot be loaded.

@@ -48,13 +48,7 @@ class ModelVersions:
     """
 
     def __init__(self, config: ModelConfig, base_path: Path, root: Path | None = None) -> None:
-        """Makes the bookkeeping of a model that nobody has looked at.
-
-        Args:
-          config: which versions are wanted.
-          base_path: directory of the versions.
-          root: while it is missing, the disk is away and no version deleted; `base_path` if None.
-        """
+        """Nobody has looked at it; while `root` is missing the disk is away, not a version gone."""
         self.config = config
         self.base_path = base_path
         self._root = root or base_path

@@ -80,11 +80,7 @@ class Service:
         self.metrics.watched.ready = lambda: self.ready
 
     def start(self, wait_seconds: float = 0) -> None:
-        """Starts to look for versions, load them and run batches; blocks for `wait_seconds`.
-
-        Args:
-          wait_seconds: at most so long until the service is ready; it goes on if it is not.
-        """
+        """Starts to load versions and run batches; waits at most so long until it is ready."""
         limit_tensorflow(self.config.intra_op_threads, self.config.inter_op_threads)
         self._threads.start()
         self._manager.start()

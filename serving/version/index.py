@@ -93,7 +93,11 @@ class ScannIndex(tf.Module):
         """
         super().__init__(name="scann_index")
         self.k = min(k, len(vectors))
-        _check_leaves(len(vectors), num_leaves)
+        if num_leaves > len(vectors):
+            raise ValueError(
+                f"scann_leaves must be at most the number of candidates, {len(vectors)}, "
+                f"got {num_leaves}; 0 chooses it."
+            )
         self.num_leaves = num_leaves or usual_leaves(len(vectors))
         self.leaves_to_search = self.num_leaves
         self._num_candidates, self.dimensions = vectors.shape
@@ -194,14 +198,6 @@ def _scann_ops() -> ModuleType:
 def usual_leaves(num_candidates: int) -> int:
     """About the square root of the number of candidates; 0, no tree, where they are few."""
     return round(math.sqrt(num_candidates)) if num_candidates >= _SMALLEST_TREE else 0
-
-
-def _check_leaves(num_candidates: int, num_leaves: int) -> None:
-    if num_leaves > num_candidates:
-        raise ValueError(
-            f"scann_leaves must be at most the number of candidates, {num_candidates}, "
-            f"got {num_leaves}; 0 chooses it."
-        )
 
 
 def _build_searcher(vectors: np.ndarray, k: int, num_leaves: int, reordered: int) -> tf.Module:
