@@ -28,13 +28,13 @@ def log():
     return make_log()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def parts(tmp_path_factory):
     """A log of streaming in three files; rows of one may be older than the last of another."""
     return write_parts(tmp_path_factory.mktemp("source") / "log", make_rows(), 3)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def expected(parts, tmp_path_factory):
     """The state after one run over all three files, by event time."""
     out = tmp_path_factory.mktemp("expected") / "out"

@@ -13,6 +13,7 @@ import pytest
 
 import twotower
 from pipeline.contract import schema
+from pipeline.features.columns import rank_values
 from pipeline.features.join import distinct_rows
 from pipeline.features.moments import Moments
 from pipeline.features.tables import feature_files, find_tables
@@ -154,6 +155,15 @@ def test_rows_of_an_id_that_differ_are_found(column, different):
     kept, repeated, conflicts = distinct_rows(table)
     assert kept["raw_id"].to_pylist() == ["i3", "i1", "i0", "i2"]
     assert (repeated, sorted(conflicts)) == (4, different)
+
+
+def test_values_are_ranked_by_count_then_by_value():
+    counts = pa.table({"value": list("dbac"), "count": [2, 3, 3, 1]})
+    assert rank_values(counts, 2).to_pylist() == [
+        {"value": "a", "count": 3},
+        {"value": "b", "count": 3},
+        {"value": "d", "count": 2},
+    ]
 
 
 @pytest.fixture

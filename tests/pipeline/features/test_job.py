@@ -185,6 +185,7 @@ def test_workers_do_not_matter(source, tmp_path, out):
     assert content(tmp_path / "many") == content(out)
 
 
+@pytest.mark.long
 def test_rare_values_count_as_unknown(run):
     found = run(as_table(make_items()), feature_min_count=11)
     ids = vocabulary(found, "candidate")
@@ -193,6 +194,7 @@ def test_rare_values_count_as_unknown(run):
     assert 0 < specs(found)["tags"].size == len(learned["tags"]) < 6
 
 
+@pytest.mark.long
 def test_different_rows_of_an_id_are_an_error(run, tmp_path):
     rows = make_items()
     with pytest.raises(ValueError, match=f"rows for the id '{rows[3]['item_id']}' that differ"):

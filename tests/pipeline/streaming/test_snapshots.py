@@ -19,17 +19,17 @@ def snapshot(tmp_path_factory):
     return directory / "out" / "00000001"
 
 
-def test_what_an_output_already_holds(tmp_path):
-    one = write(tmp_path / "1.parquet", make_rows(200))
-    two = write(tmp_path / "2.parquet", make_rows(200, seed=1))
+def test_what_an_output_already_holds(tmp_path, snapshot):
+    one = snapshot.parents[1] / "log.parquet"
+    two = write(tmp_path / "2.parquet", make_rows(200, seed=2))
     out = tmp_path / "out"
-    estimate(config_for(one, out, **BY_ROWS))
+    shutil.copytree(snapshot.parent, out)
     with pytest.raises(ValueError, match=r"already holds snapshots: --previous .* --overwrite"):
         estimate(config_for(two, out, **BY_ROWS))
     with pytest.raises(ValueError, match="would be counted twice: its content is that of"):
         estimate(config_for(one, out, **BY_ROWS, previous=str(out)))
     again = config_for(one, out, **BY_ROWS, previous=str(out), allow_repeated_files=True)
-    assert estimate(again).details["rows"] == 400
+    assert estimate(again).details["rows"] == 200
     estimate(config_for(two, out, **BY_ROWS, overwrite=True))
     assert [path.name for path in schema.snapshot_directories(out)] == ["00000003"]
     assert newest(out)[0].details["rows"] == 200

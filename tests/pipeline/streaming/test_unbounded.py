@@ -57,7 +57,7 @@ def states(estimator, found, upto):
 @pytest.mark.parametrize(("ranges", "window"), [(1, 1), (4, 7)])
 def test_a_stream_out_of_order_with_repeats(tmp_path, ranges, window):
     """Every event comes up to two windows late, but before its window closes; some come twice."""
-    events = make_events(num_events=60, num_steps=12)
+    events = make_events(num_events=40, num_steps=10)
     rng = np.random.default_rng(window)
     lateness = 2 * window * 10
     clock = StepClock(**CLOCK, window=window, allowed_lateness=lateness)
