@@ -94,8 +94,7 @@ class WriteFeatures(beam.PTransform):
             if cold
             else schema.features_name(side, shard, len(self.firsts[side]))
         )
-        found = [self._empty(side), *without_mark(tables, name)]
-        table = pa.concat_tables(found).combine_chunks()
+        table = pa.concat_tables([self._empty(side), *without_mark(tables, name)]).combine_chunks()
         if cold:
             table = table.sort_by(schema.RAW_ID).drop_columns([DENSE])
         else:

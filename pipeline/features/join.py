@@ -61,9 +61,9 @@ def train_ids(
     rows = rows[rows["split"] == schema.SPLITS.index("train")]
     for side in sides:
         slot = schema.SIDES.index(side) * config.partitions
-        ids = rows[side]
-        for part, some in partition(ids, partition_of(ids, config.partitions), config.partitions):
-            yield slot + part, some
+        parts = partition_of(rows[side], config.partitions)
+        for part, ids in partition(rows[side], parts, config.partitions):
+            yield slot + part, ids
 
 
 def join_slot(
@@ -119,18 +119,18 @@ def distinct_rows(values: pa.Table) -> tuple[pa.Table, int, list[str]]:
     values, prints = values.take(pa.array(order)).combine_chunks(), prints[order]
     repeated = np.r_[False, prints[1:] == prints[:-1]][: len(prints)]
     later = np.flatnonzero(repeated)
-    one, other = (values.take(pa.array(rows)) for rows in (later - 1, later))
+    first, second = (values.take(pa.array(rows)) for rows in (later - 1, later))
     same = np.ones(len(later), bool)
     for name in values.column_names:
-        same &= _equal(one[name], other[name])
-    conflicts = other[schema.RAW_ID].filter(pa.array(~same)).to_pylist()
+        same &= _equal(first[name], second[name])
+    conflicts = second[schema.RAW_ID].filter(pa.array(~same)).to_pylist()
     return values.filter(pa.array(~repeated)), len(later), conflicts
 
 
-def _equal(one: pa.ChunkedArray, other: pa.ChunkedArray) -> np.ndarray:
+def _equal(first: pa.ChunkedArray, second: pa.ChunkedArray) -> np.ndarray:
     """Where two columns agree, a null with a null too: bool [n]."""
-    if pa.types.is_large_list(one.type):
-        pairs = zip(one.to_pylist(), other.to_pylist(), strict=True)
+    if pa.types.is_large_list(first.type):
+        pairs = zip(first.to_pylist(), second.to_pylist(), strict=True)
         return np.array([a == b for a, b in pairs], bool)
-    both = pc.and_(pc.is_null(one), pc.is_null(other))
-    return pc.coalesce(pc.equal(one, other), both).to_numpy()
+    both = pc.and_(pc.is_null(first), pc.is_null(second))
+    return pc.coalesce(pc.equal(first, second), both).to_numpy()

@@ -55,8 +55,9 @@ def plot_degrees(bins: list[dict[str, Any]], side: str) -> Markup:
 
     def draw(axes: Axes) -> None:
         places = np.arange(len(bins))
-        bars = axes.bar(places, [one["ids"] for one in bins], 0.85, color=color)
-        labels = [_short(one["ids"], 2) if one["ids"] else "" for one in bins]
+        ids = [bar["ids"] for bar in bins]
+        bars = axes.bar(places, ids, 0.85, color=color)
+        labels = [_short(number, 2) if number else "" for number in ids]
         axes.bar_label(bars, labels, padding=1, fontsize=8 if len(bins) < 15 else 6)
         shown = places[:: 1 + len(bins) // 15]
         axes.set_xticks(shown, [_power(bins[place]["from"]) for place in shown])
@@ -75,8 +76,8 @@ def plot_concentration(quality: dict[str, Any]) -> Markup:
         for side, (noun, color) in _SIDES.items():
             points = quality[side]["concentration"]
             axes.plot(
-                [100 * one["share_of_ids"] for one in points],
-                [100 * one["share_of_rows"] for one in points],
+                [100 * point["share_of_ids"] for point in points],
+                [100 * point["share_of_rows"] for point in points],
                 "o-",
                 color=color,
                 label=f"{noun}, Gini {quality[side]['gini']:.2f}",

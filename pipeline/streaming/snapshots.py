@@ -121,8 +121,7 @@ def open_snapshot(path: str | os.PathLike[str], config: FrequenciesConfig) -> Sn
     Raises:
       ValueError: there is none, or one of a stream with other settings.
     """
-    found = schema.snapshot_directories(path)
-    directory = (found[-1] if found else Path(path)).resolve()
+    directory = [Path(path), *schema.snapshot_directories(path)][-1].resolve()
     manifest = schema.read_snapshot(directory)
     for name, value in rule_of(config).items():
         before = manifest.configuration[name]
@@ -168,8 +167,8 @@ def find_previous(config: FrequenciesConfig) -> Snapshot | None:
 
 def next_directory(output: str) -> Path:
     """Where the next snapshot belongs."""
-    found = [int(path.name) for path in schema.snapshot_directories(output)]
-    return Path(output) / f"{max(found, default=0) + 1:08d}"
+    numbers = [int(path.name) for path in schema.snapshot_directories(output)]
+    return Path(output) / f"{max(numbers, default=0) + 1:08d}"
 
 
 def keep_newest(output: str, number: int) -> None:

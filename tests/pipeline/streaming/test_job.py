@@ -288,7 +288,7 @@ def test_rows_that_get_lost_are_our_error(tmp_path, monkeypatch):
             estimate(config_for(source, tmp_path / "out", **BY_ROWS))
     with monkeypatch.context() as patch:
         patch.setattr(steps, "_stage_others", lambda key, rows, out: None)  # late and pending ones
-        with pytest.raises(RuntimeError, match="200 rows went in, 19. came out"):
+        with pytest.raises(RuntimeError, match=r"200 rows went in, \d+ came out"):
             estimate(config_for(source, tmp_path / "out", **BY_TIME))
     assert not (tmp_path / "out").exists()
 
