@@ -1,1 +1,5 @@
-"""`twotower export`: a bundle becomes a version, with a measured index. Imports `version`."""
+"""`twotower export`: `publish.publish` makes a version of a bundle, with a measured index.
+
+`tuning` chooses the index by what `measuring` says; `model_card` and `recall_plot` are for people.
+Imports `version` and what lies below.
+"""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import functools
-import itertools
 import logging
 import math
 import threading
@@ -162,7 +161,7 @@ class Batcher(Generic[T, R]):
                 rows += entry.rows
             elif not entry.future.done():
                 error = DeadlineExceeded("The deadline passed while the request was waiting.")
-                _settle([(entry, None, error)])
+                _settle([(entry, error)])
         return batch
 
     def run(self, batch: list[_Entry]) -> None:
@@ -176,15 +175,11 @@ class Batcher(Generic[T, R]):
 
     def _outcomes(self, batch: list[_Entry]) -> list[_Outcome]:
         try:
-            results = self._run([entry.item for entry in batch])
-            return [
-                (entry, None, result) if isinstance(result, Exception) else (entry, result, None)
-                for entry, result in zip(batch, results, strict=True)
-            ]
+            return list(zip(batch, self._run([entry.item for entry in batch]), strict=True))
         except Exception as error:
             if len(batch) == 1:
-                return [(batch[0], None, error)]
-        return list(itertools.chain.from_iterable(self._outcomes([entry]) for entry in batch))
+                return [(batch[0], error)]
+        return [outcome for entry in batch for outcome in self._outcomes([entry])]
 
     def _forget(self, entry: _Entry) -> None:
         with self._threads.changed:
@@ -201,10 +196,10 @@ class Batcher(Generic[T, R]):
         entries = list(self._waiting)
         for entry in entries:
             self._remove(entry)
-        _settle([(entry, None, error) for entry in entries])
+        _settle([(entry, error) for entry in entries])
 
 
-_Outcome = tuple[_Entry, Any, Exception | None]
+_Outcome = tuple[_Entry, Any]  # an Exception is raised for the request
 
 
 class BatchThreads:
@@ -302,10 +297,10 @@ def _settle(outcomes: Sequence[_Outcome]) -> None:
 
 
 def _set(outcomes: Sequence[_Outcome]) -> None:
-    for entry, result, error in outcomes:
+    for entry, outcome in outcomes:
         if entry.future.done():
             continue
-        if error is not None:
-            entry.future.set_exception(error)
+        if isinstance(outcome, Exception):
+            entry.future.set_exception(outcome)
         else:
-            entry.future.set_result(result)
+            entry.future.set_result(outcome)

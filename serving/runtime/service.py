@@ -170,8 +170,8 @@ class Service:
     ) -> tuple[int, dict[str, meta_graph_pb2.SignatureDef]]:
         """The version that answers, and its signatures by name; refusals as in `predict`."""
         with self._served.pinned(model, version, label) as pinned:
-            signatures = pinned.loaded.signatures.values()
-            return pinned.loaded.number, {one.name: one.proto for one in signatures}
+            signatures = pinned.loaded.signatures
+            return pinned.loaded.number, {name: signatures[name].proto for name in signatures}
 
     def status(
         self, model: str, version: int | None = None, label: str | None = None

@@ -102,12 +102,12 @@ def _as_bytes(value: Any) -> np.ndarray | None:
     # NumPy's own arrays of bytes would lose a zero at the end.
     array = value if isinstance(value, np.ndarray) else np.asarray(value, object)
     flat = array.ravel().tolist()
-    if array.dtype.kind == "O" and all(isinstance(one, bytes) for one in flat):
+    if array.dtype.kind == "O" and all(isinstance(text, bytes) for text in flat):
         return array
-    if not all(isinstance(one, bytes | str) for one in flat):
+    if not all(isinstance(text, bytes | str) for text in flat):
         return None
     strings = np.empty(len(flat), object)
-    strings[:] = [one.encode() if isinstance(one, str) else one for one in flat]
+    strings[:] = [text.encode() if isinstance(text, str) else text for text in flat]
     return strings.reshape(array.shape)
 
 

@@ -1,5 +1,5 @@
-"""What a bundle and a version are on disk.
+"""A model version on disk: `versions` finds it and says whether all of it has arrived.
 
-Reading, writing, checking; the SavedModel (`served_model`), its `index`, and the `status` of a
-version.
+`served_model` is its SavedModel, `index` the search in it, `warmup_requests` what a server replays,
+`names` and `status` what it is called and where in its life it is. Imports nothing else of serving.
 """

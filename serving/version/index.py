@@ -222,8 +222,8 @@ def _given(choice: tf.Tensor | None, otherwise: int) -> tf.Tensor:
     return constant if choice is None else tf.where(choice > 0, choice, constant)
 
 
-def _widen(found: tf.Tensor, width: tf.Tensor, filling: float) -> tf.Tensor:
+def _widen(results: tf.Tensor, width: tf.Tensor, filling: float) -> tf.Tensor:
     """Pads [B, at most width] to [B, width]."""
-    missing = width - tf.shape(found)[1]
-    filling = tf.cast(filling, found.dtype)
-    return tf.pad(found, [[0, 0], [0, missing]], constant_values=filling)
+    missing = width - tf.shape(results)[1]
+    filling = tf.cast(filling, results.dtype)
+    return tf.pad(results, [[0, 0], [0, missing]], constant_values=filling)

@@ -110,9 +110,9 @@ class ServedModel(tf.Module):
     def _top_k(self, query: tf.Tensor) -> dict[str, tf.Tensor]:
         embedding, known = self.encoder(query)
         rows, scores = self.index.search(embedding)
-        found = (rows >= 0) & known[:, tf.newaxis]  # [B, K]
+        is_result = (rows >= 0) & known[:, tf.newaxis]  # [B, K]
         ids = tf.gather(self.candidate_ids, tf.maximum(rows, 0))
-        return {CANDIDATE_ID: tf.where(found, ids, ""), SCORE: tf.where(found, scores, 0.0)}
+        return {CANDIDATE_ID: tf.where(is_result, ids, ""), SCORE: tf.where(is_result, scores, 0.0)}
 
     def _query_embedding(self, query: tf.Tensor) -> dict[str, tf.Tensor]:
         embedding, known = self.encoder(query)

@@ -39,8 +39,8 @@ def threads():
         return made[-1]
 
     yield make
-    for one in made:
-        one.close()
+    for pool in made:
+        pool.close()
 
 
 async def entered(recorder):
@@ -241,10 +241,10 @@ def test_results_reach_the_event_loop_that_asked(threads):
         results[start] = asyncio.run(main())
 
     clients = [threading.Thread(target=client, args=(start,)) for start in (0, 1000, 2000)]
-    for one in clients:
-        one.start()
-    for one in clients:
-        one.join(60)
+    for thread in clients:
+        thread.start()
+    for thread in clients:
+        thread.join(60)
     assert results == {start: list(range(start + 1, start + 51)) for start in (0, 1000, 2000)}
 
 
