@@ -54,11 +54,11 @@ def write_features(
 
     Args:
       tables: from `find_tables`.
-      blocks: files of rows by query, as `assemble` takes them; the vocabularies are written.
+      blocks: files of rows by query, as `assemble` takes them.
       train_rows: of all examples.
       config: the preparation's settings.
       options: of Beam.
-      staging: takes what is between the pipelines, and the files.
+      staging: holds the vocabularies; takes the files, and what is between the pipelines.
 
     Returns:
       What the details of the manifest gain; nothing where there is no table.

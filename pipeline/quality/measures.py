@@ -35,12 +35,7 @@ class Measures(NamedTuple):
 
 
 def measure_output(out: Path, splits: dict[str, int]) -> Measures:
-    """Reads the files of counts in a directory of prepared data, one shard at a time.
-
-    Args:
-      out: holds vocabularies and train counts.
-      splits: rows of each split.
-    """
+    """Reads vocabularies and train counts in a directory of prepared data, a shard at a time."""
 
     def counts(kind: str) -> Iterator[np.ndarray]:
         for path in sorted(out.glob(f"{kind}-*.parquet")):

@@ -56,7 +56,6 @@ from pipeline.streaming.steps import (
     split_by_time,
     staged_buckets,
     staged_late,
-    staged_pending,
 )
 
 log = logging.getLogger(__name__)
@@ -70,14 +69,7 @@ def write_snapshot(
     config: FrequenciesConfig,
     options: PipelineOptions,
 ) -> Snapshot:
-    """Reads new files, writes the next snapshot, and removes old ones.
-
-    Args:
-      pieces: of the new files.
-      inputs: the new files.
-      previous: the snapshot to go on from.
-      config: what to do.
-      options: of Beam.
+    """Reads the pieces of new files, writes the snapshot after `previous`, and removes old ones.
 
     Raises:
       ValueError: what `check_read` raises, no good row has come so far, or a file changed while
@@ -190,7 +182,8 @@ def _write_state(
         np.save(staging.out / file, np.ascontiguousarray(state[name]))
     pending = 0
     if config.step_seconds:
-        pending = write_pending(staging.out / schema.STREAMING_PENDING, staged_pending(staging))
+        blocks = sorted(staging.stage(PENDING).glob("*.npy"))  # in the order of their rows
+        pending = write_pending(staging.out / schema.STREAMING_PENDING, blocks)
     return {APPLIED: int(rows[0]), LATE: sum(staged_late(staging).values()), PENDING: pending}
 
 

@@ -205,7 +205,7 @@ def only_writer(output: str) -> Iterator[None]:
                 shutil.rmtree(root)
 
 
-def write_pending(path: Path, blocks: list[str]) -> int:
+def write_pending(path: Path, blocks: list[Path]) -> int:
     """Joins staged files of pending rows, int64 [n, 3] each, one at a time; their rows in all."""
     sizes = [len(np.load(block, mmap_mode="r")) for block in blocks]
     rows = 0

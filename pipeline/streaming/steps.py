@@ -121,11 +121,6 @@ def staged_buckets(staging: Staging) -> Iterator[Buckets]:
         yield Buckets(**read_json(staged, path.stem), state=np.load(path))
 
 
-def staged_pending(staging: Staging) -> list[str]:
-    """The files of the rows that stay pending, one after the other in their order."""
-    return sorted(map(str, staging.stage(PENDING).glob("*.npy")))
-
-
 def staged_late(staging: Staging) -> dict[int, int]:
     """The late rows of each piece that has some."""
     staged = staging.stage(LATE)

@@ -180,6 +180,7 @@ def test_workers_do_not_matter(source, tmp_path, out):
         item_feature_kinds=FLAGS,
         split="given",
         rows_per_shard=17,
+        partitions=2,
     )
     prepare(config, ["--direct_running_mode=multi_processing", "--direct_num_workers=2"])
     assert content(tmp_path / "many") == content(out)
