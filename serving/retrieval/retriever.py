@@ -46,6 +46,7 @@ class Retriever:
       version: the version that answers, with its manifest.
       k: K, results of its indexes; see `RetrieveRequest` for more.
       input: what it takes, "query_id" or, of a version without a query model, "embedding".
+      corpus: its candidates, and what the queries have seen.
     """
 
     def __init__(self, version: Version, index: str = "default") -> None:
@@ -57,7 +58,7 @@ class Retriever:
         self._wanted_index = index
         self.k: int = version.manifest.details["k"]
         self.input: str = version.manifest.details["input"]
-        self._corpus = Corpus(version.path / RETRIEVAL)
+        self.corpus = Corpus(version.path / RETRIEVAL)
         self._loading = threading.Lock()
         self._indexes: dict[str, IndexSearch] = {}
         self._encoder = self.model("exact").signatures[served_model.QUERY_EMBEDDING]
@@ -70,12 +71,7 @@ class Retriever:
     @property
     def num_candidates(self) -> int:
         """N, the size of the corpus."""
-        return self._corpus.num_candidates
-
-    @property
-    def has_popularity(self) -> bool:
-        """Whether it can answer unknown queries with popular candidates."""
-        return self._corpus.has_popularity
+        return self.corpus.num_candidates
 
     @cached_property
     def default_index(self) -> str:
@@ -170,21 +166,21 @@ class Retriever:
                 f"Version {self.version.number} was published without a query model, so query ids "
                 'mean nothing to it: ask with features {"embedding": [...]}.'
             )
-        if request.exclude_seen and not (request.query_ids is not None and self._corpus.has_seen):
+        if request.exclude_seen and not (request.query_ids is not None and self.corpus.has_seen):
             raise ValueError(
                 f"exclude_seen needs seen lists, but version {self.version.number} was published "
                 "without: pass `exclude`, or export again with them."
             )
         if request.unknown_queries == "popular":
-            self._corpus.check_popularity()
+            self.corpus.check_popularity()
         self._index(request.index)
         ids: Sequence[str] = request.query_ids or []
         "".join(ids).encode()  # TensorFlow takes no half of a surrogate pair
         embeddings = None
         if request.features is not None:
-            embeddings = given_embeddings(request.features, self._corpus.vectors.shape[1])
+            embeddings = given_embeddings(request.features, self.corpus.vectors.shape[1])
             ids = [""] * len(embeddings)
-        return CheckedQueries(request, ids, embeddings, self._corpus.filter_rows(request))
+        return CheckedQueries(request, ids, embeddings, self.corpus.filter_rows(request))
 
     def scores_all(self, request: RetrieveRequest) -> bool:
         """Whether all candidates must be scored, as an index cannot answer."""
@@ -193,16 +189,16 @@ class Retriever:
 
     def history(self, query_id: str) -> list[str]:
         """Raw ids of the candidates that a query had in training; [] where it had none."""
-        return self._corpus.names(self._corpus.seen_rows(query_id))
+        return self.corpus.names(self.corpus.seen_rows(query_id))
 
     def query_ids(self, limit: int = 10) -> list[str]:
         """Some queries that have a history, the first ones; [] without seen lists."""
-        return self._corpus.query_ids(limit)
+        return self.corpus.query_ids(limit)
 
     def warm_up(self) -> None:
         """Loads all indexes and tables, so that no request waits for them."""
-        self._corpus.load()
-        embedding = np.asarray(self._corpus.vectors[:1])
+        self.corpus.load()
+        embedding = np.asarray(self.corpus.vectors[:1])
         for index in map(self._index, self.usable_indexes):
             index.search(embedding)
             if index.widest:
@@ -245,7 +241,7 @@ class Retriever:
                 queries.query_ids,
                 part,
                 known,
-                self._corpus.filters(queries.request, queries.filter_rows, queries.query_ids),
+                self.corpus.filters(queries.request, queries.filter_rows, queries.query_ids),
                 queries.filter_rows.unknown_ids,
             )
             for queries, part, known in zip(requests, parts, knowns, strict=False)
@@ -271,7 +267,7 @@ class Retriever:
         index = self._index(queries.request.index)
         choice = queries.request.unknown_queries or unknown
         try:
-            answers = results(queries, index, hits, self._corpus, choice)
+            answers = results(queries, index, hits, self.corpus, choice)
         except (ValueError, UnknownQuery) as error:
             return error
         return RetrieveResponse(self.version.number, index.kind, answers, queries.unknown_ids)

@@ -149,7 +149,7 @@ def _answer_all(
 ) -> list[RetrieveResponse | Exception]:
     retriever = loaded.retriever
     assert retriever is not None
-    if unknown_queries == "popular" and not retriever.has_popularity:
+    if unknown_queries == "popular" and not retriever.corpus.has_popularity:
         unknown_queries = "empty"
     outcomes = retriever.answer_all(requests, unknown_queries=unknown_queries)
     return [_known(outcome) for outcome in outcomes]

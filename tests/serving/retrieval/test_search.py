@@ -248,7 +248,7 @@ def test_counts_of_a_bundle_decide_what_is_popular(tmp_path, small):
 
 
 def test_without_counts_and_seen_lists_nothing_is_popular(tree):
-    assert not tree.has_popularity
+    assert not tree.corpus.has_popularity
     with pytest.raises(
         ValueError, match=r"'popular' needs counts of the candidates, but .* choose"
     ):
