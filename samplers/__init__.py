@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from samplers.candidates import Batch, Candidates, Encoders
     from samplers.methods.by_name import METHODS, build
-    from samplers.proposals.frequency import log_pop
+    from samplers.proposals.popularity import log_pop
     from samplers.selection.seen import Seen
 
 __all__ = ["METHODS", "Batch", "Candidates", "Encoders", "Seen", "build", "log_pop"]
@@ -20,7 +20,7 @@ _HOMES = {
     "Encoders": "samplers.candidates",
     "Seen": "samplers.selection.seen",
     "build": "samplers.methods.by_name",
-    "log_pop": "samplers.proposals.frequency",
+    "log_pop": "samplers.proposals.popularity",
 }
 
 

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+Embed = Callable[[tf.Tensor], tf.Tensor]  # dense ids int64 [...] → embeddings [..., D]
+
 
 class Candidates(NamedTuple):
     """Candidates that a sampler proposes, and how likely it was to propose them."""
@@ -57,9 +59,9 @@ class Encoders(NamedTuple):
 
     query: tf.Tensor  # [B, D], the queries of the batch
     positive: tf.Tensor  # [B, D], the positive of each
-    candidates: Callable[[tf.Tensor], tf.Tensor]  # dense ids [...] -> [..., D]
+    candidates: Embed
     corpus: Callable[[], tf.Tensor]  # () -> [N, D], in the order of the dense ids
-    queries: Callable[[tf.Tensor], tf.Tensor] | None = None  # dense ids [...] -> [..., D]
+    queries: Embed | None = None
     whole: tf.Tensor | None = None  # [C, D], positives of `Batch.whole`; None: `positive`
 
     @property

@@ -19,7 +19,7 @@ ALLOWED = {  # room → modules of ours that it may import
 }
 FLOORS = {  # room → its sub-packages and top modules; each may import those after it
     "pipeline": "commands job streaming counts features quality prepare read beam contract",
-    "samplers": "methods proposals selection losses randomness state checks candidates",
+    "samplers": "methods proposals selection losses random_numbers state candidates",
     "towers": "commands doctor audit tune export evaluation report training model encoders metrics "
     "data errors legacy_keras",
     "serving": "commands server rest rpc runtime settings retrieval publish monitoring version "
@@ -131,7 +131,10 @@ def loaded_by(code):
         ),
         ("import twotower, towers, samplers, serving", {"apache_beam", "tensorflow", "keras"}),
         # TensorFlow loads a Keras by itself; TFRS is what our trainer adds to it.
-        ("import samplers; samplers.build", {"apache_beam", "tensorflow_recommenders", "scann"}),
+        (
+            "import samplers; samplers.build",
+            {"apache_beam", "tensorflow_recommenders", "scann", "towers", "pipeline"},
+        ),
         ("import pipeline.job", {"tensorflow_recommenders", "scann", "towers", "serving"}),
         ("import serving.retrieval.retriever", {"apache_beam", "towers", "samplers", "scann"}),
     ],

@@ -1,3 +1,3 @@
-"""Losses as pure functions, [B] each: `softmax`, `pairwise`; `streamed_softmax` for large ones,
-`scoring`.
+"""Losses as pure functions, [B] each: `softmax`, `pairwise`; below them `streamed_softmax` for
+the sum over columns, and `scores`.
 """

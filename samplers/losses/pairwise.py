@@ -46,17 +46,3 @@ def soft_bpr_loss(
       [B, N], not reduced; log 2 where the scores are equal.
     """
     return bpr_loss(soft_factor * positive_scores, soft_factor * negative_scores)
-
-
-def weighted_sum(losses: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
-    """Σ_j p_bj L_bj over the negatives of each row; no gradient flows through the weights.
-
-    Args:
-      losses: [B, N], finite.
-      weights: [B, N], p; 0 where a candidate is no negative of the row.
-
-    Returns:
-      [B]; 0, without gradient, for a row without negatives.
-    """
-    tf.debugging.assert_shapes([(losses, "BN"), (weights, "BN")])
-    return tf.reduce_sum(tf.stop_gradient(weights) * losses, axis=1)

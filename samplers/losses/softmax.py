@@ -6,12 +6,8 @@ import functools
 
 import tensorflow as tf
 
-from samplers.losses.streamed_softmax import (
-    Valid,
-    dot_logsumexp,
-    own_columns,
-    own_scores,
-)
+from samplers.losses.scores import positive_scores
+from samplers.losses.streamed_softmax import Valid, dot_logsumexp, own_columns
 
 
 def in_batch_softmax_loss(
@@ -69,7 +65,7 @@ def in_batch_softmax_loss(
         block_size=block_size,
     )
     own = own_columns(candidates, rows, first) if positive is None else positive
-    positive = own_scores(query, own)
+    positive = positive_scores(query, own)
     loss = total - (positive + tf.where(known, own_bias, tf.zeros_like(own_bias)))
     loss = tf.where(known, loss, tf.zeros_like(loss))
     if positive_twice:  # log(e^total + e^positive) - positive
@@ -129,7 +125,7 @@ def positive_corrected_loss(
     total = tf.where(known, total, tf.zeros_like(total))
     own_q = tf.where(known, tf.exp(own_log_q), tf.zeros_like(own_log_q))
     own = own_columns(candidates, rows, first) if positive is None else positive
-    positive = own_scores(query, own)
+    positive = positive_scores(query, own)
     rest = total - count + tf.math.log1p(-own_q)
     weight = tf.stop_gradient(tf.sigmoid(rest - positive))  # 1 - P
     return tf.where(known, weight * (total - positive), tf.zeros_like(positive))

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from samplers.losses.scores import at_least_float32, positive_scores
+
 Valid = Callable[[tf.Tensor], tf.Tensor]  # columns int32 [c] -> bool [B, c]
-Counts = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]  # (scores [B, c], columns [c]) -> [B, c]
+Exponents = Callable[..., tuple[tf.Tensor, tf.Tensor, tf.Tensor]]
+
+
+class Counted(NamedTuple):
+    """How often each column is in a sum, without gradient."""
+
+    counts: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]  # (scores [B, c], columns [c]) -> [B, c]
+    # [B], a bound of the exponents with counts above 0 that is at most 60 above the largest of
+    # them: with it no pass over [B, C] is needed to find the largest.
+    highest: tf.Tensor
 
 
 def dot_logsumexp(
@@ -19,8 +30,7 @@ def dot_logsumexp(
     own_bias: tf.Tensor | None = None,
     first: tf.Tensor | None = None,
     valid: Valid | None = None,
-    counts: Counts | None = None,
-    highest: tf.Tensor | None = None,
+    counted: Counted | None = None,
     block_size: int | None = None,
 ) -> tf.Tensor:
     """log Σ_j n_bj e^(q_b · v_j + bias_j), with gradients for the queries and the candidates.
@@ -38,12 +48,10 @@ def dot_logsumexp(
       candidates: [C, D]. Both are used as float32, or float64 where they are.
       bias: [C], without gradient.
       own_bias: [B], the bias of column b in row b where it is not bias[:B]; such a column is
-        valid. Not together with `counts`. Needs C >= B.
+        valid. Not together with `counted`. Needs C >= B.
       first: int32 scalar, the column of row 0 where that of row b is column first + b.
       valid: which columns are in the sum of a row; None for all.
-      counts: how often each of them is, without gradient; None for once. Needs `highest`.
-      highest: [B], a bound of the exponents with counts above 0 that is at most 60 above the
-        largest of them. With it no pass over [B, C] is needed to find the largest.
+      counted: n, how often each of them is; None for once. Needs `block_size`.
       block_size: columns scored at once; None for all.
 
     Returns:
@@ -52,9 +60,39 @@ def dot_logsumexp(
     tf.debugging.assert_shapes([(query, "BD"), (candidates, "CD"), (bias, "C")])
     query, candidates = at_least_float32(query), at_least_float32(candidates)
     bias = tf.stop_gradient(tf.cast(bias, query.dtype))
-    terms = _Terms(bias, own_bias, first, valid, counts, highest)
-    sums = _all_at_once(terms) if block_size is None else _by_block(terms, block_size)
-    return sums(query, candidates)
+    if own_bias is not None:
+        own_bias = tf.cast(tf.stop_gradient(own_bias), query.dtype)
+
+    def exponents_of(
+        query: tf.Tensor, candidates: tf.Tensor, columns: tf.Tensor | None = None
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Of some columns [c], None for all: embeddings, scores and exponents [B, c]."""
+        values, biases = candidates, bias
+        if columns is not None:
+            values = take_columns(candidates, columns)
+            biases = take_columns(bias, columns, -float("inf"))
+        scores = tf.matmul(query, values, transpose_b=True)
+        exponents = tf.nn.bias_add(scores, biases)
+        places = tf.range(tf.shape(scores)[1]) if columns is None else columns
+        if valid is not None:
+            exponents = tf.where(valid(places), exponents, -float("inf"))
+        if own_bias is not None:
+            rows = tf.shape(query)[0]
+            own = positive_scores(query, own_columns(candidates, rows, first)) + own_bias
+            if columns is None and first is None:
+                exponents = tf.linalg.set_diag(exponents, own)
+            else:
+                own_place = tf.range(rows) + (0 if first is None else first)
+                is_own = own_place[:, None] == places[None, :]
+                exponents = tf.where(is_own, own[:, None], exponents)
+        return values, scores, exponents
+
+    if block_size is None:
+        return _all_at_once(exponents_of)(query, candidates)
+    if counted is not None:
+        highest = tf.cast(tf.stop_gradient(counted.highest), query.dtype)
+        counted = Counted(counted.counts, highest)
+    return _by_block(exponents_of, counted, block_size)(query, candidates)
 
 
 def logsumexp_of_parts(
@@ -79,23 +117,6 @@ def logsumexp_of_parts(
     return sums(at_least_float32(query), at_least_float32(candidates))
 
 
-def own_scores(query: tf.Tensor, positive: tf.Tensor) -> tf.Tensor:
-    """Each query with its positive: [B, D] and [B, D] → [B], float32 or float64."""
-    return tf.reduce_sum(at_least_float32(query) * at_least_float32(positive), axis=1)
-
-
-def target_scores(query: tf.Tensor, candidates: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
-    """Each query with the weighted sum of its targets: [B, D], [B, K, D] and [B, K] → [B]."""
-    candidates = at_least_float32(candidates)
-    summed = tf.linalg.matvec(candidates, tf.cast(weights, candidates.dtype), transpose_a=True)
-    return own_scores(query, summed)
-
-
-def at_least_float32(embeddings: tf.Tensor) -> tf.Tensor:
-    """As float32 where they are of half precision: scores and losses are never that."""
-    return embeddings if embeddings.dtype == tf.float64 else tf.cast(embeddings, tf.float32)
-
-
 def own_columns(
     values: tf.Tensor, num_rows: tf.Tensor, first: tf.Tensor | None = None
 ) -> tf.Tensor:
@@ -106,31 +127,47 @@ def own_columns(
 
 
 def fold_columns(
-    step: Callable[[tf.Tensor, tf.Tensor, Any], Any],
+    step: Callable[[tf.Tensor, Any], Any],
     carry: Any,
     num_columns: tf.Tensor,
-    block_size: int,
+    block_size: tf.Tensor | int,
+    *,
+    writes: tuple[tf.DType, list[int | None]] | None = None,
 ) -> Any:
-    """carry = step(block number, columns int32 [block_size], carry), for block after block.
+    """carry = step(columns int32 [block_size], carry), for block after block.
 
     The last block may hold columns that do not exist, see `take_columns`.
+
+    Args:
+      step: what is done with a block.
+      carry: what the first step gets.
+      num_columns: C.
+      block_size: columns of a block.
+      writes: type and shape of what each step returns beside its carry, (carry, value).
+
+    Returns:
+      The last carry; with `writes` also all values, a TensorArray.
     """
-    blocks = num_blocks(num_columns, block_size)
+    blocks = (num_columns + block_size - 1) // block_size
+    values: Any = ()
+    if writes is not None:
+        values = tf.TensorArray(writes[0], blocks, element_shape=writes[1])
 
-    def body(block: tf.Tensor, carry: Any) -> tuple[tf.Tensor, Any]:
-        return block + 1, step(block, block * block_size + tf.range(block_size), carry)
-
-    def more(block: tf.Tensor, carry: Any) -> tf.Tensor:
-        del carry
-        return block < blocks
+    def body(block: tf.Tensor, carry: Any, values: Any) -> tuple[tf.Tensor, Any, Any]:
+        carry = step(block * block_size + tf.range(block_size), carry)
+        if writes is not None:
+            carry, value = carry
+            values = values.write(block, value)
+        return block + 1, carry, values
 
     # One at a time: the memory of several blocks together is what this is there to save.
-    return tf.while_loop(more, body, (tf.constant(0), carry), parallel_iterations=1)[1]
-
-
-def num_blocks(num_columns: tf.Tensor, block_size: int) -> tf.Tensor:
-    """How many blocks the columns make, the last one filled up."""
-    return (num_columns + block_size - 1) // block_size
+    _, carry, values = tf.while_loop(
+        lambda block, *_: block < blocks,
+        body,
+        (tf.constant(0), carry, values),
+        parallel_iterations=1,
+    )
+    return carry if writes is None else (carry, values)
 
 
 def take_columns(values: tf.Tensor, columns: tf.Tensor, outside: Any = None) -> tf.Tensor:
@@ -143,75 +180,12 @@ def take_columns(values: tf.Tensor, columns: tf.Tensor, outside: Any = None) -> 
     return taken if outside is None else tf.where(columns <= last, taken, outside)
 
 
-class _Terms:
-    """What the exponents of the sum are, but for the two embeddings."""
-
-    def __init__(
-        self,
-        bias: tf.Tensor,
-        own_bias: tf.Tensor | None,
-        first: tf.Tensor | None,
-        valid: Valid | None,
-        counts: Counts | None,
-        highest: tf.Tensor | None,
-    ) -> None:
-        def constant(values: tf.Tensor | None) -> tf.Tensor | None:
-            return None if values is None else tf.cast(tf.stop_gradient(values), bias.dtype)
-
-        assert (counts is None) == (highest is None)
-        self.bias, self.own_bias, self._highest = bias, constant(own_bias), constant(highest)
-        self._valid, self._counts, self._first = valid, counts, first
-
-    def own(self, query: tf.Tensor, candidates: tf.Tensor) -> tf.Tensor | None:
-        """The exponent of column b in row b, [B], where it is not that of the others."""
-        if self.own_bias is None:
-            return None
-        own = own_columns(candidates, tf.shape(query)[0], self._first)
-        return own_scores(query, own) + self.own_bias
-
-    def with_own(
-        self, exponents: tf.Tensor, own: tf.Tensor, columns: tf.Tensor | None = None
-    ) -> tf.Tensor:
-        """Exponents [B, c] of some columns, None for all, that of the own column from `own` [B]."""
-        if columns is None and self._first is None:
-            return tf.linalg.set_diag(exponents, own)
-        places = tf.range(tf.shape(own)[0]) + (0 if self._first is None else self._first)
-        columns = tf.range(tf.shape(exponents)[1]) if columns is None else columns
-        return tf.where(places[:, None] == columns[None, :], own[:, None], exponents)
-
-    def exponents(
-        self, query: tf.Tensor, candidates: tf.Tensor, bias: tf.Tensor, columns: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor | None]:
-        """Exponents [B, c], -inf where not in the sum, and counts; the own column is another."""
-        scores = tf.matmul(query, candidates, transpose_b=True)
-        exponents = tf.nn.bias_add(scores, bias)
-        if self._valid is not None:
-            exponents = tf.where(self._valid(columns), exponents, -float("inf"))
-        if self._counts is None or self._highest is None:
-            return exponents, None
-        counts = tf.cast(self._counts(scores, columns), scores.dtype)
-        # Only what is counted 0 times can be above the bound; then inf · 0 would be NaN.
-        return tf.minimum(exponents, self._highest[:, None]), counts
-
-    def highest(self, exponents: tf.Tensor) -> tf.Tensor:
-        """The maximum of each row, [B], or a bound; finite where the row is empty."""
-        if self._highest is not None:
-            return self._highest
-        return tf.maximum(tf.reduce_max(exponents, axis=1), exponents.dtype.min)
-
-
-def _all_at_once(terms: _Terms) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
+def _all_at_once(exponents_of: Exponents) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
     @tf.custom_gradient
     def sums(query: tf.Tensor, candidates: tf.Tensor) -> Any:
-        columns = tf.range(tf.shape(candidates)[0])
-        exponents, counts = terms.exponents(query, candidates, terms.bias, columns)
-        own = terms.own(query, candidates)
-        if own is not None:
-            exponents = terms.with_own(exponents, own)
-        highest = terms.highest(exponents)
-        parts = tf.exp(exponents - highest[:, None])
-        parts = parts if counts is None else parts * counts
-        return _log_of_sum(parts, highest, query, candidates)
+        *_, exponents = exponents_of(query, candidates)
+        highest = tf.maximum(tf.reduce_max(exponents, axis=1), exponents.dtype.min)
+        return _log_of_sum(tf.exp(exponents - highest[:, None]), highest, query, candidates)
 
     return sums
 
@@ -230,29 +204,33 @@ def _log_of_sum(
     return level + tf.math.log(total), gradient
 
 
-def _by_block(terms: _Terms, block_size: int) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
-    def exponents_of(
-        query: tf.Tensor, candidates: tf.Tensor, columns: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
-        block = take_columns(candidates, columns)
-        bias = take_columns(terms.bias, columns, -float("inf"))
-        exponents, counts = terms.exponents(query, block, bias, columns)
-        own = terms.own(query, candidates)
-        if own is not None:
-            exponents = terms.with_own(exponents, own, columns)
-        return block, exponents, counts
+def _by_block(
+    exponents_of: Exponents, counted: Counted | None, block_size: int
+) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
+    def parts_of(
+        scores: tf.Tensor, exponents: tf.Tensor, level: tf.Tensor, columns: tf.Tensor
+    ) -> tf.Tensor:
+        """n_bj e^(exponent_bj - level_b) of the columns of a block."""
+        if counted is None:
+            return tf.exp(exponents - level[:, None])
+        counts = tf.cast(counted.counts(scores, columns), scores.dtype)
+        # Only what is counted 0 times can be above the bound; then inf · 0 would be NaN.
+        exponents = tf.minimum(exponents, counted.highest[:, None])
+        return tf.exp(exponents - level[:, None]) * counts
 
     @tf.custom_gradient
     def sums(query: tf.Tensor, candidates: tf.Tensor) -> Any:
         num_columns = tf.shape(candidates)[0]
 
-        def add(block: tf.Tensor, columns: tf.Tensor, carry: Any) -> Any:
-            del block
+        def add(columns: tf.Tensor, carry: Any) -> Any:
             highest, total = carry
-            _, exponents, counts = exponents_of(query, candidates, columns)
-            higher = tf.maximum(highest, terms.highest(exponents))
-            parts = tf.exp(exponents - higher[:, None])
-            parts = parts if counts is None else parts * counts
+            _, scores, exponents = exponents_of(query, candidates, columns)
+            if counted is None:
+                of_block = tf.maximum(tf.reduce_max(exponents, axis=1), exponents.dtype.min)
+            else:
+                of_block = counted.highest
+            higher = tf.maximum(highest, of_block)
+            parts = parts_of(scores, exponents, higher, columns)
             total = total * tf.exp(highest - higher) + tf.reduce_sum(parts, axis=1)
             return higher, total
 
@@ -264,24 +242,21 @@ def _by_block(terms: _Terms, block_size: int) -> Callable[[tf.Tensor, tf.Tensor]
 
         def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             # Nothing is above an empty sum: -inf - -inf would be NaN.
-            level = tf.where(tf.math.is_finite(result), result, float("inf"))[:, None]
+            level = tf.where(tf.math.is_finite(result), result, float("inf"))
             weighted = query * upstream[:, None]
 
-            def add_gradient(block: tf.Tensor, columns: tf.Tensor, carry: Any) -> Any:
-                by_query, by_candidates = carry
-                values, exponents, counts = exponents_of(query, candidates, columns)
-                parts = tf.exp(exponents - level)
-                parts = parts if counts is None else parts * counts
+            def add_gradient(columns: tf.Tensor, by_query: tf.Tensor) -> Any:
+                values, scores, exponents = exponents_of(query, candidates, columns)
+                parts = parts_of(scores, exponents, level, columns)
                 by_block = _transposed_product(parts, weighted, values)
-                return by_query + tf.matmul(parts, values), by_candidates.write(block, by_block)
+                return by_query + tf.matmul(parts, values), by_block
 
-            by_candidates = tf.TensorArray(
-                query.dtype,
-                num_blocks(num_columns, block_size),
-                element_shape=[block_size, candidates.shape[1]],
-            )
             by_query, by_candidates = fold_columns(
-                add_gradient, (tf.zeros_like(query), by_candidates), num_columns, block_size
+                add_gradient,
+                tf.zeros_like(query),
+                num_columns,
+                block_size,
+                writes=(query.dtype, [block_size, candidates.shape[1]]),
             )
             return by_query * upstream[:, None], by_candidates.concat()[:num_columns]
 

@@ -9,31 +9,26 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar
 
-import numpy as np
 import tensorflow as tf
 
 from samplers.candidates import Batch, Candidates, Encoders
-from samplers.checks import check_above_0, check_at_least_1
-from samplers.losses.scoring import candidate_scores, positive_scores
-from samplers.methods.per_query import PerQueryMethod
+from samplers.losses.scores import candidate_scores, positive_scores
+from samplers.methods.method import require_above_0
+from samplers.methods.per_query import PerQueryMethod, PrisU, log_frequency_sampler
 from samplers.proposals.adaptive_oversampling import AdaptiveOversampler
 from samplers.proposals.kernel_tree import KernelTree
 from samplers.proposals.popularity import PopularitySampler
-from samplers.proposals.query_pool import QueryPool, Sampler
-from samplers.proposals.uniform import UniformSampler
+from samplers.proposals.query_pool import QueryPool
 from samplers.selection.weights import harmonic_number, softmax_weights
 from samplers.state import renewed_variable
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
-class RenewedMethod(PerQueryMethod):
-    """A method with state that is renewed once an epoch."""
-
-    num_negatives: int = 5  # N, draws for each pair
+class RenewedMethod(PrisU):
+    """Importance weights as in pris_u, over draws from a state that is renewed once an epoch."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least_1("num_negatives", self.num_negatives)
         self._due = renewed_variable(tf.constant(True), "due")
 
     def refresh(self, encoders: Encoders, *, seed: tf.Tensor) -> None:
@@ -48,7 +43,6 @@ class RenewedMethod(PerQueryMethod):
 
     def end_epoch(self, encoders: Encoders) -> None:
         """Lets the next step renew the state."""
-        del encoders
         self._due.assign(True)
 
     def _renew(self, encoders: Encoders, seed: tf.Tensor) -> None:
@@ -69,33 +63,23 @@ class AdaSirU(RenewedMethod):
 
     needs: ClassVar[tuple[str, ...]] = ("num_candidates", "num_queries")
 
-    num_negatives: int = 5  # N, draws from the pool for each pair
     pool_size: int = 200  # P, candidates in the pool of each query
     add_log_weights: bool = False  # s + log w for s - log w, as in the published code
 
+    _keep_proposed = False  # whether `select` needs the K_c of the last renewal
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least_1("pool_size", self.pool_size)
-        assert self.num_queries is not None
         self._pool = QueryPool(
             self.num_queries,
             self.pool_size,
-            self._proposal(),
-            keep_proposed=self._ranks(),
+            self._proposal,
+            keep_proposed=self._keep_proposed,
             seen=self.seen,
         )
 
     def propose(self, query: tf.Tensor, batch: Batch, *, seed: tf.Tensor) -> Candidates:
-        del query
         return self._pool.sample(batch.query_ids, self.num_negatives, seed=seed)
-
-    def _proposal(self) -> Sampler:
-        assert self.num_candidates is not None
-        return UniformSampler(self.num_candidates)
-
-    def _ranks(self) -> bool:
-        """Whether `select` estimates ranks."""
-        return False
 
     def _renew(self, encoders: Encoders, seed: tf.Tensor) -> None:
         self._pool.renew(encoders, seed=seed)
@@ -103,8 +87,9 @@ class AdaSirU(RenewedMethod):
     def _weights(
         self, losses: tf.Tensor, scores: tf.Tensor, log_q: tf.Tensor, valid: tf.Tensor | None
     ) -> tf.Tensor:
-        logits = scores + log_q if self.add_log_weights else scores - log_q
-        return softmax_weights(logits, valid=valid)
+        if self.add_log_weights:
+            return softmax_weights(scores + log_q, valid=valid)
+        return super()._weights(losses, scores, log_q, valid)
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
@@ -113,8 +98,8 @@ class AdaSirP(AdaSirU):
 
     needs: ClassVar[tuple[str, ...]] = ("frequency", "num_queries")
 
-    def _proposal(self) -> Sampler:
-        return PopularitySampler(np.log1p(np.asarray(self.frequency, np.float64)))
+    def _make_proposal(self) -> PopularitySampler:
+        return log_frequency_sampler(self.frequency)
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
@@ -131,10 +116,11 @@ class AdaSirW(AdaSirU):
 
     count_below: bool = False  # s_uk < s_ui for s_uk > s_ui, as in the published code
 
+    _keep_proposed = True
+
     def select(self, encoders: Encoders, batch: Batch, proposed: Candidates) -> Candidates:
         """All candidates, and J(rank) of the row."""
         assert self._pool.proposed is not None
-        assert self.num_candidates is not None
         ids = tf.gather(self._pool.proposed, batch.query_ids)  # [B, P]
         scores = candidate_scores(encoders.query, encoders.candidates(ids))
         positive = positive_scores(encoders.query, encoders.positive)[:, None]
@@ -146,9 +132,6 @@ class AdaSirW(AdaSirU):
         rank = (self.num_candidates - 1) * count // self.pool_size + 1
         return proposed._replace(row_weight=harmonic_number(rank))
 
-    def _ranks(self) -> bool:
-        return True
-
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class AoBpr(PerQueryMethod):
@@ -158,21 +141,15 @@ class AoBpr(PerQueryMethod):
     `AdaptiveOversampler`. The mean over the draws where there are several.
     """
 
-    needs: ClassVar[tuple[str, ...]] = ("num_candidates",)
-
-    num_negatives: int = 1  # N, draws for each pair
     rank_scale: float = 500.0  # λ of the rank r drawn ∝ e^(-r/λ), above 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least_1("num_negatives", self.num_negatives)
-        check_above_0("rank_scale", self.rank_scale)
-        assert self.num_candidates is not None
+        require_above_0("rank_scale", self.rank_scale)
         self._sampler = AdaptiveOversampler(self.num_candidates, rank_scale=self.rank_scale)
 
     def refresh(self, encoders: Encoders, *, seed: tf.Tensor) -> None:
         """Orders the candidates anew in the first step, and every N log N draws."""
-        del seed
 
         def renew() -> tf.Tensor:
             self._sampler.renew(encoders.corpus())
@@ -181,7 +158,6 @@ class AoBpr(PerQueryMethod):
         tf.cond(self._sampler.due, renew, lambda: tf.constant(False))
 
     def propose(self, query: tf.Tensor, batch: Batch, *, seed: tf.Tensor) -> Candidates:
-        del batch
         return self._sampler.sample(query, self.num_negatives, seed=seed)
 
     def update(self, batch: Batch) -> None:
@@ -198,27 +174,16 @@ class Kernel(RenewedMethod):
         Q_uj ∝ α <q_u, v_j>² + 1, through `KernelTree`, with the v_j of the last renewal
     """
 
-    needs: ClassVar[tuple[str, ...]] = ("num_candidates",)
-
     alpha: float = 1.0  # α of the kernel, above 0; the paper takes 100
     leaf_size: int = 32  # candidates in a leaf of the tree: memory falls and time grows with it
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_above_0("alpha", self.alpha)
-        check_at_least_1("leaf_size", self.leaf_size)
-        assert self.num_candidates is not None
+        require_above_0("alpha", self.alpha)
         self._tree = KernelTree(self.num_candidates, alpha=self.alpha, leaf_size=self.leaf_size)
 
     def propose(self, query: tf.Tensor, batch: Batch, *, seed: tf.Tensor) -> Candidates:
-        del batch
         return self._tree.sample(query, self.num_negatives, seed=seed)
 
     def _renew(self, encoders: Encoders, seed: tf.Tensor) -> None:
-        del seed
         self._tree.renew(encoders.corpus())
-
-    def _weights(
-        self, losses: tf.Tensor, scores: tf.Tensor, log_q: tf.Tensor, valid: tf.Tensor | None
-    ) -> tf.Tensor:
-        return softmax_weights(scores - log_q, valid=valid)

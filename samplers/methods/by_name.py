@@ -2,39 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 from typing import Any
 
 import numpy as np
 
-from samplers.methods.adaptive import (
-    AdaSirP,
-    AdaSirU,
-    AdaSirW,
-    AoBpr,
-    Kernel,
-)
-from samplers.methods.corpus import FullSoftmax, Mns
-from samplers.methods.hard_negative import (
-    Dns,
-    DnsMn,
-    SoftBpr,
-    Warp,
-)
-from samplers.methods.in_batch import CorrectSfx, Ssl, SslPop
+from samplers.methods.adaptive import AdaSirP, AdaSirU, AdaSirW, AoBpr, Kernel
+from samplers.methods.full_softmax import DistilledSoftmax, FullSoftmax, SoftTargets
+from samplers.methods.hard_negative import Dns, DnsMn, SoftBpr, Warp
+from samplers.methods.in_batch import CorrectSfx, Mns, Ssl, SslPop
 from samplers.methods.method import Method
 from samplers.methods.mixing import Bmns, PositiveMixing
-from samplers.methods.per_query import (
-    Bpr,
-    Pns,
-    PrisP,
-    PrisU,
-    SoftmaxV,
-)
+from samplers.methods.per_query import Bpr, Pns, PrisP, PrisU, SoftmaxV
 from samplers.methods.resampling import Bir, Xir
 from samplers.methods.sl_at_k import SlAtK
-from samplers.proposals.soft_targets import SoftTargets
 from samplers.selection.seen import Seen
 
 METHODS: dict[str, type[Method]] = {
@@ -78,6 +61,9 @@ def build(
 ) -> Method:
     """Makes the method of that name, a `tf.Module` whose state checkpoints.
 
+        method = samplers.build("dns_mn", num_candidates=41_000, num_kept=4)
+        losses = method(encoders, batch, seed=tf.constant([10, step], tf.int64))  # [B]
+
     Args:
       name: a key of `METHODS`.
       frequency: [N], train rows of each candidate; not every method needs it.
@@ -94,23 +80,23 @@ def build(
     """
     if name not in METHODS:
         raise ValueError(_unknown("method", name, sorted(METHODS)))
-    method = METHODS[name]
-    if targets is not None and method is not FullSoftmax:
-        raise ValueError(f"targets go with the method full_softmax alone, got {name}.")
     known = option_types(name)
     for option in options:
         if option not in known:
             raise ValueError(_unknown(f"option of {name}", option, sorted(known)))
     given = {option: _parsed(option, value, known[option]) for option, value in options.items()}
-    return method(
-        frequency=frequency,
-        num_candidates=num_candidates,
-        num_queries=num_queries,
-        fingerprints=fingerprints,
-        targets=targets,
-        seen=seen,
-        **given,
-    )
+    given |= {
+        "frequency": frequency,
+        "num_candidates": num_candidates,
+        "num_queries": num_queries,
+        "fingerprints": fingerprints,
+        "seen": seen,
+    }
+    if targets is None:
+        return METHODS[name](**given)
+    if METHODS[name] is not FullSoftmax:
+        raise ValueError(f"targets go with the method full_softmax alone, got {name}.")
+    return DistilledSoftmax(targets=targets, **given)
 
 
 def option_types(name: str) -> dict[str, str]:
@@ -127,32 +113,32 @@ def _unknown(what: str, name: str, known: list[str]) -> str:
 
 
 def _parsed(option: str, value: Any, kind: str) -> Any:
-    """The value of an option in its declared type, from text where it is text."""
-    kinds = [part.strip() for part in kind.split("|")]
-    if isinstance(value, str):
-        text = value.strip().lower()
-        if "None" in kinds and text == "none":
-            return None
-        if "bool" in kinds and text in ("true", "false", "1", "0", "yes", "no"):
-            return text in ("true", "1", "yes")
+    """The value of an option in its declared type, such as "int | None"; text is converted."""
+    kinds = kind.split(" | ")
+    text = value.strip().lower() if isinstance(value, str) else None
+    if text is None:
+        if _fits(value, kinds):
+            return value
+    elif "None" in kinds and text == "none":
+        return None
+    elif "bool" in kinds and text in ("true", "false", "1", "0", "yes", "no"):
+        return text in ("true", "1", "yes")
+    elif "str" in kinds:
+        return value
+    else:
         for name, convert in (("int", int), ("float", float)):
             if name in kinds:
-                try:
+                with contextlib.suppress(ValueError):
                     return convert(value)
-                except ValueError:
-                    continue
-        if "str" in kinds:
-            return value
-    elif _fits(value, kinds):
-        return value
     raise ValueError(f"{option} must be {kind}, got {value!r}.")
 
 
 def _fits(value: Any, kinds: list[str]) -> bool:
+    """Whether a value, no text, is of one of the types; whole numbers are floats too."""
+    if value is None:
+        return "None" in kinds
     if isinstance(value, (bool, np.bool_)):
         return "bool" in kinds
     if isinstance(value, (int, np.integer)):
         return "int" in kinds or "float" in kinds
-    return (isinstance(value, (float, np.floating)) and "float" in kinds) or (
-        value is None and "None" in kinds
-    )
+    return isinstance(value, (float, np.floating)) and "float" in kinds

@@ -8,16 +8,15 @@ from typing import ClassVar
 import tensorflow as tf
 
 from samplers.candidates import Batch, Candidates, Encoders
-from samplers.checks import check_at_least_1
 from samplers.losses.pairwise import soft_bpr_loss
-from samplers.losses.scoring import candidate_scores, positive_scores
-from samplers.methods.per_query import UniformMethod
-from samplers.selection.top_m import first_true, top_m
+from samplers.losses.scores import candidate_scores, positive_scores
+from samplers.methods.method import require
+from samplers.methods.per_query import PerQueryMethod
 from samplers.selection.weights import harmonic_number
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
-class Dns(UniformMethod):
+class Dns(PerQueryMethod):
     """Dynamic negative sampling: bpr with j the highest score among uniform draws.
 
     Zhang et al., SIGIR 2013, doi:10.1145/2484028.2484126.
@@ -27,17 +26,16 @@ class Dns(UniformMethod):
 
     num_negatives: int = 10  # N, uniform draws for each pair, of which one is kept
 
-    def select(self, encoders: Encoders, batch: Batch, proposed: Candidates) -> Candidates:
-        """The candidates of each row with the highest scores."""
-        scores = candidate_scores(encoders.query, encoders.candidates(proposed.ids))
-        kept = top_m(scores, self._num_kept(), valid=self._valid(batch, proposed.ids))
-        return Candidates(
-            tf.gather(proposed.ids, kept, batch_dims=1),
-            tf.gather(proposed.log_q, kept, batch_dims=1),
-        )
+    _num_kept = 1
 
-    def _num_kept(self) -> int:
-        return 1
+    def select(self, encoders: Encoders, batch: Batch, proposed: Candidates) -> Candidates:
+        """The candidates of each row with the highest scores; others where too few are valid."""
+        scores = candidate_scores(encoders.query, encoders.candidates(proposed.ids))
+        valid = self._valid(batch, proposed.ids)
+        if valid is not None:
+            scores = tf.where(valid, scores, -float("inf"))
+        kept = tf.math.top_k(scores, self._num_kept).indices  # [B, M], ties by column
+        return Candidates(*(tf.gather(part, kept, batch_dims=1) for part in proposed[:2]))
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
@@ -57,15 +55,12 @@ class DnsMn(Dns):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least_1("num_kept", self.num_kept)
         if self.num_kept > self.num_negatives:
             raise ValueError(
                 f"num_kept must be at most num_negatives = {self.num_negatives}, "
                 f"got {self.num_kept}: keep fewer candidates or draw more."
             )
-
-    def _num_kept(self) -> int:
-        return self.num_kept
+        self._num_kept = self.num_kept
 
     def _weights(
         self, losses: tf.Tensor, scores: tf.Tensor, log_q: tf.Tensor, valid: tf.Tensor | None
@@ -99,7 +94,7 @@ class SoftBpr(Dns):
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
-class Warp(UniformMethod):
+class Warp(PerQueryMethod):
     """The first of several uniform draws that outranks the positive, by how rare that is.
 
     Weston, Bengio and Usunier, IJCAI 2011 (WSABIE), with the pairwise loss of bpr:
@@ -117,8 +112,7 @@ class Warp(UniformMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.margin < float("inf"):
-            raise ValueError(f"margin must be at least 0 and finite, got {self.margin}.")
+        require(0 <= self.margin < float("inf"), "margin", "at least 0 and finite", self.margin)
 
     def select(self, encoders: Encoders, batch: Batch, proposed: Candidates) -> Candidates:
         """The first violator of each row, and J(rank) of the row, 0 where there is none."""
@@ -128,12 +122,11 @@ class Warp(UniformMethod):
         violates = proposed.ids != batch.candidate_ids[:, None]
         violates &= scores > threshold[:, None]
         valid = self._valid(batch, proposed.ids)
-        first, found = first_true(violates if valid is None else violates & valid)
-        assert self.num_candidates is not None
-        rank = (self.num_candidates - 1) // (first + 1) + 1
-        weight = harmonic_number(rank)
-        return Candidates(
-            tf.gather(proposed.ids, first[:, None], batch_dims=1),
-            tf.gather(proposed.log_q, first[:, None], batch_dims=1),
-            tf.where(found, weight, tf.zeros_like(weight)),
-        )
+        violates = violates if valid is None else violates & valid
+        # The first violator, or column 0; argmax breaks ties at will.
+        first = tf.math.top_k(tf.cast(violates, tf.float32), k=1).indices
+        trials = tf.cast(first, tf.int64)[:, 0] + 1
+        weight = harmonic_number((self.num_candidates - 1) // trials + 1)
+        ids, log_q = (tf.gather(part, first, batch_dims=1) for part in proposed[:2])
+        found = tf.reduce_any(violates, axis=1)
+        return Candidates(ids, log_q, tf.where(found, weight, tf.zeros_like(weight)))

@@ -1,23 +1,21 @@
-"""Methods whose negatives are the positives of the other rows of the batch."""
+"""Methods whose negatives are the positives of the other rows of the batch, and uniform draws."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import ClassVar
 
 import numpy as np
 import tensorflow as tf
 
 from samplers.candidates import Batch, Candidates, Encoders
-from samplers.checks import check_at_least_1_or_none
 from samplers.losses.softmax import in_batch_softmax_loss, positive_corrected_loss
-from samplers.losses.streamed_softmax import Valid
+from samplers.losses.streamed_softmax import Valid, own_columns
 from samplers.methods.method import Method
-from samplers.proposals.popularity_table import PopularityTable
+from samplers.proposals.popularity import PopularityTable, UniformSampler
 from samplers.proposals.streaming_frequency import StreamingFrequency
-from samplers.selection.validity import hit_filter, weigh_rows, without_padding
-
-_PRIMES = (4993, 4999, 5003, 5009, 5011)
+from samplers.selection.validity import hit_filter, num_rows, weigh_rows, without_padding
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
@@ -33,15 +31,10 @@ class Ssl(Method):
     positive_twice: bool = False  # count the positive twice, as the published code does
     block_size: int | None = None  # candidates scored at once, to save memory; none: all
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_at_least_1_or_none(block_size=self.block_size)
-
     def loss(
         self, encoders: Encoders, batch: Batch, proposed: Candidates | None, *, seed: tf.Tensor
     ) -> tf.Tensor:
         """log Σ_j e^(s_uj - log q_j) - (s_ui - log q_i) over the batch columns j: float32 [B]."""
-        del proposed, seed
         return weigh_rows(self._batch_losses(encoders, batch), batch)
 
     def _batch_losses(self, encoders: Encoders, batch: Batch) -> tf.Tensor:
@@ -129,13 +122,12 @@ class CorrectSfx(Ssl):
                 "num_buckets and num_hashes must be left out with published_buckets, got "
                 f"{self.num_buckets} and {self.num_hashes}."
             )
-        assert self.num_candidates is not None
         ids = np.arange(self.num_candidates) if self.fingerprints is None else self.fingerprints
         self.estimates = StreamingFrequency(
             ids,
             num_buckets=2 * self.num_candidates if self.num_buckets is None else self.num_buckets,
             num_hashes=self.num_hashes,
-            primes=_PRIMES if self.published_buckets else None,
+            primes=(4993, 4999, 5003, 5009, 5011) if self.published_buckets else None,
             alpha=self.alpha,
             published_start=self.published_start,
         )
@@ -146,3 +138,73 @@ class CorrectSfx(Ssl):
 
     def _log_q(self, batch: Batch) -> tf.Tensor:
         return self.estimates.log_q_with(batch.candidate_ids)
+
+
+@dataclasses.dataclass(eq=False, kw_only=True)
+class Mns(Ssl):
+    """Mixed negative sampling: the columns of the batch and B′ uniform candidates.
+
+    Yang et al., WWW 2020, doi:10.1145/3366424.3386195, as in Chen et al., NeurIPS 2022: softmax
+    over B + B′ columns, every negative j corrected by the mixture that it was drawn from,
+        log q_j = log(B / (B + B′) · pop_j + B′ / (B + B′) / N)
+    and the positive by log pop_i (`mixture_for_positive`: by the mixture).
+
+    Differs: the published code gives each part the share of the other (`swap_shares`), which is
+    the same where B′ = B.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("frequency", "num_candidates")
+
+    num_uniform: int | None = None  # B′, uniform candidates; none: as many as rows
+    mixture_for_positive: bool = False  # correct the positive by the mixture, not by log pop
+    swap_shares: bool = False  # exchange the shares of the mixture, as in the published code
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._popularity = PopularityTable(type(self).__name__, self.frequency)
+        self._sampler = UniformSampler(self.num_candidates)
+
+    def propose(self, query: tf.Tensor, batch: Batch, *, seed: tf.Tensor) -> Candidates:
+        """The uniform candidates: [B′]."""
+        size = tf.size(batch.query_ids) if self.num_uniform is None else self.num_uniform
+        return self._sampler.sample([size], seed=seed)
+
+    def loss(
+        self, encoders: Encoders, batch: Batch, proposed: Candidates | None, *, seed: tf.Tensor
+    ) -> tf.Tensor:
+        """log Σ_j e^(s_uj - log q_j) - (s_ui - log pop_i) over B + B′ columns: float32 [B]."""
+        assert proposed is not None
+        whole = batch.columns
+        ids = tf.concat([whole.candidate_ids, proposed.ids], axis=0)
+        log_pop = self._popularity.of_batch(whole)
+        columns = tf.concat([log_pop, self._popularity.of_ids(proposed.ids)], axis=0)
+        mixture = self.log_mixture(columns, num_rows(whole), tf.size(proposed.ids))
+        rows = tf.size(whole.candidate_ids)
+        own = mixture[:rows] if self.mixture_for_positive else log_pop
+        losses = in_batch_softmax_loss(
+            encoders.query,
+            tf.concat([encoders.columns, encoders.candidates(proposed.ids)], axis=0),
+            tf.concat([without_padding(mixture[:rows], whole), mixture[rows:]], axis=0),
+            positive=encoders.positive,
+            first=batch.first,
+            positive_log_q=own_columns(own, tf.size(batch.candidate_ids), batch.first),
+            valid=hit_filter(batch, ids, mask_accidental_hits=self.mask_accidental_hits),
+            positive_twice=self.positive_twice,
+            block_size=self.block_size,
+        )
+        return weigh_rows(losses, batch)
+
+    def log_mixture(
+        self, log_pop: tf.Tensor, num_batch: tf.Tensor, num_uniform: tf.Tensor
+    ) -> tf.Tensor:
+        """log q of candidates with these log pop [C] as draws from the mixture: [C].
+
+        That of a candidate without train rows is its share of the uniform part.
+        """
+        sizes = tf.cast(tf.stack([num_batch, num_uniform]), tf.float32)
+        log_shares = tf.math.log(sizes / tf.reduce_sum(sizes))
+        if self.swap_shares:
+            log_shares = log_shares[::-1]
+        from_uniform = log_shares[1] - math.log(self.num_candidates)
+        parts = [log_shares[0] + log_pop, tf.fill(tf.shape(log_pop), from_uniform)]
+        return tf.reduce_logsumexp(tf.stack(parts), axis=0)

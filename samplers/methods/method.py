@@ -4,15 +4,32 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow as tf
 
 from samplers.candidates import Batch, Candidates, Encoders
-from samplers.proposals.soft_targets import SoftTargets
-from samplers.randomness import split_seed
+from samplers.random_numbers import split_seed
 from samplers.selection.seen import Seen
+
+_DATA = {  # what a method may need of the data → what to pass
+    "frequency": "the number of train rows of each candidate, [N].",
+    "num_candidates": "the size of the corpus, N.",
+    "num_queries": "the number of queries, known or not, with a dense id.",
+}
+_NOT_GIVEN: Any = None  # of the data, which is there where `needs` has it
+
+
+def require(holds: bool, name: str, rule: str, got: Any) -> None:
+    """Raises a ValueError where the value of an option breaks a rule: "name must be rule"."""
+    if not holds:
+        raise ValueError(f"{name} must be {rule}, got {got}.")
+
+
+def require_above_0(name: str, value: float) -> None:
+    """Raises a ValueError that names the option where it is not above 0 and finite."""
+    require(0 < value < float("inf"), name, "above 0 and finite", value)
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
@@ -28,8 +45,9 @@ class Method(tf.Module):
     rows are negatives of each other, the negatives are the positives of all: `Batch.columns`.
 
     A subclass is a dataclass whose further fields are its options; the comment on the line of a
-    field is its documentation. What it needs of the data it names in `needs`. State lives in
-    `tf.Variable`s made in `__post_init__`, so that it checkpoints with the model.
+    field is its documentation, and an int is at least 1. What it needs of the data it names in
+    `needs`. State lives in `tf.Variable`s made in `__post_init__`, so that it checkpoints with
+    the model.
     """
 
     needs: ClassVar[tuple[str, ...]] = ()  # of "frequency", "num_candidates", "num_queries"
@@ -37,42 +55,37 @@ class Method(tf.Module):
     row_by_row: ClassVar[bool] = False  # `select` and `loss` of a row look at no other row
     excludes_seen: ClassVar[bool] = False  # its paper draws no train positive of the query
 
-    frequency: np.ndarray | None = dataclasses.field(default=None, repr=False)  # [N], train rows
-    num_candidates: int | None = dataclasses.field(default=None, repr=False)  # N
-    num_queries: int | None = dataclasses.field(default=None, repr=False)
-    fingerprints: np.ndarray | None = dataclasses.field(default=None, repr=False)  # [N], int64
-    targets: SoftTargets | None = dataclasses.field(default=None, repr=False)  # of a teacher
-    seen: Seen | None = dataclasses.field(default=None, repr=False)  # is left out of negatives
+    frequency: np.ndarray = dataclasses.field(default=_NOT_GIVEN, repr=False)  # [N], train rows
+    num_candidates: int = dataclasses.field(default=_NOT_GIVEN, repr=False)  # N
+    num_queries: int = dataclasses.field(default=_NOT_GIVEN, repr=False)
+    fingerprints: np.ndarray = dataclasses.field(
+        default=_NOT_GIVEN, repr=False
+    )  # int64 [N], hashes of the raw ids
+    seen: Seen | None = dataclasses.field(
+        default=_NOT_GIVEN, repr=False
+    )  # is left out of negatives
 
     def __post_init__(self) -> None:
         super().__init__(name=type(self).__name__.lower())
         for what in self.needs:
             if getattr(self, what) is None:
                 raise ValueError(
-                    f"{type(self).__name__} needs {what}=, got None: pass "
-                    + {
-                        "frequency": "the number of train rows of each candidate, [N].",
-                        "num_candidates": "the size of the corpus, N.",
-                        "num_queries": "the number of queries, known or not, with a dense id.",
-                    }[what]
+                    f"{type(self).__name__} needs {what}=, got None: pass {_DATA[what]}"
                 )
-        for what in ("num_candidates", "num_queries"):
-            size = getattr(self, what)
-            if size is not None and size < 1:
-                raise ValueError(f"{what} must be at least 1, got {size}.")
-        if self.frequency is not None and self.num_candidates is not None:
-            rows = np.shape(self.frequency)
-            if rows != (self.num_candidates,):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value is not None and str(field.type).startswith("int"):
+                require(value >= 1, field.name, "at least 1", value)
+        for name, remedy in (
+            ("frequency", "give candidates without train rows a 0"),
+            ("fingerprints", "pass one for each candidate, by dense id"),
+        ):
+            value = getattr(self, name)
+            given = value is not None and self.num_candidates is not None
+            if given and np.shape(value) != (self.num_candidates,):
                 raise ValueError(
-                    f"frequency must have shape [num_candidates] = [{self.num_candidates}], "
-                    f"got {list(rows)}: give candidates without train rows a 0."
-                )
-        if self.fingerprints is not None and self.num_candidates is not None:
-            rows = np.shape(self.fingerprints)
-            if rows != (self.num_candidates,):
-                raise ValueError(
-                    f"fingerprints must have shape [num_candidates] = [{self.num_candidates}], "
-                    f"got {list(rows)}: pass one for each candidate, by dense id."
+                    f"{name} must have shape [num_candidates] = [{self.num_candidates}], "
+                    f"got {list(np.shape(value))}: {remedy}."
                 )
 
     def __call__(self, encoders: Encoders, batch: Batch, *, seed: tf.Tensor) -> tf.Tensor:
@@ -101,14 +114,12 @@ class Method(tf.Module):
         The first thing in a step. Uses neither the query nor the positive of `encoders`. What
         it writes does not depend on how often it is called.
         """
-        del encoders, seed
 
     def propose(self, query: tf.Tensor, batch: Batch, *, seed: tf.Tensor) -> Candidates | None:
         """Draws the candidates that the loss embeds beyond those of the batch; None for none.
 
         Reads state, does not write it. `query` is [B, D], without gradient.
         """
-        del query, batch, seed
         return None
 
     def select(self, encoders: Encoders, batch: Batch, proposed: Candidates) -> Candidates:
@@ -118,7 +129,6 @@ class Method(tf.Module):
         that the loss and its gradient cost as much as the candidates that are left. Embeds with
         `encoders`, which have no gradient here. A function of its arguments and the state.
         """
-        del encoders, batch
         return proposed
 
     def with_seen(self, batch: Batch, proposed: Candidates | None) -> Batch:
@@ -149,11 +159,9 @@ class Method(tf.Module):
 
     def update(self, batch: Batch) -> None:
         """Writes what a method remembers of a batch; called after its training step."""
-        del batch
 
     def end_epoch(self, encoders: Encoders) -> None:
         """Writes what a method renews between epochs; `query` and `positive` are empty there."""
-        del encoders
 
 
 def without_gradient(encoders: Encoders) -> Encoders:

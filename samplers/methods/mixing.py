@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
 
 import tensorflow as tf
 
 from samplers.candidates import Batch, Candidates, Encoders
-from samplers.checks import check_above_0, check_at_least_1
+from samplers.losses.scores import at_least_float32, positive_scores
 from samplers.losses.softmax import negated, resampled_softmax_loss
-from samplers.losses.streamed_softmax import (
-    at_least_float32,
-    dot_logsumexp,
-    own_columns,
-    own_scores,
-)
+from samplers.losses.streamed_softmax import dot_logsumexp, own_columns
 from samplers.methods.in_batch import SslPop
-from samplers.randomness import uniform_numbers
+from samplers.methods.method import require, require_above_0
+from samplers.random_numbers import uniform_numbers
 from samplers.selection.mixing import masked_mixture_scores, mixing_weights
 from samplers.selection.validity import weigh_rows, without_padding
 
@@ -40,15 +35,12 @@ class MixingMethod(SslPop):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.gamma <= 1:
-            raise ValueError(f"gamma must be between 0 and 1, got {self.gamma}.")
-        check_at_least_1("num_mixed", self.num_mixed)
+        require(0 <= self.gamma <= 1, "gamma", "between 0 and 1", self.gamma)
 
     def loss(
         self, encoders: Encoders, batch: Batch, proposed: Candidates | None, *, seed: tf.Tensor
     ) -> tf.Tensor:
         """γ · (loss over the columns) + (1 - γ) · (loss over the mixtures): float32 [B]."""
-        del proposed
         if self.gamma == 1:
             return weigh_rows(self._batch_losses(encoders, batch), batch)
         losses = (1 - self.gamma) * self._mixture_losses(encoders, batch, seed)
@@ -60,7 +52,7 @@ class MixingMethod(SslPop):
         log_q = without_padding(self._log_q(batch.columns), batch.columns)
         own_log_q = own_columns(log_q, tf.size(batch.candidate_ids), batch.first)
         known = tf.math.is_finite(own_log_q)
-        positive = own_scores(encoders.query, encoders.positive)
+        positive = positive_scores(encoders.query, encoders.positive)
         positive += tf.where(known, negated(own_log_q), tf.zeros_like(own_log_q))
         log_total = self._mixture_logsumexp(encoders, batch, log_q, seed)
         if self.positive_in_mixture:
@@ -90,15 +82,13 @@ class Bmns(MixingMethod):
     use, and none of its own positive; eq. (4) mixes all columns for every row.
     """
 
-    faster_with_xla: ClassVar[bool] = False
-
     alpha: float | None = None  # α of Beta(α, α) for the mixing weights; none: U(0, 1)
     correct_weights: bool = True  # take log pop from the mixing weights: eq. (5), else eq. (3)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.alpha is not None:
-            check_above_0("alpha", self.alpha)
+            require_above_0("alpha", self.alpha)
 
     def _mixture_logsumexp(
         self, encoders: Encoders, batch: Batch, log_q: tf.Tensor, seed: tf.Tensor
@@ -128,15 +118,13 @@ class PositiveMixing(MixingMethod):
         m_uk = α_k s_ui + (1 - α_k) s_uj(k), α_k ~ U(0, 1), j(k) a uniform column of the batch.
     """
 
-    faster_with_xla: ClassVar[bool] = False
-
     def _mixture_logsumexp(
         self, encoders: Encoders, batch: Batch, log_q: tf.Tensor, seed: tf.Tensor
     ) -> tf.Tensor:
         numbers = uniform_numbers([2, self.num_mixed], seed)
         columns = tf.cast(numbers[0] * tf.cast(tf.size(log_q), tf.float32), tf.int32)
         columns = tf.minimum(columns, tf.size(log_q) - 1)  # the product may round up to B
-        positive = own_scores(encoders.query, encoders.positive)
+        positive = positive_scores(encoders.query, encoders.positive)
         chosen = tf.gather(at_least_float32(encoders.columns), columns)
         scores = tf.matmul(at_least_float32(encoders.query), chosen, transpose_b=True)  # [B, K]
         share = tf.cast(numbers[1], scores.dtype)[None, :]

@@ -9,13 +9,10 @@ import numpy as np
 import tensorflow as tf
 
 from samplers.candidates import Batch, Candidates, Encoders
-from samplers.checks import check_above_0, check_at_least_1
-from samplers.losses.pairwise import bpr_loss, weighted_sum
-from samplers.losses.scoring import candidate_scores, positive_scores
-from samplers.methods.method import Method
-from samplers.proposals.frequency import log_pop
-from samplers.proposals.popularity import PopularitySampler
-from samplers.proposals.uniform import UniformSampler
+from samplers.losses.pairwise import bpr_loss
+from samplers.losses.scores import candidate_scores, positive_scores
+from samplers.methods.method import Method, require_above_0
+from samplers.proposals.popularity import PopularitySampler, UniformSampler, log_pop
 from samplers.selection.validity import per_query_mask, weigh_rows
 from samplers.selection.weights import (
     adaptive_temperature,
@@ -27,43 +24,54 @@ from samplers.selection.weights import (
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class PerQueryMethod(Method):
-    """What the methods of this file share: loss_b = Σ_j p_bj L_bj over negatives of its own.
+    """What the per-query methods share: loss_b = Σ_j p_bj L_bj over negatives of its own.
 
-    A method draws the negatives in `propose`, may thin them out in `select`, and weighs what is
-    left in `_weights`. Where no negative of a row is valid, its loss is 0.
+    A method draws the negatives in `propose`, here from the proposal; may thin them out in
+    `select`; compares each with the positive in `_pair_losses`, here BPR; and weighs what is left
+    in `_weights`, here equally. Where no negative of a row is valid, its loss is 0.
     """
 
     row_by_row: ClassVar[bool] = True
+    needs: ClassVar[tuple[str, ...]] = ("num_candidates",)
 
+    num_negatives: int = 1  # N, draws for each pair
     mask_accidental_hits: bool = False  # leave out draws of the row's own positive
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._proposal = self._make_proposal()
+
+    def _make_proposal(self) -> UniformSampler | PopularitySampler:
+        return UniformSampler(self.num_candidates)
+
+    def propose(self, query: tf.Tensor, batch: Batch, *, seed: tf.Tensor) -> Candidates:
+        return self._proposal.sample([tf.size(batch.query_ids), self.num_negatives], seed=seed)
 
     def with_seen(self, batch: Batch, proposed: Candidates | None) -> Batch:
         """The batch as it is: draws are looked up in `seen`."""
-        del proposed
         return batch
 
     def loss(
         self, encoders: Encoders, batch: Batch, proposed: Candidates | None, *, seed: tf.Tensor
     ) -> tf.Tensor:
         """Σ_j p_bj L_bj, times the weight that `select` gave the row: float32 [B]."""
-        del seed
         assert proposed is not None
         scores = candidate_scores(encoders.query, encoders.candidates(proposed.ids))
         losses = self._pair_losses(positive_scores(encoders.query, encoders.positive), scores)
         weights = self._weights(losses, scores, proposed.log_q, self._valid(batch, proposed.ids))
-        rows = weighted_sum(losses, weights)
+        rows = tf.reduce_sum(tf.stop_gradient(weights) * losses, axis=1)
         if proposed.row_weight is not None:
             rows *= tf.stop_gradient(proposed.row_weight)
         return weigh_rows(rows, batch)
 
     def _pair_losses(self, positive: tf.Tensor, negative: tf.Tensor) -> tf.Tensor:
+        """L: [B] and [B, N] → [B, N]."""
         return bpr_loss(positive, negative)
 
     def _weights(
         self, losses: tf.Tensor, scores: tf.Tensor, log_q: tf.Tensor, valid: tf.Tensor | None
     ) -> tf.Tensor:
-        """p, [B, N]: the mean of the losses, by default."""
-        del scores, log_q
+        """p: [B, N]."""
         return equal_weights(losses, valid=valid)
 
     def _valid(self, batch: Batch, ids: tf.Tensor) -> tf.Tensor | None:
@@ -72,50 +80,14 @@ class PerQueryMethod(Method):
         )
 
 
-@dataclasses.dataclass(eq=False, kw_only=True)
-class UniformMethod(PerQueryMethod):
-    """A method that draws its negatives uniformly."""
-
-    needs: ClassVar[tuple[str, ...]] = ("num_candidates",)
-
-    num_negatives: int = 1  # N, uniform draws for each pair
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_at_least_1("num_negatives", self.num_negatives)
-        assert self.num_candidates is not None
-        self._sampler = UniformSampler(self.num_candidates)
-
-    def propose(self, query: tf.Tensor, batch: Batch, *, seed: tf.Tensor) -> Candidates:
-        del query
-        return self._sampler.sample([tf.size(batch.query_ids), self.num_negatives], seed=seed)
+def log_frequency_sampler(frequency: np.ndarray) -> PopularitySampler:
+    """The popular proposal of Chen et al., WWW 2022, section 4.3: Q_j ∝ log(1 + f_j)."""
+    log_pop(frequency)  # refuses what are no counts
+    return PopularitySampler(np.log1p(np.asarray(frequency, np.float64)))
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
-class PopularityMethod(PerQueryMethod):
-    """A method that draws its negatives by a function of their train rows."""
-
-    needs: ClassVar[tuple[str, ...]] = ("frequency",)
-
-    num_negatives: int = 1  # N, draws for each pair
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_at_least_1("num_negatives", self.num_negatives)
-        counts = np.asarray(self.frequency, np.float64)
-        log_pop(counts)  # refuses what are no counts
-        self._sampler = PopularitySampler(self._proposal_weights(counts))
-
-    def _proposal_weights(self, counts: np.ndarray) -> np.ndarray:
-        raise NotImplementedError
-
-    def propose(self, query: tf.Tensor, batch: Batch, *, seed: tf.Tensor) -> Candidates:
-        del query
-        return self._sampler.sample([tf.size(batch.query_ids), self.num_negatives], seed=seed)
-
-
-@dataclasses.dataclass(eq=False, kw_only=True)
-class Bpr(UniformMethod):
+class Bpr(PerQueryMethod):
     """Pairwise ranking against uniform negatives.
 
     Rendle et al., UAI 2009, arXiv 1205.2618: loss_b = -log σ(s_ui - s_uj), j uniform. The mean
@@ -124,25 +96,25 @@ class Bpr(UniformMethod):
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
-class Pns(PopularityMethod):
+class Pns(PerQueryMethod):
     """Pairwise ranking against popular negatives: bpr with j drawn ∝ f_j^0.75.
 
     The popularity-based sampler of Chen et al., WWW 2022, doi:10.1145/3485447.3512075,
     section 2.2.
     """
 
+    needs: ClassVar[tuple[str, ...]] = ("frequency",)
+
     power: float = 0.75  # of the train rows f in the proposal ∝ f^power, above 0
 
-    def __post_init__(self) -> None:
-        check_above_0("power", self.power)
-        super().__post_init__()
-
-    def _proposal_weights(self, counts: np.ndarray) -> np.ndarray:
-        return counts**self.power
+    def _make_proposal(self) -> PopularitySampler:
+        require_above_0("power", self.power)
+        log_pop(self.frequency)  # refuses what are no counts
+        return PopularitySampler(np.asarray(self.frequency, np.float64) ** self.power)
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
-class SoftmaxV(UniformMethod):
+class SoftmaxV(PerQueryMethod):
     """Uniform negatives, weighed by a softmax of their losses at an adaptive temperature.
 
     Shi et al., WWW 2023, doi:10.1145/3543507.3583223, Algorithm 2, Softmax-v(ρ, N):
@@ -161,12 +133,9 @@ class SoftmaxV(UniformMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.rho < float("inf"):
-            raise ValueError(
-                f"rho must be above 0 and finite, got {self.rho}: it is -log β, 0 < β < 1."
-            )
+        require_above_0("rho", self.rho)
         if self.tau is not None:
-            check_above_0("tau", self.tau)
+            require_above_0("tau", self.tau)
 
     def _weights(
         self, losses: tf.Tensor, scores: tf.Tensor, log_q: tf.Tensor, valid: tf.Tensor | None
@@ -178,7 +147,7 @@ class SoftmaxV(UniformMethod):
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
-class PrisU(UniformMethod):
+class PrisU(PerQueryMethod):
     """Uniform negatives with importance weights: those that score high count more.
 
     Lian et al., WWW 2020, doi:10.1145/3366423.3380187, the PRIS(U) of Chen et al., WWW 2022:
@@ -190,19 +159,15 @@ class PrisU(UniformMethod):
     def _weights(
         self, losses: tf.Tensor, scores: tf.Tensor, log_q: tf.Tensor, valid: tf.Tensor | None
     ) -> tf.Tensor:
+        """Self-normalised importance weights, by whatever log Q the negatives came."""
         return softmax_weights(scores - log_q, valid=valid)
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
-class PrisP(PopularityMethod):
+class PrisP(PrisU):
     """As pris_u, with negatives drawn ∝ log(1 + f_j): Chen et al., WWW 2022, section 4.3."""
 
-    num_negatives: int = 5  # N, draws for each pair
+    needs: ClassVar[tuple[str, ...]] = ("frequency",)
 
-    def _proposal_weights(self, counts: np.ndarray) -> np.ndarray:
-        return np.log1p(counts)
-
-    def _weights(
-        self, losses: tf.Tensor, scores: tf.Tensor, log_q: tf.Tensor, valid: tf.Tensor | None
-    ) -> tf.Tensor:
-        return softmax_weights(scores - log_q, valid=valid)
+    def _make_proposal(self) -> PopularitySampler:
+        return log_frequency_sampler(self.frequency)

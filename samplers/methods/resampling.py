@@ -8,20 +8,14 @@ from typing import ClassVar
 import tensorflow as tf
 
 from samplers.candidates import Batch, Candidates, Encoders
-from samplers.checks import check_at_least_1, check_at_least_1_or_none
+from samplers.losses.scores import positive_scores
 from samplers.losses.softmax import resampled_softmax_loss
-from samplers.losses.streamed_softmax import own_scores
-from samplers.methods.method import Method
+from samplers.methods.method import Method, require
 from samplers.proposals.candidate_cache import CandidateCache
-from samplers.proposals.popularity_table import PopularityTable
-from samplers.randomness import split_seeds
+from samplers.proposals.popularity import PopularityTable
+from samplers.random_numbers import split_seed_in_step
 from samplers.selection.resampling import Resampling
-from samplers.selection.validity import (
-    hit_filter,
-    num_rows,
-    weigh_rows,
-    without_padding,
-)
+from samplers.selection.validity import hit_filter, num_rows, weigh_rows, without_padding
 
 _WEIGHTS = ("published", "equal", "importance")
 
@@ -52,18 +46,13 @@ class Bir(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least_1_or_none(num_resampled=self.num_resampled, block_size=self.block_size)
         if self.block_size is not None and not self.systematic:
             raise ValueError(
                 f"systematic must be True with block_size, got block_size={self.block_size}: "
                 "independent draws need all scores of a row; leave one of the two out."
             )
-        self._check_weights()
-        self._popularity = PopularityTable(type(self).__name__, self.frequency)
-
-    def _check_weights(self) -> None:
-        if self.weights not in _WEIGHTS:
-            raise ValueError(f"weights must be one of {', '.join(_WEIGHTS)}, got {self.weights!r}.")
+        rule = f"one of {', '.join(_WEIGHTS)}"
+        require(self.weights in _WEIGHTS, "weights", rule, repr(self.weights))
         if self.block_size is not None and self.weights != "published":
             raise ValueError(
                 f"weights must be published with block_size, got {self.weights!r}: leave one of "
@@ -74,12 +63,12 @@ class Bir(Method):
                 "weights must not be equal with mask_accidental_hits or exclude_seen_negatives: "
                 "such a loss has the positive as a column that is drawn; leave one of the two out."
             )
+        self._popularity = PopularityTable(type(self).__name__, self.frequency)
 
     def loss(
         self, encoders: Encoders, batch: Batch, proposed: Candidates | None, *, seed: tf.Tensor
     ) -> tf.Tensor:
         """log(e^(s_ui) + Σ_j n_uj e^(s_uj)) - s_ui, or that of other `weights`: float32 [B]."""
-        del proposed
         losses, _ = self._batch_losses(encoders, batch, self._draws(num_rows(batch.columns)), seed)
         return weigh_rows(losses, batch)
 
@@ -119,7 +108,7 @@ class Bir(Method):
             block_size=self.block_size,
             part=batch.part,
         )
-        positive = own_scores(encoders.query, encoders.positive)
+        positive = positive_scores(encoders.query, encoders.positive)
         if self.weights == "equal":
             mean, drawn = resampling.mean_score(encoders.query, candidates)
             return tf.where(drawn, mean - positive, tf.zeros_like(positive)), resampling
@@ -150,17 +139,13 @@ class Xir(Bir):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.cache_weight <= 1:
-            raise ValueError(f"cache_weight must be between 0 and 1, got {self.cache_weight}.")
-        check_at_least_1("cache_size", self.cache_size)
-        if self.redraw not in ("corpus", "drawn"):
-            raise ValueError(f"redraw must be corpus or drawn, got {self.redraw!r}.")
-        assert self.frequency is not None
+        share, redraw = self.cache_weight, self.redraw
+        require(0 <= share <= 1, "cache_weight", "between 0 and 1", share)
+        require(redraw in ("corpus", "drawn"), "redraw", "corpus or drawn", repr(redraw))
         self.cache = CandidateCache(self.frequency, from_drawn=self.redraw == "drawn")
 
     def propose(self, query: tf.Tensor, batch: Batch, *, seed: tf.Tensor) -> Candidates:
         """The cache of this step: [C]."""
-        del query, batch
         return self.cache.sample(self.cache_size, seed=seed)
 
     def loss(
@@ -169,7 +154,7 @@ class Xir(Bir):
         """λ · (bir on the cache) + (1 - λ) · (bir on the batch): float32 [B]."""
         assert proposed is not None
         n = self._draws(tf.maximum(num_rows(batch.columns) // 2, 1))
-        first, second = split_seeds(seed, 2)
+        first, second = split_seed_in_step(seed, 2)
         on_batch, from_batch = self._batch_losses(encoders, batch, n, first)
         on_cache, from_cache = self._column_losses(
             encoders,
@@ -195,5 +180,4 @@ class Xir(Bir):
 
     def update(self, batch: Batch) -> None:
         """Adds the draws of the step to the occurrences."""
-        del batch
         self.cache.update()

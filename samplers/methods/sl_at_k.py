@@ -8,12 +8,12 @@ from typing import ClassVar
 import numpy as np
 import tensorflow as tf
 
-from samplers.candidates import Batch, Candidates, Encoders
-from samplers.checks import check_above_0, check_at_least_1, check_at_least_1_or_none
+from samplers.candidates import Batch, Candidates, Embed, Encoders
+from samplers.losses.scores import at_least_float32, positive_scores
 from samplers.losses.softmax import resampled_softmax_loss
-from samplers.losses.streamed_softmax import at_least_float32, dot_logsumexp, own_scores
-from samplers.methods.method import Method
-from samplers.proposals.uniform import UniformSampler
+from samplers.losses.streamed_softmax import dot_logsumexp
+from samplers.methods.method import Method, require, require_above_0
+from samplers.proposals.popularity import UniformSampler
 from samplers.selection.running_top_k import running_top_k
 from samplers.selection.validity import hit_filter, weigh_rows
 from samplers.state import state_variable
@@ -55,30 +55,21 @@ class SlAtK(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("num_negatives", "k", "refresh_epochs"):
-            check_at_least_1(name, getattr(self, name))
-        check_at_least_1_or_none(num_estimated=self.num_estimated, block_size=self.block_size)
-        check_above_0("weight_temperature", self.weight_temperature)
-        assert self.num_candidates is not None
-        assert self.num_queries is not None
-        if self.k > self.num_candidates:
-            raise ValueError(
-                f"k must be at most the size of the corpus, {self.num_candidates}, got {self.k}."
-            )
+        require_above_0("weight_temperature", self.weight_temperature)
+        largest = f"at most the size of the corpus, {self.num_candidates}"
+        require(self.k <= self.num_candidates, "k", largest, self.k)
         self._sampler = UniformSampler(self.num_candidates)
         self.threshold = state_variable(tf.fill([self.num_queries], -float("inf")), "threshold")
         self.epoch = state_variable(tf.zeros([], tf.int64), "epoch")
 
     def propose(self, query: tf.Tensor, batch: Batch, *, seed: tf.Tensor) -> Candidates:
         """The negatives: [N]."""
-        del query, batch
         return self._sampler.sample([self.num_negatives], seed=seed)
 
     def loss(
         self, encoders: Encoders, batch: Batch, proposed: Candidates | None, *, seed: tf.Tensor
     ) -> tf.Tensor:
         """σ((s_ui - β_u) / τ_w) · log(1 + Σ_j e^(s_uj - s_ui)): float32 [B]."""
-        del seed
         assert proposed is not None
         log_total = dot_logsumexp(
             encoders.query,
@@ -92,7 +83,7 @@ class SlAtK(Method):
             ),
             block_size=self.block_size,
         )
-        positive = own_scores(encoders.query, encoders.positive)
+        positive = positive_scores(encoders.query, encoders.positive)
         threshold = tf.cast(tf.gather(self.threshold, batch.query_ids), positive.dtype)
         weight = tf.sigmoid((positive - threshold) / self.weight_temperature)
         if not self.weight_gradient:
@@ -115,23 +106,20 @@ class SlAtK(Method):
                 "encoders."
             )
         if int(self.epoch.read_value()) % self.refresh_epochs == 0:
-            self._estimate(encoders)
+            self._estimate(encoders.candidates, encoders.queries)
         self.epoch.assign_add(1)
 
-    def _estimate(self, encoders: Encoders) -> None:
-        assert self.num_candidates is not None
-        assert self.num_queries is not None
-        assert encoders.queries is not None
+    def _estimate(self, embed_candidates: Embed, embed_queries: Embed) -> None:
         size = min(self.num_estimated or self.num_candidates, self.num_candidates)
         # Evenly spaced in the order of counts, so that every level of popularity has its share,
         # and no random numbers are needed.
         ids = np.arange(size, dtype=np.int64) * self.num_candidates // size
-        candidates = at_least_float32(encoders.candidates(tf.constant(ids)))
+        candidates = at_least_float32(embed_candidates(tf.constant(ids)))
         rank = max(1, round(self.k * size / self.num_candidates))
         best = []
         for start in range(0, self.num_queries, _BLOCK):
             rows = tf.range(start, min(start + _BLOCK, self.num_queries), dtype=tf.int64)
-            queries = at_least_float32(encoders.queries(rows))
+            queries = at_least_float32(embed_queries(rows))
             scores, _ = running_top_k(queries, candidates, rank, block_size=_BLOCK_COLUMNS)
             best.append(scores[:, -1])
         self.threshold.assign(tf.cast(tf.concat(best, axis=0), tf.float32))

@@ -1,3 +1,4 @@
-"""Where candidates are drawn from, with their log probabilities: uniform, popularity, cache, pool,
-kernel tree; and frequencies. Imports `selection`, `losses`.
+"""Where candidates are drawn from, with their log probabilities: `popularity` (also uniform, and
+`log_pop`), `candidate_cache`, `query_pool`, `kernel_tree`, `adaptive_oversampling`; and
+`streaming_frequency`. Imports `selection`, `losses`.
 """

@@ -7,7 +7,7 @@ import math
 import tensorflow as tf
 
 from samplers.candidates import Candidates
-from samplers.randomness import split_seed
+from samplers.random_numbers import draw_by_mass, split_seed
 from samplers.state import renewed_variable
 
 
@@ -58,15 +58,9 @@ class AdaptiveOversampler(tf.Module):
         self.draws.assign_add(tf.cast(draws, tf.int64))
 
     def sample(self, query: tf.Tensor, num_negatives: int, *, seed: tf.Tensor) -> Candidates:
-        """Draws for each query.
+        """Draws for each query: [B, D] → [B, N].
 
-        Args:
-          query: [B, D].
-          num_negatives: N of the draws.
-          seed: int [2], the only source of randomness.
-
-        Returns:
-          [B, N]; log_q is the log-probability of the draw of both factor and rank.
+        log_q is the log-probability of the draw of both factor and rank.
         """
         query = tf.cast(query, tf.float32)
         shape = [tf.shape(query)[0], num_negatives]
@@ -83,12 +77,9 @@ class AdaptiveOversampler(tf.Module):
         weights = tf.abs(query) * self.deviations
         flat = tf.reduce_sum(weights, axis=1, keepdims=True) == 0
         weights = tf.where(flat, tf.ones_like(weights), weights)  # any factor will do
-        cumulative = tf.cumsum(weights, axis=1)
-        target = draws * cumulative[:, -1:]
-        factor = tf.searchsorted(cumulative, target, side="right", out_type=tf.int64)
-        factor = tf.minimum(factor, tf.shape(query, tf.int64)[1] - 1)
+        factor = draw_by_mass(weights, draws)
         chosen = tf.gather(weights, factor, batch_dims=1)
-        return factor, tf.math.log(chosen / cumulative[:, -1:])
+        return factor, tf.math.log(chosen / tf.cumsum(weights, axis=1)[:, -1:])
 
     def _draw_ranks(self, draws: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Ranks by e^(-r / λ), and their log-probabilities: int64 and float32 [B, N]."""

@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from samplers.candidates import Candidates
-from samplers.proposals.frequency import log_pop
+from samplers.proposals.popularity import log_pop
 from samplers.state import renewed_variable, state_variable
 
 _BLOCK = 128  # candidates whose occurrences are added up before a draw

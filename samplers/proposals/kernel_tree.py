@@ -5,6 +5,7 @@ from __future__ import annotations
 import tensorflow as tf
 
 from samplers.candidates import Candidates
+from samplers.random_numbers import draw_by_mass
 from samplers.state import renewed_variable
 
 _MAX_ROOTS = 256
@@ -60,16 +61,7 @@ class KernelTree(tf.Module):
             level.assign(sums)
 
     def sample(self, query: tf.Tensor, num_negatives: int, *, seed: tf.Tensor) -> Candidates:
-        """Independent draws for each query.
-
-        Args:
-          query: [B, D].
-          num_negatives: N of the draws.
-          seed: int [2], the only source of randomness.
-
-        Returns:
-          [B, N]; log_q is log Q_j.
-        """
+        """Independent draws for each query: [B, D] → [B, N]; log_q is log Q_j."""
         query = tf.cast(query, tf.float32)
         squares = _upper_triangle(query[:, :, None] * query[:, None, :])
         shape = [len(self.sums) + 1, tf.shape(query)[0], num_negatives]
@@ -77,7 +69,7 @@ class KernelTree(tf.Module):
         roots = tf.range(tf.shape(self.sums[0], tf.int64)[0])
         masses = tf.matmul(squares, self.sums[0], transpose_b=True)
         masses = self._alpha * masses + self._count(roots, 0)
-        node = _draw(masses, draws[0])
+        node = draw_by_mass(masses, draws[0])
         mass = tf.gather(masses, node, batch_dims=1)
         for level in range(1, len(self.sums)):
             node, mass = self._descend(squares, node, mass, level, draws[level])
@@ -110,20 +102,10 @@ class KernelTree(tf.Module):
         places = tf.range(self._leaf_size, dtype=tf.int64)
         ids = leaf[:, :, None] * self._leaf_size + places
         masses = tf.where(ids < self._num_candidates, masses, tf.zeros_like(masses))
-        place = _draw(masses, draws[:, :, None])
+        place = draw_by_mass(masses, draws[:, :, None])
         ids = tf.gather(ids, place, batch_dims=2)[:, :, 0]
         ids = tf.minimum(ids, self._num_candidates - 1)
         return ids, tf.gather(masses, place, batch_dims=2)[:, :, 0]
-
-
-def _draw(masses: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
-    """Columns in proportion to their masses, [..., C] and uniform [..., N] → int64 [..., N]."""
-    cumulative = tf.cumsum(masses, axis=-1)
-    places = tf.searchsorted(
-        cumulative, draws * cumulative[..., -1:], side="right", out_type=tf.int64
-    )
-    last = tf.shape(masses, tf.int64)[-1] - 1
-    return tf.minimum(places, last)  # a product may round up to the total
 
 
 def _upper_triangle(matrices: tf.Tensor) -> tf.Tensor:

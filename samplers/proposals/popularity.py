@@ -1,15 +1,84 @@
-"""Candidates drawn in proportion to a weight, such as a power of their train rows."""
+"""How popular candidates are, and draws by popularity, by another weight, or uniformly."""
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from samplers.candidates import Candidates
-from samplers.proposals.frequency import log_pop
+from samplers.candidates import Batch, Candidates
+
+
+def log_pop(counts: np.ndarray) -> np.ndarray:
+    """log(f_j / Σ f): the log-probability that a random train row holds candidate j.
+
+    The logQ correction of Yi et al., RecSys 2019, doi:10.1145/3298689.3346996, for candidates
+    that come as the positives of other rows. Never clipped: a floor on the probability would
+    silently stop the correction of rare candidates.
+
+        log_pop([1, 0, 3])  # log .25, -inf, log .75
+
+    Args:
+      counts: [N], train rows of each candidate by dense id; at least one above 0.
+
+    Returns:
+      float32 [N], -inf for candidates without train rows; computed in float64.
+
+    Raises:
+      ValueError: counts is not a vector, or has negative, non-finite or only zero entries.
+    """
+    counts = np.asarray(counts, np.float64)
+    if counts.ndim != 1:
+        raise ValueError(f"counts must have shape [N], one per candidate, got {counts.shape}.")
+    if not np.all(np.isfinite(counts)) or np.any(counts < 0):
+        raise ValueError(
+            f"counts must be finite and at least 0, got {counts.min()} … {counts.max()}: "
+            "pass the number of train rows of each candidate."
+        )
+    total = counts.sum()
+    if total == 0:
+        raise ValueError(
+            f"counts must have an entry above 0, got {len(counts)} zeros: "
+            "check that the train split is not empty."
+        )
+    with np.errstate(divide="ignore"):  # log 0 = -inf is what is meant
+        return (np.log(counts) - np.log(total)).astype(np.float32)
+
+
+class PopularityTable:
+    """log pop of candidates, see `log_pop`.
+
+    Args:
+      method: the name of the method that asks, for its error.
+      frequency: [N], train rows of each candidate; None where log pop comes with every batch.
+    """
+
+    def __init__(self, method: str, frequency: np.ndarray | None) -> None:
+        self._method = method
+        self._table = None if frequency is None else tf.constant(log_pop(frequency))
+
+    def of_batch(self, batch: Batch) -> tf.Tensor:
+        """float32 [B], of the positives: `batch.log_pop`, or else from the counts."""
+        if batch.log_pop is not None:
+            return tf.stop_gradient(tf.cast(batch.log_pop, tf.float32))
+        return self.of_ids(batch.candidate_ids)
+
+    def of_ids(self, ids: tf.Tensor) -> tf.Tensor:
+        """float32, of candidates by dense id, of any shape.
+
+        Raises:
+          ValueError: there are no counts.
+        """
+        if self._table is None:
+            raise ValueError(
+                f"{self._method} needs frequency=, got None: pass the number of train rows of "
+                "each candidate, [N], or the sampling probability with every batch."
+            )
+        return tf.gather(self._table, ids)
 
 
 class PopularitySampler:
@@ -19,13 +88,10 @@ class PopularitySampler:
     corpus keep their share. Candidates of weight 0 are never drawn.
 
     Args:
-      weights: [N], at least 0, not all 0.
+      weights: [N], at least 0, not all 0; the errors are those of `log_pop`.
 
     Attributes:
       log_q: float32 [N], log-probability of each candidate; -inf where the weight is 0.
-
-    Raises:
-      ValueError: as `log_pop`, the rules for weights being those for counts.
     """
 
     def __init__(self, weights: np.ndarray) -> None:
@@ -34,18 +100,24 @@ class PopularitySampler:
         self._cumulative = tf.constant(cumulative / cumulative[-1])  # ends in exactly 1
 
     def sample(self, shape: tf.Tensor | Sequence[Any], *, seed: tf.Tensor) -> Candidates:
-        """Independent draws.
-
-        Args:
-          shape: of the draws, such as [C] or [B, N].
-          seed: int [2], the only source of randomness.
-
-        Returns:
-          ids and log_q of that shape.
-        """
+        """Independent draws of a shape, such as [C] or [B, N], from a seed, int [2]."""
         draws = tf.random.stateless_uniform(shape, seed, dtype=tf.float64)  # below 1
         places = tf.searchsorted(
             self._cumulative, tf.reshape(draws, [-1]), side="right", out_type=tf.int64
         )
         ids = tf.reshape(places, tf.shape(draws))
         return Candidates(ids, tf.gather(self.log_q, ids))
+
+
+@dataclasses.dataclass(frozen=True)
+class UniformSampler:
+    """Draws candidates uniformly and with replacement, also those that were never observed."""
+
+    num_candidates: int
+
+    def sample(self, shape: tf.Tensor | Sequence[Any], *, seed: tf.Tensor) -> Candidates:
+        """As `PopularitySampler.sample`; log_q is -log N everywhere."""
+        ids = tf.random.stateless_uniform(
+            shape, seed, minval=0, maxval=self.num_candidates, dtype=tf.int64
+        )
+        return Candidates(ids, tf.fill(tf.shape(ids), -math.log(self.num_candidates)))

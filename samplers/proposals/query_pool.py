@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
-
 import tensorflow as tf
 
-from samplers.candidates import Candidates, Encoders
-from samplers.losses.scoring import candidate_scores
-from samplers.randomness import HOST, split_seed
+from samplers.candidates import Candidates, Embed, Encoders
+from samplers.losses.scores import candidate_scores
+from samplers.proposals.popularity import PopularitySampler, UniformSampler
+from samplers.random_numbers import HOST, draw_by_mass, split_seed
 from samplers.selection.seen import Seen
 from samplers.state import renewed_variable
 
 _BLOCK = 1024  # queries renewed at a time: bounds the memory of a renewal
-
-
-class Sampler(Protocol):
-    """What draws the candidates that a pool resamples."""
-
-    def sample(self, shape: tf.Tensor, *, seed: tf.Tensor) -> Candidates:
-        """Independent draws: ids and log_q of that shape."""
 
 
 class QueryPool(tf.Module):
@@ -49,7 +40,7 @@ class QueryPool(tf.Module):
         self,
         num_queries: int,
         pool_size: int,
-        proposal: Sampler,
+        proposal: UniformSampler | PopularitySampler,
         *,
         keep_proposed: bool = False,
         seen: Seen | None = None,
@@ -67,15 +58,9 @@ class QueryPool(tf.Module):
         self.filled = renewed_variable(tf.constant(False), "filled")
 
     def sample(self, query_ids: tf.Tensor, num_negatives: int, *, seed: tf.Tensor) -> Candidates:
-        """Uniform draws, with replacement, from the pools of queries.
+        """Uniform draws, with replacement, from the pools of queries [B]: [B, N].
 
-        Args:
-          query_ids: int64 [B].
-          num_negatives: N.
-          seed: int [2], the only source of randomness.
-
-        Returns:
-          [B, N]; log_q is log w, the log-probability with which resampling drew the candidate.
+        log_q is log w, the log-probability with which resampling drew the candidate.
         """
         places = tf.random.stateless_uniform(
             [tf.size(query_ids), num_negatives],
@@ -99,7 +84,7 @@ class QueryPool(tf.Module):
                 "A pool for each query needs Encoders.queries, got None: pass a callable from "
                 "dense query ids to their embeddings."
             )
-        queries: Callable[[tf.Tensor], tf.Tensor] = encoders.queries
+        queries: Embed = encoders.queries
 
         def renew_block(start: tf.Tensor) -> tuple[tf.Tensor]:
             rows = tf.range(start, tf.minimum(start + _BLOCK, self._num_queries), dtype=tf.int64)
@@ -108,22 +93,13 @@ class QueryPool(tf.Module):
             self._renew_rows(rows, queries(rows), encoders.candidates, block_seed)
             return (start + _BLOCK,)
 
-        start = tf.constant(0, tf.int64)
-        tf.while_loop(
-            lambda start: start < self._num_queries,
-            renew_block,
-            (start,),
-            parallel_iterations=1,
-        )
+        def more(start: tf.Tensor) -> tf.Tensor:
+            return start < self._num_queries
+
+        tf.while_loop(more, renew_block, (tf.constant(0, tf.int64),), parallel_iterations=1)
         self.filled.assign(True)
 
-    def _renew_rows(
-        self,
-        rows: tf.Tensor,
-        query: tf.Tensor,
-        embed: Callable[[tf.Tensor], tf.Tensor],
-        seed: tf.Tensor,
-    ) -> None:
+    def _renew_rows(self, rows: tf.Tensor, query: tf.Tensor, embed: Embed, seed: tf.Tensor) -> None:
         """One block of Algorithm 1, lines 4 to 10: queries [b] and their embeddings [b, D]."""
         seeds = split_seed(seed, 3)
         shape = tf.stack([tf.size(rows), self._pool_size])
@@ -134,7 +110,8 @@ class QueryPool(tf.Module):
             hits &= ~tf.reduce_all(hits, axis=1, keepdims=True)
             logits = tf.where(hits, -float("inf"), logits)
         log_weights = tf.nn.log_softmax(logits)
-        places = _draw_by_weight(tf.exp(log_weights), seed=seeds[1])  # R'
+        uniform = tf.random.stateless_uniform(shape, seeds[1])
+        places = draw_by_mass(tf.exp(log_weights), uniform)  # R'
         old_or_new = tf.random.stateless_uniform(
             shape, seeds[2], minval=0, maxval=2 * self._pool_size, dtype=tf.int64
         )
@@ -155,12 +132,3 @@ def _set_rows(variable: tf.Variable, rows: tf.Tensor, values: tf.Tensor) -> None
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
         variable = copies[int(tf.get_static_value(replica))]
     variable.scatter_update(tf.IndexedSlices(values, rows))
-
-
-def _draw_by_weight(weights: tf.Tensor, *, seed: tf.Tensor) -> tf.Tensor:
-    """As many columns of each row as there are, by their weights, with replacement: [b, P]."""
-    cumulative = tf.cumsum(weights, axis=1)
-    draws = tf.random.stateless_uniform(tf.shape(weights), seed) * cumulative[:, -1:]
-    places = tf.searchsorted(cumulative, draws, side="right", out_type=tf.int64)
-    last = tf.shape(weights, tf.int64)[1] - 1
-    return tf.minimum(places, last)  # a product may round up to the total

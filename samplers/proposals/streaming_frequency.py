@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from samplers.checks import check_at_least_1
 from samplers.state import state_variable
 
 
@@ -45,7 +44,7 @@ class StreamingFrequency(tf.Module):
       buckets: int64 [N, A], the bucket of each candidate in each array.
 
     Raises:
-      ValueError: a size is below 1, or alpha outside (0, 1].
+      ValueError: alpha is outside (0, 1].
     """
 
     def __init__(
@@ -59,8 +58,6 @@ class StreamingFrequency(tf.Module):
         primes: Sequence[int] | None = None,
     ) -> None:
         super().__init__(name="streaming_frequency")
-        check_at_least_1("num_buckets", num_buckets)
-        check_at_least_1("num_hashes", num_hashes)
         if not 0 < alpha <= 1:
             raise ValueError(f"alpha must be above 0 and at most 1, got {alpha}.")
         if primes is None:

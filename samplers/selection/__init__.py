@@ -1,3 +1,3 @@
-"""Which candidates count, and how much, without gradient: resampling, mixing, the hardest, weights,
-what is valid, what was seen. Imports `losses`.
+"""Which candidates count, and how much, without gradient: `draws` and `resampling`, `mixing`,
+`running_top_k`, `weights`, `validity` and `seen`. Imports `losses`.
 """

@@ -10,9 +10,17 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from samplers.candidates import Part
-from samplers.randomness import for_rows, split_seeds, uniform_bits, uniform_numbers
+from samplers.random_numbers import for_rows, split_seed_in_step, uniform_bits, uniform_numbers
 
 _RANGE = 2.0**30  # the masses of a row add up to at most this plus the number of columns
+
+
+class Draw(NamedTuple):
+    """Counts, and the weights that they were drawn by."""
+
+    counts: tf.Tensor  # float32 [B, C], whole numbers; 0 in a row without any column to draw
+    weights: tf.Tensor  # float32 [B, C], e^(s_bj - log q_j - highest_b)
+    highest: tf.Tensor  # float32 [B], the maximum of s_bj - log q_j, finite where all are -inf
 
 
 def resample(
@@ -21,7 +29,8 @@ def resample(
     n: tf.Tensor | int,
     seed: tf.Tensor,
     systematic: bool = True,
-) -> tf.Tensor:
+    part: Part | None = None,
+) -> Draw:
     """Counts of n draws with weights w_b = softmax_j(s_bj - log q_j), for each row.
 
     Both ways have E[count_bj] = n · w_bj; counts are at least 0 and add up to n.
@@ -42,42 +51,17 @@ def resample(
       n: draws for each row.
       seed: int [2], the only source of randomness.
       systematic: which of the two.
-
-    Returns:
-      [B, C], whole numbers in float32; 0 in a row without any column to draw.
-    """
-    return resample_weighted(scores, log_q, n, seed, systematic).counts
-
-
-class Draw(NamedTuple):
-    """Counts, and the weights that they were drawn by."""
-
-    counts: tf.Tensor  # float32 [B, C]
-    weights: tf.Tensor  # float32 [B, C], e^(s_bj - log q_j - highest_b)
-    highest: tf.Tensor  # float32 [B], the maximum of s_bj - log q_j, finite where all are -inf
-
-
-def resample_weighted(
-    scores: tf.Tensor,
-    log_q: tf.Tensor,
-    n: tf.Tensor | int,
-    seed: tf.Tensor,
-    systematic: bool = True,
-    part: Part | None = None,
-) -> Draw:
-    """As `resample`, with the weights, which a caller then need not compute again.
-
-    Where the rows are a `part` of a batch, each has the draws that it has with all of them.
+      part: where the rows are a part of a batch, which: each has the draws that it has in it.
     """
     scores = tf.stop_gradient(tf.convert_to_tensor(scores))
     log_q = tf.cast(tf.stop_gradient(log_q), scores.dtype)
     correction = tf.where(tf.math.is_finite(log_q), log_q, float("inf"))
     logits = tf.cast(scores - correction, tf.float32)
-    seeds = split_seeds(seed, 2)
+    seeds = split_seed_in_step(seed, 2)
     columns = tf.shape(logits)[1]
     top = highest(logits)
     weights = tf.exp(logits - top[:, None])
-    masses = integer_masses(weights, rounding(columns, seeds[0]), num_columns=columns)
+    masses = integer_masses(weights, uniform_numbers([columns], seeds[0]), num_columns=columns)
     cumulative = tf.cumsum(masses, axis=1)
     total = cumulative[:, -1]
     if systematic:
@@ -91,11 +75,6 @@ def resample_weighted(
 def highest(logits: tf.Tensor) -> tf.Tensor:
     """The maximum of each row [B, C] → [B]; finite where all are -inf."""
     return tf.maximum(tf.reduce_max(logits, axis=1), logits.dtype.min)
-
-
-def rounding(num_columns: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    """What is added to a mass before it is rounded down, for each column: uniform, [C]."""
-    return uniform_numbers([num_columns], seed)
 
 
 def first_points(like: tf.Tensor, seed: tf.Tensor, part: Part | None = None) -> tf.Tensor:

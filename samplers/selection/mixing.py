@@ -7,14 +7,9 @@ from typing import Any
 
 import tensorflow as tf
 
-from samplers.losses.streamed_softmax import (
-    Valid,
-    at_least_float32,
-    fold_columns,
-    num_blocks,
-    take_columns,
-)
-from samplers.randomness import uniform_numbers
+from samplers.losses.scores import at_least_float32
+from samplers.losses.streamed_softmax import Valid, fold_columns, take_columns
+from samplers.random_numbers import uniform_numbers
 
 
 def symmetric_beta(shape: Any, alpha: float, seed: tf.Tensor) -> tf.Tensor:
@@ -91,8 +86,7 @@ def masked_mixture_scores(
 
     @tf.custom_gradient
     def mixtures(query: tf.Tensor, candidates: tf.Tensor) -> Any:
-        def add(block: tf.Tensor, columns: tf.Tensor, carry: Any) -> Any:
-            del block
+        def add(columns: tf.Tensor, carry: Any) -> Any:
             values, weights, used = parts(candidates, columns)
             scores = tf.matmul(query, values, transpose_b=True)
             scores = tf.where(used, scores, tf.zeros_like(scores))
@@ -107,18 +101,19 @@ def masked_mixture_scores(
         def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             upstream = tf.math.divide_no_nan(upstream, mass)
 
-            def add_gradient(block: tf.Tensor, columns: tf.Tensor, carry: Any) -> Any:
+            def add_gradient(columns: tf.Tensor, by_query: tf.Tensor) -> Any:
                 values, weights, used = parts(candidates, columns)
                 by_score = tf.matmul(upstream, weights, transpose_b=True)
                 by_score = tf.where(used, by_score, tf.zeros_like(by_score))
                 by_block = tf.matmul(by_score, query, transpose_a=True)
-                return carry[0] + tf.matmul(by_score, values), carry[1].write(block, by_block)
+                return by_query + tf.matmul(by_score, values), by_block
 
-            by_candidates = tf.TensorArray(
-                query.dtype, num_blocks(num_columns, size), element_shape=[None, query.shape[1]]
-            )
             by_query, by_candidates = fold_columns(
-                add_gradient, (tf.zeros_like(query), by_candidates), num_columns, size
+                add_gradient,
+                tf.zeros_like(query),
+                num_columns,
+                size,
+                writes=(query.dtype, [None, query.shape[1]]),
             )
             return by_query, by_candidates.concat()[:num_columns]
 

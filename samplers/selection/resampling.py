@@ -7,24 +7,21 @@ from typing import Any
 import tensorflow as tf
 
 from samplers.candidates import Part
+from samplers.losses.scores import at_least_float32, positive_scores
 from samplers.losses.streamed_softmax import (
-    Counts,
+    Counted,
     Valid,
-    at_least_float32,
     dot_logsumexp,
     fold_columns,
     logsumexp_of_parts,
-    num_blocks,
-    own_scores,
     take_columns,
 )
-from samplers.randomness import split_seeds
+from samplers.random_numbers import split_seed_in_step, uniform_numbers
 from samplers.selection.draws import (
     first_points,
     highest,
     integer_masses,
-    resample_weighted,
-    rounding,
+    resample,
     systematic_counts,
 )
 
@@ -33,7 +30,7 @@ class Resampling:
     """n draws from the columns for each query with weights softmax_j(q_b · v_j - log q_j).
 
     The draws are without gradient, `log_total` has one. They do not depend on `block_size` but
-    for the rounding of scores; in blocks, the cumulative sums of `selection.resample` go on from
+    for the rounding of scores; in blocks, the cumulative sums of `resample` go on from
     block to block.
 
     Args:
@@ -43,7 +40,7 @@ class Resampling:
       n: draws for each query.
       seed: int [2].
       valid: which columns a row may draw; None for all.
-      systematic: as in `selection.resample`.
+      systematic: as in `resample`.
       block_size: columns scored at once; None for all. Needs systematic draws.
       part: where the rows are a part of a batch, which.
     """
@@ -66,14 +63,12 @@ class Resampling:
         self._log_q = tf.cast(tf.stop_gradient(log_q), self._query.dtype)
         self._valid, self._block_size, self._part = valid, block_size, part
         self._num_columns = tf.shape(candidates)[0]
-        self._correction = tf.where(tf.math.is_finite(self._log_q), self._log_q, float("inf"))
-        self._counts: Counts
         if block_size is not None:
-            self._counts = self._counts_by_block(n, seed, block_size)
+            self._counted = self._counted_by_block(n, seed, block_size)
             return
         scores = tf.matmul(self._query, self._candidates, transpose_b=True)
         scores = self._masked(scores, tf.range(self._num_columns))
-        self._draw = resample_weighted(scores, self._log_q, n, seed, systematic, part)
+        self._draw = resample(scores, self._log_q, n, seed, systematic, part)
 
     def mean_score(self, query: tf.Tensor, candidates: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """(1/m) Σ_j n_bj q_b · v_j, with gradients, and whether m = Σ_j n_bj is above 0: [B] each.
@@ -85,7 +80,7 @@ class Resampling:
         means = tf.matmul(
             tf.math.divide_no_nan(counts, drawn[:, None]), at_least_float32(candidates)
         )
-        return own_scores(query, means), drawn > 0
+        return positive_scores(query, means), drawn > 0
 
     def log_total(
         self, query: tf.Tensor, candidates: tf.Tensor, *, importance: bool = False
@@ -103,8 +98,7 @@ class Resampling:
                 query,
                 candidates,
                 tf.zeros_like(self._log_q),
-                counts=self._counts,
-                highest=self._highest,
+                counted=self._counted,
                 block_size=self._block_size,
             )
         # The terms follow from the weights of the draw without another exponential:
@@ -140,15 +134,16 @@ class Resampling:
         if self._block_size is None:
             return sums(self._draw.counts)
 
-        def write(block: tf.Tensor, columns: tf.Tensor, carry: tf.TensorArray) -> tf.TensorArray:
-            return carry.write(block, sums(self._counts(self._scores(columns), columns)))
+        def write(columns: tf.Tensor, carry: tuple[()]) -> Any:
+            return carry, sums(self._counted.counts(self._scores(columns), columns))
 
-        blocks = tf.TensorArray(
-            tf.float32,
-            num_blocks(self._num_columns, self._block_size),
-            element_shape=[self._block_size],
+        _, blocks = fold_columns(
+            write,
+            (),
+            self._num_columns,
+            self._block_size,
+            writes=(tf.float32, [self._block_size]),
         )
-        blocks = fold_columns(write, blocks, self._num_columns, self._block_size)
         return blocks.concat()[: self._num_columns]
 
     def _scores(self, columns: tf.Tensor) -> tf.Tensor:
@@ -160,47 +155,39 @@ class Resampling:
             return scores
         return tf.where(self._valid(columns), scores, -float("inf"))
 
-    def _bound(self, top: tf.Tensor) -> tf.Tensor:
-        """From the maximum of s - log q over the columns of each row, [B], one of s.
-
-        A column that is drawn is not far below: at most 40, or it would hardly be drawn, and the
-        span of log q.
-        """
-        log_q = tf.where(tf.math.is_finite(self._log_q), self._log_q, self._log_q.dtype.min)
-        largest = tf.cast(tf.reduce_max(log_q), top.dtype)
-        return tf.where(top > top.dtype.min, top + largest, tf.zeros_like(top))
-
-    def _counts_by_block(self, n: tf.Tensor | int, seed: tf.Tensor, block_size: int) -> Counts:
-        seeds = split_seeds(seed, 2)
-        up = rounding(self._num_columns, seeds[0])
+    def _counted_by_block(self, n: tf.Tensor | int, seed: tf.Tensor, block_size: int) -> Counted:
+        seeds, size = split_seed_in_step(seed, 2), self._num_columns
+        rounding = uniform_numbers([size], seeds[0])
         first = first_points(self._query, seeds[1], self._part)
+        drawn = tf.math.is_finite(self._log_q)
+        all_corrections = tf.where(drawn, self._log_q, float("inf"))
 
         def logits_of(scores: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
-            correction = take_columns(self._correction, columns, float("inf"))
+            correction = take_columns(all_corrections, columns, float("inf"))
             return tf.cast(scores - correction, tf.float32)
 
-        def raise_top(block: tf.Tensor, columns: tf.Tensor, top: tf.Tensor) -> tf.Tensor:
-            del block
+        def raise_top(columns: tf.Tensor, top: tf.Tensor) -> tf.Tensor:
             return tf.maximum(top, highest(logits_of(self._scores(columns), columns)))
 
         top = tf.fill([tf.shape(self._query)[0]], tf.float32.min)
-        top = fold_columns(raise_top, top, self._num_columns, block_size)
-        self._highest = self._bound(top)
+        top = fold_columns(raise_top, top, size, block_size)
 
         def masses_of(scores: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
             weights = tf.exp(logits_of(scores, columns) - top[:, None])
-            return integer_masses(weights, take_columns(up, columns), num_columns=self._num_columns)
+            return integer_masses(weights, take_columns(rounding, columns), num_columns=size)
 
-        def write(block: tf.Tensor, columns: tf.Tensor, carry: Any) -> Any:
+        def write(columns: tf.Tensor, carry: tuple[()]) -> Any:
             masses = masses_of(self._scores(columns), columns)
-            return carry.write(block, tf.reduce_sum(masses, axis=1))
+            return carry, tf.reduce_sum(masses, axis=1)
 
-        sums = tf.TensorArray(
-            tf.int32,
-            num_blocks(self._num_columns, block_size),
-            element_shape=[self._query.shape[0]],
+        _, sums = fold_columns(
+            write,
+            (),
+            size,
+            block_size,
+            writes=(tf.int32, [self._query.shape[0]]),
         )
-        sums = fold_columns(write, sums, self._num_columns, block_size).stack()  # [blocks, B]
+        sums = sums.stack()  # [blocks, B]
         before = tf.cumsum(sums, exclusive=True)
         total = before[-1] + sums[-1]
 
@@ -210,4 +197,8 @@ class Resampling:
             cumulative = below[:, None] + tf.cumsum(masses, axis=1)
             return systematic_counts(below, cumulative, total, n, first)
 
-        return counts
+        # From the maximum of s - log q, a bound of s. A column that is drawn is not far below: at
+        # most 40, or it would hardly be drawn, and the span of log q.
+        largest = tf.reduce_max(tf.where(drawn, self._log_q, self._log_q.dtype.min))
+        bound = tf.where(top > top.dtype.min, top + tf.cast(largest, top.dtype), 0.0)
+        return Counted(counts, bound)

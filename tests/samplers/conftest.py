@@ -45,21 +45,18 @@ class Problem:
         losses, gradients = differentiate(*(tf.cast(x, dtype) for x in self.inputs()))
         return losses.numpy(), [np.asarray(x, np.float64) for x in gradients]
 
-    def check(self, method, reference, proposed=None, *, batch=None, compiled=True):
+    def check(self, method, reference, proposed=None, *, batch=None):
         """The method equals a loop (query, positive, proposed rows) -> [B], as do its gradients.
 
-        In eager mode and, where it is worth the time, compiled by XLA. Gradients are central
-        differences.
+        Gradients are central differences. In eager mode: `test_by_name` compares it with XLA.
         """
         expected, gradients = self.differences(reference)
-        tolerance = 1e-5
-        for jit_compile in (None, True) if compiled else (None,):
-            losses, actual = self.run(method, proposed, batch=batch, jit_compile=jit_compile)
-            assert losses.dtype == np.float32
-            np.testing.assert_allclose(losses, expected, rtol=tolerance, atol=tolerance)
-            for ours, theirs in zip(actual, gradients, strict=True):
-                scale = max(1.0, np.abs(theirs).max())
-                np.testing.assert_allclose(ours, theirs, atol=tolerance * scale)
+        losses, actual = self.run(method, proposed, batch=batch)
+        assert losses.dtype == np.float32
+        np.testing.assert_allclose(losses, expected, rtol=1e-5, atol=1e-5)
+        for ours, theirs in zip(actual, gradients, strict=True):
+            scale = max(1.0, np.abs(theirs).max())
+            np.testing.assert_allclose(ours, theirs, atol=1e-5 * scale)
 
     def differences(self, reference, step=1e-5):
         arrays = [x.astype(np.float64) for x in (self.query, self.positive, self.proposed)]

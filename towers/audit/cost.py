@@ -10,7 +10,7 @@ from typing import Any
 import tensorflow as tf
 
 from samplers.candidates import Batch, Candidates
-from samplers.randomness import split_seed
+from samplers.random_numbers import split_seed
 from towers.audit.weights import Batches, Subject
 
 

@@ -18,7 +18,7 @@ from pipeline.contract import schema
 from samplers.candidates import Batch, Candidates, Encoders
 from samplers.methods.adaptive import AdaSirU
 from samplers.methods.method import Method
-from samplers.randomness import split_seed
+from samplers.random_numbers import split_seed
 from towers.data.interactions import RetrievalData
 from towers.model.two_tower import TwoTower
 

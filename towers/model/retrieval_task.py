@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from samplers.candidates import Batch, Encoders
 from samplers.methods.by_name import build
-from samplers.randomness import HOST, step_seed
+from samplers.random_numbers import HOST, step_seed
 from samplers.selection.seen import Seen
 from samplers.state import state_variable
 from towers.legacy_keras import tfrs

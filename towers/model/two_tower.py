@@ -12,9 +12,9 @@ import tensorflow as tf
 from pipeline.contract import schema
 from samplers.candidates import Batch, Candidates, Encoders
 from samplers.methods.by_name import METHODS, build
+from samplers.methods.full_softmax import SoftTargets
 from samplers.methods.method import without_gradient
-from samplers.proposals.soft_targets import SoftTargets
-from samplers.randomness import HOST, split_seed, step_seed
+from samplers.random_numbers import HOST, split_seed, step_seed
 from samplers.state import state_variable
 from towers.data.interactions import RetrievalData
 from towers.encoders.make_towers import make_towers

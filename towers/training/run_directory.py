@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from pipeline.contract.files import write_atomically
-from samplers.proposals.soft_targets import SoftTargets
+from samplers.methods.full_softmax import SoftTargets
 from towers.data.interactions import RetrievalData
 from towers.legacy_keras import tf_keras
 from towers.model.two_tower import TwoTower

@@ -6,7 +6,7 @@ import logging
 
 import numpy as np
 
-from samplers.proposals.soft_targets import SoftTargets
+from samplers.methods.full_softmax import SoftTargets
 from towers.data.interactions import RetrievalData
 from towers.metrics.ranking import rank_blocks, tie_order
 from towers.model.two_tower import TwoTower

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from samplers.losses.pairwise import bpr_loss, soft_bpr_loss, weighted_sum
+from samplers.losses.pairwise import bpr_loss, soft_bpr_loss
 
 POSITIVE = np.array([0.3, -2.0, 1.5])
 NEGATIVE = np.array([[0.3, 1.0], [-9.0, 4.0], [1.5, 0.0]])
@@ -33,14 +33,3 @@ def test_bpr_by_hand_and_far_from_0():
     )
     far = bpr_loss(tf.constant([0.0, 0.0]), tf.constant([[1e4], [-1e4]]))
     np.testing.assert_array_equal(far, [[1e4], [0.0]])
-
-
-def test_weighted_sum_has_no_gradient_by_its_weights():
-    losses, weights = tf.constant([[1.0, 2.0]]), tf.constant([[0.25, 3.0]])
-    with tf.GradientTape() as tape:
-        tape.watch([losses, weights])
-        total = weighted_sum(losses, weights)
-    np.testing.assert_array_equal(total, [6.25])
-    by_losses, by_weights = tape.gradient(total, [losses, weights])
-    np.testing.assert_array_equal(by_losses, weights)
-    assert by_weights is None

@@ -7,7 +7,7 @@ from table_encoders import make_encoders, seen_by
 
 import samplers
 from samplers.methods.by_name import build
-from samplers.randomness import split_seed
+from samplers.random_numbers import split_seed
 
 N, Q, B, D = 12, 7, 6, 3
 SEED = tf.constant([5, 11], tf.int64)

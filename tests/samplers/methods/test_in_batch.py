@@ -56,7 +56,7 @@ def test_equals_its_equation(problem, log_popularity, name, twice, block_size):
     ids = p.batch.candidate_ids.numpy()
     log_q = log_popularity(p.counts)[ids] if name == "ssl_pop" else np.zeros(len(ids))
     method = build(name, frequency=p.counts, positive_twice=twice, block_size=block_size)
-    p.check(method, batch_loop(ids, log_q, twice=twice), compiled=not block_size)
+    p.check(method, batch_loop(ids, log_q, twice=twice))
 
 
 @pytest.mark.parametrize("block_size", [None, 3])
@@ -82,7 +82,7 @@ def test_positive_correction(problem, log_popularity, block_size):
     log_pop, allowed = log_popularity(p.counts)[ids], ids[:, None] != ids[None, :]
     weights = 1 - positive_probabilities(p.query, p.positive, log_pop, allowed)
     method = build("ssl_pop", frequency=p.counts, positive_correction=True, block_size=block_size)
-    p.check(method, corrected_loop(log_pop, weights, allowed), compiled=not block_size)
+    p.check(method, corrected_loop(log_pop, weights, allowed))
 
 
 def test_popularity_may_come_with_the_batch(problem):
@@ -147,9 +147,8 @@ class TestCorrectSfx:
             log_p = np.array([-np.log(max(b[h, buckets[i, h]] for h in range(2))) for i in ids])
             batch = p.batch._replace(candidate_ids=tf.constant(ids))
             expected = batch_loop(ids, log_p)(p.query.astype(float), p.positive.astype(float), None)
-            for jit_compile in (None, True):
-                losses, _ = p.run(method, batch=batch, jit_compile=jit_compile)
-                np.testing.assert_allclose(losses, expected, rtol=1e-5, atol=1e-5)
+            losses, _ = p.run(method, batch=batch)
+            np.testing.assert_allclose(losses, expected, rtol=1e-5, atol=1e-5)
             method.update(batch)
             np.testing.assert_allclose(method.estimates.interval, b.ravel(), rtol=1e-5)
             np.testing.assert_array_equal(method.estimates.last_step, a.ravel())

@@ -5,7 +5,7 @@ from table_encoders import seen_hits
 
 import samplers
 from samplers.methods.by_name import build
-from samplers.randomness import uniform_numbers
+from samplers.random_numbers import uniform_numbers
 from samplers.selection.mixing import mixing_weights, symmetric_beta
 
 SEED = tf.constant([5, 2], tf.int64)  # of the losses, see conftest
@@ -96,8 +96,6 @@ def test_beta_draws_have_the_moments_of_beta(alpha):
     for power in (1, 2, 3, 4):
         moment = np.prod([(alpha + r) / (2 * alpha + r) for r in range(power)])
         assert (draws**power).mean() == pytest.approx(moment, abs=0.005)
-    compiled = tf.function(lambda: symmetric_beta([1000], alpha, SEED), jit_compile=True)
-    np.testing.assert_allclose(compiled(), symmetric_beta([1000], alpha, SEED), atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +124,7 @@ def test_bmns_equals_its_equation(problem, log_popularity, options):
         twice=options.get("positive_twice", False),
     )
     method = build("bmns", frequency=p.counts, num_mixed=4, **options)
-    p.check(method, loop, compiled=options.keys() <= {"alpha", "block_size"})
+    p.check(method, loop)
 
 
 @pytest.mark.parametrize("block_size", [None, 3])

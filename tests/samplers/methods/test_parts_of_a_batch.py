@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 import samplers
-from samplers.randomness import split_seed
+from samplers.random_numbers import split_seed
 
 B, N, D = 11, 9, 4
 SEED = tf.constant([3, 4], tf.int64)

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 SCRIPT = """
 import numpy as np
 import tensorflow as tf
@@ -58,11 +60,12 @@ def check(name, compiled=False, **options):
 
 for name in ("adasir_w", "aobpr", "kernel", "correct_sfx"):
     check(name)
-check("xir", compiled=True, cache_size=5)
+check("xir")
 check("sl_at_k", k=3)
 """
 
 
+@pytest.mark.long
 def test_replicas_write_their_state_alike(tmp_path):
     script = SCRIPT.replace("/{FOLDER}", str(tmp_path))
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)

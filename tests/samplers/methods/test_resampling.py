@@ -6,7 +6,7 @@ from table_encoders import seen_hits
 import samplers
 from samplers.methods.by_name import build
 from samplers.proposals.candidate_cache import CandidateCache
-from samplers.randomness import split_seeds
+from samplers.random_numbers import split_seed_in_step
 from samplers.selection.draws import resample
 from samplers.selection.resampling import Resampling
 
@@ -18,7 +18,7 @@ def counts_of(query, candidates, log_q, n, seed, *, allowed=None, systematic=Tru
     scores = tf.matmul(tf.constant(query), tf.constant(candidates), transpose_b=True)
     if allowed is not None:
         scores = tf.where(allowed, scores, -float("inf"))
-    return resample(scores, tf.cast(log_q, tf.float32), n, seed, systematic).numpy()
+    return resample(scores, tf.cast(log_q, tf.float32), n, seed, systematic).counts.numpy()
 
 
 def resampled_loss(query, positive, candidates, counts):
@@ -77,7 +77,7 @@ def test_bir_with_other_weights_equals_its_equation(problem, log_popularity, wei
     counts = counts_of(p.query, p.positive, log_q, n, SEED, systematic=systematic)
     method = build("bir", frequency=p.counts, weights=weights, **options)
     loop = weighed_loss(weights, p.query, p.positive, counts, log_q)
-    p.check(method, lambda q, v, _: loop(q, v, v), compiled=not options)
+    p.check(method, lambda q, v, _: loop(q, v, v))
 
 
 @pytest.mark.parametrize("weights", ["equal", "importance"])
@@ -89,7 +89,7 @@ def test_xir_with_other_weights_equals_its_equation(problem, log_popularity, wei
     on_batch = weighed_loss(weights, p.query, p.positive, from_batch, batch_q)
     on_cache = weighed_loss(weights, p.query, p.proposed, from_cache, cache_q)
     loop = lambda q, v, c: 0.2 * on_cache(q, v, c) + 0.8 * on_batch(q, v, v)  # noqa: E731
-    p.check(method, loop, proposed, compiled=False)
+    p.check(method, loop, proposed)
 
 
 def test_equal_weights_estimate_the_gradient_of_the_full_softmax():
@@ -212,7 +212,7 @@ def xir_problem(problem, **options):
 
 
 def xir_counts(p, proposed, log_pop, n):
-    seeds = split_seeds(SEED, 2)
+    seeds = split_seed_in_step(SEED, 2)
     from_batch = counts_of(p.query, p.positive, log_pop[p.batch.candidate_ids.numpy()], n, seeds[0])
     from_cache = counts_of(p.query, p.proposed, log_pop[proposed.ids.numpy()], n, seeds[1])
     return from_batch, from_cache
@@ -232,7 +232,7 @@ def test_xir_equals_its_equation(problem, log_popularity, options):
         on_batch = resampled_loss(query, positive, positive, from_batch)
         return share * resampled_loss(query, positive, cache, from_cache) + (1 - share) * on_batch
 
-    p.check(method, losses, proposed, compiled=options.keys() <= {"block_size"})
+    p.check(method, losses, proposed)
 
 
 @pytest.mark.parametrize("block_size", [None, 4])
@@ -242,7 +242,7 @@ def test_xir_occurrences_grow_by_all_draws_of_a_step(problem, log_popularity, bl
     ids = p.batch.candidate_ids.numpy()
     batch = p.batch._replace(valid=tf.constant(valid))
     log_pop = log_popularity(p.counts)
-    seeds = split_seeds(SEED, 2)
+    seeds = split_seed_in_step(SEED, 2)
     log_q = np.where(valid, log_pop[ids], -np.inf)
     from_batch = counts_of(p.query, p.positive, log_q, 3, seeds[0])
     from_cache = counts_of(p.query, p.proposed, log_pop[proposed.ids.numpy()], 3, seeds[1])
@@ -336,7 +336,7 @@ def test_xir_draws_the_same_after_a_checkpoint(problem, tmp_path):
 def test_a_batch_of_one_is_finite(problem, name):
     p = problem(rows=1, columns=4)
     method = build(name, frequency=p.counts, **({"cache_size": 4} if name == "xir" else {}))
-    losses, gradients = p.run(method, method.propose(None, p.batch, seed=SEED), jit_compile=True)
+    losses, gradients = p.run(method, method.propose(None, p.batch, seed=SEED))
     assert np.isfinite(losses).all()
     assert all(np.isfinite(x).all() for x in gradients)
 

@@ -45,7 +45,7 @@ def test_equals_its_equation(problem, with_positive, gradient, block_size):
         return result
 
     proposed = method.propose(None, p.batch, seed=SEED)
-    p.check(method, losses, proposed, compiled=not block_size)
+    p.check(method, losses, proposed)
 
 
 def test_masks_padding_and_weights(problem):

@@ -8,9 +8,8 @@ from table_encoders import seen_by
 import samplers
 from samplers.methods.by_name import build
 from samplers.proposals import query_pool
-from samplers.proposals.popularity import PopularitySampler
+from samplers.proposals.popularity import PopularitySampler, UniformSampler
 from samplers.proposals.query_pool import QueryPool
-from samplers.proposals.uniform import UniformSampler
 
 N, Q, D = 6, 5, 3
 SEED = tf.constant([4, 8], tf.int64)

@@ -3,7 +3,6 @@ import pytest
 import tensorflow as tf
 
 from samplers.selection import weights
-from samplers.selection.top_m import first_true, top_m
 
 VALID = np.array(
     [[True, True, False, True], [False, False, False, False], [False, True, False, False]]
@@ -70,18 +69,3 @@ def test_harmonic_numbers():
     ranks = np.array([1, 2, 3, 10, 1000, 41_000])
     expected = [sum(1 / k for k in range(1, rank + 1)) for rank in ranks]
     np.testing.assert_allclose(weights.harmonic_number(tf.constant(ranks)), expected, rtol=1e-6)
-
-
-def test_top_m_takes_the_highest_valid_scores():
-    scores = tf.constant([[1.0, 5.0, 3.0, 4.0], [9.0, 1.0, 2.0, 3.0]])
-    np.testing.assert_array_equal(top_m(scores, 2), [[1, 3], [0, 3]])
-    valid = tf.constant([[True, False, True, True], [False, True, False, False]])
-    kept = top_m(scores, 2, valid=valid).numpy()
-    np.testing.assert_array_equal(kept[0], [3, 2])
-    assert kept[1, 0] == 1
-
-
-def test_first_true():
-    first, found = first_true(tf.constant([[False, True, True], [False] * 3, [True, False, True]]))
-    np.testing.assert_array_equal(first, [1, 0, 0])
-    np.testing.assert_array_equal(found, [True, False, True])

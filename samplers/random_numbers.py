@@ -45,6 +45,12 @@ def split_seed(seed: tf.Tensor, n: int = 2) -> list[tf.Tensor]:
         return tf.unstack(tf.random.experimental.stateless_split(seed, n))
 
 
+def split_seed_in_step(seed: tf.Tensor, n: int) -> list[tf.Tensor]:
+    """As `split_seed`, int64 [2] each, the same in a step that XLA compiles as elsewhere."""
+    with tf.device(HOST):
+        return tf.unstack(tf.cast(uniform_bits([n, 2], seed), tf.int64))
+
+
 def for_rows(
     draw: Callable[[tf.Tensor], tf.Tensor], num_rows: tf.Tensor, part: Part | None
 ) -> tf.Tensor:
@@ -54,7 +60,9 @@ def for_rows(
     return tf.gather(draw(part.size), part.first + tf.range(num_rows))
 
 
-def split_seeds(seed: tf.Tensor, n: int) -> list[tf.Tensor]:
-    """n independent seeds, int64 [2] each, from one, the same in a compiled step as elsewhere."""
-    with tf.device(HOST):
-        return tf.unstack(tf.cast(uniform_bits([n, 2], seed), tf.int64))
+def draw_by_mass(masses: tf.Tensor, uniform: tf.Tensor) -> tf.Tensor:
+    """Columns in proportion to their masses, [..., C] and uniform [..., N] → int64 [..., N]."""
+    cumulative = tf.cumsum(masses, axis=-1)
+    points = uniform * cumulative[..., -1:]
+    places = tf.searchsorted(cumulative, points, side="right", out_type=tf.int64)
+    return tf.minimum(places, tf.shape(masses, tf.int64)[-1] - 1)  # it may round up to the total

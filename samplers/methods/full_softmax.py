@@ -1,0 +1,179 @@
+"""Softmax over the whole corpus, against the positive of a row or against what a teacher ranks."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from samplers.candidates import Batch, Candidates, Encoders
+from samplers.losses.scores import at_least_float32, positive_scores
+from samplers.losses.streamed_softmax import Valid, dot_logsumexp
+from samplers.methods.method import Method, require
+from samplers.selection.seen import padded
+from samplers.selection.validity import hit_filter, weigh_rows
+
+
+@dataclasses.dataclass(eq=False, kw_only=True)
+class FullSoftmax(Method):
+    """Softmax over all candidates: what the sampled methods approximate.
+
+    Fan et al., CIKM 2023, doi:10.1145/3583780.3614789, section 3.1:
+        loss = log Σ_j e^(s_uj) - s_ui over the corpus j
+    Costs B·N scores and a dense gradient of the candidate table in every step.
+
+    With `targets`, `samplers.build` makes a `DistilledSoftmax` of the same options; a model that
+    was trained by one opens without its teacher.
+    """
+
+    faster_with_xla: ClassVar[bool] = False
+    row_by_row: ClassVar[bool] = True
+
+    block_size: int | None = None  # candidates scored at once, to save memory; none: all
+    teacher_weight: float = 0.3  # λ, share of a teacher in the targets, in [0, 1]; it needs one
+    teacher_temperature: float = 0.4  # τ_t, what the teacher's scores are divided by
+    num_chosen: int = 64  # S, with a teacher: what a query chose that one step looks at, at most
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        weight, temperature = self.teacher_weight, self.teacher_temperature
+        require(0 <= weight <= 1, "teacher_weight", "between 0 and 1", weight)
+        require(temperature > 0, "teacher_temperature", "above 0", temperature)
+
+    def with_seen(self, batch: Batch, proposed: Candidates | None) -> Batch:
+        """What was seen is a column of the corpus."""
+        if self.seen is None:
+            return batch
+        return batch._replace(seen=padded(self.seen.pairs(batch.query_ids)))
+
+    def loss(
+        self, encoders: Encoders, batch: Batch, proposed: Candidates | None, *, seed: tf.Tensor
+    ) -> tf.Tensor:
+        """log Σ_j e^(s_uj) - s_ui over the corpus j: float32 [B]."""
+        corpus = encoders.corpus()
+        valid = _unseen_or_own(batch, tf.range(tf.shape(corpus, tf.int64)[0]))
+        wanted = positive_scores(encoders.query, encoders.positive)
+        return weigh_rows(self._log_total(encoders.query, corpus, valid) - wanted, batch)
+
+    def _log_total(self, query: tf.Tensor, corpus: tf.Tensor, valid: Valid | None) -> tf.Tensor:
+        bias = tf.zeros([tf.shape(corpus)[0]])
+        return dot_logsumexp(query, corpus, bias, valid=valid, block_size=self.block_size)
+
+
+def _unseen_or_own(batch: Batch, corpus_ids: tf.Tensor) -> Valid | None:
+    """The candidates that stay in the sum of a row; None for all."""
+    unseen = hit_filter(batch, corpus_ids, mask_accidental_hits=False)
+    if unseen is None:
+        return None
+
+    def valid(columns: tf.Tensor) -> tf.Tensor:
+        own = batch.candidate_ids[:, None] == tf.cast(columns, tf.int64)[None, :]
+        return own | unseen(columns)
+
+    return valid
+
+
+class SoftTargets(NamedTuple):
+    """What each query chose, and what a teacher ranks highest for it, by dense ids."""
+
+    ids: np.ndarray  # int [Q, T], of the teacher, best first; -1 where it ranks no more
+    scores: np.ndarray  # float32 [Q, T], of the teacher, already over its own temperature
+    chosen: np.ndarray  # int [n], the train positives of query 0, of query 1, ...
+    offsets: np.ndarray  # int64 [Q + 1], where those of each query begin and end
+
+
+class TargetTable(tf.Module):
+    """The distribution over candidates that a softmax is trained towards, for each query.
+
+    Hinton et al., 2015, arXiv 1503.02531, with the teacher cut off after its first T candidates as
+    in Tang and Wang, KDD 2018, doi:10.1145/3219819.3220021:
+        t_u = (1 - λ) · uniform over what u chose + λ · softmax over those T of score / τ_t
+    A query that the teacher ranks nothing for has what it chose alone.
+
+    Args:
+      targets: what it is made of.
+      weight: λ.
+      temperature: τ_t; below 1, the head of the teacher's ranking counts for more.
+      num_chosen: S, how many of what a query chose one step looks at: all where it has no more,
+        otherwise S neighbours in `chosen` from a random place on, each as likely as any other.
+
+    Raises:
+      ValueError: the shapes do not go together.
+    """
+
+    def __init__(
+        self, targets: SoftTargets, *, weight: float, temperature: float, num_chosen: int
+    ) -> None:
+        super().__init__(name="target_table")
+        ids, scores, chosen, offsets = (np.asarray(part) for part in targets)
+        if ids.ndim != 2 or ids.shape != scores.shape or len(offsets) != len(ids) + 1:
+            raise ValueError(
+                "targets must have ids and scores of shape [Q, T] and Q + 1 offsets, got "
+                f"{list(ids.shape)}, {list(scores.shape)} and {len(offsets)}."
+            )
+        logits = np.where(ids >= 0, scores.astype(np.float64) / temperature, -np.inf)
+        highest = logits.max(axis=1, keepdims=True, initial=-np.inf)
+        parts = np.exp(logits - np.where(np.isfinite(highest), highest, 0.0))
+        total = parts.sum(axis=1, keepdims=True)
+        taught = np.divide(parts, total, out=np.zeros_like(parts), where=total > 0)
+        self._ids = tf.constant(np.maximum(ids, 0).astype(np.int64))
+        self._taught = tf.constant((weight * taught).astype(np.float32))
+        self._share = tf.constant(np.where(total[:, 0] > 0, 1 - weight, 1.0).astype(np.float32))
+        self._chosen = tf.constant(np.append(chosen, 0).astype(np.int64))
+        self._offsets = tf.constant(offsets.astype(np.int64))
+        self._num_chosen = num_chosen
+
+    def of(self, query_ids: tf.Tensor, *, seed: tf.Tensor) -> Candidates:
+        """The targets of some rows: ids [B, S + T], and log t as their log_q, -inf for none."""
+        first = tf.gather(self._offsets, query_ids)
+        sizes = tf.gather(self._offsets, query_ids + 1) - first
+        draws = tf.random.stateless_uniform(tf.shape(query_ids), seed, dtype=tf.float64)
+        start = tf.cast(draws * tf.cast(sizes, tf.float64), tf.int64)  # below sizes
+        step = tf.range(self._num_chosen, dtype=tf.int64)
+        places = first[:, None] + (start[:, None] + step) % tf.maximum(sizes, 1)[:, None]
+        looked_at = tf.cast(tf.clip_by_value(sizes, 1, self._num_chosen), tf.float32)
+        share = (tf.gather(self._share, query_ids) / looked_at)[:, None]
+        weights = tf.where(step < sizes[:, None], share, 0.0)
+        ids = tf.concat([tf.gather(self._chosen, places), tf.gather(self._ids, query_ids)], axis=1)
+        all_weights = tf.concat([weights, tf.gather(self._taught, query_ids)], axis=1)
+        return Candidates(ids, tf.math.log(all_weights))
+
+
+@dataclasses.dataclass(eq=False, kw_only=True)
+class DistilledSoftmax(FullSoftmax):
+    """Softmax over all candidates towards what a query chose and what a teacher ranks highest.
+
+    A row is not about its own positive but about all of its query, so one row for each does:
+        loss = log Σ_j e^(s_uj) - Σ_i t_ui s_ui over the corpus j, t_u from `TargetTable`
+    `seen` leaves nothing out: what a query chose is wanted.
+    """
+
+    targets: SoftTargets
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._table = TargetTable(
+            self.targets,
+            weight=self.teacher_weight,
+            temperature=self.teacher_temperature,
+            num_chosen=self.num_chosen,
+        )
+
+    def propose(self, query: tf.Tensor, batch: Batch, *, seed: tf.Tensor) -> Candidates:
+        """The targets and log t_ui: [B, S + T]."""
+        return self._table.of(batch.query_ids, seed=seed)
+
+    def with_seen(self, batch: Batch, proposed: Candidates | None) -> Batch:
+        return batch
+
+    def loss(
+        self, encoders: Encoders, batch: Batch, proposed: Candidates | None, *, seed: tf.Tensor
+    ) -> tf.Tensor:
+        """log Σ_j e^(s_uj) - Σ_i t_ui s_ui over the corpus j: float32 [B]."""
+        assert proposed is not None
+        query, targets = encoders.query, at_least_float32(encoders.candidates(proposed.ids))
+        weights = tf.cast(tf.exp(proposed.log_q), targets.dtype)
+        wanted = positive_scores(query, tf.linalg.matvec(targets, weights, transpose_a=True))
+        return weigh_rows(self._log_total(query, encoders.corpus(), None) - wanted, batch)
