@@ -21,8 +21,7 @@ from pipeline.counts import merge as counting
 from pipeline.counts.job import count
 from pipeline.counts.settings import FrequenciesConfig
 from pipeline.job import prepare
-from pipeline.prepare import assemble, vocabulary
-from pipeline.prepare import k_core as activity
+from pipeline.prepare import assemble, k_core, vocabulary
 from pipeline.prepare.settings import PrepareConfig
 from pipeline.streaming.job import estimate
 
@@ -160,7 +159,7 @@ def outcomes(job, work, tmp_path, copies=0, at_end=False, every=1):
     expected = digest(tmp_path / "expected")
     found = [step for step in steps.deciding() if step.pipeline >= first]
     assert len(found) > 5
-    for number, step in enumerate(found[::every]):
+    for number, step in enumerate(found[every // 2 :: every]):
         place = steps.elements[step] - 1 if at_end else 0
         out, error = tmp_path / f"out{number}", None
         try:
@@ -172,24 +171,21 @@ def outcomes(job, work, tmp_path, copies=0, at_end=False, every=1):
         yield step, error, error is None and digest(out) == expected
 
 
-def check_refused(job, work, tmp_path, every=1):
+@pytest.mark.parametrize(
+    ("job", "every"),
+    [
+        pytest.param("prepare", 40, id="prepare"),
+        pytest.param("count", 8, id="count"),
+        *(pytest.param(job, 4, marks=pytest.mark.long) for job in JOBS),
+        *(pytest.param(job, 1, marks=pytest.mark.soak) for job in JOBS),
+    ],
+)
+def test_a_lost_element_is_refused(work, tmp_path, monkeypatch, job, every):
+    monkeypatch.setattr(k_core, "ROUNDS", 1)
     for step, error, _ in outcomes(job, work, tmp_path, every=every):
         assert error is not None, f"an element behind {step} is lost and nobody says so"
         assert re.search(ONE_LINE, str(error)), error
         assert "\n" not in str(error)
-
-
-@pytest.mark.parametrize(("job", "every"), [("prepare", 16), ("count", 8)])
-def test_a_lost_element_is_refused(work, tmp_path, monkeypatch, job, every):
-    monkeypatch.setattr(activity, "ROUNDS", 1)
-    check_refused(job, work, tmp_path, every)
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("job", JOBS)
-def test_an_element_lost_at_any_step_is_refused(work, tmp_path, monkeypatch, job):
-    monkeypatch.setattr(activity, "ROUNDS", 1)
-    check_refused(job, work, tmp_path)
 
 
 @pytest.mark.soak
@@ -197,7 +193,7 @@ def test_an_element_lost_at_any_step_is_refused(work, tmp_path, monkeypatch, job
 @pytest.mark.parametrize("job", JOBS)
 def test_another_element_lost_or_made_twice(work, tmp_path, monkeypatch, job, copies, at_end):
     """Refused, or nobody can tell: what is written is the same."""
-    monkeypatch.setattr(activity, "ROUNDS", 1)
+    monkeypatch.setattr(k_core, "ROUNDS", 1)
     for step, error, same in outcomes(job, work, tmp_path, copies, at_end):
         assert error is not None or same, f"a fault behind {step} changes the output in silence"
 

@@ -15,7 +15,7 @@ from pipeline.beam.staging import Staging
 from pipeline.contract import schema
 from pipeline.job import prepare
 from pipeline.prepare.settings import PrepareConfig
-from pipeline.read import readers as batches
+from pipeline.read import readers
 
 SETTINGS = {
     "validation_ratio": 0.1,
@@ -39,30 +39,22 @@ def expected(source, tmp_path_factory):
     return digest(out)
 
 
-@pytest.mark.parametrize("partitions", [1, 3, 64])
-def test_key_ranges_do_not_matter(source, expected, tmp_path, partitions):
+@pytest.mark.parametrize(("partitions", "block_rows", "group"), [(1, 37, 250), (11, 1000, 3000)])
+def test_how_the_work_is_cut_does_not_matter(
+    log, source, expected, tmp_path, monkeypatch, partitions, block_rows, group
+):
+    """Key ranges, blocks of rows, and the row groups of the source (3000: one piece)."""
+    monkeypatch.setattr(readers, "BLOCK_ROWS", block_rows)
     out = tmp_path / "out"
+    pq.write_table(log, source, row_group_size=group)  # the manifest has its path
     prepare(PrepareConfig(source=source, output=str(out), partitions=partitions, **SETTINGS))
-    assert digest(out) == expected
-
-
-@pytest.mark.parametrize("block_rows", [37, 1000])
-def test_block_and_bundle_sizes_do_not_matter(source, expected, tmp_path, monkeypatch, block_rows):
-    monkeypatch.setattr(batches, "BLOCK_ROWS", block_rows)
-    out = tmp_path / "out"
-    prepare(PrepareConfig(source=source, output=str(out), **SETTINGS))
-    assert digest(out) == expected
-
-
-def test_row_groups_do_not_matter(log, source, expected, tmp_path):
-    pq.write_table(log, source)  # one piece, at the same path
-    out = tmp_path / "out"
-    prepare(PrepareConfig(source=source, output=str(out), **SETTINGS))
     pq.write_table(log, source, row_group_size=250)
     assert digest(out) == expected
 
 
-@pytest.mark.parametrize("mode", ["multi_threading", "multi_processing"])
+@pytest.mark.parametrize(
+    "mode", ["multi_threading", pytest.param("multi_processing", marks=pytest.mark.long)]
+)
 def test_workers_do_not_matter(source, expected, tmp_path, mode):
     out = tmp_path / "out"
     arguments = [f"--direct_running_mode={mode}", "--direct_num_workers=2"]
@@ -70,14 +62,8 @@ def test_workers_do_not_matter(source, expected, tmp_path, mode):
     assert digest(out) == expected
 
 
-@pytest.mark.parametrize(
-    "stage",
-    [
-        "rows",
-        pytest.param("active1", marks=pytest.mark.long),
-        pytest.param("out/interactions-train*", marks=pytest.mark.long),
-    ],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("stage", ["active1", "out/interactions-train*"])
 def test_a_killed_job_leaves_nothing_that_looks_finished(source, expected, tmp_path, stage):
     """SIGKILL as soon as a stage has begun to write; the next run then succeeds."""
     out = tmp_path / "out"
@@ -86,10 +72,8 @@ def test_a_killed_job_leaves_nothing_that_looks_finished(source, expected, tmp_p
     # The writer of blocks waits after its first file, so that there is a moment to kill in.
     slow = (
         "import sys, time, twotower\n"
-        "from pipeline.prepare import assemble, ingest\n"
-        "from pipeline.prepare import k_core as activity\n"
-        "for room, name in ((ingest, 'write_block'), (activity, 'write_block'),\n"
-        "                   (assemble, 'write_shard')):\n"
+        "from pipeline.prepare import assemble, k_core\n"
+        "for room, name in ((k_core, 'write_block'), (assemble, 'write_shard')):\n"
         "    def wait(*a, f=getattr(room, name)): r = f(*a); time.sleep(0.3); return r\n"
         "    setattr(room, name, wait)\n"
         "sys.exit(twotower.main(sys.argv[1:]))\n"
@@ -119,8 +103,6 @@ def test_a_killed_job_leaves_nothing_that_looks_finished(source, expected, tmp_p
 
 
 def test_two_preparations_of_one_output(source, tmp_path):
-    from pipeline.beam.staging import Staging
-
     config = PrepareConfig(source=source, output=str(tmp_path / "out"))
     with (
         Staging(config.output, overwrite=False),

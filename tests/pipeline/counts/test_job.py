@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -18,10 +19,10 @@ from prepared import digest
 import twotower
 from pipeline.contract import hashing, schema
 from pipeline.contract.files import checksum
-from pipeline.counts import merge as counting
+from pipeline.counts import merge
 from pipeline.counts.job import count
 from pipeline.counts.settings import FrequenciesConfig
-from pipeline.read import readers as batches
+from pipeline.read import readers
 
 HEADER = b"user_id,item_id,timestamp\n"
 
@@ -110,15 +111,14 @@ def test_threshold_and_users_decide_which_rows_count(log, source, tmp_path):
     assert manifest.counts["below_threshold"] == 3000 - len(rows) > 0
 
 
-@pytest.mark.parametrize("partitions", [1, 64])
-def test_key_ranges_do_not_matter(source, expected, tmp_path, monkeypatch, partitions):
-    monkeypatch.setattr(batches, "BLOCK_ROWS", 700 // partitions + 9)
-    run(source, tmp_path / "out", partitions=partitions)
+def test_key_ranges_do_not_matter(source, expected, tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "BLOCK_ROWS", 20)
+    run(source, tmp_path / "out", partitions=29)
     assert digest(tmp_path / "out") == digest(expected)
 
 
 def test_shards_are_ranges_of_one_table(expected, source, tmp_path, monkeypatch):
-    monkeypatch.setattr(counting, "ITEMS_PER_SHARD", 2)  # so small that some shards are empty
+    monkeypatch.setattr(merge, "ITEMS_PER_SHARD", 2)  # so small that some shards are empty
     manifest = run(source, tmp_path / "out")
     names = manifest.files_of(schema.FREQUENCIES)
     assert names == [schema.frequencies_name(n, 40) for n in range(40)]
@@ -126,7 +126,7 @@ def test_shards_are_ranges_of_one_table(expected, source, tmp_path, monkeypatch)
     assert table(tmp_path / "out").equals(table(expected))
     summary = schema.read_manifest(expected, "frequencies").details["summary"]
     assert manifest.details["summary"] == summary
-    monkeypatch.setattr(counting, "ITEMS_PER_SHARD", 50)
+    monkeypatch.setattr(merge, "ITEMS_PER_SHARD", 50)
     run(write(tmp_path / "day.csv", ["i1"]), tmp_path / "two", previous=str(tmp_path / "out"))
     assert counted(tmp_path / "two") == counted(expected) | {"i1": counted(expected)["i1"] + 1}
 
@@ -182,20 +182,17 @@ def test_decay_in_closed_form(log, tmp_path):
 
 
 def test_a_count_that_decays_to_nothing_is_forgotten(tmp_path):
-    write(tmp_path / "0.csv", ["a", "b"])
-    write(tmp_path / "1.csv", ["b"])
-    write(tmp_path / "2.csv", ["b", "b"])
-    run(tmp_path / "0.csv", tmp_path / "0")
-    for day in (1, 2):
-        manifest = run(
-            tmp_path / f"{day}.csv",
-            tmp_path / f"{day}",
-            previous=str(tmp_path / f"{day - 1}"),
-            decay=1e-200,
-        )
-    assert counted(tmp_path / "1") == {"a": 1e-200, "b": 1.0}
-    assert counted(tmp_path / "2") == {"b": 2.0}  # 1e-400 is no float; its log_q would be -inf
-    assert (manifest.counts["forgotten_items"], manifest.counts["items"]) == (1, 1)
+    """1e-400 is no float; its log_q would be -inf."""
+    ids = np.array([3, 5, 8]), [b"a", b"b", b"c"]
+    previous = [(ids, np.array([1e-200, 1.0, 1e-100]))]
+    today = {"ids": [(ids[0][1:2], [b"b"])], "counts": [(ids[0][1:2], np.array([2]))]}
+    found = (0, today | {"previous": previous})
+    name = merge._merge_range(found, decay=1e-200, out=tmp_path)
+    merged = pq.read_table(tmp_path / f"{name}.parquet")
+    assert merged["raw_id"].to_pylist() == [b"b", b"c"]
+    assert merged["count"].to_pylist() == [2 + 1e-200, 1e-100 * 1e-200]
+    sizes = json.loads((tmp_path / f"{name}.json").read_text())
+    assert (sizes["previous_items"], sizes["forgotten_items"], sizes["items"]) == (3, 1, 2)
 
 
 def test_the_output_may_take_the_place_of_the_earlier_run(tmp_path):
@@ -331,7 +328,7 @@ def test_no_row_above_the_threshold(source, tmp_path):
 def test_a_runner_that_loses_rows_is_found_out(source, expected, tmp_path, monkeypatch, lost):
     """A block less on its way, in the log or in the earlier counts, and there is no output."""
     name = {"rows": "_count_block", "previous": "_load_previous"}[lost]
-    whole = getattr(counting, name)
+    whole = getattr(merge, name)
 
     def rows(part, block):
         return whole(part, block[1:])
@@ -339,23 +336,23 @@ def test_a_runner_that_loses_rows_is_found_out(source, expected, tmp_path, monke
     def previous(path, partitions):
         return list(whole(path, partitions))[1:]
 
-    monkeypatch.setattr(counting, name, locals()[lost])
+    monkeypatch.setattr(merge, name, locals()[lost])
     write(tmp_path / "day.csv", ["i1", "i2"])
     with pytest.raises(RuntimeError, match=r"nothing is written\. Please report"):
         run(tmp_path / "day.csv", tmp_path / "out", previous=str(expected))
     assert [path.name for path in tmp_path.iterdir()] == ["day.csv"]
 
 
-@pytest.mark.parametrize("stage", [pytest.param("merged", marks=pytest.mark.long), "out"])
-def test_a_killed_job_leaves_nothing_that_looks_finished(source, expected, tmp_path, stage):
-    """SIGKILL when the first file of a stage is written; the next run then succeeds."""
+@pytest.mark.long
+def test_a_killed_job_leaves_nothing_that_looks_finished(source, expected, tmp_path):
+    """SIGKILL when the first file of the output is written; the next run then succeeds."""
     out = tmp_path / "out"
     stop = (
         "import sys, time, twotower\n"
-        "from pipeline.counts import merge as counting\n"
-        "def stop(table, path, write=counting.write_table):\n"
-        f"    write(table, path); time.sleep(600 * (path.parent.name == {stage!r}))\n"
-        "counting.write_table = stop\n"
+        "from pipeline.counts import merge\n"
+        "def stop(table, path, write=merge.write_table):\n"
+        "    write(table, path); time.sleep(600 * (path.parent.name == 'out'))\n"
+        "merge.write_table = stop\n"
         "sys.exit(twotower.main(sys.argv[1:]))\n"
     )
     job = subprocess.Popen(
@@ -366,7 +363,7 @@ def test_a_killed_job_leaves_nothing_that_looks_finished(source, expected, tmp_p
         start_new_session=True,
     )
     deadline = time.monotonic() + 60
-    while not any((tmp_path / "out.partial").glob(f"{stage}/*.parquet")):
+    while not any((tmp_path / "out.partial").glob("out/*.parquet")):
         assert job.poll() is None, "the job ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -7,13 +7,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from prepared import digest, examples, raw_pairs, vocabulary
+from prepared import examples, raw_pairs, vocabulary
 
 from pipeline.beam.blocks import ROW, drop_duplicates
 from pipeline.contract import hashing, schema
 from pipeline.contract.files import checksum
 from pipeline.job import prepare
 from pipeline.prepare.settings import PrepareConfig
+from pipeline.prepare.split import assign_splits
 
 
 def run(log, tmp_path, **settings):
@@ -44,12 +45,17 @@ def k_core(pairs, min_user, min_item):
         pairs = kept
 
 
-@pytest.mark.parametrize(("min_user", "min_item"), [(1, 1), (3, 1), (1, 4), (5, 5), (7, 8)])
-def test_k_core_to_a_fixed_point(log, tmp_path, min_user, min_item):
-    manifest, out = run(
-        log, tmp_path, min_user_interactions=min_user, min_item_interactions=min_item
-    )
-    expected = k_core(distinct(log), min_user, min_item)
+@pytest.fixture(scope="module")
+def prepared(log, tmp_path_factory):
+    """The manifest and the directory of a log in several shards a split."""
+    settings = {"train_ratio": 0.5, "validation_ratio": 0.5, "rows_per_shard": 300}
+    return run(log, tmp_path_factory.mktemp("prepared"), **settings)
+
+
+def test_k_core_to_a_fixed_point(log, tmp_path):
+    manifest, out = run(log, tmp_path, min_user_interactions=4, min_item_interactions=8)
+    expected = k_core(distinct(log), 4, 8)
+    assert 0 < len(expected) != len(k_core(distinct(log), 8, 4))
     assert set(raw_pairs(out, "train")) | set(raw_pairs(out, "test")) == expected
     counts = manifest.counts
     assert counts["read"] == counts["rows"] + counts["duplicates"] + counts["k_core"]
@@ -58,7 +64,7 @@ def test_k_core_to_a_fixed_point(log, tmp_path, min_user, min_item):
 
 def test_a_k_core_that_needs_many_passes(tmp_path):
     # A path u0-i0-u1-i1-… falls apart from its ends, one row a round; the square stays.
-    path = [(f"u{n // 2 + n % 2}", f"i{n // 2}") for n in range(41)]
+    path = [(f"u{n // 2 + n % 2}", f"i{n // 2}") for n in range(15)]
     square = [(u, i) for u in ("a", "b") for i in ("x", "y")]
     users, items = zip(*path, *square, strict=True)
     log = pa.table({"user_id": users, "item_id": items})
@@ -66,34 +72,35 @@ def test_a_k_core_that_needs_many_passes(tmp_path):
     assert set(raw_pairs(out, "train")) | set(raw_pairs(out, "test")) == set(square)
 
 
-def test_the_earliest_duplicate_stays(tmp_path):
-    log = pa.table(
-        {"user_id": ["a"] * 4, "item_id": ["x", "y", "x", "y"], "timestamp": [5, 7, 3, 9]}
-    )
-    _, out = run(log, tmp_path, train_ratio=1.0)
-    items = vocabulary(out, "candidate")
-    rows = examples(out, "train", "candidate_id", "timestamp")
-    assert {items[int(c)]: t for c, t in rows} == {"x": 3, "y": 7}
-
-
-@pytest.mark.parametrize("duplicates", ["first", "sum", "max"])
-def test_weights_of_repeated_pairs(log, tmp_path, duplicates):
+def test_weights_of_repeated_pairs(log, tmp_path):
     weights = np.random.default_rng(3).uniform(0, 9, len(log)).astype(np.float32)
-    log, files = log.append_column("w", pa.array(weights)), []
-    for partitions in (1, 5):
-        settings = {"duplicates": duplicates, "partitions": partitions, "overwrite": True}
-        _, out = run(log, tmp_path, weight_column="w", train_ratio=1.0, **settings)
-        files.append(digest(out))
-    assert files[0] == files[1]
+    log = log.append_column("w", pa.array(weights))
+    settings = {"duplicates": "sum", "weight_column": "w", "train_ratio": 1.0}
+    _, out = run(log, tmp_path, **settings)
     found = defaultdict(list)
-    for row in sorted(log.to_pylist(), key=lambda row: row["timestamp"]):
-        found[row["user_id"], row["item_id"]].append(row["w"])
-    combine = {"first": lambda w: w[0], "sum": sum, "max": max}[duplicates]
+    for row in log.to_pylist():
+        found[row["user_id"], row["item_id"]].append((row["w"], row["timestamp"]))
     users, items = vocabulary(out, "query"), vocabulary(out, "candidate")
-    rows = examples(out, "train", "query_id", "candidate_id", "weight")
-    got = {(users[int(q)], items[int(c)]): w for q, c, w in rows}
-    assert got == pytest.approx({pair: combine(w) for pair, w in found.items()}, rel=1e-6)
+    rows = examples(out, "train", "query_id", "candidate_id", "weight", "timestamp").tolist()
+    got = {(users[int(q)], items[int(c)]): (w, t) for q, c, w, t in rows}
+    assert set(got) == set(found)
+    for pair, pairs in found.items():
+        assert got[pair][0] == pytest.approx(sum(w for w, _ in pairs), rel=1e-6)
+        assert got[pair][1] == min(time for _, time in pairs)  # the earliest row stays
     assert max(map(len, found.values())) > 1
+
+
+@pytest.mark.parametrize(("duplicates", "combined"), [("first", 4), ("sum", 7), ("max", 4)])
+def test_the_earliest_duplicate_stays(duplicates, combined):
+    rows = np.zeros(5, ROW)
+    rows["timestamp"], rows["order"] = [5, 7, 3, 9, 3], [0, 1, 2, 3, 4]
+    rows["candidate"], rows["weight"] = [10, 20, 10, 20, 10], [1, 8, 4, 8, 2]
+    for order in (range(5), (4, 0, 3, 2, 1)):
+        kept = drop_duplicates(rows[list(order)], duplicates)
+        assert kept["candidate"].tolist() == [10, 20]
+        assert kept["timestamp"].tolist() == [3, 7]
+        assert kept["order"].tolist() == [2, 1]
+        assert kept["weight"].tolist() == [combined, 16 if duplicates == "sum" else 8]
 
 
 def test_weights_of_another_split_do_not_count():
@@ -107,8 +114,8 @@ def test_combining_weights_needs_weights():
         PrepareConfig(source="log", output="out", duplicates="sum")
 
 
-def test_dense_ids_by_count_then_raw_id(log, tmp_path):
-    _, out = run(log, tmp_path)
+def test_dense_ids_by_count_then_raw_id(log, prepared):
+    _, out = prepared
     for side, place in (("query", 0), ("candidate", 1)):
         counts = Counter(pair[place] for pair in distinct(log))
         expected = sorted(counts, key=lambda raw: (-counts[raw], raw.encode()))
@@ -118,8 +125,8 @@ def test_dense_ids_by_count_then_raw_id(log, tmp_path):
         assert table["fingerprint"].to_pylist() == [hashing.fingerprint(raw) for raw in expected]
 
 
-def test_train_counts_are_those_of_the_train_split(log, tmp_path):
-    manifest, out = run(log, tmp_path, train_ratio=0.3)
+def test_train_counts_are_those_of_the_train_split(prepared):
+    manifest, out = prepared
     counts = Counter(int(c) for _, c in examples(out, "train"))
     table = pq.read_table(out / schema.train_counts_name())
     assert table["count"].to_pylist() == [counts[n] for n in range(len(table))]
@@ -134,11 +141,8 @@ def by_user(pairs):
     return found
 
 
-@pytest.mark.parametrize(("train_ratio", "validation_ratio"), [(0.8, 0.0), (0.8, 0.1), (0.5, 0.5)])
-def test_random_split_cuts_each_users_rows_in_hash_order(
-    log, tmp_path, train_ratio, validation_ratio
-):
-    _, out = run(log, tmp_path, train_ratio=train_ratio, validation_ratio=validation_ratio)
+def test_random_split_cuts_each_users_rows_in_hash_order(log, prepared):
+    _, out = prepared
     found = {split: by_user(raw_pairs(out, split)) for split in schema.SPLITS}
     for user, items in by_user(distinct(log)).items():
 
@@ -147,46 +151,48 @@ def test_random_split_cuts_each_users_rows_in_hash_order(
             return int(hashing.row_hash(10, "split", *one)[0])
 
         ordered = sorted(items, key=place)
-        known = max(1, round(train_ratio * len(items)))
-        train = known - min(round(validation_ratio * known), known - 1)
+        known = max(1, round(0.5 * len(items)))
+        train = known - min(round(0.5 * known), known - 1)
         assert set(found["train"][user]) == set(ordered[:train])
         assert set(found["validation"][user]) == set(ordered[train:known])
         assert set(found["test"][user]) == set(ordered[known:])
 
 
-def test_time_split_and_leave_last_out_by_hand(tmp_path):
-    log = pa.table(
-        {
-            "user_id": ["a"] * 5 + ["b"] + ["c"] * 2,
-            "item_id": ["v", "w", "x", "y", "z", "v", "w", "x"],
-            "timestamp": [50, 10, 40, 20, 30, 1, 9, 9],
-        }
-    )
-    _, out = run(log, tmp_path, split="time", train_ratio=0.6)
-    assert sorted(raw_pairs(out, "test")) == [("a", "v"), ("a", "x"), ("c", "x")]
-    _, out = run(log, tmp_path, split="leave_last_out", overwrite=True)
-    assert sorted(raw_pairs(out, "test")) == [("a", "v"), ("c", "x")]
-    assert raw_pairs(out, "validation") == []
-    _, out = run(log, tmp_path, split="leave_last_out", validation_ratio=0.1, overwrite=True)
-    assert sorted(raw_pairs(out, "test")) == [("a", "v"), ("c", "x")]
-    assert raw_pairs(out, "validation") == [("a", "x")]
-    assert ("b", "v") in raw_pairs(out, "train")
+@pytest.mark.parametrize(
+    ("settings", "validation", "test"),
+    [
+        ({"split": "time", "train_ratio": 0.6}, [], ["av", "ax", "cx"]),
+        ({"split": "leave_last_out"}, [], ["av", "cx"]),
+        ({"split": "leave_last_out", "validation_ratio": 0.1}, ["ax"], ["av", "cx"]),
+    ],
+)
+def test_time_split_and_leave_last_out_by_hand(settings, validation, test):
+    pairs = ["av", "aw", "ax", "ay", "az", "bv", "cw", "cx"]
+    rows = np.zeros(len(pairs), ROW)
+    rows["query"], rows["candidate"] = zip(*(map(ord, pair) for pair in pairs), strict=True)
+    rows["timestamp"], rows["order"] = [50, 10, 40, 20, 30, 1, 9, 9], range(len(pairs))
+    rows = assign_splits(rows[::-1], PrepareConfig(source="log", output="out", **settings))
+    found = {split: [] for split in schema.SPLITS}
+    for row in rows:
+        found[schema.SPLITS[row["split"]]].append(chr(row["query"]) + chr(row["candidate"]))
+    assert (sorted(found["validation"]), sorted(found["test"])) == (validation, test)
+    assert sorted(found["train"] + validation + test) == pairs
 
 
-def test_rows_are_in_the_order_of_their_hash_across_shards(log, tmp_path):
-    _, out = run(log, tmp_path, rows_per_shard=300)
-    assert len(list(out.glob("interactions-train.tfrecord-*"))) > 2
+def test_rows_are_in_the_order_of_their_hash_across_shards(prepared):
+    _, out = prepared
+    assert len(list(out.glob("interactions-test.tfrecord-*"))) > 2
     hashes = [
         int(hashing.row_hash(10, "order", *(np.array([hashing.fingerprint(r)]) for r in pair))[0])
-        for pair in raw_pairs(out, "train")
+        for pair in raw_pairs(out, "test")
     ]
     assert hashes == sorted(hashes)
 
 
-def test_tfds_opens_the_directory(log, tmp_path):
+def test_tfds_opens_the_directory(prepared):
     import tensorflow_datasets as tfds
 
-    manifest, out = run(log, tmp_path, rows_per_shard=500)
+    manifest, out = prepared
     builder = tfds.builder_from_directory(str(out))
     for split in ("train", "test"):
         assert builder.info.splits[split].num_examples == manifest.counts[split]
@@ -204,8 +210,8 @@ def test_more_shards_than_rows(tmp_path):
     assert schema.read_manifest(out, "prepared") == manifest
 
 
-def test_manifest_holds_every_file_and_its_checksum(log, tmp_path):
-    manifest, out = run(log, tmp_path)
+def test_manifest_holds_every_file_and_its_checksum(prepared):
+    manifest, out = prepared
     files = {p.name for p in out.iterdir()} - {schema.MANIFEST}
     assert set(manifest.files) == files
     for name, described in manifest.files.items():

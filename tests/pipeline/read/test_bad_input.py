@@ -30,42 +30,27 @@ def letters(directory):
     return [json.loads(line) for line in (directory / "dead_letters.jsonl").open(encoding="utf-8")]
 
 
-@pytest.mark.parametrize(("reason", "line"), BAD_LINES.items())
-def test_a_bad_line_goes_to_the_dead_letters(tmp_path, reason, line):
-    lines = GOOD.splitlines(keepends=True)
-    content = HEADER + b"".join(lines[:7]) + b"\n" + line + b"\n" + b"".join(lines[7:])
-    (tmp_path / "log.csv").write_bytes(content)
-    manifest = prepare(
-        PrepareConfig(
-            source=str(tmp_path / "log.csv"),
-            output=str(tmp_path / "out"),
-            rating_threshold=1,
-            max_bad_share=0.1,
-        )
-    )
-    (letter,) = letters(tmp_path / "out")
-    assert letter["reason"] == reason
-    assert letter["row"] == 8  # the header and the blank line are no rows
-    assert letter["source"] == str(tmp_path / "log.csv")
-    assert letter["content"]
-    assert (manifest.counts["read"], manifest.counts["bad"]) == (21, 1)
-    assert manifest.counts["rows"] == 20
-
-
-def test_several_bad_lines_keep_their_row_numbers(tmp_path):
+def test_bad_lines_go_to_the_dead_letters_with_their_row_numbers(tmp_path):
     lines = [line + b"\n" for line in BAD_LINES.values()]
-    (tmp_path / "log.csv").write_bytes(HEADER + b"".join(lines) + GOOD + b"".join(lines))
-    prepare(
-        PrepareConfig(
-            source=str(tmp_path / "log.csv"),
-            output=str(tmp_path / "out"),
-            rating_threshold=1,
-            max_bad_share=1,
-        )
+    good, source = GOOD.splitlines(keepends=True), tmp_path / "log.csv"
+    parts = [HEADER, *lines, *good[:7], b"\n", lines[0], *good[7:], *lines]
+    source.write_bytes(b"".join(parts))
+    config = PrepareConfig(
+        source=str(source), output=str(tmp_path / "out"), rating_threshold=1, max_bad_share=1
     )
-    found = [(letter["row"], letter["reason"]) for letter in letters(tmp_path / "out")]
+    manifest = prepare(config)
+    found = letters(tmp_path / "out")
     reasons = list(BAD_LINES)
-    assert found == list(enumerate(reasons, 1)) + list(enumerate(reasons, len(reasons) + 21))
+    assert [(letter["row"], letter["reason"]) for letter in found] == [
+        *enumerate(reasons, 1),
+        (len(reasons) + 8, reasons[0]),  # the header and the blank line are no rows
+        *enumerate(reasons, len(reasons) + 22),
+    ]
+    assert {letter["source"] for letter in found} == {str(source)}
+    assert all(letter["content"] for letter in found)
+    bad = 2 * len(reasons) + 1
+    assert (manifest.counts["read"], manifest.counts["bad"]) == (20 + bad, bad)
+    assert manifest.counts["rows"] == 20
 
 
 def test_bad_values_in_parquet(tmp_path):
@@ -205,12 +190,12 @@ def test_a_file_that_ends_early_is_an_error(tmp_path, capsys):
 
 def test_an_existing_output_stays_unless_told_otherwise(tmp_path, capsys):
     (tmp_path / "log.csv").write_bytes(HEADER + GOOD)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "manifest.json").write_text("before")
     arguments = ["--source", str(tmp_path / "log.csv"), "--output", str(tmp_path / "out")]
-    assert run(capsys, *arguments)[0] == 0
-    before = (tmp_path / "out" / "manifest.json").read_bytes()
     status, error = run(capsys, *arguments, "--seed", "11")
     assert status == 2
     assert "already exists" in error
-    assert (tmp_path / "out" / "manifest.json").read_bytes() == before
+    assert (tmp_path / "out" / "manifest.json").read_text() == "before"
     assert run(capsys, *arguments, "--seed", "11", "--overwrite")[0] == 0
-    assert (tmp_path / "out" / "manifest.json").read_bytes() != before
+    assert (tmp_path / "out" / "manifest.json").read_text() != "before"

