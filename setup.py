@@ -78,6 +78,7 @@ setup(
         "pipeline.quality": ["templates/*.html"],
         "serving.publish": ["templates/*.jinja"],
         "serving.rest": ["*.html"],
+        "towers.report": ["templates/*.html"],
     },
     install_requires=BASE,
     extras_require=EXTRAS,

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.contract.files import write_atomically
-from towers.audit.advice import advise
-from towers.audit.cost import Stopwatch, step_seconds
+from samplers.methods.by_name import METHODS, build
+from samplers.methods.in_batch import CorrectSfx
+from samplers.methods.method import Method
 from towers.audit.measures import (
     full_softmax_buckets,
     measure,
@@ -19,92 +19,153 @@ from towers.audit.measures import (
     references,
     summarize,
 )
-from towers.audit.page import as_markdown
-from towers.audit.plots import draw
-from towers.audit.settings import AuditConfig
-from towers.audit.subjects import (
-    BASELINE,
-    Maker,
-    Spec,
-    check_known,
-    choose,
-    target_of,
-)
-from towers.audit.weights import Batches, Frozen
+from towers.audit.report import write_reports
+from towers.audit.settings import AuditConfig, Spec, Target
+from towers.audit.subjects import Batches, Frozen, Stopwatch, Subject
 from towers.data.interactions import open_data
-from towers.training.run_directory import open_run, write_json
+from towers.metrics.ranking import MAX_SCORES
+from towers.training.run_directory import open_run
 
 log = logging.getLogger(__name__)
 
-RECORD, TABLE, PLOT = "audit.json", "audit.md", "audit.png"
+_BASELINE = "ssl_pop"  # whose step costs are compared with
 
 
 def audit(config: AuditConfig) -> dict[str, Any]:
     """Compares the gradients of methods with that of the full softmax, on frozen embeddings.
 
-    Writes audit.json, audit.md and audit.png, and prints the table and the advice.
+    Writes audit.json, audit.md and audit.png, and prints the table.
 
     Returns:
       {"k", "target", "method": of the run, "batches", "full_softmax_buckets", "ranks",
-      "methods": {label: measures with errors (see `audit_measures.summarize`), "buckets",
-      "mass_by_rank", "seconds", "cost_ratio", "state"}, "left_out": {label: reason}, "advice"}.
+      "methods": {label: measures with errors (see `measures.summarize`), "buckets",
+      "mass_by_rank", "seconds", "cost_ratio", "state"}, "left_out": {label: reason}}.
 
     Raises:
       ValueError: the run is missing or of other data, or a method or an option is unknown.
     """
     started = time.monotonic()
-    given = [Spec.parse(text) for text in config.methods]
-    check_known(given)
-    bench = _Bench(config)
-    specs, left_out = choose(config, bench.trained, bench.target)
+    _check_known([Spec.parse(text) for text in config.methods])  # before anything is read
+    bench = Bench(config)
+    specs, left_out = bench.choose()
     for spec in specs:
-        bench.maker.check(spec)
+        bench.build(spec)  # wrong options are errors before the first measure
     methods: dict[str, dict[str, Any]] = {}
-    for place, spec in enumerate(specs):
+    for number, spec in enumerate(specs):
         if methods and time.monotonic() - started > config.max_seconds:
-            left_out |= {s.label: "max_seconds were over" for s in specs[place:]}
+            left_out |= {s.label: "max_seconds were over" for s in specs[number:]}
             break
         methods[spec.label] = bench.measure(spec)
-        log.info("audit: %s (%d of %d)", spec.label, place + 1, len(specs))
+        log.info("audit: %s (%d of %d)", spec.label, number + 1, len(specs))
     result = bench.description() | {"methods": methods, "left_out": left_out}
-    result["advice"] = advise(bench.target, methods)
-    _write(config, result)
+    write_reports(Path(config.output or Path(config.run) / "audit"), result)
     return result
 
 
-class _Bench:
+def _check_known(specs: list[Spec]) -> None:
+    """Raises ValueError where no method has a name, or a spec is there twice."""
+    for number, spec in enumerate(specs):
+        if spec.name not in METHODS:
+            build(spec.name)  # raises, with the names there are
+        if spec in specs[:number]:
+            raise ValueError(f"methods must differ, got {spec.label!r} twice; change --methods.")
+
+
+class Bench:
     """What all methods are measured on."""
 
     def __init__(self, config: AuditConfig) -> None:
-        data = open_data(config.data)
-        self.model, self.trained = open_run(config.run, data)
-        self.config = config
-        self.frozen = Frozen.of(self.model, data, normalize=self.trained.normalize)
+        self.config, self.data = config, open_data(config.data)
+        self.model, self.trained = open_run(config.run, self.data)
+        self.frozen = Frozen.of(self.model, self.data, normalize=self.trained.normalize)
         self.batches = Batches.of(
-            data.num_rows("train"),
+            self.data.num_rows("train"),
             batches=config.batches,
             pairs=config.pairs,
             batch_size=config.batch_size or self.trained.batch_size,
             seed=config.seed,
         )
-        positives = data.positives("train")
+        positives, num_candidates = self.data.positives("train"), self.data.num_candidates
         chosen = positives.sizes[self.frozen.query_ids[self.batches.pairs]]
-        self.target = target_of(config.k, float(data.num_candidates - chosen.mean()))
-        self.maker = Maker(self.trained, self.model, data, self.frozen, self.batches)
+        self.target = Target.of(config.k, float(num_candidates - chosen.mean()))
         self.expected = references(self.frozen, self.batches, positives)
-        self.buckets = popularity_buckets(data.train_counts)
-        spaced = np.geomspace(1, data.num_candidates, 60).round().astype(int)
-        self.ranks = np.unique([*spaced, min(config.k, data.num_candidates)])
-        base, _ = self.maker.make(Spec.parse(BASELINE), warm_up=config.warm_up)
-        self.baseline = Stopwatch(base, self.batches)
+        self.buckets = popularity_buckets(self.data.train_counts)
+        spaced = np.geomspace(1, num_candidates, 60).round().astype(int)
+        self.ranks = np.unique([*spaced, min(config.k, num_candidates)])
+        baseline, _ = self.make(Spec.parse(_BASELINE))
+        self.baseline = Stopwatch(baseline, self.batches)
+
+    def choose(self) -> tuple[list[Spec], dict[str, str]]:
+        """What to audit, in order, and what is left out with the reason."""
+        if self.config.methods:
+            return [Spec.parse(text) for text in self.config.methods], {}
+        options = ",".join(self.trained.options)
+        own = f"{self.trained.method}:{options}" if options else self.trained.method
+        left_out = {}
+        if not self.trained.normalize:
+            left_out["sl_at_k"] = "its weights are made for cosines; the run scores by dot products"
+        labels = dict.fromkeys(["full_softmax", own, *METHODS, *self.target.specs])
+        return [Spec.parse(label) for label in labels if label not in left_out], left_out
+
+    def build(self, spec: Spec) -> Method:
+        """The method of a spec.
+
+        Raises:
+          ValueError: the method or an option is unknown, or an option has a wrong value.
+        """
+        options: dict[str, Any] = dict(spec.options)
+        rows, num_candidates = self.batches.batch_size, self.data.num_candidates
+        if spec.name == "full_softmax" and rows * num_candidates > MAX_SCORES:
+            options.setdefault("block_size", str(max(1, MAX_SCORES // rows)))
+        row_by_row = spec.name in METHODS and METHODS[spec.name].row_by_row
+        return build(
+            spec.name,
+            frequency=self.model.method.frequency,
+            num_candidates=num_candidates,
+            num_queries=self.batches.pairs.size if row_by_row else self.data.num_queries,
+            fingerprints=self.data.candidate_vocabulary.fingerprints,
+            **options,
+        )
+
+    def make(self, spec: Spec) -> tuple[Subject, str]:
+        """The subject, its state as after some training, and how it came by that state."""
+        method = self.build(spec)
+        subject = Subject(method, self.frozen, self.batches)
+        if not method.variables:
+            return subject, ""
+        own = (spec.name, spec.options) == (self.trained.method, self.trained.method_options)
+        if own and not method.row_by_row:
+            for variable, trained in zip(
+                method.variables, self.model.method.variables, strict=True
+            ):
+                variable.assign(trained)
+            return subject, "state of the run"
+        if isinstance(method, CorrectSfx):
+            self._settle(method)
+            return subject, "estimates as after endless training"
+        subject.warm_up(self.config.warm_up)
+        return subject, f"state after {self.config.warm_up} steps"
+
+    def _settle(self, method: CorrectSfx) -> None:
+        """Gives the estimates their limit: a bucket of share p comes every 1 / (1 - (1 - p)^B)."""
+        estimates = method.estimates
+        size = int(estimates.interval.shape[0]) // method.num_hashes
+        counts = np.asarray(self.model.method.frequency, np.float64)
+        shares = np.stack(
+            [np.bincount(column, counts, size) for column in estimates.buckets.numpy().T]
+        )
+        misses = np.log1p(-np.minimum(shares / counts.sum(), 1 - 1e-12))  # log(1 - p)
+        interval = 1 / np.maximum(-np.expm1(self.batches.batch_size * misses), 1e-12)
+        step = 1 << 40
+        last_step = step + 1 - np.rint(interval).astype(np.int64)
+        estimates.assign(step=step, last_step=np.clip(last_step, 0, step), interval=interval)
 
     def description(self) -> dict[str, Any]:
         """What the figures rest on."""
-        full = full_softmax_buckets(self.expected, self.buckets)
+        target = {"rho": self.target.rho, "specs": list(self.target.specs)}
         return {
             "k": self.config.k,
-            "target": self.target._asdict()
-            | {"rho": self.target.rho, "specs": list(self.target.specs)},
+            "target": self.target._asdict() | target,
             "method": self.trained.method,
             "batches": {
                 "audited": len(self.batches.pairs),
@@ -112,44 +173,32 @@ class _Bench:
                 "size": self.batches.batch_size,
                 "draws": self.config.draws,
             },
-            "full_softmax_buckets": full.tolist(),
+            "full_softmax_buckets": full_softmax_buckets(self.expected, self.buckets).tolist(),
             "ranks": self.ranks.tolist(),
         }
 
     def measure(self, spec: Spec) -> dict[str, Any]:
         """All that is measured of a method."""
-        subject, state = self.maker.make(spec, warm_up=self.config.warm_up)
+        subject, state = self.make(spec)
         sums = measure(subject, self.frozen, self.expected, self.buckets, self.config.draws)
         watch = Stopwatch(subject, self.batches)
-        seconds, ratio = step_seconds(watch, self.baseline, self.config.timed_steps)
-        cumulative = np.cumsum(_shares(sums.ranked.sum(axis=0)))
+        seconds, ratio = watch.compare(self.baseline, self.config.timed_steps)
         return {
             "method": spec.name,
             "options": spec.options,
             "state": state,
             **summarize(sums, self.config.k),
-            "buckets": _or_none(_shares(sums.buckets.sum(axis=0))),
-            "mass_by_rank": _or_none(cumulative[self.ranks - 1]),
+            "buckets": _shares(sums.buckets),
+            "mass_by_rank": _shares(sums.ranked, self.ranks - 1),
             "seconds": seconds,
             "cost_ratio": ratio,
         }
 
 
-def _shares(mass: np.ndarray) -> np.ndarray:
+def _shares(masses: np.ndarray, ranks: np.ndarray | None = None) -> list[float | None]:
+    """Shares of the sum over batches; with ranks, those down to each; None for JSON's sake."""
+    mass = masses.sum(axis=0)
     with np.errstate(invalid="ignore"):
-        return mass / mass.sum()
-
-
-def _or_none(values: np.ndarray) -> list[float | None]:
-    """For JSON, which knows no NaN."""
-    return [float(value) if np.isfinite(value) else None for value in values]
-
-
-def _write(config: AuditConfig, result: dict[str, Any]) -> None:
-    output = Path(config.output or Path(config.run) / "audit")
-    output.mkdir(parents=True, exist_ok=True)
-    write_json(output / RECORD, result)
-    page = as_markdown(result)
-    write_atomically(output / TABLE, page)
-    draw(result, output / PLOT)
-    print(page + f"\n{output / RECORD}, {TABLE} and {PLOT} hold all of it.")
+        shares = mass / mass.sum()
+    shares = shares if ranks is None else np.cumsum(shares)[ranks]
+    return [float(share) if np.isfinite(share) else None for share in shares]

@@ -8,18 +8,18 @@ sum, is the distribution of negatives that it implies.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.special import softmax
+from scipy.stats import entropy
 
-from towers.audit.weights import Batches, Frozen, Subject
+from towers.audit.subjects import Batches, Frozen, Subject
 from towers.data.interactions import Positives
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Reference:
+class Reference(NamedTuple):
     """The audited pairs of one batch, and the full softmax of their scores, in float64."""
 
     query: np.ndarray  # [A, D], over the temperature
@@ -28,8 +28,7 @@ class Reference:
     gradient: np.ndarray  # [A, D], of the full softmax, by the embedding of the query
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Sums:
+class Sums(NamedTuple):
     """Sums over the audited pairs of each of T batches, and over them alone."""
 
     product: np.ndarray  # [T], <E g, full>
@@ -44,7 +43,7 @@ class Sums:
 
     def take(self, batches: np.ndarray) -> Sums:
         """Those of some batches."""
-        return Sums(**{f.name: getattr(self, f.name)[batches] for f in dataclasses.fields(self)})
+        return Sums(*(values[batches] for values in self))
 
 
 def popularity_buckets(counts: np.ndarray, num_buckets: int = 10) -> np.ndarray:
@@ -68,8 +67,7 @@ def _reference(frozen: Frozen, rows: np.ndarray, positives: Positives) -> Refere
     query_ids, positive = frozen.query_ids[rows], frozen.candidate_ids[rows]
     query = frozen.query[query_ids].astype(np.float64)
     scores = query @ frozen.candidate.astype(np.float64).T
-    weights = np.exp(scores - scores.max(axis=1, keepdims=True))
-    weights /= weights.sum(axis=1, keepdims=True)
+    weights = softmax(scores, axis=1)
     weights[np.arange(len(rows)), positive] -= 1
     ranks = np.empty(scores.shape, np.int32)
     for row, query_id in enumerate(query_ids):
@@ -78,8 +76,7 @@ def _reference(frozen: Frozen, rows: np.ndarray, positives: Positives) -> Refere
         order = np.argsort(-scores[row], kind="stable")
         ranks[row, order] = np.arange(len(order))
         ranks[row, seen] = len(order)
-    gradient = query_gradient(frozen, query, weights)
-    return Reference(query, weights, ranks, gradient)
+    return Reference(query, weights, ranks, query_gradient(frozen, query, weights))
 
 
 def query_gradient(frozen: Frozen, query: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -103,53 +100,48 @@ def measure(
     The state of the method stays as it is, but for the pools of the adasir methods, which are
     renewed for every draw.
     """
-    found = []
+    by_batch = []
     for number, reference in enumerate(expected):
         drawn = (subject.weights(number, draw) for draw in range(draws))
-        found.append(_compare(frozen, reference, drawn, buckets))
-    names = [field.name for field in dataclasses.fields(Sums)]
-    return Sums(**{name: np.stack([one[name] for one in found]) for name in names})
+        by_batch.append(_compare(frozen, reference, drawn, buckets))
+    return Sums(*map(np.stack, zip(*by_batch, strict=True)))
 
 
 def _compare(
     frozen: Frozen, reference: Reference, drawn: Iterator[np.ndarray], buckets: np.ndarray
-) -> dict[str, np.ndarray]:
-    """The sums of one batch."""
+) -> Sums:
+    """The sums of one batch, without the first axis."""
     total = np.zeros(reference.weights.shape)
     gradient, squares, draws = np.zeros_like(reference.gradient), 0.0, 0
     for weights in drawn:
-        one = query_gradient(frozen, reference.query, weights)
+        drawn_gradient = query_gradient(frozen, reference.query, weights)
         total += weights
-        gradient += one
-        squares += (one**2).sum()
+        gradient += drawn_gradient
+        squares += (drawn_gradient**2).sum()
         draws += 1
     mean = gradient / draws
     # |mean|² holds the variance of the mean beside |E g|²: both are estimated without bias.
     variance = max(0.0, (squares - draws * (mean**2).sum()) / (draws - 1))
     mass = _negative_shares(total)
     full = _negative_shares(reference.weights)
-    num_buckets = int(buckets.max()) + 1
-    by_bucket = [
-        np.bincount(buckets, part.sum(axis=0), num_buckets)
-        for part in (mass, full[mass.sum(axis=1) > 0])
-    ]
+    has_negatives = mass.sum(axis=1) > 0
     seen, ranked = shares_by_rank(mass, reference.ranks)
-    return {
-        "product": (mean * reference.gradient).sum(),
-        "squared": (mean**2).sum() - variance / draws,
-        "variance": variance,
-        "full_squared": (reference.gradient**2).sum(),
-        "pairs": (mass.sum(axis=1) > 0).sum(),
-        "buckets": by_bucket[0],
-        "full_buckets": by_bucket[1],
-        "seen": seen,
-        "ranked": ranked,
-    }
+    return Sums(
+        product=(mean * reference.gradient).sum(),
+        squared=(mean**2).sum() - variance / draws,
+        variance=variance,
+        full_squared=(reference.gradient**2).sum(),
+        pairs=has_negatives.sum(),
+        buckets=np.bincount(buckets, mass.sum(axis=0)),
+        full_buckets=np.bincount(buckets, full[has_negatives].sum(axis=0)),
+        seen=seen,
+        ranked=ranked,
+    )
 
 
 def full_softmax_buckets(expected: list[Reference], buckets: np.ndarray) -> np.ndarray:
     """The share of the full softmax's negatives in each bucket, by all audited pairs: [G]."""
-    mass = sum(_negative_shares(one.weights).sum(axis=0) for one in expected)
+    mass = sum(_negative_shares(reference.weights).sum(axis=0) for reference in expected)
     in_buckets = np.bincount(buckets, np.asarray(mass))
     return in_buckets / in_buckets.sum()
 
@@ -188,7 +180,7 @@ def summarize(sums: Sums, k: int) -> dict[str, Any]:
         "norm_ratio": lambda s: np.sqrt(_above_0(s.squared) / s.full_squared.sum()),
         "noise": lambda s: _ratio(s.variance, _above_0(s.squared)),
         "variance": lambda s: _ratio(s.variance, s.full_squared.sum()),
-        "kl": lambda s: divergence(s.full_buckets.sum(axis=0), s.buckets.sum(axis=0)),
+        "kl": lambda s: entropy(s.full_buckets.sum(axis=0), s.buckets.sum(axis=0)),
         "top_share": lambda s: _ratio(s.ranked[:, :k], s.ranked.sum()),
         "half_mass_rank": lambda s: half_mass_rank(s.ranked.sum(axis=0)),
         "seen_share": lambda s: _ratio(s.seen, s.pairs.sum()),
@@ -216,16 +208,6 @@ def _above_0(squared: np.ndarray) -> float:
 
 def _ratio(values: np.ndarray, by: float) -> float:
     return float(np.sum(values) / by) if by != 0 else float("nan")
-
-
-def divergence(full: np.ndarray, implied: np.ndarray) -> float:
-    """KL(full ‖ implied) in nats, of two masses over the same buckets; inf where one is missed."""
-    if not implied.sum() > 0:
-        return float("nan")
-    p, q = full / full.sum(), implied / implied.sum()
-    used = p > 0
-    with np.errstate(divide="ignore"):
-        return float(np.sum(p[used] * np.log(p[used] / q[used])))
 
 
 def half_mass_rank(ranked: np.ndarray) -> float:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from typing import NamedTuple
 
-from pipeline.contract.settings import require
+from pipeline.contract.settings import require, require_all
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,13 +32,67 @@ class AuditConfig:
     def __post_init__(self) -> None:
         """Raises ValueError where a field breaks its rule; it names rule, value and remedy."""
         object.__setattr__(self, "methods", tuple(self.methods))
-        for name in ("data", "run"):
-            require(bool(getattr(self, name)), name, "must be given", getattr(self, name))
-        for name in ("k", "pairs", "warm_up", "timed_steps"):
-            require(getattr(self, name) >= 1, name, "must be at least 1", getattr(self, name))
-        for name in ("batches", "draws"):  # an error needs two of each
-            require(getattr(self, name) >= 2, name, "must be at least 2", getattr(self, name))
+        require_all(self, "must be given", "data", "run")
+        require_all(self, "must be at least 1", "k", "pairs", "warm_up", "timed_steps")
+        require_all(self, "must be at least 2", "batches", "draws")  # an error needs two of each
         size = self.batch_size
         require(size == 0 or size >= 2, "batch_size", "must be 0 or at least 2", size)
-        require(self.seed >= 0, "seed", "must be at least 0", self.seed)
-        require(self.max_seconds > 0, "max_seconds", "must be above 0", self.max_seconds)
+        require_all(self, "must be at least 0", "seed")
+        require_all(self, "must be above 0", "max_seconds")
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """A method and its options, as `name` or `name:option=value,...`."""
+
+    label: str
+    name: str
+    options: dict[str, str]
+
+    @classmethod
+    def parse(cls, text: str) -> Spec:
+        """Reads `dns_mn:num_kept=1,num_negatives=800`; ValueError where an option has no value."""
+        name, _, rest = text.partition(":")
+        options: dict[str, str] = {}
+        for part in filter(None, rest.split(",")):
+            option, sign, value = part.partition("=")
+            if not (option and sign):
+                raise ValueError(f"methods must be name or name:option=value,..., got {text!r}.")
+            options[option.strip()] = value.strip()
+        return cls(text, name.strip(), options)
+
+
+class Target(NamedTuple):
+    """What K means for the hardness of negatives: Shi et al., WWW 2023, Theorem 3.
+
+    N is 200, as in the paper's experiments on Gowalla, where at least one draw in 200 is to be
+    kept; for a smaller β M is 1 and N is 1 / β, at most 1000: more draws cost more than they are
+    worth here.
+    """
+
+    k: int
+    num_negatives: float  # n₋, mean over the audited pairs
+    beta: float  # K / n₋, at most 1/2
+    num_drawn: int  # N of dns_mn and softmax_v
+    num_kept: int  # M of dns_mn, so that M / N is near β
+
+    @classmethod
+    def of(cls, k: int, num_negatives: float) -> Target:
+        """That of a cut-off and n₋."""
+        beta = min(k / num_negatives, 0.5)
+        if beta * 200 >= 1:
+            return cls(k, num_negatives, beta, 200, round(beta * 200))
+        return cls(k, num_negatives, beta, min(1000, round(1 / beta)), 1)
+
+    @property
+    def rho(self) -> float:
+        """-log β, but no more than the draws can tell apart."""
+        return min(-math.log(self.beta), math.log(self.num_drawn))
+
+    @property
+    def specs(self) -> tuple[str, str]:
+        """dns_mn and softmax_v with these options."""
+        return (
+            f"dns_mn:num_kept={self.num_kept},num_negatives={self.num_drawn}",
+            f"softmax_v:rho={self.rho:.2f},num_negatives={self.num_drawn}",
+        )

@@ -1,189 +1,256 @@
-"""Which methods an audit looks at, with which options, and the state that each starts from."""
+"""A method on frozen towers: the gradient of its loss by the scores of some pairs, and its cost.
+
+The towers are frozen: their embeddings are two tables. A method sees no more of them than its
+encoders, and a score is a dot product, so columns can be added that change no score: the query
+of audited pair a gets the unit vector e_a, every candidate gets zeros. The gradient of the loss
+by the zeros of candidate j is then Σ_u (∂loss_u / ∂s_uj) e_u: its entry a is the weight that the
+loss of pair a puts on candidate j. One backward pass gives all of them, for any method.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import math
-from typing import Any, NamedTuple
+import functools
+import statistics
+import time
+from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
-from samplers.methods.by_name import METHODS, build
-from samplers.methods.in_batch import CorrectSfx
+from pipeline.contract import schema
+from samplers.candidates import Batch, Candidates, Encoders
+from samplers.methods.adaptive import AdaSirU
 from samplers.methods.method import Method
-from towers.audit.settings import AuditConfig
-from towers.audit.weights import Batches, Frozen, Subject
+from samplers.random_numbers import split_seed
 from towers.data.interactions import RetrievalData
-from towers.metrics.ranking import MOST_SCORES
 from towers.model.two_tower import TwoTower
-from towers.training.settings import TrainConfig
 
-BASELINE = "ssl_pop"  # whose step costs are compared with
-_MOST_DRAWS = 1000  # of a method for a small K
-_PAPER_DRAWS = 200  # N of Shi et al., WWW 2023, on Gowalla
+_WARM = 1 << 30  # draws from here on are those of the warm-up
 
 
-class Target(NamedTuple):
-    """What K means for the hardness of negatives: Shi et al., WWW 2023, Theorem 3."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class Frozen:
+    """The embeddings of a trained run, and the train rows that it learned from."""
 
-    k: int
-    num_negatives: float  # n₋, mean over the audited pairs
-    beta: float  # K / n₋, at most 1/2
-    num_drawn: int  # N of dns_mn and softmax_v
-    num_kept: int  # M of dns_mn
-
-    @property
-    def rho(self) -> float:
-        """-log β, but no more than the draws can tell apart."""
-        return min(-math.log(self.beta), math.log(self.num_drawn))
-
-    @property
-    def specs(self) -> tuple[str, str]:
-        """dns_mn and softmax_v with these options."""
-        return (
-            f"dns_mn:num_kept={self.num_kept},num_negatives={self.num_drawn}",
-            f"softmax_v:rho={self.rho:.2f},num_negatives={self.num_drawn}",
-        )
-
-
-def target_of(k: int, num_negatives: float) -> Target:
-    """M and N with M / N near β = K / n₋.
-
-    N is 200, as in the paper's experiments, where at least one draw in 200 is to be kept; for a
-    smaller β M is 1 and N is 1 / β, at most 1000: more draws cost more than they are worth here.
-    """
-    beta = min(k / num_negatives, 0.5)
-    if beta * _PAPER_DRAWS >= 1:
-        return Target(k, num_negatives, beta, _PAPER_DRAWS, round(beta * _PAPER_DRAWS))
-    return Target(k, num_negatives, beta, min(_MOST_DRAWS, round(1 / beta)), 1)
-
-
-@dataclasses.dataclass(frozen=True)
-class Spec:
-    """A method and its options, as `name` or `name:option=value,...`."""
-
-    label: str
-    name: str
-    options: dict[str, str]
+    query: np.ndarray  # float32 [U, D], over the temperature; of queries as they are served
+    candidate: np.ndarray  # float32 [N, D]
+    query_ids: np.ndarray  # int64 [n], of the train rows
+    candidate_ids: np.ndarray  # int64 [n]
+    normalize: bool = False  # scores are cosines, so that a gradient along a query does nothing
 
     @classmethod
-    def parse(cls, text: str) -> Spec:
-        """Reads one.
-
-        Raises:
-          ValueError: an option has no value.
-        """
-        name, _, rest = text.partition(":")
-        options: dict[str, str] = {}
-        for part in filter(None, rest.split(",")):
-            option, sign, value = part.partition("=")
-            if not (option and sign):
-                raise ValueError(f"methods must be name or name:option=value,..., got {text!r}.")
-            options[option.strip()] = value.strip()
-        return cls(text, name.strip(), options)
+    def of(cls, model: TwoTower, data: RetrievalData, *, normalize: bool) -> Frozen:
+        """What a run has learned."""
+        rows = data.arrays("train")
+        return cls(
+            model.query_embeddings().numpy(),
+            model.candidate_embeddings().numpy(),
+            np.asarray(rows[schema.QUERY_ID], np.int64),
+            np.asarray(rows[schema.CANDIDATE_ID], np.int64),
+            normalize,
+        )
 
 
-def check_known(specs: list[Spec]) -> None:
-    """Looks at the names, before anything is read.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Batches:
+    """The batches that all methods are measured on, a function of the seed.
 
-    Raises:
-      ValueError: there is no method of a name, or a spec is there twice.
+    A batch holds A audited pairs and, in every draw, other rows beside them: what an in-batch
+    method samples is the rest of the batch.
     """
-    for place, spec in enumerate(specs):
-        if spec.name not in METHODS:
-            build(spec.name)  # raises, with the names there are
-        if spec in specs[:place]:
-            raise ValueError(f"methods must differ, got {spec.label!r} twice; change --methods.")
+
+    pairs: np.ndarray  # int64 [T, A], the audited train rows of each batch
+    num_rows: int  # n, train rows
+    batch_size: int  # B
+    seed: int
+
+    @classmethod
+    def of(cls, num_rows: int, *, batches: int, pairs: int, batch_size: int, seed: int) -> Batches:
+        """Draws the audited pairs; at most a quarter of a batch is audited."""
+        batch_size = min(batch_size, num_rows)
+        audited = max(1, min(pairs, batch_size // 4))
+        shape = (batches, audited)
+        rng = np.random.default_rng(seed)
+        rows = rng.choice(num_rows, shape, replace=num_rows < batches * audited)
+        return cls(rows, num_rows, batch_size, seed)
+
+    def rows(self, number: int, draw: int) -> np.ndarray:
+        """The train rows of one draw of a batch, the audited pairs first: int64 [B]."""
+        rng = np.random.default_rng([self.seed, number, draw])
+        audited = np.unique(self.pairs[number])
+        rest = rng.choice(self.num_rows, self.batch_size, replace=False)
+        rest = rest[~np.isin(rest, audited)]
+        return np.concatenate([self.pairs[number], rest])[: self.batch_size]
+
+    def draw_seed(self, number: int, draw: int) -> tf.Tensor:
+        """What the method draws with: int64 [2]."""
+        return tf.constant([self.seed, (number << 32) + draw], tf.int64)
 
 
-def choose(
-    config: AuditConfig, trained: TrainConfig, target: Target
-) -> tuple[list[Spec], dict[str, str]]:
-    """What to audit, in order, and what is left out with the reason."""
-    own = trained.method + ":" * bool(trained.options) + ",".join(trained.options)
-    if config.methods:
-        return [Spec.parse(text) for text in config.methods], {}
-    left_out = {}
-    if not trained.normalize:
-        left_out["sl_at_k"] = "its weights are made for cosines; the run scores by dot products"
-    names = dict.fromkeys(["full_softmax", own, *METHODS, *target.specs])
-    return [Spec.parse(name) for name in names if name not in left_out], left_out
+class Subject:
+    """A method with its state, on frozen towers.
 
-
-class Maker:
-    """Makes the subject of a spec.
+    A method that looks at each row alone gets the audited pairs and no further rows, with query
+    ids of their own, so that its state for each query is small.
 
     Args:
-      trained: the settings of the run.
-      model: its model, for the state of its own method.
-      data: what it was trained on.
+      method: the method; where it goes row by row, made for `batches.pairs.size` queries.
+      frozen: the towers.
+      batches: what it is measured on.
     """
 
-    def __init__(
-        self,
-        trained: TrainConfig,
-        model: TwoTower,
-        data: RetrievalData,
-        frozen: Frozen,
-        batches: Batches,
-    ) -> None:
-        self._counts = model.method.frequency
-        self._trained, self._model, self._data = trained, model, data
-        self._frozen, self._batches = frozen, batches
+    def __init__(self, method: Method, frozen: Frozen, batches: Batches) -> None:
+        self.method, self._frozen, self._batches = method, frozen, batches
+        audited = frozen.query_ids[batches.pairs.reshape(-1)]
+        self._query = tf.constant(frozen.query[audited] if method.row_by_row else frozen.query)
+        self._candidate = tf.constant(frozen.candidate)
+        self._num_audited = batches.pairs.shape[1]
+        self._gradient = tf.function(self._weights_of)
+        self._step = tf.function(self._step_of)
 
-    def check(self, spec: Spec) -> None:
-        """Builds the method, and forgets it.
+    def batch(self, number: int, draw: int, *, whole: bool = False) -> Batch:
+        """The rows of one draw; `whole`: B of them, whatever the method looks at."""
+        rows = self._batches.rows(number, draw)
+        query_ids = self._frozen.query_ids[rows]
+        if self.method.row_by_row:
+            rows = rows if whole else self._batches.pairs[number]
+            first = number * self._num_audited
+            query_ids = (first + np.arange(len(rows))) % self._batches.pairs.size
+        return Batch(tf.constant(query_ids), tf.constant(self._frozen.candidate_ids[rows]))
 
-        Raises:
-          ValueError: the method or an option is unknown, or an option has a wrong value.
+    def warm_up(self, steps: int) -> None:
+        """Brings state to life: so many steps without an optimizer, each the end of an epoch."""
+        if not self.method.variables:
+            return
+        for step in range(steps):
+            number, draw = step % len(self._batches.pairs), _WARM + step
+            self._step(self.batch(number, draw), self._batches.draw_seed(number, draw))
+            self._end_epoch()
+
+    def weights(self, number: int, draw: int) -> np.ndarray:
+        """∂loss_a / ∂s_aj of the audited pairs a of a batch: float32 [A, N]."""
+        if isinstance(self.method, AdaSirU):
+            self._end_epoch()  # the pool is a draw too, made once an epoch
+        seed = self._batches.draw_seed(number, draw)
+        return self._gradient(self.batch(number, draw), seed).numpy()
+
+    def encoders(self, batch: Batch) -> Encoders:
+        """The frozen towers."""
+        return Encoders(
+            query=tf.gather(self._query, batch.query_ids),
+            positive=tf.gather(self._candidate, batch.candidate_ids),
+            candidates=lambda ids: tf.gather(self._candidate, ids),
+            corpus=lambda: self._candidate,
+            queries=lambda ids: tf.gather(self._query, ids),
+        )
+
+    def propose(self, batch: Batch, seed: tf.Tensor) -> Candidates | None:
+        """The steps before the loss."""
+        encoders = self.encoders(batch)
+        self.method.refresh(encoders, seed=seed)
+        proposed = self.method.propose(encoders.query, batch, seed=seed)
+        return None if proposed is None else self.method.select(encoders, batch, proposed)
+
+    def _end_epoch(self) -> None:
+        nothing = tf.zeros([0], tf.int64)
+        self.method.end_epoch(self.encoders(Batch(nothing, nothing)))
+
+    def _step_of(self, batch: Batch, seed: tf.Tensor) -> None:
+        first, second = split_seed(seed)
+        proposed = self.propose(batch, first)
+        self.method.loss(self.encoders(batch), batch, proposed, seed=second)
+        self.method.update(batch)
+
+    def _weights_of(self, batch: Batch, seed: tf.Tensor) -> tf.Tensor:
+        first, second = split_seed(seed)
+        proposed = self.propose(batch, first)
+        zeros = tf.zeros([self._candidate.shape[0], self._num_audited])
+        with tf.GradientTape() as tape:
+            tape.watch(zeros)
+            losses = self.method.loss(self._marked(batch, zeros), batch, proposed, seed=second)
+            total = tf.reduce_sum(losses)
+        gradient = tape.gradient(total, zeros, unconnected_gradients="zero")
+        return tf.transpose(tf.convert_to_tensor(gradient))
+
+    def _marked(self, batch: Batch, zeros: tf.Tensor) -> Encoders:
+        """The same scores, from embeddings with the columns that tell the pairs apart."""
+        plain = self.encoders(batch)
+        unit = tf.eye(tf.size(batch.query_ids), self._num_audited)
+
+        def mark(ids: tf.Tensor) -> tf.Tensor:
+            return tf.concat([plain.candidates(ids), tf.gather(zeros, ids)], axis=-1)
+
+        return plain._replace(
+            query=tf.concat([plain.query, unit], axis=1),
+            positive=mark(batch.candidate_ids),
+            candidates=mark,
+            corpus=lambda: tf.concat([self._candidate, zeros], axis=1),
+        )
+
+
+class Stopwatch:
+    """Times training steps of a method, from the tables to the gradients, without the optimizer.
+
+    The steps before the loss run as a graph, loss and gradients by XLA where that is the default
+    of the method. What a method renews once an epoch is not in it.
+    """
+
+    def __init__(self, subject: Subject, batches: Batches) -> None:
+        self._subject, self._batches = subject, batches
+        self._look_up = tf.function(functools.partial(_look_up, subject))
+        self._differentiate = tf.function(
+            functools.partial(_differentiate, subject),
+            jit_compile=subject.method.faster_with_xla,
+        )
+        self.seconds(0)  # compiles
+
+    def seconds(self, step: int) -> float:
+        """The time of one step on a whole batch."""
+        batch = self._subject.batch(step % len(self._batches.pairs), step, whole=True)
+        first, second = split_seed(self._batches.draw_seed(0, step))
+        started = time.perf_counter()
+        results = self._differentiate(batch, *self._look_up(batch, first), second)
+        for tensor in tf.nest.flatten(results):
+            if tensor is not None:
+                tensor.numpy()  # waits for it
+        return time.perf_counter() - started
+
+    def compare(self, baseline: Stopwatch, steps: int) -> tuple[float, float]:
+        """The median time of a step, and the median of what a step costs over one of the baseline.
+
+        Each step follows one of the baseline, so that what else the machine does weighs on both.
         """
-        self._build(spec)
+        pairs = [(baseline.seconds(step), self.seconds(step)) for step in range(steps)]
+        ratio = statistics.median(own / base for base, own in pairs)
+        return statistics.median(own for _, own in pairs), ratio
 
-    def make(self, spec: Spec, *, warm_up: int) -> tuple[Subject, str]:
-        """The subject, its state as after some training, and how it came by that state."""
-        method = self._build(spec)
-        subject = Subject(method, self._frozen, self._batches)
-        if not method.variables:
-            return subject, ""
-        own = (spec.name, spec.options) == (self._trained.method, self._trained.method_options)
-        if own and not method.row_by_row:
-            for mine, theirs in zip(method.variables, self._model.method.variables, strict=True):
-                mine.assign(theirs)
-            return subject, "state of the run"
-        if isinstance(method, CorrectSfx):
-            self._settle(method)
-            return subject, "estimates as after endless training"
-        subject.warm_up(warm_up)
-        return subject, f"state after {warm_up} steps"
 
-    def _build(self, spec: Spec) -> Method:
-        options: dict[str, Any] = dict(spec.options)
-        if spec.name == "full_softmax" and "block_size" not in options:
-            rows = self._batches.batch_size
-            if rows * self._data.num_candidates > MOST_SCORES:
-                options["block_size"] = str(max(1, MOST_SCORES // rows))
-        row_by_row = spec.name in METHODS and METHODS[spec.name].row_by_row
-        return build(
-            spec.name,
-            frequency=self._counts,
-            num_candidates=self._data.num_candidates,
-            num_queries=self._batches.pairs.size if row_by_row else self._data.num_queries,
-            fingerprints=self._data.candidate_vocabulary.fingerprints,
-            **options,
+def _look_up(
+    subject: Subject, batch: Batch, seed: tf.Tensor
+) -> tuple[Candidates | None, list[tf.Tensor]]:
+    """The steps before the loss, and the embeddings that get a gradient."""
+    encoders, proposed = subject.encoders(batch), subject.propose(batch, seed)
+    looked_up = [encoders.query, encoders.positive, encoders.corpus()]
+    return proposed, looked_up + ([encoders.candidates(proposed.ids)] if proposed else [])
+
+
+def _differentiate(
+    subject: Subject,
+    batch: Batch,
+    proposed: Candidates | None,
+    looked_up: list[tf.Tensor],
+    seed: tf.Tensor,
+) -> Any:
+    """The loss, and its gradients by what was looked up; None by what it does not need."""
+    with tf.GradientTape() as tape:
+        tape.watch(looked_up)
+        query, positive, corpus, *rows = looked_up
+        encoders = subject.encoders(batch)._replace(
+            query=query,
+            positive=positive,
+            corpus=lambda: corpus,
+            candidates=lambda ids: rows[0],  # of what was proposed: no loss asks for others
         )
-
-    def _settle(self, method: CorrectSfx) -> None:
-        """Gives the estimates their limit: a bucket of share p comes every 1 / (1 - (1 - p)^B)."""
-        estimates = method.estimates
-        hashes = method.num_hashes
-        size = int(estimates.interval.shape[0]) // hashes
-        counts = np.asarray(self._counts, np.float64)
-        shares = np.stack(
-            [np.bincount(column, counts, size) for column in estimates.buckets.numpy().T]
-        )
-        misses = np.log1p(-np.minimum(shares / counts.sum(), 1 - 1e-12))  # log(1 - p)
-        seen = -np.expm1(self._batches.batch_size * misses)
-        interval = 1 / np.maximum(seen, 1e-12)
-        step = 1 << 40
-        last_step = step + 1 - np.rint(interval).astype(np.int64)
-        estimates.assign(step=step, last_step=np.clip(last_step, 0, step), interval=interval)
+        loss = tf.reduce_mean(subject.method.loss(encoders, batch, proposed, seed=seed))
+    return loss, tape.gradient(loss, looked_up)

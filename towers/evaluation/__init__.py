@@ -1,4 +1,5 @@
-"""`twotower evaluate` and `compare`: hits of each query, parts of a split, paired tests.
+"""`twotower evaluate` and `compare`.
 
-Imports `report`, `training` and what lies below.
+`evaluate` writes the metrics, `hits_by_query` and the `breakdown` of a run; `compare` sets runs
+side by side with the tests of `significance`. Imports `report`, `training` and what lies below.
 """

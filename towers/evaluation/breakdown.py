@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from towers.metrics.definitions import half_width, recall
 from towers.metrics.held_out import HeldOut, Ranking
-from towers.metrics.significance import half_width
 
 POPULARITY_CUTS = (*(share / 10 for share in range(1, 10)), 0.99)  # deciles, and the top 1 %
 ACTIVITY_CUTS = (0.25, 0.5, 0.75)
@@ -64,37 +64,35 @@ def bucket_of(counts: np.ndarray, cuts: tuple[float, ...]) -> np.ndarray:
 def _by_popularity(held_out: HeldOut, rankings: dict[str, Ranking], k: int) -> list[dict[str, Any]]:
     counts = held_out.train_counts
     buckets = bucket_of(counts, POPULARITY_CUTS)
-    number = int(buckets.max()) + 1
+    shape = len(held_out.query_ids), int(buckets.max()) + 1
     rows, candidates = held_out.pairs
-    cells = rows * number + buckets[candidates]
-    shape = len(held_out.query_ids), number
-    positives = np.bincount(cells, minlength=shape[0] * number).reshape(shape)
+    positives = _count(rows, buckets[candidates], shape)
     recalls = {}
     for name, ranking in rankings.items():
-        hit_rows, ranks = np.nonzero(ranking.hits[:, :k])
-        hit_cells = hit_rows * number + buckets[ranking.candidates[hit_rows, ranks]]
-        hits = np.bincount(hit_cells, minlength=shape[0] * number).reshape(shape)
+        rows, ranks = np.nonzero(ranking.hits[:, :k])
+        hits = _count(rows, buckets[ranking.candidates[rows, ranks]], shape)
         recalls[name] = hits / np.maximum(positives, 1)
     return [
         _span(counts[buckets == bucket])
         | {"candidates": int((buckets == bucket).sum())}
-        | _describe(positives[:, bucket], {name: all_[:, bucket] for name, all_ in recalls.items()})
-        for bucket in range(number)
+        | _describe(positives[:, bucket], {name: recalls[name][:, bucket] for name in recalls})
+        for bucket in range(shape[1])
     ]
+
+
+def _count(rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """How often each cell is named: int64 of that shape."""
+    return np.bincount(rows * shape[1] + columns, minlength=shape[0] * shape[1]).reshape(shape)
 
 
 def _by_activity(held_out: HeldOut, rankings: dict[str, Ranking], k: int) -> list[dict[str, Any]]:
     buckets = bucket_of(held_out.train_rows, ACTIVITY_CUTS)
-    recalls = {
-        name: ranking.hits[:, :k].sum(axis=1) / held_out.num_positives
-        for name, ranking in rankings.items()
-    }
+    positives = held_out.num_positives
+    recalls = {name: recall(ranking.hits, positives, k) for name, ranking in rankings.items()}
     return [
-        _span(held_out.train_rows[here])
-        | _describe(
-            held_out.num_positives[here], {name: each[here] for name, each in recalls.items()}
-        )
-        for here in (buckets == bucket for bucket in range(int(buckets.max()) + 1))
+        _span(held_out.train_rows[inside])
+        | _describe(positives[inside], {name: recalls[name][inside] for name in recalls})
+        for inside in (buckets == bucket for bucket in range(int(buckets.max()) + 1))
     ]
 
 
@@ -105,13 +103,11 @@ def _span(counts: np.ndarray) -> dict[str, Any]:
 def _describe(positives: np.ndarray, recalls: dict[str, np.ndarray]) -> dict[str, Any]:
     """Means over the queries with positives: arguments are [U] each."""
     counted = positives > 0
-    number = int(counted.sum())
-    found: dict[str, Any] = {"positives": int(positives.sum()), "queries": number}
+    queries = int(counted.sum())
+    bucket: dict[str, Any] = {"positives": int(positives.sum()), "queries": queries}
     for name, values in recalls.items():
-        values = values[counted]
-        error = values.std(ddof=1) / np.sqrt(number) if number > 1 else None
-        found[name] = {
-            "mean": float(values.mean()) if number else None,
-            "half_width": None if error is None else float(half_width(error, number)),
+        bucket[name] = {
+            "mean": float(values[counted].mean()) if queries else None,
+            "half_width": float(half_width(values[counted])) if queries > 1 else None,
         }
-    return found
+    return bucket

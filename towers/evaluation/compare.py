@@ -11,15 +11,9 @@ import numpy as np
 from pipeline.contract.files import checksum
 from towers.evaluation.hits_by_query import HitsByQuery, read_hits
 from towers.evaluation.settings import CompareConfig
-from towers.metrics.significance import compare_paired, holm
+from towers.evaluation.significance import compare_paired, holm
 from towers.report.compare_page import p_text, write_comparison
-from towers.training.run_directory import (
-    CONFIG,
-    HITS,
-    TRAINING,
-    read_json,
-    write_json,
-)
+from towers.training.run_directory import CONFIG, HITS, TRAINING, read_json, write_json
 from towers.training.settings import parse_metric
 
 _DEFAULT = ("ndcg", "recall")  # at the deepest cut-off that all runs have
@@ -73,21 +67,20 @@ def _compare(
     config: CompareConfig, metrics: list[str], names: list[str], values: np.ndarray
 ) -> dict[str, list[dict[str, Any]]]:
     """The rows of each metric; values are [runs, metrics, U]."""
-    others, measured, users = len(names) - 1, len(metrics), values.shape[2]
-    differences = (values[1:] - values[0]).reshape(others * measured, users).T
+    differences = (values[1:] - values[0]).reshape(-1, values.shape[2]).T
     paired = compare_paired(differences, resamples=config.resamples, seed=config.seed)
-    found = {}
-    for column, metric in enumerate(metrics):
-        rows: list[dict[str, Any]] = [{"run": names[0], "mean": float(values[0, column].mean())}]
-        places = np.arange(others) * measured + column
-        corrected = holm(paired.p_permutation[places])
-        for number, place in enumerate(places):
-            tested = {name: column[place].item() for name, column in paired._asdict().items()}
-            mean = float(values[number + 1, column].mean())
-            own = {"run": names[number + 1], "mean": mean, "p_holm": float(corrected[number])}
-            rows.append(own | tested)
-        found[metric] = rows
-    return found
+    # By metric, then by run, as the differences are by run, then by metric.
+    tests = {name: column.reshape(-1, len(metrics)).T for name, column in paired._asdict().items()}
+    means = values.mean(axis=2)
+    results: dict[str, list[dict[str, Any]]] = {}
+    for number, metric in enumerate(metrics):
+        rows = [{"run": name, "mean": float(means[run, number])} for run, name in enumerate(names)]
+        corrected = holm(tests["p_permutation"][number])
+        for run, row in enumerate(rows[1:]):
+            row["p_holm"] = float(corrected[run])
+            row |= {name: column[number, run].item() for name, column in tests.items()}
+        results[metric] = rows
+    return results
 
 
 def _open(run: Path) -> HitsByQuery:
@@ -155,11 +148,10 @@ def format_comparison(result: dict[str, Any]) -> str:
             f"{metric:{width}}{'mean':>9}{heads}{'better':>9}{'worse':>9}{'equal':>9}",
             f"{first['run']:{width}}{first['mean']:>9.4f}",
         ]
-        for one in others:
-            shown = "".join(
-                f"{p_text(one[f'p_{p}']):>9}" for p in ("t_test", "permutation", "holm")
-            )
-            counts = "".join(f"{one[name]:>9,}" for name in ("better", "worse", "equal"))
-            difference = f"{one['difference']:+.4f} ± {one['half_width']:.4f}"
-            lines.append(f"{one['run']:{width}}{one['mean']:>9.4f}{difference:>20}{shown}{counts}")
+        for row in others:
+            tests = [p_text(row[test]) for test in ("p_t_test", "p_permutation", "p_holm")]
+            counts = [f"{row[name]:,}" for name in ("better", "worse", "equal")]
+            cells = "".join(f"{cell:>9}" for cell in (*tests, *counts))
+            difference = f"{row['difference']:+.4f} ± {row['half_width']:.4f}"
+            lines.append(f"{row['run']:{width}}{row['mean']:>9.4f}{difference:>20}{cells}")
     return "\n".join(lines)

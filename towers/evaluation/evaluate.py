@@ -7,20 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.contract.files import checksum
-from towers.data.interactions import RetrievalData, open_data
+from towers.data.interactions import open_data
 from towers.evaluation.breakdown import breakdown
 from towers.evaluation.hits_by_query import HitsByQuery
 from towers.evaluation.settings import EvaluateConfig
 from towers.metrics.definitions import METRICS
-from towers.metrics.held_out import HeldOut, Means, Ranking
+from towers.metrics.held_out import HeldOut, Means
 from towers.report.run_page import write_report
-from towers.training.run_directory import (
-    BREAKDOWN,
-    TRAINING,
-    open_run,
-    read_json,
-    write_json,
-)
+from towers.training.run_directory import BREAKDOWN, TRAINING, open_run, read_json, write_json
 from towers.training.run_directory import METRICS as METRICS_FILE
 
 
@@ -38,9 +32,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     Raises:
       ValueError: the run or the split is missing.
     """
-    data = open_data(config.data)
+    run, data = Path(config.run), open_data(config.data)
     held_out = HeldOut(data, config.split)
-    model, training = open_run(config.run, data)
+    model, training = open_run(run, data)
     started = time.monotonic()
     ranking = held_out.rank(
         model.query_embeddings(),
@@ -52,7 +46,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     measured = time.monotonic()
     by_popularity = held_out.rank_by_popularity(max(config.ks))
     popularity = held_out.means(by_popularity, config.ks)
-    progress = read_json(Path(config.run) / TRAINING)
+    progress = read_json(run / TRAINING)
     result = {
         config.split: means[0],
         "popularity": popularity[0],
@@ -69,34 +63,22 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             "popularity": round(time.monotonic() - measured, 3),
         },
     }
-    _keep(config, data, held_out, ranking, by_popularity)
-    write_json(Path(config.run) / METRICS_FILE, result)
-    print(format_table({training.method: means, "popularity": popularity}, config))
-    print(f"report: {write_report(config.run, config.data)}")
-    return result
-
-
-def _keep(
-    config: EvaluateConfig,
-    data: RetrievalData,
-    held_out: HeldOut,
-    ranking: Ranking,
-    by_popularity: Ranking,
-) -> None:
-    """Writes what the report and a comparison need beside the means."""
-    run = Path(config.run)
     rankings = {"model": ranking, "popularity": by_popularity}
     write_json(run / BREAKDOWN, breakdown(held_out, rankings, max(config.ks)))
     HitsByQuery(
-        data.query_vocabulary.fingerprints[held_out.query_ids],
-        held_out.train_rows,
-        held_out.num_positives,
-        ranking.hits,
-        config.split,
-        config.ks,
-        data.fingerprint,
-        checksum(run / TRAINING),
+        fingerprints=data.query_vocabulary.fingerprints[held_out.query_ids],
+        train_rows=held_out.train_rows,
+        num_positives=held_out.num_positives,
+        hits=ranking.hits,
+        split=config.split,
+        ks=config.ks,
+        data_fingerprint=data.fingerprint,
+        training=checksum(run / TRAINING),
     ).write(run)
+    write_json(run / METRICS_FILE, result)
+    print(format_table({training.method: means, "popularity": popularity}, config))
+    print(f"report: {write_report(run, config.data)}")
+    return result
 
 
 def format_table(rows: dict[str, Means], config: EvaluateConfig) -> str:

@@ -19,7 +19,8 @@ from towers.metrics.definitions import METRICS
 from towers.training.run_directory import HITS
 
 _COLUMNS = ("fingerprint", "train_rows", "num_positives", "hit_ranks")
-_ABOUT = b"twotower"  # the key of what describes the file, in its metadata
+_ABOUT = ("split", "ks", "data_fingerprint", "training")  # what describes the file
+_METADATA = b"twotower"  # the key of that in the file
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -64,14 +65,9 @@ class HitsByQuery:
             ],
             names=_COLUMNS,
         )
-        about = {
-            "split": self.split,
-            "ks": list(self.ks),
-            "data_fingerprint": self.data_fingerprint,
-            "training": self.training,
-        }
+        about = {name: getattr(self, name) for name in _ABOUT}
         with written_aside(run / HITS) as aside:
-            pq.write_table(table.replace_schema_metadata({_ABOUT: json.dumps(about)}), aside)
+            pq.write_table(table.replace_schema_metadata({_METADATA: json.dumps(about)}), aside)
 
 
 def read_hits(run: Path) -> HitsByQuery:
@@ -85,24 +81,15 @@ def read_hits(run: Path) -> HitsByQuery:
         raise ValueError(f"{run} has no {HITS}: make it with `twotower evaluate`.")
     try:
         table = pq.read_table(path)
-        about = json.loads(table.schema.metadata[_ABOUT])
+        about = json.loads(table.schema.metadata[_METADATA])
+        about["ks"] = tuple(about["ks"])
         fingerprints, train_rows, num_positives = (table[name].to_numpy() for name in _COLUMNS[:3])
-        lists = table["hit_ranks"].combine_chunks()
-        ks = tuple(about["ks"])
-        hits = np.zeros((table.num_rows, max(ks)), bool)
-        sizes = lists.value_lengths().to_numpy()
-        hits[np.repeat(np.arange(len(hits)), sizes), lists.flatten().to_numpy() - 1] = True
+        ranks = table["hit_ranks"].combine_chunks()
+        hits = np.zeros((table.num_rows, max(about["ks"])), bool)
+        rows = np.repeat(np.arange(len(hits)), ranks.value_lengths().to_numpy())
+        hits[rows, ranks.flatten().to_numpy() - 1] = True
+        return HitsByQuery(fingerprints, train_rows, num_positives, hits, **about)
     except (pa.ArrowException, KeyError, TypeError, ValueError, IndexError) as error:
         raise ValueError(
             f"{path} cannot be read ({error}): make it again with `twotower evaluate`."
         ) from error
-    return HitsByQuery(
-        fingerprints,
-        train_rows,
-        num_positives,
-        hits,
-        about["split"],
-        ks,
-        about["data_fingerprint"],
-        about["training"],
-    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from pipeline.contract.settings import require
+from pipeline.contract.settings import require, require_all
 from towers.training.settings import parse_metric
 
 
@@ -21,13 +21,12 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         """Raises ValueError where a field breaks its rule; it names rule, value and remedy."""
         object.__setattr__(self, "ks", tuple(self.ks))
-        for name in ("data", "run"):
-            require(bool(getattr(self, name)), name, "must be given", getattr(self, name))
+        require_all(self, "must be given", "data", "run")
         positive = bool(self.ks) and min(self.ks) >= 1
         require(positive, "ks", "must be one or more numbers >= 1", self.ks)
         known = self.split in ("test", "validation")
         require(known, "split", "must be test or validation", self.split)
-        require(self.block_size >= 1, "block_size", "must be at least 1", self.block_size)
+        require_all(self, "must be at least 1", "block_size")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,4 +49,4 @@ class CompareConfig:
         known = not self.output or self.output.endswith((".html", ".json"))
         require(known, "output", "must end in .html or .json", self.output)
         require(self.resamples >= 100, "resamples", "must be at least 100", self.resamples)
-        require(self.seed >= 0, "seed", "must be at least 0", self.seed)
+        require_all(self, "must be at least 0", "seed")

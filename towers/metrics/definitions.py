@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-
-from towers.metrics.significance import half_width
+from scipy.special import stdtrit
 
 
 def recall(hits: np.ndarray, num_positives: np.ndarray, k: int) -> np.ndarray:
@@ -90,10 +89,18 @@ def mean_metrics(
     for name, metric in METRICS.items():
         for k in ks:
             values = metric(hits, num_positives, k)
-            error = np.std(values, ddof=min(1, len(values) - 1)) / np.sqrt(len(values))
             means[f"{name}@{k}"] = float(values.mean())
-            half_widths[f"{name}@{k}"] = float(half_width(error, len(values)))
+            half_widths[f"{name}@{k}"] = float(half_width(values))
     return means, half_widths
+
+
+def half_width(values: np.ndarray) -> np.ndarray:
+    """Of Student's 95 % interval of the mean over the first axis; 0 for a single value."""
+    count = len(values)
+    if count < 2:
+        return np.zeros(values.shape[1:])
+    error = values.std(axis=0, ddof=1) / np.sqrt(count)
+    return np.asarray(stdtrit(count - 1, 0.975) * error)
 
 
 def _discounts(k: int) -> np.ndarray:

@@ -70,10 +70,7 @@ class HeldOut:
     ) -> Ranking:
         """The top k of a model: embeddings float32 [Q, D] and [N, D] by dense id."""
         ranked = rank_corpus(
-            query_embeddings,
-            candidate_embeddings,
-            self.query_ids,
-            self._known,
+            *(query_embeddings, candidate_embeddings, self.query_ids, self._known),
             k=k,
             order=self._order,
             block_size=block_size,

@@ -13,7 +13,7 @@ from samplers.selection.running_top_k import running_top_k
 from towers.data.interactions import Positives
 from towers.errors import Diverged
 
-MOST_SCORES = 1 << 26  # in memory at a time: 256 MiB
+MAX_SCORES = 1 << 26  # in memory at a time: 256 MiB
 _TIES_SEED = 0
 
 Embeddings: TypeAlias = np.ndarray | tf.Tensor  # float32, those of a model stay on their device
@@ -47,24 +47,21 @@ def rank_corpus(
       known: what each query is known to like, which is left out.
       k: candidates to return.
       order: int64 [N], candidates in the order in which ties are ranked.
-      block_size: queries at a time, scored against as many candidates as `MOST_SCORES` allows.
+      block_size: queries at a time, scored against as many candidates as `MAX_SCORES` allows.
 
     Returns:
       int64 [U, k], dense ids; -1 at the end of a row with fewer than k candidates left.
     """
     ranked = np.full((len(query_ids), k), -1, np.int64)
-    start = 0
-    for found, _ in rank_blocks(
-        query_embeddings,
-        candidate_embeddings,
-        query_ids,
-        known,
+    blocks = rank_blocks(
+        *(query_embeddings, candidate_embeddings, query_ids, known),
         k=k,
         order=order,
         block_size=block_size,
-    ):
-        ranked[start : start + len(found), : found.shape[1]] = found
-        start += len(found)
+    )
+    for number, (candidates, _) in enumerate(blocks):
+        rows = ranked[number * block_size : (number + 1) * block_size]
+        rows[:, : candidates.shape[1]] = candidates
     return ranked
 
 
@@ -89,13 +86,13 @@ def rank_blocks(
     _check_finite(query=queries, candidate=corpus)
     column_of = np.empty(len(order), np.int64)
     column_of[order] = np.arange(len(order))
-    block_columns = tf.constant(max(1, MOST_SCORES // block_size), tf.int64)
+    block_columns = tf.constant(max(1, MAX_SCORES // block_size), tf.int64)
     for start in range(0, len(query_ids), block_size):
         block = query_ids[start : start + block_size]
         rows, candidates = _known_pairs(block, known)
         masked = tf.constant(np.stack([rows, column_of[candidates]], axis=1))
-        found = _top_k(corpus, tf.gather(queries, block), masked, tf.constant(k), block_columns)
-        scores, columns = (part.numpy() for part in found)
+        top = _top_k(corpus, tf.gather(queries, block), masked, tf.constant(k), block_columns)
+        scores, columns = (part.numpy() for part in top)
         yield np.where(np.isneginf(scores), -1, order[columns]), scores
 
 
@@ -167,12 +164,8 @@ def find_hits(ranked: np.ndarray, query_ids: np.ndarray, held_out: Positives) ->
     """
     span = int(max(ranked.max(initial=0), held_out.candidate_ids.max(initial=0))) + 1
     owners = np.repeat(np.arange(len(held_out.sizes)), held_out.sizes)
-    keys = owners * span + held_out.candidate_ids  # ascending
-    if len(keys) == 0:
-        return np.zeros(ranked.shape, bool)
-    sought = query_ids[:, None] * span + ranked
-    places = np.minimum(np.searchsorted(keys, sought), len(keys) - 1)
-    return (keys[places] == sought) & (ranked >= 0)
+    keys = owners * span + held_out.candidate_ids
+    return np.isin(query_ids[:, None] * span + ranked, keys) & (ranked >= 0)
 
 
 def _check_finite(**embeddings: tf.Tensor) -> None:

@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import html
-import io
 import itertools
-import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
+
+from markupsafe import Markup
+
+from pipeline.contract.pages import svg_plot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # Colours that nothing else has, and what stands for them on the page, which knows light and dark.
 _INK, _LINE, MODEL, OTHER, THIRD = "#010203", "#010204", "#010205", "#010206", "#010207"
-_ON_PAGE = {
-    _INK: "var(--ink)",
-    _LINE: "var(--line)",
-    MODEL: "var(--model)",
-    OTHER: "var(--other)",
-    THIRD: "var(--third)",
-}
-_STYLE: Any = {  # of matplotlib, whose own type lists every name
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
+_ON_PAGE = {_INK: "ink", _LINE: "line", MODEL: "model", OTHER: "other", THIRD: "third"}
+_STYLE: dict[str, Any] = {
     "axes.axisbelow": True,
     "axes.edgecolor": _INK,
     "axes.labelcolor": _INK,
@@ -32,35 +24,33 @@ _STYLE: Any = {  # of matplotlib, whose own type lists every name
     "xtick.color": _INK,
     "ytick.color": _INK,
     "grid.color": _LINE,
-    "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "report",  # ids that do not change from page to page
 }
-_WIDTH = 5.4  # inches; 389 units of the SVG, so that letters keep their size in a narrow window
-_STYLES = ("-", "--", ":")
+_LINES = ("-", "--", ":")
 
 
-def plot_loss(history: Sequence[dict[str, float]], best: int | None) -> str:
+def plot_loss(history: Sequence[dict[str, float]], best: int | None) -> Markup:
     """The mean loss by epoch; the best epoch, where there is one, is marked."""
 
     def draw(axes: Axes) -> None:
-        epochs = [one["epoch"] for one in history]
-        axes.plot(epochs, [one["loss"] for one in history], "o-", color=MODEL, markersize=3)
+        epochs = [epoch["epoch"] for epoch in history]
+        axes.plot(epochs, [epoch["loss"] for epoch in history], "o-", color=MODEL, markersize=3)
         _mark_best(axes, best)
         _by_epoch(axes, "mean loss of the epoch")
 
     return _figure("Loss", "loss", draw)
 
 
-def plot_metric(history: Sequence[dict[str, float]], metric: str, best: int | None) -> str:
+def plot_metric(history: Sequence[dict[str, float]], metric: str, best: int | None) -> Markup:
     """A metric on the validation split by epoch, a line for each cut-off."""
     names = [name for name in history[0] if name.startswith(f"val_{metric}@")]
     names.sort(key=lambda name: int(name.split("@")[1]))
 
     def draw(axes: Axes) -> None:
-        epochs = [one["epoch"] for one in history]
+        epochs = [epoch["epoch"] for epoch in history]
         for number, name in enumerate(names):
-            values = [one[name] for one in history]
-            style = _STYLES[(len(names) - 1 - number) % len(_STYLES)]  # the deepest is whole
+            values = [epoch[name] for epoch in history]
+            style = _LINES[(len(names) - 1 - number) % len(_LINES)]  # the deepest is whole
             axes.plot(epochs, values, style, marker="o", color=MODEL, markersize=3)
             axes.annotate(
                 f"@{name.split('@')[1]}",
@@ -76,7 +66,7 @@ def plot_metric(history: Sequence[dict[str, float]], metric: str, best: int | No
     return _figure(f"{metric} by epoch", f"by-epoch-{metric}", draw)
 
 
-def plot_buckets(name: str, labels: list[str], buckets: list[dict[str, Any]], k: int) -> str:
+def plot_buckets(name: str, labels: list[str], buckets: list[dict[str, Any]], k: int) -> Markup:
     """Recall in buckets: the model and popularity, with 95 % intervals.
 
     Args:
@@ -90,15 +80,13 @@ def plot_buckets(name: str, labels: list[str], buckets: list[dict[str, Any]], k:
 
     def draw(axes: Axes) -> None:
         for ranking, colour, offset in (("model", MODEL, -0.2), ("popularity", OTHER, 0.2)):
-            shown = [
-                (place + offset, one[ranking]) for place, one in enumerate(buckets)
-                if one[ranking]["mean"] is not None
-            ]  # fmt: skip
+            recalls = [bucket[ranking] for bucket in buckets]
+            places = [n for n, recall in enumerate(recalls) if recall["mean"] is not None]
             axes.barh(
-                [place for place, _ in shown],
-                [found["mean"] for _, found in shown],
+                [place + offset for place in places],
+                [recalls[place]["mean"] for place in places],
                 0.36,
-                xerr=[found["half_width"] or 0.0 for _, found in shown],
+                xerr=[recalls[place]["half_width"] or 0.0 for place in places],
                 color=colour,
                 error_kw={"ecolor": _INK, "elinewidth": 1, "capsize": 1.5},
                 label=ranking,
@@ -117,7 +105,7 @@ def plot_buckets(name: str, labels: list[str], buckets: list[dict[str, Any]], k:
     return _figure(title, name, draw, height=height, left=0.22, top=0.35)
 
 
-def plot_index(report: dict[str, Any]) -> str:
+def plot_index(report: dict[str, Any]) -> Markup:
     """Recall of the approximate index against the time of a batch, of each tree that was tried.
 
     Args:
@@ -126,17 +114,17 @@ def plot_index(report: dict[str, Any]) -> str:
     scann = report["scann"]
 
     def draw(axes: Axes) -> None:
-        trees = sorted({one["num_leaves"] for one in scann["sweep"]})
+        trees = sorted({setting["num_leaves"] for setting in scann["sweep"]})
         for num_leaves, colour in zip(trees, itertools.cycle((MODEL, OTHER, THIRD)), strict=False):
-            tried = [one for one in scann["sweep"] if one["num_leaves"] == num_leaves]
-            points = [(one["recall"], one["batch_ms"]) for one in tried]
+            points = [
+                (setting["recall"], setting["batch_ms"])
+                for setting in scann["sweep"]
+                if setting["num_leaves"] == num_leaves
+            ]
             recalls, times = zip(*points, strict=True)
             axes.scatter(recalls, times, s=6, alpha=0.35, color=colour, linewidth=0)
-            axes.plot(
-                *zip(*_undominated(points), strict=True),
-                color=colour,
-                label=f"{num_leaves:,} leaves",
-            )
+            best = zip(*_undominated(points), strict=True)
+            axes.plot(*best, color=colour, label=f"{num_leaves:,} leaves")
         axes.plot(scann["recall"], scann["batch_ms"], "*", color=_INK, markersize=13, zorder=3,
                   label="chosen, other queries")  # fmt: skip
         axes.axhline(report["exact"]["batch_ms"], color=_INK, linestyle=":", label="exact search")
@@ -153,27 +141,28 @@ def plot_index(report: dict[str, Any]) -> str:
     return _figure("Recall and latency of the index", "index", draw, height=3.4)
 
 
-def plot_differences(metric: str, first: str, rows: list[tuple[str, float, float]]) -> str:
+def plot_differences(metric: str, rows: list[dict[str, Any]]) -> Markup:
     """Differences of some runs to the first one, with 95 % intervals.
 
     Args:
       metric: with its cut-off.
-      first: the name of the first run.
-      rows: name, difference and half-width of its interval, a row a run.
+      rows: of that metric, from `compare`, a row a run.
     """
+    first, *others = rows
 
     def draw(axes: Axes) -> None:
-        for place, (_, difference, half_width) in enumerate(rows):
+        for place, row in enumerate(others):
+            difference, half_width = row["difference"], row["half_width"]
             axes.errorbar(difference, place, xerr=half_width, fmt="o", color=MODEL, capsize=3)
         axes.axvline(0, color=_INK, linewidth=1)
-        axes.set_yticks(range(len(rows)), [_shortened(name) for name, *_ in rows])
-        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_yticks(range(len(others)), [_shortened(row["run"]) for row in others])
+        axes.set_ylim(len(others) - 0.5, -0.5)
         axes.locator_params(axis="x", nbins=5)
         axes.set_xlabel(f"difference of {metric}, with 95 % intervals")
         axes.grid(axis="x")
 
-    name = f"difference-{metric.replace('@', '-')}"
-    return _figure(f"Difference to {first}", name, draw, height=1.0 + 0.35 * len(rows), left=0.3)
+    name, height = f"difference-{metric.replace('@', '-')}", 1.0 + 0.35 * len(others)
+    return _figure(f"Difference to {first['run']}", name, draw, height=height, left=0.3)
 
 
 def _undominated(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -213,38 +202,10 @@ def _figure(
     height: float = 3.0,
     left: float = 0.13,
     top: float = 0.15,
-) -> str:
-    """A plot as inline SVG.
-
-    Args:
-      title: over it, and what is read out in its place.
-      name: part of the ids of its elements.
-      draw: does it.
-      height: inches.
-      left: share of the width that is left to labels.
-      top: inches above the axes.
-    """
-    import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # whatever the user's own settings are
-        matplotlib.rcParams.update(_STYLE)
-        figure = Figure(figsize=(_WIDTH, height))
-        FigureCanvasSVG(figure)
-        # Fixed, so that no font decides it.
-        figure.subplots_adjust(left, 0.48 / height, 0.93, 1 - top / height)
-        draw(figure.subplots())
-        text = io.StringIO()
-        figure.savefig(text, format="svg", metadata={"Date": None}, transparent=True)
-    svg = text.getvalue()
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    svg = re.sub(r' id="', f' id="{name}-', svg)  # ids of one page are different
-    svg = re.sub(r'(href="|url\()#', rf"\g<1>#{name}-", svg)
-    svg = re.sub(r'(<svg [^>]*?) width="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r'(<svg [^>]*?) height="[^"]*"', r"\1", svg, count=1)
+) -> Markup:
+    """A plot; `left` is a share of the width, `height` and `top` (above the axes) are inches."""
+    margins = left, 0.48 / height, 0.93, 1 - top / height
+    svg = svg_plot(title, name, draw, margins=margins, height=height, style=_STYLE)
     for colour, variable in _ON_PAGE.items():
-        svg = svg.replace(colour, variable)
-    svg = svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(title)}" ', 1)
-    return f"<figure><figcaption>{html.escape(title)}</figcaption>\n{svg}</figure>"
+        svg = svg.replace(colour, f"var(--{variable})")
+    return svg

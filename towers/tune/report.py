@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import shlex
@@ -20,6 +21,7 @@ from towers.tune.space import Knob, as_flags, train_config
 log = logging.getLogger(__name__)
 
 RECORD, TABLE, PLOT = REPORTS = ("trials.json", "trials.md", "tune.png")
+TRIALS = "trials"  # run directories: that of the best trial, and of one that is not finished
 _STATES = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running"}
 _COLOURS = {"complete": "tab:blue", "pruned": "tab:orange"}
 _COLUMNS = 3  # of pictures
@@ -33,27 +35,31 @@ def write_reports(
     Returns:
       {"metric", "method", "space", "trials": by number, "best": where a trial is complete}.
     """
-    trials = [_record(one) for one in study.get_trials(deepcopy=False) if one.state.name in _STATES]
+    trials = [
+        _record(trial) for trial in study.get_trials(deepcopy=False) if trial.state.name in _STATES
+    ]
     result: dict[str, Any] = {
         "metric": config.metric,
         "method": config.method,
         "space": {knob.name: [knob.kind, *knob.values] for knob in knobs},
         "trials": trials,
     }
-    complete = [one for one in trials if one["state"] == "complete"]
+    complete = [trial for trial in trials if trial["state"] == "complete"]
+    output = Path(config.output)
     if complete:
-        best = max(complete, key=lambda one: (one["value"], -one["number"]))
-        place = Path(config.output) / "trials" / f"{best['number']:04d}"
-        settings = train_config(config, fixed | best["params"], str(Path(config.output) / "best"))
-        command = shlex.join(["twotower", "train", *as_flags(settings)])
-        result["best"] = best | {"run": str(place), "command": command}
-    write_json(Path(config.output) / RECORD, result)
-    write_atomically(Path(config.output) / TABLE, _table(config, result, knobs))
+        best = max(complete, key=lambda trial: (trial["value"], -trial["number"]))
+        settings = train_config(config, fixed | best["params"], str(output / "best"))
+        result["best"] = best | {
+            "run": str(output / TRIALS / f"{best['number']:04d}"),
+            "command": shlex.join(["twotower", "train", *as_flags(settings)]),
+        }
+    write_json(output / RECORD, result)
+    write_atomically(output / TABLE, _table(config, result, knobs))
     return result
 
 
 def _record(trial: optuna.trial.FrozenTrial) -> dict[str, Any]:
-    """One trial; its value is that of its last epoch where it was not finished."""
+    """A trial; its value is that of its last epoch where it was not finished."""
     values = [value for _, value in sorted(trial.intermediate_values.items())]
     return {
         "number": trial.number,
@@ -69,42 +75,42 @@ def _record(trial: optuna.trial.FrozenTrial) -> dict[str, Any]:
 
 def _table(config: TuneConfig, result: dict[str, Any], knobs: list[Knob]) -> str:
     """Markdown, the best trial first, then those that were ended early, then those that failed."""
-    order = {state: place for place, state in enumerate(_STATES.values())}
-    rows = sorted(
+    states = list(_STATES.values())
+    trials = sorted(
         result["trials"],
-        key=lambda one: (order[one["state"]], -(one["value"] or 0.0), one["number"]),
+        key=lambda trial: (states.index(trial["state"]), -(trial["value"] or 0), trial["number"]),
     )
-    heads = ["trial", config.metric, "state", "epochs", "seconds", *(knob.name for knob in knobs)]
-    lines = [f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}"]
-    for one in rows:
-        value = "" if one["value"] is None else f"{one['value']:.4f}"
-        seconds = "" if one["seconds"] is None else f"{one['seconds']:.0f}"
-        cells = [str(one["number"]), value, one["state"], str(one["epochs"]), seconds]
-        cells += [_short(one["params"][k.name]) if k.name in one["params"] else "" for k in knobs]
-        lines.append(f"| {' | '.join(cells)} |")
-    failed = [f"- trial {one['number']}: {one['reason']}" for one in rows if one["reason"]]
+    names = [knob.name for knob in knobs]
+    rows = [
+        ["trial", config.metric, "state", "epochs", "seconds", *names],
+        ["---"] * (5 + len(names)),
+    ]
+    for trial in trials:
+        value = "" if trial["value"] is None else f"{trial['value']:.4f}"
+        seconds = "" if trial["seconds"] is None else f"{trial['seconds']:.0f}"
+        params = [_short(trial["params"].get(name, "")) for name in names]
+        rows.append(
+            [str(trial["number"]), value, trial["state"], str(trial["epochs"]), seconds, *params]
+        )
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    failed = [f"- trial {t['number']}: {t['reason']}" for t in trials if t["reason"]]
     return "\n".join([*lines, *([""] if failed else []), *failed]) + "\n"
 
 
 def log_progress(config: TuneConfig, result: dict[str, Any], number: int) -> None:
     """One line on a trial that has ended."""
-    one = next(one for one in result["trials"] if one["number"] == number)
-    value = "" if one["value"] is None else f", {config.metric} {one['value']:.4f}"
-    best = ""
+    trial = next(trial for trial in result["trials"] if trial["number"] == number)
+    text = f"trial {number} is {trial['state']} after {trial['epochs']} epochs"
+    if trial["value"] is not None:
+        text += f", {config.metric} {trial['value']:.4f}"
+    if trial["reason"]:
+        text += f": {trial['reason']}"
     if "best" in result:
-        best = f"; best {result['best']['value']:.4f}, trial {result['best']['number']}"
-    log.info(
-        "tune: trial %d is %s after %d epochs%s%s%s",
-        number,
-        one["state"],
-        one["epochs"],
-        value,
-        f": {one['reason']}" if one["reason"] else "",
-        best,
-    )
+        text += f"; best {result['best']['value']:.4f}, trial {result['best']['number']}"
+    log.info("tune: %s", text)
 
 
-def shown(params: dict[str, Any]) -> str:
+def as_text(params: dict[str, Any]) -> str:
     """Settings for a line of a log."""
     return ", ".join(f"{name} {_short(value)}" for name, value in params.items())
 
@@ -115,16 +121,16 @@ def _short(value: Any) -> str:
 
 def draw(result: dict[str, Any], output: str) -> None:
     """tune.png: the best value so far by trial, and the values by each knob."""
-    trials = [one for one in result["trials"] if one["state"] in _COLOURS and one["value"]]
+    trials = [t for t in result["trials"] if t["state"] in _COLOURS and t["value"]]
     names = list(result["space"])
     rows = 1 + math.ceil(len(names) / _COLUMNS)
     figure = Figure(figsize=(4 * _COLUMNS, 3.2 * rows), layout="constrained")
     grid = figure.add_gridspec(rows, _COLUMNS)
     top = figure.add_subplot(grid[0, :])
-    _scatter(top, trials, [one["number"] for one in trials])
-    complete = [one for one in trials if one["state"] == "complete"]
-    best = [max(one["value"] for one in complete[: end + 1]) for end in range(len(complete))]
-    numbers = [one["number"] for one in complete]
+    _scatter(top, trials, [trial["number"] for trial in trials])
+    complete = [trial for trial in trials if trial["state"] == "complete"]
+    numbers = [trial["number"] for trial in complete]
+    best = list(itertools.accumulate((trial["value"] for trial in complete), max))
     if best:
         numbers, best = [*numbers, result["trials"][-1]["number"]], [*best, best[-1]]
     top.step(numbers, best, where="post", color="black", linewidth=1, label="best so far")
@@ -133,9 +139,9 @@ def draw(result: dict[str, Any], output: str) -> None:
     top.legend(loc="upper left", bbox_to_anchor=(1, 1))
     for place, name in enumerate(names):
         axes = figure.add_subplot(grid[1 + place // _COLUMNS, place % _COLUMNS])
-        with_it = [one for one in trials if name in one["params"]]
+        searched = [trial for trial in trials if name in trial["params"]]
         kind, *choices = result["space"][name]
-        values = [one["params"][name] for one in with_it]
+        values = [trial["params"][name] for trial in searched]
         if kind == "choice":
             axes.set_xticks(range(len(choices)), [_short(choice) for choice in choices])
             axes.set_xlim(-0.5, len(choices) - 0.5)
@@ -147,7 +153,7 @@ def draw(result: dict[str, Any], output: str) -> None:
             axes.set_xticks(marks, [f"{mark:.2g}" for mark in marks])
             axes.set_xticks([], minor=True)
             axes.set_xlim(low / (high / low) ** 0.05, high * (high / low) ** 0.05)
-        _scatter(axes, with_it, values)
+        _scatter(axes, searched, values)
         axes.set(xlabel=name, ylabel=result["metric"] if place % _COLUMNS == 0 else "")
     with written_aside(Path(output) / PLOT) as aside:
         figure.savefig(aside, format="png", dpi=100)

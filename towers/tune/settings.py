@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from simple_parsing import field
 
-from towers.encoders.tower_config import require
+from pipeline.contract.settings import require, require_all
 from towers.training.settings import TrainConfig
 
 SEARCHED = ("learning_rate", "temperature", "normalize", "l2")  # where they are not given
@@ -42,24 +42,19 @@ class TuneConfig(TrainConfig):
     overwrite: bool = False  # delete the study in the output directory and start anew
 
     def __post_init__(self) -> None:
-        """Checks every field.
-
-        Raises:
-          ValueError: a field breaks its rule; the message names rule, value and remedy.
-        """
+        """Raises ValueError where a field breaks its rule; it names rule, value and remedy."""
         if isinstance(self.space, Mapping):
             object.__setattr__(self, "space", [f"{k}={v}" for k, v in self.space.items()])
         require(bool(self.output), "output", "must be given", self.output)
         require(not self.run, "run", "must be left out: trials lie in --output", self.run)
         watched, unset = self.validation_metric, TrainConfig.validation_metric
         require(watched in (unset, self.metric), "validation_metric", "is --metric here", watched)
-        for name in ("trials", "startup_trials"):
-            require(getattr(self, name) >= 1, name, "must be at least 1", getattr(self, name))
+        require_all(self, "must be at least 1", "trials", "startup_trials")
         rule = "must be median, hyperband or none"
         require(self.pruner in ("median", "hyperband", "none"), "pruner", rule, self.pruner)
-        require(self.timeout >= 0, "timeout", "must be at least 0", self.timeout)
-        one = self.strategy != "multi_worker"
-        require(one, "strategy", "must be none or mirrored for a study", self.strategy)
+        require_all(self, "must be at least 0", "timeout")
+        alone = self.strategy != "multi_worker"
+        require(alone, "strategy", "must be none or mirrored for a study", self.strategy)
         for pair in self.space:
             require("=" in pair[1:], "space", "must be NAME=RANGE", pair)
         object.__setattr__(self, "options", self.base.options)  # checks what training has, too
@@ -68,9 +63,9 @@ class TuneConfig(TrainConfig):
     def base(self) -> TrainConfig:
         """The settings of a training with the defaults of what is searched."""
         given = {
-            one.name: getattr(self, one.name)
-            for one in dataclasses.fields(TrainConfig)
-            if one.name not in SEARCHED or getattr(self, one.name) is not None
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(TrainConfig)
+            if field.name not in SEARCHED or getattr(self, field.name) is not None
         }
         own = {"run": self.output, "validation_metric": self.metric, "overwrite": False}
         return TrainConfig(**(given | own))

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import inspect
 from typing import Any, NamedTuple
 
+from pipeline.contract.settings import did_you_mean
 from samplers.methods.by_name import METHODS, option_types
 from towers.training.settings import TrainConfig
-from towers.tune.ranges import (
-    FIXED,
-    L2_OF_SUMS,
-    OPTIONS,
-    SETTINGS,
-)
+from towers.tune.ranges import FIXED, L2_OF_SUMS, OPTIONS, SETTINGS
 from towers.tune.settings import TuneConfig
 
 METHOD = "method."  # what stands before the name of an option of the method
@@ -56,7 +51,7 @@ class Knob(NamedTuple):
     def holds(self, value: Any) -> bool:
         """Whether a value is in the range."""
         if self.kind == "choice":
-            return any(value == one and type(value) is type(one) for one in self.values)
+            return (type(value), value) in [(type(choice), choice) for choice in self.values]
         number = isinstance(value, int | float) and not isinstance(value, bool)
         return number and self.values[0] <= value <= self.values[1]
 
@@ -71,23 +66,22 @@ def make_space(config: TuneConfig) -> tuple[list[Knob], dict[str, Any]]:
       ValueError: `space` names what there is not, twice what is fixed, or no range.
     """
     if config.method not in METHODS:
-        near = difflib.get_close_matches(config.method, METHODS, 1)
-        hint = f"did you mean {near[0]}?" if near else f"it is one of {', '.join(METHODS)}."
+        hint = did_you_mean(config.method, METHODS, f"it is one of {', '.join(METHODS)}.")
         raise ValueError(f"there is no method {config.method!r}; {hint}")
     types = knob_types(config.method)
-    asked = _asked(config, types)
+    requested = _requested(config, types)
     ranges = {name: default_range(config.method, name) for name in types}
     if config.reduction == "sum":
         ranges["l2"] = L2_OF_SUMS
     ranges = {name: text for name, text in ranges.items() if text and name not in config.given}
-    knobs = [parse(name, text, types[name]) for name, text in (ranges | asked).items()]
-    single = {one.name: one.values[0] for one in knobs if len(set(one.values)) == 1}
+    knobs = [parse(name, text, types[name]) for name, text in (ranges | requested).items()]
+    single = {knob.name: knob.values[0] for knob in knobs if len(set(knob.values)) == 1}
     searched = [knob for knob in knobs if knob.name not in single]
     for knob in searched:
-        for value in knob.values:  # what no training may have is told before the first one
+        for value in knob.values:  # what no training may have is an error before the first one
             train_config(config, single | {knob.name: value}, config.output)
     return [
-        knob._replace(for_cosines=knob.name == "temperature" and knob.name not in asked)
+        knob._replace(for_cosines=knob.name == "temperature" and knob.name not in requested)
         for knob in searched
     ], single
 
@@ -171,26 +165,25 @@ def parse(name: str, text: str, kind: str) -> Knob:
         if scale == "log" and values[0] <= 0:
             raise ValueError(f"space of {name} must be above 0 for log, got {text!r}; use linear:.")
         return Knob(name, scale, values)
-    choices = [one for one in text.strip("[]").split(",") if one.strip()]
+    choices = [choice for choice in text.strip("[]").split(",") if choice.strip()]
     if not choices:
         raise _no_range(name, text)
-    return Knob(name, "choice", tuple(_value(name, one, kind) for one in choices))
+    return Knob(name, "choice", tuple(_value(name, choice, kind) for choice in choices))
 
 
-def _asked(config: TuneConfig, types: dict[str, str]) -> dict[str, str]:
+def _requested(config: TuneConfig, types: dict[str, str]) -> dict[str, str]:
     """The ranges of `--space` by name; the last one of a name counts."""
-    asked = {}
+    requested = {}
     for pair in config.space:
         name, _, text = (part.strip() for part in pair.partition("="))
         if name not in types:
-            near = difflib.get_close_matches(name, types, 1, cutoff=0.5)
-            near = [METHOD + name] if METHOD + name in types else near
-            hint = f"did you mean {near[0]}?" if near else "see twotower train --help."
+            near = METHOD + name if METHOD + name in types else name
+            hint = did_you_mean(near, types, "see twotower train --help.")
             raise ValueError(f"space cannot hold {name!r} for {config.method}; {hint}")
         if name in config.given:
             raise ValueError(f"{name} is given and in space as well; leave out one of the two.")
-        asked[name] = text
-    return asked
+        requested[name] = text
+    return requested
 
 
 def _value(name: str, text: str, kind: str) -> Any:

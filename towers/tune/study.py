@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import json
 import logging
+import shutil
 import time
 import warnings
 from pathlib import Path
@@ -12,44 +14,32 @@ from typing import Any
 
 import optuna
 import tensorflow as tf
+from optuna.trial import TrialState
 
+from pipeline.contract import schema
+from pipeline.contract.locks import held
 from samplers.methods.by_name import METHODS
 from towers.data.interactions import open_data
 from towers.errors import Diverged
 from towers.legacy_keras import tf_keras
 from towers.metrics.held_out import HeldOut
-from towers.training.run_directory import CONFIG, TRAINING, read_json
+from towers.training.run_directory import CONFIG, TRAINING, read_json, write_json
 from towers.training.train import train
-from towers.tune.directory import (
-    STORAGE,
-    TRIALS,
-    check_data,
-    claim,
-    only_one,
-    remove_runs,
-)
-from towers.tune.report import (
-    draw,
-    log_progress,
-    shown,
-    write_reports,
-)
+from towers.tune.report import REPORTS, TRIALS, as_text, draw, log_progress, write_reports
 from towers.tune.settings import TuneConfig
-from towers.tune.space import (
-    METHOD,
-    Knob,
-    make_space,
-    suggest,
-    train_config,
-)
+from towers.tune.space import METHOD, Knob, make_space, suggest, train_config
 
 log = logging.getLogger(__name__)
 
-_NAME = "tune"
-_FINISHED = (
-    optuna.trial.TrialState.COMPLETE,
-    optuna.trial.TrialState.PRUNED,
-    optuna.trial.TrialState.FAIL,
+STUDY = "study.json"  # the configuration, and the fingerprint of the data
+STORAGE = "study.sqlite3"  # Optuna's record of the trials
+_LOCK = ".lock"
+_FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+
+# What a study may go on with although it is not what it began with.
+_FREE = (
+    *("data", "output", "run", "trials", "timeout", "overwrite"),
+    *("checkpoint_minutes", "jit_compile", "strategy", "devices"),
 )
 
 
@@ -71,13 +61,15 @@ def tune(config: TuneConfig) -> dict[str, Any]:
     knobs, fixed = make_space(config)
     data = open_data(config.data)
     HeldOut(data, "validation")  # refuses data without one
-    with only_one(config.output):
-        claim(config, data.fingerprint)
+    busy = f"another process tunes in {config.output}: wait for it, or give another --output."
+    with held(Path(config.output) / _LOCK, busy):
+        _claim(config, data.fingerprint)
         del data
         study = _open_study(config, knobs)
         result = _search(config, study, knobs, fixed)
     if "best" not in result:
-        reason = next((one["reason"] for one in result["trials"] if one["reason"]), "none was run")
+        reasons = [trial["reason"] for trial in result["trials"] if trial["reason"]]
+        reason = reasons[0] if reasons else "none was run"
         raise ValueError(f"no trial of {config.output} was finished: {reason}")
     draw(result, config.output)
     print(f"\nThe best trial is {result['best']['number']}; to train with its settings:\n")
@@ -85,21 +77,65 @@ def tune(config: TuneConfig) -> dict[str, Any]:
     return result
 
 
+def _claim(config: TuneConfig, fingerprint: str) -> None:
+    """Begins a study, or checks that the one that is there is the same."""
+    output = Path(config.output)
+    if config.overwrite or not (output / STUDY).exists():
+        shutil.rmtree(output / TRIALS, ignore_errors=True)
+        for name in (STUDY, STORAGE, *REPORTS):
+            (output / name).unlink(missing_ok=True)
+    settings = json.loads(json.dumps(dataclasses.asdict(config)))
+    if (output / STUDY).exists():
+        record = read_json(output / STUDY)
+        before = record["configuration"]
+        differing = [
+            f"{name} {before.get(name)!r} → {value!r}"
+            for name, value in settings.items()
+            if name not in _FREE and before.get(name) != value
+        ]
+        if fingerprint != record["data_fingerprint"]:
+            differing.append("the content of the data")
+        if differing:
+            raise ValueError(
+                f"{config.output} holds a study with another configuration: "
+                f"{', '.join(differing)}. Give another --output, or --overwrite to delete it."
+            )
+    write_json(output / STUDY, {"configuration": settings, "data_fingerprint": fingerprint})
+
+
+def _check_data(config: TuneConfig) -> None:
+    """Raises ValueError where the data are no longer those that the study began with."""
+    before = read_json(Path(config.output) / STUDY)["data_fingerprint"]
+    if schema.read_manifest(config.data, "prepared").fingerprint != before:
+        raise ValueError(
+            f"{config.data} was changed while a study ran on it: put the former data back and give "
+            "the same command again, or begin anew with another --output."
+        )
+
+
+def _remove_runs(config: TuneConfig, result: dict[str, Any]) -> None:
+    """Removes the run directories of finished trials, but for the best one."""
+    kept = {trial["number"] for trial in result["trials"] if trial["state"] == "running"}
+    if "best" in result:
+        kept.add(result["best"]["number"])
+    for path in (Path(config.output) / TRIALS).glob("*"):
+        if path.name not in {f"{number:04d}" for number in kept}:
+            shutil.rmtree(path)
+
+
 def _open_study(config: TuneConfig, knobs: list[Knob]) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     study = optuna.create_study(
         storage=f"sqlite:///{Path(config.output).absolute() / STORAGE}",
-        study_name=_NAME,
+        study_name="tune",
         direction="maximize",
         pruner=_pruner(config),
         load_if_exists=True,
     )
     if not study.trials:
-        defaults = {knob.name: _default(config, knob) for knob in knobs}
-        study.enqueue_trial(
-            {knob.name: defaults[knob.name] for knob in knobs if knob.holds(defaults[knob.name])}
-        )
+        defaults = [(knob, _default(config, knob)) for knob in knobs]
+        study.enqueue_trial({knob.name: value for knob, value in defaults if knob.holds(value)})
     return study
 
 
@@ -115,40 +151,40 @@ def _pruner(config: TuneConfig) -> optuna.pruners.BasePruner:
 
 def _default(config: TuneConfig, knob: Knob) -> Any:
     """The value of a setting, or of an option of the method, where nobody gives one."""
-    if not knob.name.startswith(METHOD):
-        return getattr(config.base, knob.name)
-    fields = dataclasses.fields(METHODS[config.method])
-    return {field.name: field.default for field in fields}[knob.name.removeprefix(METHOD)]
+    if knob.name.startswith(METHOD):
+        return getattr(METHODS[config.method], knob.name.removeprefix(METHOD))
+    return getattr(config.base, knob.name)
 
 
 def _search(
     config: TuneConfig, study: optuna.Study, knobs: list[Knob], fixed: dict[str, Any]
 ) -> dict[str, Any]:
     """Runs trials until there are enough; the reports are renewed after each."""
-    begun = time.monotonic()
+    started = time.monotonic()
     result = write_reports(config, study, knobs, fixed)
-    remove_runs(config, result)
+    _remove_runs(config, result)
     while len(study.get_trials(deepcopy=False, states=_FINISHED)) < config.trials:
-        if config.timeout and time.monotonic() - begun > config.timeout:
+        if config.timeout and time.monotonic() - started > config.timeout:
             log.info("tune: the time is over; the same command goes on with more --timeout.")
             break
         if _all_failed(config, result):
             break
         trials = study.get_trials(deepcopy=False)
-        begun_before = [one for one in trials if one.state is optuna.trial.TrialState.RUNNING]
-        unfinished = [one for one in trials if one.state not in _FINISHED]
-        study.sampler = _sampler(config, unfinished[0].number if unfinished else len(trials))
-        trial = optuna.Trial(study, begun_before[0]._trial_id) if begun_before else study.ask()
+        running = [trial for trial in trials if trial.state is TrialState.RUNNING]
+        unfinished = [trial.number for trial in trials if trial.state not in _FINISHED]
+        study.sampler = _sampler(config, unfinished[0] if unfinished else len(trials))
+        # One that was running when a process was killed goes on; Optuna would leave it.
+        trial = optuna.Trial(study, running[0]._trial_id) if running else study.ask()
         _run_trial(config, study, trial, knobs, fixed)
         result = write_reports(config, study, knobs, fixed)
         log_progress(config, result, trial.number)
-        remove_runs(config, result)
+        _remove_runs(config, result)
     return result
 
 
 def _all_failed(config: TuneConfig, result: dict[str, Any]) -> bool:
-    """Whether so many trials failed, and none did not, that it is not for their settings."""
-    states = [one["state"] for one in result["trials"] if one["state"] != "running"]
+    """Whether so many trials failed, and all of them, that it is not for their settings."""
+    states = [trial["state"] for trial in result["trials"] if trial["state"] != "running"]
     return len(states) >= config.startup_trials and set(states) == {"failed"}
 
 
@@ -170,9 +206,9 @@ def _run_trial(
     params = suggest(config, knobs, fixed, trial)
     run = Path(config.output) / TRIALS / f"{trial.number:04d}"
     settings = train_config(config, fixed | params, str(run))
-    check_data(config)
-    log.info("tune: trial %d of %d: %s", trial.number, config.trials, shown(params))
-    state, value, reason = optuna.trial.TrialState.FAIL, None, ""
+    _check_data(config)
+    log.info("tune: trial %d of %d: %s", trial.number, config.trials, as_text(params))
+    state, value, reason = TrialState.FAIL, None, ""
     _report_missed(study, trial, run, config.metric)
     try:
         if trial.should_prune():  # the process was killed before it did what was decided
@@ -180,9 +216,9 @@ def _run_trial(
         summary = train(settings, [_Reporter(trial, config.metric)])
         chosen = summary["best_epoch"] or summary["epochs"]
         value = summary["history"][chosen - 1][f"val_{config.metric}"]
-        state = optuna.trial.TrialState.COMPLETE
+        state = TrialState.COMPLETE
     except optuna.TrialPruned:
-        state = optuna.trial.TrialState.PRUNED
+        state = TrialState.PRUNED
     except (Diverged, tf.errors.ResourceExhaustedError) as error:
         reason = str(error).splitlines()[0]
     except ValueError as error:

@@ -11,16 +11,15 @@ from towers.evaluation.breakdown import (
     breakdown,
     bucket_of,
 )
+from towers.metrics.definitions import half_width
 from towers.metrics.held_out import HeldOut
-from towers.metrics.significance import half_width
 
 K = 7
 
 
 def mean_and_half_width(values):
     values = np.array(values)
-    error = values.std(ddof=1) / np.sqrt(len(values))
-    return values.mean(), half_width(error, len(values))
+    return values.mean(), half_width(values)
 
 
 @pytest.fixture(scope="module")

@@ -16,15 +16,9 @@ from towers.evaluation.compare import compare
 from towers.evaluation.evaluate import evaluate
 from towers.evaluation.hits_by_query import read_hits
 from towers.evaluation.settings import CompareConfig, EvaluateConfig
-from towers.metrics.definitions import mean_metrics
+from towers.evaluation.significance import compare_paired, holm, permutation_test
+from towers.metrics.definitions import half_width, mean_metrics
 from towers.metrics.held_out import HeldOut
-from towers.metrics.significance import (
-    compare_paired,
-    half_width,
-    holm,
-    permutation_test,
-    t_test,
-)
 from towers.training.settings import TrainConfig
 from towers.training.train import train
 
@@ -90,11 +84,24 @@ def test_both_tests_agree_on_many_users():
     np.testing.assert_allclose(paired.p_t_test, paired.p_permutation, atol=0.025)
 
 
-def test_student_as_in_printed_tables():
-    t = np.array([2.262, 3.250, 1.833])  # ν = 9, two-sided 5 %, 1 % and 10 %
-    np.testing.assert_allclose(t_test(t, np.ones(3), 10), [0.05, 0.01, 0.1], rtol=2e-3)
-    np.testing.assert_allclose(t_test(-t, np.ones(3), 10), [0.05, 0.01, 0.1], rtol=2e-3)
-    np.testing.assert_allclose(t_test(np.array([12.706]), np.ones(1), 2), [0.05], rtol=2e-3)
+@pytest.mark.parametrize(
+    ("t", "count", "p"), [(2.262, 10, 0.05), (3.250, 10, 0.01), (1.833, 10, 0.1), (12.706, 2, 0.05)]
+)
+def test_student_as_in_printed_tables(t, count, p):
+    values = np.arange(count) - (count - 1) / 2  # mean 0
+    shifted = values + t * values.std(ddof=1) / np.sqrt(count)
+    paired = compare_paired(np.stack([shifted, -shifted], axis=1), resamples=10, seed=0)
+    np.testing.assert_allclose(paired.p_t_test, p, rtol=2e-3)
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_where_nothing_differs_p_is_1(count):
+    differences = np.zeros((count, 2))
+    differences[0, 1] = 0.5  # a single query that differs
+    paired = compare_paired(differences, resamples=100, seed=0)
+    assert paired.p_permutation.tolist() == [1, 1]
+    assert paired.p_t_test[0] == 1
+    assert paired.half_width[0] == 0
 
 
 @pytest.mark.parametrize(
@@ -151,8 +158,7 @@ def test_three_runs(runs, capsys, tmp_path):
     assert first == {"run": "first", "mean": pytest.approx(recalls[0].mean())}
     assert second["run"] == HOSTILE
     assert second["difference"] == pytest.approx(differences.mean())
-    error = differences.std(ddof=1) / np.sqrt(len(differences))
-    assert second["half_width"] == pytest.approx(half_width(error, len(differences)))
+    assert second["half_width"] == pytest.approx(half_width(differences))
     counts = [(differences > 0).sum(), (differences < 0).sum(), (differences == 0).sum()]
     assert [second[name] for name in ("better", "worse", "equal")] == counts
     p = permutation_test(differences[:, None], resamples=20_000, seed=1)[0]

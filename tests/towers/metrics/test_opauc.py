@@ -60,7 +60,7 @@ def test_beta_must_reach_a_negative(beta):
 
 
 @given(st.lists(st.booleans(), min_size=6, max_size=60), st.data())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_theorem_3(ranking, data):
     """For any order of all items: OPAUC(K/n₋) bounds recall@K and precision@K."""
     hits = np.array([ranking])

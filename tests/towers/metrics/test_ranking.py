@@ -48,7 +48,7 @@ def test_equals_a_slow_ranking(example, block_size):
 @pytest.mark.parametrize("columns", [1, 7, 13, 39, 40, 41])
 def test_blocks_of_candidates_rank_as_the_whole_corpus(example, columns, monkeypatch):
     queries, candidates, known, order, ids = example
-    monkeypatch.setattr(ranking, "MOST_SCORES", 4 * columns)
+    monkeypatch.setattr(ranking, "MAX_SCORES", 4 * columns)
     ranked = rank_corpus(queries, candidates, ids, known, k=12, order=order, block_size=4)
     expected = slow_ranking(queries @ candidates.T, ids, known, 12, order)
     np.testing.assert_array_equal(ranked, expected)

@@ -14,6 +14,7 @@ import pytest
 
 import samplers
 import twotower
+from pipeline.contract import flags
 from samplers.methods.by_name import METHODS, option_types
 from towers.data.dataframe import from_dataframe
 from towers.data.interactions import open_data
@@ -143,17 +144,17 @@ def test_wrong_settings_are_one_line(changes, text):
 
 def test_a_study_from_the_command_line(config, tmp_path, capsys, caplog):
     """Repeated --space adds up; the printed command trains as the best trial did."""
-    flags = ["--data", config.data, "--output", str(tmp_path / "study"), "--method", "dns"]
-    flags += shlex.split("--trials 3 --epochs 2 --batch_size 256 --metric recall@10")
-    flags += shlex.split("--normalize false --startup_trials 2 --jit_compile false")
-    flags += shlex.split("--space learning_rate=log:0.01:0.1 --space method.num_negatives=2,4")
-    flags += ["--space", "dim=4,5"]
-    assert twotower.main(["tune", *flags]) == 0
+    words = ["--data", config.data, "--output", str(tmp_path / "study"), "--method", "dns"]
+    words += shlex.split("--trials 2 --epochs 2 --batch_size 256 --metric recall@10")
+    words += shlex.split("--normalize false --startup_trials 2 --jit_compile false")
+    words += shlex.split("--space learning_rate=log:0.01:0.1 --space method.num_negatives=2,4")
+    words += ["--space", "dim=4,5"]
+    assert twotower.main(["tune", *words]) == 0
     command = shlex.split(capsys.readouterr().out.strip().splitlines()[-1])
     out = tmp_path / "study"
     result = json.loads((out / "trials.json").read_text())
     trials, best = result["trials"], result["best"]
-    assert [one["number"] for one in trials] == [0, 1, 2]
+    assert [one["number"] for one in trials] == [0, 1]
     assert {one["state"] for one in trials} <= {"complete", "pruned"}
     complete = [one for one in trials if one["state"] == "complete"]
     assert best["value"] == max(one["value"] for one in complete)
@@ -166,7 +167,7 @@ def test_a_study_from_the_command_line(config, tmp_path, capsys, caplog):
     rows = (out / "trials.md").read_text().splitlines()[2:]
     values = [float(row.split("|")[2]) for row in rows if "| complete |" in row]
     assert values == sorted(values, reverse=True)
-    assert len(rows) == 3
+    assert len(rows) == 2
     assert (out / "tune.png").read_bytes().startswith(b"\x89PNG")
     assert f"tune: trial {best['number']} is complete after 2 epochs" in caplog.text
 
@@ -190,7 +191,7 @@ def test_a_finished_study_goes_on_with_more_trials_only(config):
 
 
 def test_what_is_hopeless_is_ended_early(config, make_prepared):
-    """Trial 0 takes the default, which learns; nearly all of the range beside it learns nothing."""
+    """Trial 0 takes the default, which learns; most of the range learns nothing."""
     pairs = [(q, c) for q in range(40) for c in range(60) if q % 4 == c % 4]
     frame = pd.DataFrame(pairs, columns=["user", "item"])
     learnable = from_dataframe(frame, user="user", item="item", validation_ratio=0.2)
@@ -198,11 +199,12 @@ def test_what_is_hopeless_is_ended_early(config, make_prepared):
         config,
         data=str(make_prepared(learnable)),
         method="ssl",
-        space=["learning_rate=log:1e-12:0.01"],
+        space=["learning_rate=log:1e-30:0.01"],
         temperature=0.2,
         normalize=True,
         batch_size=8,
-        trials=4,
+        trials=2,
+        seed=3,  # whose second draw is hopeless
         startup_trials=1,
     )
     result = tune(hopeless)
@@ -214,7 +216,7 @@ def test_what_is_hopeless_is_ended_early(config, make_prepared):
 
 def test_a_trial_that_diverges_is_told_and_the_study_goes_on(config):
     space = ["learning_rate=0.01,1e30,2e30,3e30,4e30", "method.num_negatives=10"]
-    result = tune(dataclasses.replace(config, space=space, trials=3, epochs=1))
+    result = tune(dataclasses.replace(config, space=space, trials=2, epochs=1))
     assert result["best"]["params"]["learning_rate"] == 0.01
     others = [one for one in result["trials"] if one["params"]["learning_rate"] > 0.01]
     assert others
@@ -269,22 +271,23 @@ tune(TuneConfig(**json.loads(sys.argv[1])))
 """
 
 
+def as_json(config, **changes):
+    names = ("data", "method", "trials", "epochs", "dim", "batch_size", "metric", "space")
+    settings = {name: getattr(config, name) for name in (*names, "startup_trials", "output")}
+    return settings | {"normalize": False, "jit_compile": False} | changes
+
+
 @pytest.mark.long
-@pytest.mark.parametrize("epochs_before", [1, 3, 4])
-def test_killed_then_again_ends_as_if_nothing_had_happened(config, tmp_path, epochs_before):
-    settings = {
-        name: getattr(config, name)
-        for name in ("data", "output", "method", "trials", "epochs", "dim", "batch_size", "metric")
-    } | {"normalize": False, "space": config.space, "startup_trials": 2, "jit_compile": False}
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, json.dumps(settings), str(epochs_before)],
-        capture_output=True,
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
-    killed = tune(TuneConfig(**settings))["trials"]
-    whole = tune(TuneConfig(**settings | {"output": str(tmp_path / "whole")}))["trials"]
-    assert len(killed) == 4
-    for one, other in zip(killed, whole, strict=True):
-        assert one["params"] == other["params"]
-        assert one["values"] == other["values"]
-        assert one["state"] == other["state"]
+def test_killed_then_again_ends_as_if_nothing_had_happened(config, tmp_path):
+    """Killed in the midst of the second trial, and after its last epoch."""
+    whole = tune(TuneConfig(**as_json(config, trials=3)))["trials"]
+    for epochs_before in (3, 4):
+        settings = as_json(config, trials=3, output=str(tmp_path / f"killed-{epochs_before}"))
+        done = subprocess.run(
+            [sys.executable, "-c", KILLED, json.dumps(settings), str(epochs_before)],
+            capture_output=True,
+        )
+        assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+        killed = tune(TuneConfig(**settings))["trials"]
+        for name in ("params", "values", "state"):
+            assert [trial[name] for trial in killed] == [trial[name] for trial in whole]
