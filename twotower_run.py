@@ -22,7 +22,7 @@ COMMANDS = {
         "publish a trained model as a version with exact and ScaNN top-k",
     ),
     "recommend": Command(
-        "towers.training.settings:RecommendConfig",
+        "towers.export.settings:RecommendConfig",
         "twotower_run:recommend",
         "write the top-k of all users to Parquet files",
     ),

@@ -91,6 +91,8 @@ def report(config: DoctorConfig) -> int:
 
 def examine() -> dict[str, dict]:
     """Versions, processor, devices and checks, as plain values."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # each waits for a process of its own
+        checks = pool.map(lambda check: _check(*check), CHECKS.values())
     return {
         "machine": {
             "python": platform.python_version(),
@@ -100,7 +102,7 @@ def examine() -> dict[str, dict]:
         },
         "packages": {name: _version(name) for name in PACKAGES},
         "devices": _devices(),
-        "checks": _checks(),
+        "checks": dict(zip(CHECKS, checks, strict=True)),
     }
 
 
@@ -128,12 +130,6 @@ def _run(code: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def _checks() -> dict[str, dict]:
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # each waits for a process of its own
-        found = pool.map(lambda check: _check(*check), CHECKS.values())
-        return dict(zip(CHECKS, found, strict=True))
-
-
 def _check(code: str, remedy: str) -> dict:
     done = _run(code)
     if done.returncode == 0:
@@ -147,13 +143,11 @@ def _devices() -> dict:
     words = _run(_GPUS).stdout.split()
     if len(words) < 2:
         return {"gpus": 0, "remedy": "TensorFlow does not load; see the checks"}
-    gpus, built = int(words[-2]), words[-1] == "True"
-    found: dict = {"gpus": gpus, "built_with_cuda": built}
-    if not gpus:
-        found["remedy"] = (
-            "for an NVIDIA GPU: make env GPU=1 installs the CUDA libraries; nvidia-smi must list it"
-        )
-    return found
+    devices = {"gpus": int(words[-2]), "built_with_cuda": words[-1] == "True"}
+    remedy = (
+        "for an NVIDIA GPU: make env GPU=1 installs the CUDA libraries; nvidia-smi must list it"
+    )
+    return devices if devices["gpus"] else devices | {"remedy": remedy}
 
 
 def _lines(findings: dict[str, dict]) -> list[str]:

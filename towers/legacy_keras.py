@@ -18,7 +18,7 @@ if tf.keras.Model is not tf_keras.Model:
 
 import tensorflow_recommenders as tfrs
 
-# What a GPU rounds the factors of products to by default; `towers.model.tensor_float` has it back.
+# What a GPU rounds the factors of products to by default; `--precision tf32` trains with it.
 tf.config.experimental.enable_tensor_float_32_execution(False)
 
 __all__ = ["tf_keras", "tfrs"]

@@ -71,14 +71,15 @@ def check_files(
 
 
 @contextlib.contextmanager
-def made_aside(destination: Path) -> Iterator[Path]:
+def made_aside(destination: Path, told: str = "") -> Iterator[Path]:
     """An empty `.<name>.partial` for what `replace_directory` then puts in place; gone at the end.
 
-    One process at a time has it, the others wait. What a killed one left goes first.
+    One process at a time has it. The others wait, or get a ValueError where `told` is what it says.
+    What a killed one left goes first.
     """
     destination.parent.mkdir(parents=True, exist_ok=True)
     partial = destination.with_name(f".{destination.name}.partial")
-    with lone_holder(partial.with_name(f"{partial.name}.lock")):
+    with lone_holder(partial.with_name(f"{partial.name}.lock"), told, waits=not told):
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         try:

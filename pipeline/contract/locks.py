@@ -37,13 +37,19 @@ def held(path: Path, told: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def lone_holder(path: Path, told: str = "") -> Iterator[None]:
-    """Waits for a lock file and holds it, then removes it; `told` is logged before it waits."""
+def lone_holder(path: Path, told: str = "", *, waits: bool = True) -> Iterator[None]:
+    """Waits for a lock file and holds it, then removes it; `told` is logged before it waits.
+
+    Raises:
+      ValueError: `told`, where another process holds it and this one does not wait.
+    """
     while True:
         with open(path, "w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
+                if not waits:
+                    raise ValueError(told) from None
                 if told:
                     _log.warning(told)
                 fcntl.flock(lock, fcntl.LOCK_EX)

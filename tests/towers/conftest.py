@@ -15,6 +15,8 @@ from attributed import prepare_attributed
 from pipeline.contract import schema
 from pipeline.contract.files import describe_files
 from towers.data.dataframe import from_dataframe
+from towers.training.settings import TrainConfig
+from towers.training.train import train
 
 
 def random_pairs(num_queries=60, num_candidates=50, rows=1500, seed=0):
@@ -103,6 +105,23 @@ def data(pairs):
 def prepared(data, tmp_path_factory):
     """The same as a prepared directory."""
     return write_prepared(tmp_path_factory.mktemp("data") / "prepared", data)
+
+
+@pytest.fixture(scope="session")
+def trained(prepared, tmp_path_factory):
+    """The settings of a finished run of two epochs, and what its training returned: to be read."""
+    run = tmp_path_factory.mktemp("trained") / "run"
+    config = TrainConfig(
+        data=str(prepared),
+        run=str(run),
+        dim=8,
+        batch_size=32,
+        epochs=2,
+        l2=1e-4,
+        temperature=0.5,
+        jit_compile=False,
+    )
+    return config, train(config)
 
 
 @pytest.fixture(scope="session")

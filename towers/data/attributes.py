@@ -8,14 +8,17 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import tensorflow as tf
 
 from pipeline.contract import schema
-from towers.data.lists import Lists, first_values
-from towers.data.ngrams import MOST_CODES, text_codes
+from towers.data.ragged import Lists, first_values
 
 _LARGEST = 5.0  # standard deviations; numbers beyond are cut off there
-_MOST_VALUES = 64  # of a multi-valued column; the rest of a longer list is left out
+_MAX_VALUES = 64  # of a multi-valued column; the rest of a longer list is left out
+MAX_CODES = 64  # of one text; the rest is left out, groups of characters first
+_GROUP = 3  # characters
+_TEXTS_A_STEP = 65_536
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -83,10 +86,11 @@ def columns_of(features: Features, text_buckets: int) -> tuple[tuple[Column, ...
         arrays[name] = _values(features.table, spec, text_buckets)
         cold[name] = _values(features.cold, spec, text_buckets)
         if kind == "text":
-            width = min(arrays[name].longest, MOST_CODES)
+            longest = int(np.diff(arrays[name].offsets).max(initial=0))
+            width = min(longest, MAX_CODES)
             columns.append(Column(name, kind, text_buckets, max(width, 1)))
         elif kind == "multi":
-            width = min(spec.max_length, _MOST_VALUES)
+            width = min(spec.max_length, _MAX_VALUES)
             columns.append(Column(name, kind, spec.size, max(width, 1)))
         else:
             columns.append(Column(name, kind, spec.size if kind == "categorical" else 0))
@@ -98,7 +102,8 @@ def _values(table: pa.Table, spec: schema.FeatureSpec, text_buckets: int) -> Any
     if spec.kind == "text":
         return text_codes(column.to_pylist(), text_buckets)
     if spec.kind == "multi":
-        return Lists.of_column(column)
+        sizes = pc.list_value_length(column).to_numpy()
+        return Lists.of(pc.list_flatten(column).to_numpy(), sizes)
     if spec.kind == "categorical":
         return column.to_numpy().astype(np.int64)
     numbers = np.clip(column.to_numpy().astype(np.float32), -_LARGEST, _LARGEST)
@@ -121,3 +126,34 @@ def read_column(column: Column, values: Any, ids: tf.Tensor) -> tf.Tensor:
     if column.kind in ("multi", "text"):
         return first_values(values, ids, column.width)
     return tf.gather(values, ids)
+
+
+def text_codes(texts: Sequence[str], num_buckets: int) -> Lists:
+    """The codes of texts, 1 … num_buckets: of each its words first, then its character trigrams.
+
+    Letters count as lower case, words end at white space. A word is hashed with a space on either
+    side, and so are its trigrams: `tea` gives " tea ", " te", "tea" and "ea ". Words of languages
+    without spaces are found through their trigrams. The hash is the same on every machine.
+
+    Args:
+      texts: V of them; an empty one has no codes.
+      num_buckets: different codes, at least 1; texts that share one are told apart by the others.
+    """
+    values, sizes = [np.empty(0, np.int32)], [np.empty(0, np.int64)]
+    for start in range(0, len(texts), _TEXTS_A_STEP):
+        codes = _codes(tf.constant(texts[start : start + _TEXTS_A_STEP], tf.string), num_buckets)
+        values.append(codes.values.numpy())
+        sizes.append(codes.row_lengths().numpy())
+    return Lists.of(np.concatenate(values), np.concatenate(sizes))
+
+
+def _codes(texts: tf.Tensor, num_buckets: int) -> tf.RaggedTensor:
+    words = tf.strings.split(tf.strings.lower(texts, encoding="utf-8"))  # [V, words]
+    bounded = tf.ragged.map_flat_values(lambda word: tf.strings.join([" ", word, " "]), words)
+    characters = tf.strings.unicode_split(bounded, "UTF-8")  # [V, words, characters]
+    groups = tf.strings.ngrams(characters, _GROUP, separator="").merge_dims(1, 2)
+    terms = tf.concat([bounded, groups], axis=1)[:, :MAX_CODES]
+    return tf.ragged.map_flat_values(
+        lambda term: 1 + tf.cast(tf.strings.to_hash_bucket_fast(term, num_buckets), tf.int32),
+        terms,
+    )

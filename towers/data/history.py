@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from pipeline.contract import schema
-from towers.data.lists import Lists, values_between
+from towers.data.ragged import Lists, values_between
 
 
 class History:

@@ -34,6 +34,15 @@ class Vocabulary:
         return len(self.raw_ids)
 
 
+def find_ids(wanted: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where each fingerprint stands among others: places [n], and whether it does: bool [n]."""
+    if not len(known):
+        return np.zeros(len(wanted), np.int64), np.zeros(len(wanted), bool)
+    order = np.argsort(known)
+    places = order[np.minimum(np.searchsorted(known, wanted, sorter=order), len(order) - 1)]
+    return places, known[places] == wanted
+
+
 class Positives:
     """The candidates that each query chose, in two arrays (compressed sparse rows)."""
 
@@ -72,22 +81,13 @@ class RetrievalData:
     ) -> None:
         self.query_vocabulary = query_vocabulary
         self.candidate_vocabulary = candidate_vocabulary
+        self.num_queries, self.num_candidates = len(query_vocabulary), len(candidate_vocabulary)
         self.train_counts = train_counts  # int64 [N], train rows of each candidate
         self.fingerprint = fingerprint  # one checksum for all of the content
         self.source = source  # where it came from, for the records
         self.features = functools.cache(features)  # side, query or candidate → its attributes
         self._load = functools.cache(load)
         self._positives = functools.cache(self._make_positives)
-
-    @property
-    def num_queries(self) -> int:
-        """Size of the query vocabulary."""
-        return len(self.query_vocabulary)
-
-    @property
-    def num_candidates(self) -> int:
-        """Size of the corpus, N."""
-        return len(self.candidate_vocabulary)
 
     def arrays(self, split: str) -> Mapping[str, np.ndarray]:
         """The columns of a split, [n] each: query_id, candidate_id, perhaps timestamp, weight."""
@@ -138,15 +138,10 @@ class RetrievalData:
             schema.CANDIDATE_ID: chosen.candidate_ids[chosen.offsets[queries]].astype(np.int64),
             schema.WEIGHT: np.sqrt(sizes / sizes.mean()).astype(np.float32),
         }
-        return RetrievalData(
-            self.query_vocabulary,
-            self.candidate_vocabulary,
-            self.train_counts,
-            lambda split: rows if split == "train" else self._load(split),
-            fingerprint=self.fingerprint,
-            source=self.source,
-            features=self.features,
-        )
+        data = copy.copy(self)
+        data._load = functools.cache(lambda split: rows if split == "train" else self._load(split))
+        data._positives = functools.cache(data._make_positives)
+        return data
 
     def steps_per_epoch(self, batch_size: int) -> int:
         """Batches of an epoch; the last may be short."""

@@ -58,14 +58,14 @@ def load_split(
         return {column: np.empty(0, _dtype(column)) for column in columns}
     checksums = {name: manifest.files[name]["checksum"] for name in names}
     shards = _Shards(Path(directory), checksums, columns, num_rows)
-    for cache in _cache_roots(shards.root):
-        found = cache / f"{split}-{shards.key}"
-        if not _is_whole(found, shards):
+    for root in _cache_roots(shards.root):
+        cache = root / f"{split}-{shards.key}"
+        if not _is_whole(cache, shards):
             try:
-                _make(found, shards)
+                _make(cache, shards)
             except OSError:  # not ours to write, or full: the next place
                 continue
-        return {column: _mapped(found / f"{column}.npy") for column in columns}
+        return {column: _mapped(cache / f"{column}.npy") for column in columns}
     raise ValueError(
         f"no directory for the decoded shards of {directory} can be written: make the data "
         "directory writable, set XDG_CACHE_HOME, or make room."
@@ -90,27 +90,27 @@ def _cache_roots(root: Path) -> Iterator[Path]:
     yield Path(tempfile.gettempdir()) / f"twotower-arrays-{os.getuid()}"
 
 
-def _is_whole(found: Path, shards: _Shards) -> bool:
+def _is_whole(cache: Path, shards: _Shards) -> bool:
     """Whether a cache is there and as it was made, from shards that are as they were."""
     try:
-        before = json.loads((found / _STAMPS).read_text(encoding="utf-8"))
+        before = json.loads((cache / _STAMPS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    if before.get("arrays") != _stamps(found, (f"{column}.npy" for column in shards.columns)):
+    if before.get("arrays") != _stamps(cache, (f"{column}.npy" for column in shards.columns)):
         return False
     if before.get("shards") != _stamps(shards.root, shards.checksums):
         _check_shards(shards)
         try:
-            _write_stamps(found, shards)
+            _write_stamps(cache, shards)
         except OSError:  # not ours to write: they are compared each time
-            log.debug("%s cannot be written", found)
+            log.debug("%s cannot be written", cache)
     return True
 
 
 def _stamps(root: Path, names: Iterable[str]) -> dict[str, list[int]]:
     """Size and time of change of files; of a missing one nothing."""
-    found = {name: root / name for name in names}
-    stats = {name: path.stat() for name, path in found.items() if path.is_file()}
+    paths = {name: root / name for name in names}
+    stats = {name: path.stat() for name, path in paths.items() if path.is_file()}
     return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
 
 
@@ -130,15 +130,15 @@ def _check_shards(shards: _Shards) -> None:
             )
 
 
-def _make(found: Path, shards: _Shards) -> None:
+def _make(cache: Path, shards: _Shards) -> None:
     """Decodes the shards aside, and puts the arrays in their place."""
-    with made_aside(found) as aside:
-        if _is_whole(found, shards):  # another process was faster with the same
+    with made_aside(cache) as aside:
+        if _is_whole(cache, shards):  # another process was faster with the same
             return
         _check_shards(shards)
         _decode(shards, aside)
         _write_stamps(aside, shards)
-        replace_directory(aside, found)
+        replace_directory(aside, cache)
 
 
 def _decode(shards: _Shards, out: Path) -> None:

@@ -9,13 +9,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from towers.data.attributes import (
-    Arrays,
-    Column,
-    followed_by,
-    read_column,
-)
-from towers.data.lists import Lists
+from towers.data.attributes import Arrays, Column, followed_by, read_column
+from towers.data.ragged import Lists
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

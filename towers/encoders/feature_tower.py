@@ -10,9 +10,7 @@ import tensorflow as tf
 from towers.data.attributes import Column
 from towers.data.history import History
 from towers.encoders.feature_source import FeatureSource
-from towers.encoders.initial import glorot, normal
-from towers.encoders.pooling import AttentionPooling, mean_of
-from towers.encoders.tower import Tower, in_blocks
+from towers.encoders.tower import Maybe, Tower, glorot, in_blocks, normal, uniform_by_id
 from towers.encoders.tower_config import TowerConfig
 from towers.legacy_keras import tf_keras
 
@@ -88,12 +86,7 @@ class FeatureTower(Tower):
         self.built = True
 
     def lookup(
-        self,
-        ids: tf.Tensor | None,
-        *,
-        table: tf.Tensor | None = None,
-        positives: tf.Tensor | None = None,
-        seed: tf.Tensor | None = None,
+        self, ids: Maybe, *, table: Maybe = None, positives: Maybe = None, seed: Maybe = None
     ) -> dict[str, Any]:
         """What `rows` gives for dense ids; queries with `positives` do not see these."""
         assert table is None, "a feature tower has no embeddings of a graph"
@@ -111,21 +104,19 @@ class FeatureTower(Tower):
           `columns` [..., sum of their widths]; where the tower has them `id` [..., D], `history`
           [..., H, D] and `in_history` bool [..., H].
         """
-        parts = [
-            self._column_rows(column, inputs["columns"][column.name]) for column in self.columns
-        ]
-        found: dict[str, Any] = {"columns": tf.concat(parts, axis=-1)} if parts else {}
+        parts = [self._column_rows(c, inputs["columns"][c.name]) for c in self.columns]
+        rows: dict[str, Any] = {"columns": tf.concat(parts, axis=-1)} if parts else {}
         if self.table is not None:
             known = inputs["has_id"]
             if seed is not None and self._id_dropout > 0:
                 known &= uniform_by_id(inputs["row"], seed) >= self._id_dropout
             own = tf.gather(self.table, inputs["row"])
-            found["id"] = tf.where(known[..., None], own, tf.zeros_like(own))
+            rows["id"] = tf.where(known[..., None], own, tf.zeros_like(own))
         if self._history is not None:
             codes = inputs["history"]
-            found["history"] = tf.gather(self.items, tf.maximum(codes - 1, 0))
-            found["in_history"] = codes > 0
-        return found
+            rows["history"] = tf.gather(self.items, tf.maximum(codes - 1, 0))
+            rows["in_history"] = codes > 0
+        return rows
 
     def call(self, rows: dict[str, Any]) -> tf.Tensor:
         """Rows → embeddings [..., D]; of length 1 when scores are cosines."""
@@ -140,8 +131,7 @@ class FeatureTower(Tower):
             for layer in self._dense:
                 hidden = layer(hidden)
             terms.append(hidden)
-        embedding = tf.add_n(terms)
-        return self.scaled(embedding)
+        return self.scaled(tf.add_n(terms))
 
     def embed_cold(self) -> tf.Tensor:
         """The embeddings of `cold_ids`: float32 [C, D]."""
@@ -164,28 +154,23 @@ class FeatureTower(Tower):
         width = sum(sizes) + (self.dim if self._history is not None else 0)
         layers = []
         for number, units in enumerate([*config.hidden, self.dim] if width else []):
-            activation = "relu" if number < len(config.hidden) else None
-            layers.append(
-                tf_keras.layers.Dense(
-                    units,
-                    activation=activation,
-                    kernel_initializer=glorot(self._next_seed()),
-                    name=f"dense_{number}",
-                )
+            layer = tf_keras.layers.Dense(
+                units,
+                activation="relu" if number < len(config.hidden) else None,
+                kernel_initializer=glorot(self._next_seed()),
+                name=f"dense_{number}",
             )
-            layers[-1].build((None, width))
+            layer.build((None, width))
+            layers.append(layer)
             width = units
         return layers
 
     def _table(self, name: str, num_rows: int, dim: int) -> tf.Variable:
         """Rows at first N(0, init_stddev²); in tables of values row 0, of none, is 0."""
+        zero_rows = int(name.startswith("values"))
+        initial = normal(self._stddev, self._next_seed(), zero_rows=zero_rows)
         return self.add_weight(
-            name=name,
-            shape=(num_rows, dim),
-            initializer=normal(
-                self._stddev, self._next_seed(), zero_rows=int(name.startswith("values"))
-            ),
-            dtype=tf.float32,
+            name=name, shape=(num_rows, dim), initializer=initial, dtype=tf.float32
         )
 
     def _next_seed(self) -> tuple[int, int]:
@@ -193,19 +178,41 @@ class FeatureTower(Tower):
         return self._seed[0], 1_000 * (self._seed[1] + 1) + self._weights_made
 
 
-def uniform_by_id(ids: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    """A number in [0, 1) for each id, the same wherever the id occurs: float32 [...].
+def mean_of(embeddings: tf.Tensor, valid: tf.Tensor) -> tf.Tensor:
+    """The mean of those that are valid, zeros of none: [..., W, D] and bool [..., W] → [..., D]."""
+    weights = tf.cast(valid, embeddings.dtype)[..., None]
+    total = tf.reduce_sum(embeddings * weights, axis=-2)
+    return total / tf.maximum(tf.reduce_sum(weights, axis=-2), 1)
 
-    The mixing steps of MurmurHash3 (Appleby) over 32 bits, in int64, which every device multiplies.
+
+class AttentionPooling(tf_keras.layers.Layer):
+    """A mean whose weights a small network gives to each embedding, by its place as well.
+
+    Yang et al., NAACL 2016, doi:10.18653/v1/N16-1174, eq. (5)-(7), with an embedding p_k of the
+    place in place of their bias:
+        weights = softmax_k(v · tanh(W e_k + p_k)), over the valid k
+
+    At first v is 0, and all weights are equal.
+
+    Args:
+      width: places of a list.
+      dim: D, of the embeddings.
+      seed: of the initial weights.
     """
-    seed = tf.cast(seed, tf.int64)
-    mixed = tf.bitwise.bitwise_and(tf.cast(ids, tf.int64), _BITS)
-    for word in (seed[0], seed[1]):
-        mixed = tf.bitwise.bitwise_xor(mixed, tf.bitwise.bitwise_and(word, _BITS))
-        for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
-            mixed = tf.bitwise.bitwise_xor(mixed, tf.bitwise.right_shift(mixed, shift))
-            mixed = tf.bitwise.bitwise_and(mixed * factor, _BITS)
-    return tf.cast(tf.bitwise.right_shift(mixed, 8), tf.float32) * 2.0**-24
 
+    def __init__(self, width: int, dim: int, *, seed: tuple[int, int], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._matrix = self.add_weight(name="matrix", shape=(dim, dim), initializer=glorot(seed))
+        places = normal(0.1, (seed[0], seed[1] + 1))
+        self._places = self.add_weight(name="places", shape=(width, dim), initializer=places)
+        self._vector = self.add_weight(name="vector", shape=(dim,), initializer="zeros")
+        self.built = True
 
-_BITS = 0xFFFFFFFF
+    def call(self, embeddings: tf.Tensor, valid: tf.Tensor) -> tf.Tensor:
+        """[..., W, D] and bool [..., W] → [..., D], zeros where none is valid."""
+        hidden = tf.tanh(tf.tensordot(embeddings, self._matrix, 1) + self._places)
+        logits = tf.tensordot(hidden, self._vector, 1)
+        lowest = tf.constant(logits.dtype.min / 2, logits.dtype)
+        weights = tf.nn.softmax(tf.where(valid, logits, lowest), axis=-1)
+        weights = tf.where(valid, weights, tf.zeros_like(weights))
+        return tf.reduce_sum(embeddings * weights[..., None], axis=-2)

@@ -9,10 +9,8 @@ import numpy as np
 import tensorflow as tf
 
 from pipeline.contract.schema import CANDIDATE_ID, QUERY_ID
-from towers.data.lists import Lists
-from towers.encoders.feature_tower import uniform_by_id
-from towers.encoders.initial import normal
-from towers.encoders.tower import Tower
+from towers.data.ragged import Lists
+from towers.encoders.tower import Maybe, Tower, normal, uniform_by_id
 
 
 class HistoryTower(Tower):
@@ -30,19 +28,11 @@ class HistoryTower(Tower):
 
     Args:
       rows: the arrays of the train split.
-      num_queries: Q.
-      num_candidates: N.
-      dim: D.
+      num_queries, num_candidates, dim: Q, N and D.
       length: H, candidates of a query that a step of training reads.
       items: y, [N, D], a table of the candidate tower; None: one of its own.
-      has_table: whether queries have rows.
-      normalize: whether embeddings have length 1.
-      init_stddev: standard deviation of the initial tables.
+      has_table: whether queries have rows: `table`, float32 [Q, D].
       seed: of the tables.
-
-    Attributes:
-      table: float32 [Q, D], or None.
-      items: float32 [N, D].
     """
 
     def __init__(
@@ -75,12 +65,7 @@ class HistoryTower(Tower):
         self.built = True
 
     def lookup(
-        self,
-        ids: tf.Tensor | None,
-        *,
-        table: tf.Tensor | None = None,
-        positives: tf.Tensor | None = None,
-        seed: tf.Tensor | None = None,
+        self, ids: Maybe, *, table: Maybe = None, positives: Maybe = None, seed: Maybe = None
     ) -> tf.Tensor:
         """What `call` scales to length 1: ids [...] → float32 [..., D]."""
         assert table is None, "a history tower has no embeddings of a graph"

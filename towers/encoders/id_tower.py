@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from towers.encoders.initial import normal
-from towers.encoders.tower import Tower
+from towers.encoders.tower import Maybe, Tower, normal
 
 
 class IdTower(Tower):
@@ -44,12 +43,7 @@ class IdTower(Tower):
         self.built = True
 
     def lookup(
-        self,
-        ids: tf.Tensor | None,
-        *,
-        table: tf.Tensor | None = None,
-        positives: tf.Tensor | None = None,
-        seed: tf.Tensor | None = None,
+        self, ids: Maybe, *, table: Maybe = None, positives: Maybe = None, seed: Maybe = None
     ) -> tf.Tensor:
         """Rows of the table, or of another: ids [...] → float32 [..., D], then their lengths."""
         del positives, seed

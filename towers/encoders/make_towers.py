@@ -8,22 +8,17 @@ import numpy as np
 import tensorflow as tf
 
 from pipeline.contract import schema
+from pipeline.contract.settings import require
 from towers.data.attributes import Features, columns_of
 from towers.data.history import History
 from towers.data.interactions import RetrievalData
-from towers.encoders.bipartite_graph import BipartiteGraph
 from towers.encoders.feature_source import FeatureSource
 from towers.encoders.feature_tower import FeatureTower
 from towers.encoders.history_tower import HistoryTower
 from towers.encoders.id_tower import GmfTower, IdTower
-from towers.encoders.propagation import LightGcn, Ngcf, Propagation
+from towers.encoders.propagation import BipartiteGraph, LightGcn, Ngcf, Propagation
 from towers.encoders.tower import Tower
-from towers.encoders.tower_config import (
-    INPUTS,
-    SUMS,
-    TowerConfig,
-    require,
-)
+from towers.encoders.tower_config import INPUTS, SUMS, TowerConfig
 from towers.encoders.tower_pair import TowerPair
 
 _QUERY_SEED, _CANDIDATE_SEED = 0, 1
@@ -111,13 +106,8 @@ def _propagation(
     if jit_compile is None:
         jit_compile = bool(tf.config.list_physical_devices("GPU"))
     rows = data.arrays("train")
-    graph = BipartiteGraph(
-        rows[schema.QUERY_ID],
-        rows[schema.CANDIDATE_ID],
-        data.num_queries,
-        data.num_candidates,
-        segments=jit_compile,
-    )
+    pairs = rows[schema.QUERY_ID], rows[schema.CANDIDATE_ID]
+    graph = BipartiteGraph(*pairs, data.num_queries, data.num_candidates, segments=jit_compile)
     if config.tower == "light_gcn":
         return LightGcn(graph, dim, config.num_layers, jit_compile=jit_compile)
     return Ngcf(graph, dim, config.num_layers, jit_compile=jit_compile, seed=seed)
@@ -128,22 +118,13 @@ def _feature_towers(
 ) -> tuple[FeatureTower, FeatureTower]:
     shared = shared | {"config": config, "dim": dim}
     candidate = _feature_tower(data, "candidate", None, seed=(seed, _CANDIDATE_SEED), **shared)
-    history = items = None
+    history = None
+    shared |= {"num_items": data.num_candidates, "seed": (seed, _QUERY_SEED)}
     if "history" in config.query_inputs:
-        history = History(
-            data.arrays("train"), data.num_queries, data.num_candidates, config.history
-        )
-        items = candidate.table if config.share_items else None
-    query = _feature_tower(
-        data,
-        "query",
-        history,
-        items=items,
-        num_items=data.num_candidates,
-        seed=(seed, _QUERY_SEED),
-        **shared,
-    )
-    return query, candidate
+        sizes = (data.num_queries, data.num_candidates)
+        history = History(data.arrays("train"), *sizes, config.history)
+        shared["items"] = candidate.table if config.share_items else None
+    return _feature_tower(data, "query", history, **shared), candidate
 
 
 def _feature_tower(

@@ -1,16 +1,69 @@
-"""Embeddings that spread over the graph of the train split: LightGCN and NGCF."""
+"""Embeddings that spread over the graph of the train split: LightGCN and NGCF, and their sums."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
-from towers.encoders.bipartite_graph import BipartiteGraph
-from towers.encoders.initial import glorot
+from towers.encoders.tower import glorot
 from towers.legacy_keras import tf_keras
 
+NeighbourSum = Callable[[tf.Tensor], tf.Tensor]
+
 _SLOPE = 0.2  # of LeakyReLU in NGCF, as in its published code
+
+
+class BipartiteGraph:
+    """Messages between queries and candidates that share a train row.
+
+    An edge weighs 1 / sqrt(degree of its query · degree of its candidate), which is the symmetric
+    normalisation D^-1/2 A D^-1/2 of the adjacency matrix. A node without edges gets zeros. An edge
+    counts once, however often its pair is in the rows.
+
+    Two kernels give the same sums. `segments` gathers the rows of the sources and adds them up by
+    target, edges in the order of their targets: all shapes are static, so XLA compiles it, on any
+    device. Without it, a product with a matrix of compressed sparse rows, for CPUs: 3 to 5 times
+    faster there. The gradient of either is the sum in the other direction, a gather and a sum over
+    sorted edges as well.
+
+    Args:
+      query_ids, candidate_ids: int [n], dense ids of the train rows.
+      num_queries, num_candidates, segments: Q, N, and which kernel.
+    """
+
+    def __init__(
+        self,
+        query_ids: np.ndarray,
+        candidate_ids: np.ndarray,
+        num_queries: int,
+        num_candidates: int,
+        *,
+        segments: bool = True,
+    ) -> None:
+        pairs = np.unique(np.asarray(query_ids, np.int64) * num_candidates + candidate_ids)
+        queries, candidates = np.divmod(pairs, num_candidates)
+        self._query_scale = _inverse_root(np.bincount(queries, minlength=num_queries))
+        self._candidate_scale = _inverse_root(np.bincount(candidates, minlength=num_candidates))
+        kernel = _by_segments if segments else _by_matrix
+        self._to_queries = kernel(candidates, queries, (num_queries, num_candidates))
+        self._to_candidates = kernel(queries, candidates, (num_candidates, num_queries))
+
+    def messages(self) -> tuple[NeighbourSum, NeighbourSum]:
+        """Weighted sums over neighbours, to be used in the trace in which they are made.
+
+        Returns:
+          Of the candidates of each query, float32 [N, D] → [Q, D]; of the queries of each
+          candidate, [Q, D] → [N, D].
+        """
+        to_queries = _with_adjoint(self._to_queries, self._to_candidates)
+        to_candidates = _with_adjoint(self._to_candidates, self._to_queries)
+        return (
+            lambda rows: self._query_scale * to_queries(self._candidate_scale * rows),
+            lambda rows: self._candidate_scale * to_candidates(self._query_scale * rows),
+        )
 
 
 class Propagation(tf_keras.layers.Layer):
@@ -118,3 +171,56 @@ def _combine(
     """The next layer of one side: [V, D]."""
     message = tf.matmul(neighbours + own, by_sum) + tf.matmul(neighbours * own, by_product)
     return tf.nn.leaky_relu(message, _SLOPE)
+
+
+def _by_segments(
+    sources: np.ndarray, targets: np.ndarray, shape: tuple[int, int]
+) -> Callable[[], NeighbourSum]:
+    """Makes sums of rows [sources, D] by target, edge by edge, in the order of the targets."""
+    order = np.lexsort((sources, targets))
+    source_ids, target_ids = (tf.constant(ids[order], tf.int64) for ids in (sources, targets))
+    return lambda: (
+        lambda rows: tf.math.unsorted_segment_sum(tf.gather(rows, source_ids), target_ids, shape[0])
+    )
+
+
+def _by_matrix(
+    sources: np.ndarray, targets: np.ndarray, shape: tuple[int, int]
+) -> Callable[[], NeighbourSum]:
+    """Makes the same as the product with a matrix of zeros and ones, [targets, sources]."""
+    order = np.lexsort((sources, targets))
+    places = tf.constant(np.stack([targets[order], sources[order]], axis=1), tf.int64)
+
+    def make() -> NeighbourSum:
+        matrix = tf.raw_ops.SparseTensorToCSRSparseMatrix(
+            indices=places,
+            values=tf.ones([len(places)]),
+            dense_shape=tf.constant(shape, tf.int64),
+        )
+        return lambda rows: tf.ensure_shape(
+            tf.raw_ops.SparseMatrixMatMul(a=matrix, b=rows), [shape[0], rows.shape[1]]
+        )
+
+    return make
+
+
+def _inverse_root(degrees: np.ndarray) -> tf.Tensor:
+    """1 / sqrt(degree), 0 where there is none: float32 [V, 1]."""
+    roots = np.where(degrees > 0, np.maximum(degrees, 1) ** -0.5, 0)
+    return tf.constant(roots[:, None], tf.float32)
+
+
+def _with_adjoint(
+    forward: Callable[[], NeighbourSum], adjoint: Callable[[], NeighbourSum]
+) -> NeighbourSum:
+    """The sum, whose gradient is the sum in the other direction.
+
+    A graph cannot take a matrix from outside, so each trace makes its own; the gradient is one.
+    """
+    add_rows = forward()
+
+    @tf.custom_gradient
+    def add_up(rows: tf.Tensor) -> Any:
+        return add_rows(rows), lambda upstream: adjoint()(tf.convert_to_tensor(upstream))
+
+    return add_up

@@ -1,18 +1,22 @@
-"""What a tower is: dense ids → embeddings, in two phases."""
+"""What a tower is: dense ids → embeddings, in two phases; and what towers begin with and draw."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import pyarrow as pa
 import tensorflow as tf
 
 from towers.legacy_keras import tf_keras
 
+Initializer = Callable[..., tf.Tensor]
+Maybe: TypeAlias = tf.Tensor | None
 Rows = Any  # tensors that belong to ids, in a nest; those of floats get a gradient
 
 _BLOCK = 16_384  # ids that are embedded at a time, where all are
+_BITS = 0xFFFFFFFF
 
 
 class Tower(tf_keras.layers.Layer):
@@ -34,12 +38,7 @@ class Tower(tf_keras.layers.Layer):
     cold_ids: pa.Array = pa.array([], pa.string())
 
     def lookup(
-        self,
-        ids: tf.Tensor | None,
-        *,
-        table: tf.Tensor | None = None,
-        positives: tf.Tensor | None = None,
-        seed: tf.Tensor | None = None,
+        self, ids: Maybe, *, table: Maybe = None, positives: Maybe = None, seed: Maybe = None
     ) -> Rows:
         """The rows of ids [...], or of the whole vocabulary for None.
 
@@ -77,3 +76,42 @@ def in_blocks(embed: Callable[[tf.Tensor], tf.Tensor], size: int) -> tf.Tensor:
     starts = range(0, max(size, 1), _BLOCK)
     blocks = [tf.range(start, min(start + _BLOCK, size), dtype=tf.int64) for start in starts]
     return tf.concat([embed(block) for block in blocks], axis=0)
+
+
+def normal(stddev: float, seed: tuple[int, int], *, zero_rows: int = 0) -> Initializer:
+    """N(0, stddev²) for a table; its first `zero_rows` rows are 0."""
+
+    def initial(shape: Any, dtype: Any = tf.float32, **_: Any) -> tf.Tensor:
+        values = tf.random.stateless_normal(shape, seed, stddev=stddev, dtype=dtype)
+        kept = tf.range(shape[0]) >= zero_rows
+        return tf.where(kept[:, None], values, 0.0) if zero_rows else values
+
+    return initial
+
+
+def glorot(seed: tuple[int, int]) -> Initializer:
+    """Uniform within ±sqrt(6 / (inputs + outputs)), for a matrix [inputs, outputs].
+
+    Glorot and Bengio, AISTATS 2010, eq. (16).
+    """
+
+    def initial(shape: Any, dtype: Any = tf.float32, **_: Any) -> tf.Tensor:
+        limit = math.sqrt(6 / (shape[0] + shape[1]))
+        return tf.random.stateless_uniform(shape, seed, -limit, limit, dtype=dtype)
+
+    return initial
+
+
+def uniform_by_id(ids: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """A number in [0, 1) for each id, the same wherever the id occurs: float32 [...].
+
+    The mixing steps of MurmurHash3 (Appleby) over 32 bits, in int64, which every device multiplies.
+    """
+    seed = tf.cast(seed, tf.int64)
+    mixed = tf.bitwise.bitwise_and(tf.cast(ids, tf.int64), _BITS)
+    for word in (seed[0], seed[1]):
+        mixed = tf.bitwise.bitwise_xor(mixed, tf.bitwise.bitwise_and(word, _BITS))
+        for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
+            mixed = tf.bitwise.bitwise_xor(mixed, tf.bitwise.right_shift(mixed, shift))
+            mixed = tf.bitwise.bitwise_and(mixed * factor, _BITS)
+    return tf.cast(tf.bitwise.right_shift(mixed, 8), tf.float32) * 2.0**-24

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from pipeline.contract.settings import require, require_all
+
 TOWERS = ("id", "gmf", "features", "fism", "svdpp", "light_gcn", "ngcf")
 POOLINGS = ("mean", "attention")
 INPUTS = ("id", "history", "features")  # what is no name of a column
@@ -48,11 +50,6 @@ class TowerConfig:
     text_buckets: int = 16_384  # features: codes that the n-grams of texts are hashed to
 
     def __post_init__(self) -> None:
-        """Checks every field.
-
-        Raises:
-          ValueError: a field breaks its rule; the message names rule, value and remedy.
-        """
         for name in ("query_inputs", "candidate_inputs", "hidden"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         require(self.tower in TOWERS, "tower", f"must be one of {TOWERS}", self.tower)
@@ -63,8 +60,8 @@ class TowerConfig:
                     f"{field.name} is for --tower {' or '.join(towers)}, got {value!r} with "
                     f"{self.tower}; leave out --{field.name}."
                 )
-        for name in ("num_layers", "feature_dim", "history", "text_buckets"):
-            require(getattr(self, name) >= 1, name, "must be at least 1", getattr(self, name))
+        sizes = ("num_layers", "feature_dim", "history", "text_buckets")
+        require_all(self, "must be at least 1", *sizes)
         units, pooling = self.hidden, self.history_pooling
         require(all(n >= 1 for n in units), "hidden", "must be numbers of at least 1", units)
         require(pooling in POOLINGS, "history_pooling", f"must be one of {POOLINGS}", pooling)
@@ -95,9 +92,3 @@ def split_options(options: dict[str, Any]) -> tuple[TowerConfig, dict[str, Any]]
     names = {field.name for field in dataclasses.fields(TowerConfig)}
     config = TowerConfig(**{name: value for name, value in options.items() if name in names})
     return config, {name: value for name, value in options.items() if name not in names}
-
-
-def require(holds: bool, name: str, rule: str, got: Any) -> None:
-    """Raises ValueError unless a setting holds its rule; the message names value and flag."""
-    if not holds:
-        raise ValueError(f"{name} {rule}, got {got!r}; change --{name}.")

@@ -10,7 +10,7 @@ import tensorflow as tf
 from pipeline.contract import schema
 from samplers.candidates import Batch, Encoders
 from towers.encoders.propagation import Propagation
-from towers.encoders.tower import Rows, Tower, in_blocks
+from towers.encoders.tower import Maybe, Rows, Tower, in_blocks
 
 Tables = dict[str, tf.Tensor]  # side → embeddings of the graph, empty where there is none
 
@@ -77,7 +77,7 @@ class TowerPair:
         """The towers as a method sees them, from the rows of its batch and `Batch.columns`."""
 
         def candidates(ids: tf.Tensor | None = None) -> tf.Tensor:
-            return self.candidate.embed(ids, table=tables.get("candidate"), seed=seed)
+            return _embed(self.candidate, ids, tables.get("candidate"), seed)
 
         return Encoders(
             query=_embeddings(query, self.embed_queries),
@@ -90,14 +90,8 @@ class TowerPair:
 
     def encoders_without_batch(self) -> Encoders:
         """The same with no queries, [0, D], between epochs."""
-        nothing, tables = tf.zeros([0, self.dim]), self.tables()
-        return Encoders(
-            query=nothing,
-            positive=nothing,
-            candidates=lambda ids: self.candidate.embed(ids, table=tables.get("candidate")),
-            corpus=self.candidates,
-            queries=lambda ids: self.queries(ids, tables),
-        )
+        nothing = Embedded(tf.zeros([0, self.dim]))
+        return self.encoders(nothing, nothing, self.tables(), None)
 
     def queries(self, ids: tf.Tensor | None = None, tables: Tables | None = None) -> tf.Tensor:
         """Embeddings of queries [...] or of all, over the temperature: [..., D]."""
@@ -113,11 +107,11 @@ def _embeddings(rows: Rows, embed: Callable[[Rows], tf.Tensor]) -> tf.Tensor:
     return rows.embeddings if isinstance(rows, Embedded) else embed(rows)
 
 
-def _embed(tower: Tower, ids: tf.Tensor | None, table: tf.Tensor | None) -> tf.Tensor:
+def _embed(tower: Tower, ids: Maybe, table: Maybe, seed: Maybe = None) -> tf.Tensor:
     """As `Tower.embed`; in a notebook or an export a whole vocabulary goes block by block."""
     if ids is not None or table is not None or not tf.executing_eagerly():
-        return tower.embed(ids, table=table)
-    return in_blocks(tower.embed, tower.vocabulary_size)
+        return tower.embed(ids, table=table, seed=seed)
+    return in_blocks(lambda block: tower.embed(block, seed=seed), tower.vocabulary_size)
 
 
 def floats_in(*nests: Any) -> list[tf.Tensor]:

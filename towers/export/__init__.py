@@ -1,4 +1,4 @@
-"""What leaves the trainer: `bundle` (with its `query_model`) and `recommend`.
+"""What leaves the trainer: `bundle`, and `recommend` with its `settings`.
 
 Imports `training` and what lies below.
 """

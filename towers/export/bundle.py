@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ import tensorflow as tf
 
 from pipeline.contract import schema
 from pipeline.contract.bundle import SeenLists, write_bundle
-from towers.data.interactions import RetrievalData, Vocabulary, open_data
+from towers.data.interactions import RetrievalData, open_data
+from towers.encoders.feature_tower import FeatureTower
 from towers.encoders.tower import Tower
-from towers.export.query_model import make_query_model
 from towers.model.two_tower import TwoTower
 from towers.training.run_directory import METRICS, open_run, read_json
 from towers.training.settings import TrainConfig
@@ -38,14 +39,19 @@ def export_bundle(
     """
     data = open_data(data_dir)
     model, config = open_run(run_dir, data)
-    queries, candidates = _embeddings(model, run_dir)
-    raw_ids = _ids_of(data.query_vocabulary, model.query_tower)
+    queries, candidates = model.query_embeddings().numpy(), candidate_vectors(model)
+    if not (np.isfinite(queries).all() and np.isfinite(candidates).all()):
+        raise ValueError(
+            f"the embeddings of {run_dir} must be finite, got NaN or infinity: train again with "
+            "a smaller --learning_rate."
+        )
+    raw_ids = all_ids(data, model, "query")
     graph = make_query_model(raw_ids.to_pylist(), model.query_tower, queries, model.temperature)
     draw = np.random.default_rng(_SAMPLES_SEED)
     return write_bundle(
         bundle_dir,
         candidates,
-        _ids_of(data.candidate_vocabulary, model.candidate_tower),
+        all_ids(data, model, "candidate"),
         query_model=lambda path: tf.saved_model.save(
             graph, str(path), signatures={"serving_default": graph.embed}
         ),
@@ -56,23 +62,15 @@ def export_bundle(
     )
 
 
-def _embeddings(model: TwoTower, run_dir: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Of queries by dense id, and of candidates by dense id, then of cold ones."""
-    queries = model.query_embeddings().numpy().astype(np.float32)
-    candidates = model.candidate_embeddings().numpy().astype(np.float32)
-    if len(model.candidate_tower.cold_ids):
-        cold = model.candidate_tower.embed_cold().numpy().astype(np.float32)
-        candidates = np.concatenate([candidates, cold])
-    if not (np.isfinite(queries).all() and np.isfinite(candidates).all()):
-        raise ValueError(
-            f"the embeddings of {run_dir} must be finite, got NaN or infinity: train again with "
-            "a smaller --learning_rate."
-        )
-    return queries, candidates
+def candidate_vectors(model: TwoTower) -> np.ndarray:
+    """What candidates are scored by: float32 [N + cold, D], by dense id, then the cold ones."""
+    cold = tf.cast(model.candidate_tower.embed_cold(), tf.float32)
+    return tf.concat([model.candidate_embeddings(), cold], axis=0).numpy()
 
 
-def _ids_of(vocabulary: Vocabulary, tower: Tower) -> pa.Array:
-    """All raw ids that a tower can embed: by dense id, then the cold ones."""
+def all_ids(data: RetrievalData, model: TwoTower, side: str) -> pa.Array:
+    """Raw ids by dense id, then those that the tower knows by their attributes alone."""
+    vocabulary, tower = getattr(data, f"{side}_vocabulary"), getattr(model, f"{side}_tower")
     return pa.concat_arrays([vocabulary.raw_ids, tower.cold_ids])
 
 
@@ -111,4 +109,67 @@ def _manifest(
         },
         files={},
         details=details,
+    )
+
+
+class QueryModel(tf.Module):
+    """Raw query ids → embeddings; a plain module, so that serving needs no Keras.
+
+    Args:
+      raw_ids: Q ids; the row of an id is its place among them.
+      embed_rows: int64 [B] → the embeddings of rows, [B, D], over the temperature.
+      kept: the variables that `embed_rows` reads.
+    """
+
+    def __init__(
+        self,
+        raw_ids: Sequence[str],
+        embed_rows: Callable[[tf.Tensor], tf.Tensor],
+        kept: Sequence[tf.Variable],
+    ) -> None:
+        super().__init__(name="query_model")
+        keys = tf.constant(raw_ids, tf.string)
+        rows = tf.range(tf.size(keys, tf.int64), dtype=tf.int64)
+        self._row_of = tf.lookup.StaticHashTable(
+            tf.lookup.KeyValueTensorInitializer(keys, rows), default_value=-1
+        )
+        self._embed_rows, self._kept = embed_rows, list(kept)
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="query_id")])
+    def embed(self, query_id: tf.Tensor) -> dict[str, tf.Tensor]:
+        """string [B] → embedding float32 [B, D], zeros for unknown ids, and known bool [B]."""
+        rows = self._row_of.lookup(query_id)
+        known = rows >= 0
+        embedding = tf.cast(self._embed_rows(tf.maximum(rows, 0)), tf.float32)
+        return {"embedding": tf.where(known[:, None], embedding, 0.0), "known": known}
+
+
+def make_query_model(
+    raw_ids: Sequence[str], tower: Tower, embeddings: np.ndarray, temperature: float
+) -> QueryModel:
+    """What a bundle holds for a trained tower of queries.
+
+    A feature tower looks up what is known of an id inside the graph, and computes its embedding;
+    of other towers the graph holds the embeddings themselves.
+
+    Args:
+      raw_ids: of the vocabulary, then the cold ids of the tower.
+      tower: of queries.
+      embeddings: float32 [V, D] by dense id, over the temperature.
+      temperature: what embeddings are divided by.
+    """
+    if not isinstance(tower, FeatureTower):
+        table = tf.Variable(embeddings, trainable=False, name="query_embeddings")
+        return QueryModel(raw_ids, lambda rows: tf.gather(table, rows), [table])
+    inputs: list[tf.Variable] = []
+
+    def keep(array: np.ndarray) -> tf.Variable:
+        inputs.append(tf.Variable(array, trainable=False))
+        return inputs[-1]
+
+    source = tower.source.followed_by(tower.cold).as_tensors(keep)
+    return QueryModel(
+        raw_ids,
+        lambda rows: tower.embed_source(source, rows) / temperature,
+        [*inputs, *tower.variables],
     )

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import logging
-import os
-import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -18,14 +14,15 @@ import pyarrow.parquet as pq
 import tensorflow as tf
 
 from pipeline.contract import hashing, schema
-from pipeline.contract.files import describe_files, replace_directory
+from pipeline.contract.files import describe_files, made_aside, replace_directory
 from towers.data.interactions import Positives, RetrievalData, open_data
+from towers.export.bundle import all_ids, candidate_vectors
+from towers.export.settings import RecommendConfig
 from towers.legacy_keras import tf_keras
 from towers.metrics.ranking import rank_blocks, tie_order
 from towers.model.two_tower import TwoTower
-from towers.training.full_disk import told_when_full
+from towers.training.failures import told_when_full
 from towers.training.run_directory import open_run
-from towers.training.settings import RecommendConfig
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +56,7 @@ def recommend(config: RecommendConfig, ranker: Ranker | None = None) -> schema.M
     list of floats, best first, shorter than k where no more candidates are left. Rows go by dense
     id; users and candidates that a tower knows by their attributes alone are among them. Left out
     is what a user chose in train and validation, as in a published version. The directory is made
-    as `<output>.partial` and renamed into place, the manifest last.
+    as `.<output>.partial` and renamed into place, the manifest last.
 
     Args:
       config: what to do.
@@ -76,13 +73,14 @@ def recommend(config: RecommendConfig, ranker: Ranker | None = None) -> schema.M
         )
     data = open_data(config.data)
     model, training = open_run(config.run, data)
-    users, candidates = (_all_ids(model, data, side) for side in schema.SIDES)
+    users, candidates = (all_ids(data, model, side) for side in schema.SIDES)
     if ranker is None:
         blocks = _ranked(config, data, model, users, candidates)
     else:
         _check_same_run(config, ranker, candidates, model)
-        blocks = _asked(config, users, ranker.top_k)
-    with told_when_full(destination), _aside(destination) as aside:
+        blocks = _answered(config, users, ranker.top_k)
+    busy = f"another process is writing {destination}; wait for it, or choose another --output."
+    with told_when_full(destination), made_aside(destination, busy) as aside:
         rows = _write(aside, _with_progress(blocks, len(users)), len(users), config.shard_size)
         manifest = schema.Manifest(
             kind=RECOMMENDATIONS,
@@ -101,41 +99,11 @@ def recommend(config: RecommendConfig, ranker: Ranker | None = None) -> schema.M
     return manifest
 
 
-@contextlib.contextmanager
-def _aside(destination: Path) -> Iterator[Path]:
-    """`<destination>.partial`, empty and ours alone; at the end it is gone or renamed.
-
-    What a killed process left there goes first. The lock is on the directory itself, so that the
-    system frees it, however a process ends.
-    """
-    partial = destination.with_name(f"{destination.name}.partial")
-    partial.mkdir(parents=True, exist_ok=True)
-    lock = os.open(partial, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not os.path.samestat(os.fstat(lock), os.stat(partial)):
-                raise OSError  # renamed by its writer, between our opening and our locking it
-        except OSError:
-            raise ValueError(
-                f"another process is writing {destination}; wait for it, or choose another "
-                "--output."
-            ) from None
-        for left in partial.iterdir():
-            left.unlink()
-        try:
-            yield partial
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-    finally:
-        os.close(lock)
-
-
 def _check_same_run(
     config: RecommendConfig, ranker: Ranker, candidates: pa.Array, model: TwoTower
 ) -> None:
     """Raises ValueError where a ranker does not score by the vectors of the run."""
-    vectors = _with_cold(model.candidate_embeddings(), model.candidate_tower.embed_cold())
+    vectors = candidate_vectors(model)
     same = (
         ranker.vectors.shape == vectors.shape
         and np.allclose(ranker.vectors, vectors, rtol=1e-3, atol=1e-5)
@@ -148,12 +116,6 @@ def _check_same_run(
         )
 
 
-def _all_ids(model: TwoTower, data: RetrievalData, side: str) -> pa.Array:
-    """Raw ids by dense id, then those that the tower knows by their attributes alone."""
-    vocabulary, tower = getattr(data, f"{side}_vocabulary"), getattr(model, f"{side}_tower")
-    return pa.concat_arrays([vocabulary.raw_ids, tower.cold_ids])
-
-
 def _ranked(
     config: RecommendConfig,
     data: RetrievalData,
@@ -164,9 +126,10 @@ def _ranked(
     """The top of the whole corpus, block by block."""
     cold = hashing.fingerprints(text.as_py().encode() for text in model.candidate_tower.cold_ids)
     order = tie_order(np.concatenate([data.candidate_vocabulary.fingerprints, cold]))
+    cold_queries = tf.cast(model.query_tower.embed_cold() / model.temperature, tf.float32)
     blocks = rank_blocks(
-        _with_cold(model.query_embeddings(), model.query_tower.embed_cold() / model.temperature),
-        _with_cold(model.candidate_embeddings(), model.candidate_tower.embed_cold()),
+        tf.concat([model.query_embeddings(), cold_queries], axis=0),
+        candidate_vectors(model),
         np.arange(len(users)),
         _left_out(config, data, len(users)),
         k=config.k,
@@ -174,19 +137,15 @@ def _ranked(
         block_size=config.block_size,
     )
     start = 0
-    for found, scores in blocks:
-        kept = found >= 0
+    for ranked, scores in blocks:
+        kept = ranked >= 0
         yield _table(
-            users.slice(start, len(found)),
+            users.slice(start, len(ranked)),
             kept.sum(axis=1),
-            candidates.take(pa.array(found[kept])),
+            candidates.take(pa.array(ranked[kept])),
             scores[kept],
         )
-        start += len(found)
-
-
-def _with_cold(embeddings: tf.Tensor, cold: tf.Tensor) -> tf.Tensor:
-    return tf.concat([embeddings, tf.cast(cold, tf.float32)], axis=0)
+        start += len(ranked)
 
 
 def _left_out(config: RecommendConfig, data: RetrievalData, num_users: int) -> Positives:
@@ -198,13 +157,13 @@ def _left_out(config: RecommendConfig, data: RetrievalData, num_users: int) -> P
     return Positives(owners, seen.candidate_ids, num_users)
 
 
-def _asked(config: RecommendConfig, users: pa.Array, top_k: TopK) -> Iterator[pa.Table]:
+def _answered(config: RecommendConfig, users: pa.Array, top_k: TopK) -> Iterator[pa.Table]:
     """What somebody else ranks, block by block."""
     for start in range(0, len(users), config.block_size):
         block = users.slice(start, config.block_size)
         answers = list(top_k(block.to_pylist()))
         ids = [name for names, _ in answers for name in names]
-        scores = np.concatenate([np.asarray(some, np.float32) for _, some in answers])
+        scores = np.concatenate([np.asarray(each, np.float32) for _, each in answers])
         sizes = np.array([len(names) for names, _ in answers])
         yield _table(block, sizes, pa.array(ids, pa.string()), scores)
 

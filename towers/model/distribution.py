@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import json
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import tensorflow as tf
@@ -40,21 +41,12 @@ def _mirrored(devices: int) -> tf.distribute.Strategy:
     cpu = tf.config.list_physical_devices("CPU")[0]
     logical = [tf.config.LogicalDeviceConfiguration()] * devices
     if tf.config.get_logical_device_configuration(cpu) != logical:
-        try:
+        with _at_first(f"devices={devices} parts of the CPU must be made"):
             tf.config.set_logical_device_configuration(cpu, logical)
-        except RuntimeError as error:
-            raise ValueError(
-                f"devices={devices} parts of the CPU must be made before TensorFlow is used: train "
-                "in a process of its own, or build a strategy before anything else."
-            ) from error
     return tf.distribute.MirroredStrategy([f"CPU:{n}" for n in range(devices)])
 
 
 def _multi_worker() -> tf.distribute.Strategy:
-    rule = (
-        'TF_CONFIG must be {"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", '
-        '"index": 0}} in the environment of every worker with --strategy multi_worker'
-    )
     text = os.environ.get("TF_CONFIG", "")
     try:
         settings = json.loads(text)
@@ -63,13 +55,24 @@ def _multi_worker() -> tf.distribute.Strategy:
     except (ValueError, KeyError, TypeError):
         good = False
     if not good:
-        raise ValueError(f"{rule}, got {text!r}.")
-    try:
+        raise ValueError(
+            'TF_CONFIG must be {"cluster": {"worker": ["host:port", ...]}, "task": {"type": '
+            '"worker", "index": 0}} in the environment of every worker with --strategy '
+            f"multi_worker, got {text!r}."
+        )
+    with _at_first("workers must be joined"):
         return tf.distribute.MultiWorkerMirroredStrategy()
+
+
+@contextlib.contextmanager
+def _at_first(rule: str) -> Iterator[None]:
+    """A block that TensorFlow refuses once it is in use, told as an error of the user's."""
+    try:
+        yield
     except RuntimeError as error:
         raise ValueError(
-            "workers must be joined before TensorFlow is used: train in a process of its own, or "
-            "build a strategy before anything else."
+            f"{rule} before TensorFlow is used: train in a process of its own, or build a strategy "
+            "before anything else."
         ) from error
 
 
@@ -150,19 +153,22 @@ def split_batches(
 
     def of_worker(context: tf.distribute.InputContext) -> tf.data.Dataset:
         here = replicas // context.num_input_pipelines
-        numbers = range(context.input_pipeline_id * here, (context.input_pipeline_id + 1) * here)
+        first_replica = context.input_pipeline_id * here
 
         def cut(batch: Any) -> tf.data.Dataset:
-            rows = tf.shape(tf.nest.flatten(batch)[0])[0]
+            rows = tf.shape(tf.nest.flatten(batch)[0], tf.int64)[0]
 
-            def part(number: int) -> tf.data.Dataset:
-                first, end = number * rows // replicas, (number + 1) * rows // replicas
-                return tf.data.Dataset.from_tensors(
-                    tf.nest.map_structure(lambda column: column[first:end], batch)
-                )
+            def part(number: tf.Tensor) -> Any:
+                first, end = part_bounds(rows, number, replicas)
+                return tf.nest.map_structure(lambda column: column[first:end], batch)
 
-            return functools.reduce(lambda some, more: some.concatenate(more), map(part, numbers))
+            return tf.data.Dataset.range(first_replica, first_replica + here).map(part)
 
         return dataset.repeat().take(steps).flat_map(cut).prefetch(here)
 
     return strategy.distribute_datasets_from_function(of_worker)
+
+
+def part_bounds(rows: Any, number: Any, parts: Any) -> tuple[Any, Any]:
+    """The first row and the end of part `number` of `parts`, whose sizes differ by one at most."""
+    return number * rows // parts, (number + 1) * rows // parts

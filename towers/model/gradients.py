@@ -10,13 +10,6 @@ import tensorflow as tf
 MUST_BE_FINITE = "of a training step must be finite"  # what `finite_loss` says when it fails
 
 
-def row_gradient(gradient: tf.Tensor, ids: tf.Tensor, table: tf.Variable) -> tf.IndexedSlices:
-    """The gradient of a table [V, D] from that of the rows gathered by `ids`, [..., D]."""
-    dense_shape = tf.constant(table.shape.as_list(), tf.int64)
-    values = tf.reshape(gradient, [-1, table.shape[1]])
-    return tf.IndexedSlices(values, tf.reshape(ids, [-1]), dense_shape)
-
-
 def sum_gradients(gradients: list[Any]) -> Any:
     """One gradient of several of the same table: None of none, dense if one of them is dense.
 

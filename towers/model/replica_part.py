@@ -14,6 +14,7 @@ outside of what XLA compiles, and outside of inner functions, where replicas can
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -21,13 +22,9 @@ import tensorflow as tf
 
 from samplers.candidates import Batch, Candidates
 from towers.encoders.tower import Rows
-from towers.encoders.tower_pair import (
-    Embedded,
-    Tables,
-    TowerPair,
-    floats_in,
-)
+from towers.encoders.tower_pair import Embedded, Tables, TowerPair, floats_in
 from towers.legacy_keras import tf_keras
+from towers.model.distribution import part_bounds
 from towers.model.gradients import sum_gradients
 
 _SUM = tf.distribute.ReduceOp.SUM
@@ -106,17 +103,19 @@ class OwnPart(WholeBatch):
             self.rows["proposed"] = self.own["proposed"] = look_up(ids)
             return
         self.rows["proposed"] = tf.nest.map_structure(tf.stop_gradient, look_up(ids))
-        context, size = _context(), tf.shape(ids)[0]
+        context = _context()
         number, replicas = context.replica_id_in_sync_group, context.num_replicas_in_sync
-        first, end = number * size // replicas, (number + 1) * size // replicas
+        first, end = part_bounds(tf.shape(ids)[0], number, replicas)
         self._shares["proposed"] = ("proposed", first, end)
         self.own["proposed"] = look_up(ids[first:end])
 
     def by_looked_up(self, tables: Tables, gradients: list[Any]) -> list[Any]:
-        by_tables, gradients = _split(gradients, len(floats_in(tables)))
-        by_rows: dict[str, list[Any]] = {}
-        for name in sorted(self.rows):
-            by_rows[name], gradients = _split(gradients, len(floats_in(self.rows[name])))
+        rest = iter(gradients)
+        by_tables = list(itertools.islice(rest, len(floats_in(tables))))
+        by_rows = {
+            name: list(itertools.islice(rest, len(floats_in(self.rows[name]))))
+            for name in sorted(self.rows)
+        }
         shared = _sum_of_all({name: by_rows.pop(name) for name in sorted(self._shares)})
         for name, summed in shared.items():
             own, first, end = self._shares[name]
@@ -192,9 +191,7 @@ def _context() -> Any:
 
 def _gather(values: tf.Tensor) -> tf.Tensor:
     """The rows of all replicas, in their order: [b, ...] → [B, ...]."""
-    # No collective operation of TensorFlow carries bfloat16.
-    sent = tf.cast(values, tf.float32) if values.dtype == tf.bfloat16 else values
-    gathered = tf.cast(_context().all_gather(sent, axis=0), values.dtype)
+    gathered = tf.cast(_context().all_gather(_sendable(values), axis=0), values.dtype)
     return tf.ensure_shape(gathered, [None, *values.shape[1:]])  # a gather forgets it
 
 
@@ -205,43 +202,39 @@ def _join(batch: Batch) -> tuple[Batch, tf.Tensor]:
     """
     number = tf.cast(_context().replica_id_in_sync_group, tf.int64)
     columns = {"number": tf.fill([tf.size(batch.query_ids), 1], number)}
-    for name, column in batch._asdict().items():
-        if column is not None:
-            bits = tf.bitcast(column, tf.int32) if column.dtype == tf.float32 else column
-            bits = tf.cast(bits, tf.int64)
-            columns[name] = bits[:, None] if column.shape.rank == 1 else bits
+    given = {name: column for name, column in batch._asdict().items() if column is not None}
+    for name, column in given.items():
+        bits = tf.bitcast(column, tf.int32) if column.dtype == tf.float32 else column
+        bits = tf.cast(bits, tf.int64)
+        columns[name] = bits[:, None] if column.shape.rank == 1 else bits
     widths = [tf.shape(column)[1] for column in columns.values()]
     gathered = _gather(tf.concat(list(columns.values()), axis=1))
-    found = dict(zip(columns, tf.split(gathered, widths, axis=1), strict=True))
-    first = tf.math.count_nonzero(found.pop("number") < number, dtype=tf.int32)
-    joined = {}
-    for name, bits in found.items():
-        column = getattr(batch, name)
+    joined = dict(zip(columns, tf.split(gathered, widths, axis=1), strict=True))
+    first = tf.math.count_nonzero(joined.pop("number") < number, dtype=tf.int32)
+    for name, column in given.items():
+        values = joined[name]
         if column.dtype == tf.float32:
-            values = tf.bitcast(tf.cast(bits, tf.int32), tf.float32)
-        else:
-            values = tf.cast(bits, column.dtype)
+            values = tf.bitcast(tf.cast(values, tf.int32), tf.float32)
+        values = tf.cast(values, column.dtype)
         joined[name] = tf.reshape(values, [-1]) if column.shape.rank == 1 else values
     return Batch(**joined), first
 
 
-def _split(values: list[Any], size: int) -> tuple[list[Any], list[Any]]:
-    return values[:size], values[size:]
+def _sendable(values: tf.Tensor) -> tf.Tensor:
+    """The same numbers; no collective operation of TensorFlow carries bfloat16."""
+    return tf.cast(values, tf.float32) if values.dtype == tf.bfloat16 else values
 
 
 def _sum_of_all(gradients: dict[str, list[Any]]) -> dict[str, list[Any]]:
     """Gradients, or None, by what all replicas have, summed over them in one message."""
-    there = [
-        (name, place)
+    known = {
+        (name, place): tf.convert_to_tensor(gradient)
         for name in gradients
         for place, gradient in enumerate(gradients[name])
         if gradient is not None
-    ]
-    dense = [tf.convert_to_tensor(gradients[name][place]) for name, place in there]
-    if there:
-        # No collective operation of TensorFlow carries bfloat16.
-        sent = [tf.cast(x, tf.float32) if x.dtype == tf.bfloat16 else x for x in dense]
-        summed = _context().all_reduce(_SUM, sent)
-        for (name, place), values, like in zip(there, summed, dense, strict=True):
-            gradients[name][place] = tf.cast(values, like.dtype)
+    }
+    if known:
+        summed = _context().all_reduce(_SUM, [_sendable(x) for x in known.values()])
+        for (name, place), values in zip(known, summed, strict=True):
+            gradients[name][place] = tf.cast(values, known[name, place].dtype)
     return gradients

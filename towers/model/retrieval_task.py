@@ -127,18 +127,13 @@ class RetrievalTask(tfrs.tasks.Retrieval):
         Raises:
           ValueError: the method needs an argument that is missing.
         """
-        batch = self._batch(
-            candidate_embeddings,
-            sample_weight,
-            candidate_sampling_probability,
-            candidate_ids,
-            query_ids,
-        )
+        given = (sample_weight, candidate_sampling_probability, candidate_ids, query_ids)
+        batch = self._batch(candidate_embeddings, *given)
         encoders = Encoders(
             query=query_embeddings / tf.cast(self._temperature, query_embeddings.dtype),
             positive=candidate_embeddings,
             candidates=self._candidates,
-            corpus=lambda: self._candidates(tf.range(self._corpus_size(), dtype=tf.int64)),
+            corpus=self._corpus,
             queries=self._queries,
         )
         seed = step_seed(self._seed, self.iteration)
@@ -186,10 +181,10 @@ class RetrievalTask(tfrs.tasks.Retrieval):
         rows = tf.range(tf.shape(positives, tf.int64)[0])
         has_seen = self.method.seen is not None
         by_id = self.method.frequency is not None or self._num_candidates is not None or has_seen
-        if candidate_ids is None and (self._masks_hits or by_id):
-            raise self._missing("candidate_ids= at the call")
-        if query_ids is None and (self.method.num_queries is not None or has_seen):
-            raise self._missing("query_ids= at the call")
+        if self._masks_hits or by_id:
+            self._needed(candidate_ids, "candidate_ids= at the call")
+        if self.method.num_queries is not None or has_seen:
+            self._needed(query_ids, "query_ids= at the call")
         if candidate_ids is not None and candidate_ids.dtype == tf.string:
             candidate_ids = tf.strings.to_hash_bucket_fast(candidate_ids, 2**62)
         return Batch(
@@ -200,23 +195,21 @@ class RetrievalTask(tfrs.tasks.Retrieval):
         )
 
     def _candidates(self, ids: tf.Tensor) -> tf.Tensor:
-        if self._encode_candidates is None:
-            raise self._missing("candidate_encoder= at construction")
-        return self._encode_candidates(ids)
+        return self._needed(self._encode_candidates, "candidate_encoder= at construction")(ids)
 
     def _queries(self, ids: tf.Tensor) -> tf.Tensor:
-        if self._encode_queries is None:
-            raise self._missing("query_encoder= at construction")
-        embedded = self._encode_queries(ids)
+        embedded = self._needed(self._encode_queries, "query_encoder= at construction")(ids)
         return embedded / tf.cast(self._temperature, embedded.dtype)
 
-    def _corpus_size(self) -> int:
-        if self._num_candidates is None:
-            raise self._missing("num_candidates= at construction")
-        return self._num_candidates
+    def _corpus(self) -> tf.Tensor:
+        size = self._needed(self._num_candidates, "num_candidates= at construction")
+        return self._candidates(tf.range(size, dtype=tf.int64))
 
-    def _missing(self, what: str) -> ValueError:
-        return ValueError(f"the method {self._method_name!r} needs {what}, got None; pass it.")
+    def _needed(self, value: Any, what: str) -> Any:
+        """The value; a ValueError that names it where it is missing."""
+        if value is None:
+            raise ValueError(f"the method {self._method_name!r} needs {what}, got None; pass it.")
+        return value
 
 
 def _when_differentiated(act: Callable[[], None], loss: tf.Tensor) -> tf.Tensor:

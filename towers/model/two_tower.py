@@ -10,6 +10,7 @@ from typing import Any
 import tensorflow as tf
 
 from pipeline.contract import schema
+from pipeline.contract.settings import require
 from samplers.candidates import Batch, Candidates, Encoders
 from samplers.methods.by_name import METHODS, build
 from samplers.methods.full_softmax import SoftTargets
@@ -23,12 +24,7 @@ from towers.encoders.tower_pair import Tables, floats_in
 from towers.legacy_keras import tf_keras, tfrs
 from towers.model.distribution import check_strategy, cut_into_parts
 from towers.model.gradients import finite_loss, sum_gradients, worst_of
-from towers.model.replica_part import (
-    MeanOfAll,
-    WholeBatch,
-    check_alone,
-    part_of,
-)
+from towers.model.replica_part import MeanOfAll, WholeBatch, check_alone, part_of
 
 _REDUCTIONS = ("mean", "sum")
 
@@ -49,7 +45,7 @@ class TwoTower(tfrs.Model):
       init_stddev: standard deviation of the initial tables.
       reduction: "mean" or "sum" of the losses of a batch.
       jit_compile: compile the step from rows to gradients with XLA; None: where that is faster.
-      targets: what a teacher ranks highest, for full_softmax, see `towers.training.teacher`.
+      targets: what a teacher ranks highest, for full_softmax, see `towers.soft_targets`.
       exclude_seen_negatives: leave the train positives of a query out of its negatives; None: where
         the paper of the method does.
       **options: `tower` and other fields of `towers.encoders.tower_config.TowerConfig`, and
@@ -106,9 +102,8 @@ class TwoTower(tfrs.Model):
             self.iteration = state_variable(tf.constant(0, tf.int64), "iteration")
         self.mean_loss = MeanOfAll(name="loss")
         if jit_compile is None:
-            jit_compile = self.method.faster_with_xla or bool(
-                tf.config.list_physical_devices("GPU")
-            )
+            has_gpu = bool(tf.config.list_physical_devices("GPU"))
+            jit_compile = self.method.faster_with_xla or has_gpu
         self._differentiate = tf.function(self._loss_and_gradients, jit_compile=jit_compile)
         self.built = True
 
@@ -315,13 +310,8 @@ def _drop_seed(seed: tf.Tensor) -> tf.Tensor:
 
 
 def _check(dim: int, temperature: float, seed: int, init_stddev: float, reduction: str) -> None:
-    if dim < 1:
-        raise ValueError(f"dim must be at least 1, got {dim}.")
-    if not temperature > 0:
-        raise ValueError(f"temperature must be above 0, got {temperature}.")
-    if seed < 0:
-        raise ValueError(f"seed must be at least 0, got {seed}.")
-    if init_stddev < 0:
-        raise ValueError(f"init_stddev must be at least 0, got {init_stddev}.")
-    if reduction not in _REDUCTIONS:
-        raise ValueError(f"reduction must be one of {_REDUCTIONS}, got {reduction!r}.")
+    require(dim >= 1, "dim", "must be at least 1", dim)
+    require(temperature > 0, "temperature", "must be above 0", temperature)
+    require(seed >= 0, "seed", "must be at least 0", seed)
+    require(init_stddev >= 0, "init_stddev", "must be at least 0", init_stddev)
+    require(reduction in _REDUCTIONS, "reduction", f"must be one of {_REDUCTIONS}", reduction)

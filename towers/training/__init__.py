@@ -1,3 +1,5 @@
-"""`twotower train`: `train`, its `settings`, `run_directory`, `checkpoints`, `frequency`,
-`warm_start`, `teacher`, `divergence`. Imports `model` and what lies below.
+"""`twotower train`: `train`, its `settings`, the `run_directory`, `checkpoints`, `failures`.
+
+`frequency` and `earlier_run` are what a run may start from beside its data. Imports `model` and
+what lies below.
 """

@@ -12,7 +12,6 @@ from typing import Any
 
 import tensorflow as tf
 
-from pipeline.contract import schema
 from towers.legacy_keras import tf_keras
 from towers.model.two_tower import TwoTower
 from towers.training.run_directory import (
@@ -29,10 +28,7 @@ from towers.training.settings import TrainConfig
 log = logging.getLogger(__name__)
 
 _KEPT = 2  # checkpoints: the last one, and one more in case it cannot be read
-_REMEMBERED = (
-    *("seconds", "epoch_seconds", "history", "best", "waited", "stopped"),
-    "configuration",
-)
+_REMEMBERED = ["seconds", "epoch_seconds", "history", "best", "waited", "stopped", "configuration"]
 
 
 class Progress(tf.train.experimental.PythonState):
@@ -63,36 +59,6 @@ class Progress(tf.train.experimental.PythonState):
         """Sets the attributes from JSON."""
         for name, value in json.loads(string_value).items():
             setattr(self, name, value)
-
-
-class CheckData(tf_keras.callbacks.Callback):
-    """Ends a run before an epoch on data that are no longer what the run began with.
-
-    The run itself has its arrays, and could go on; but nothing could be made of its weights, since
-    evaluation and export would meet the new data.
-
-    Args:
-      directory: of the prepared data.
-      fingerprint: of them, when the run began or went on.
-
-    Raises:
-      ValueError: the directory holds other data now, or none.
-    """
-
-    _supports_tf_logs = True
-
-    def __init__(self, directory: str, fingerprint: str) -> None:
-        super().__init__()
-        self._directory, self._fingerprint = directory, fingerprint
-
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Reads the manifest."""
-        if schema.read_manifest(self._directory, "prepared").fingerprint != self._fingerprint:
-            raise ValueError(
-                f"{self._directory} was changed while a run trained on it: train on what is there "
-                "now with another --run, or put the former data back and give the same command "
-                "again: the run goes on from its last checkpoint."
-            )
 
 
 class RunRecorder(tf_keras.callbacks.Callback):
@@ -178,7 +144,9 @@ class RunRecorder(tf_keras.callbacks.Callback):
         if self._config.patience:
             self._look_at_patience(epoch + 1, metrics[f"val_{self._config.validation_metric}"])
         self.save()
-        self._delete_all_but_best()
+        for path in self._directory.glob("best-*") if self._chief else ():
+            if path.name.split(".")[0] != f"best-{progress.best[0]}":
+                path.unlink()
 
     def _look_at_patience(self, epoch: int, value: float) -> None:
         progress = self.progress
@@ -234,10 +202,3 @@ class RunRecorder(tf_keras.callbacks.Callback):
             "seconds": round(progress.seconds + progress.epoch_seconds, 3),
             "history": progress.history,
         }
-
-    def _delete_all_but_best(self) -> None:
-        if not self._chief:
-            return
-        for path in self._directory.glob("best-*"):
-            if path.name.split(".")[0] != f"best-{self.progress.best[0]}":
-                path.unlink()

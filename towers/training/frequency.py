@@ -21,7 +21,7 @@ from pipeline.contract.files import written_aside
 from samplers.methods.by_name import METHODS
 from samplers.methods.in_batch import CorrectSfx
 from samplers.methods.method import Method
-from towers.data.interactions import RetrievalData
+from towers.data.interactions import RetrievalData, find_ids
 from towers.training.run_directory import CONFIG, FREQUENCY, read_json
 from towers.training.settings import TrainConfig
 
@@ -90,16 +90,16 @@ def open_frequency(config: TrainConfig, data: RetrievalData) -> tuple[TrainConfi
         )
     source = _source(config, kind, os.path.abspath(path))
     config = dataclasses.replace(config, frequency=f"{kind}:{source}")
-    found = _kept(config, "weight" if streams else "counts")
-    if found is None and kind == "counts":
-        found = Frequency(counts=_counts_of_log(source, data))
-    elif found is None:
-        found = _of_stream(source, data, config.batch_size if streams else None)
-    if found.stream is None:
-        return config, found
-    num_hashes, num_buckets = found.stream.last_step.shape
-    sizes = (num_buckets, num_hashes, float(found.stream.alpha))
-    return _with_sizes(config, dict(zip(_SIZES, sizes, strict=True))), found
+    frequency = _kept(config, "weight" if streams else "counts")
+    if frequency is None and kind == "counts":
+        frequency = Frequency(counts=_counts_of_log(source, data))
+    elif frequency is None:
+        frequency = _of_stream(source, data, config.batch_size if streams else None)
+    if frequency.stream is None:
+        return config, frequency
+    num_hashes, num_buckets = frequency.stream.last_step.shape
+    sizes = (num_buckets, num_hashes, float(frequency.stream.alpha))
+    return _with_sizes(config, dict(zip(_SIZES, sizes, strict=True))), frequency
 
 
 def _source(config: TrainConfig, kind: str, path: str) -> str:
@@ -227,16 +227,14 @@ def _counts_of_log(source: str, data: RetrievalData) -> np.ndarray:
     paths = [Path(source) / name for name in manifest.files_of(schema.FREQUENCIES)]
     table = pa.concat_tables([pq.read_table(path, columns=columns) for path in paths])
     prints, counts = (table[name].to_numpy() for name in columns)
-    order = np.argsort(prints)
-    prints, counts = np.append(prints[order], 0), np.append(counts[order], 0.0)
-    wanted = data.candidate_vocabulary.fingerprints
-    places = np.searchsorted(prints[:-1], wanted)
-    found = np.where(prints[places] == wanted, counts[places], 0.0)
-    uncounted = np.flatnonzero((found == 0) & (data.train_counts > 0))
+    places, known = find_ids(data.candidate_vocabulary.fingerprints, prints)
+    by_id = np.zeros(len(places))
+    by_id[known] = counts[places[known]]
+    uncounted = np.flatnonzero((by_id == 0) & (data.train_counts > 0))
     if len(uncounted):
         raise ValueError(
             f"{len(uncounted)} candidates have train rows and no count in {source}, such as "
             f"{data.candidate_vocabulary.raw_ids[uncounted[0]].as_py()!r}: their log_q would be "
             "that of what never occurs; count a log that holds the train rows."
         )
-    return found
+    return by_id

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import os
 import shutil
@@ -16,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from pipeline.contract.files import write_atomically
+from pipeline.contract.locks import held
 from samplers.methods.full_softmax import SoftTargets
 from towers.data.interactions import RetrievalData
 from towers.legacy_keras import tf_keras
@@ -83,14 +83,14 @@ def _check_same(config: TrainConfig, data: RetrievalData, record: dict[str, Any]
 
 def fixed_settings(config: TrainConfig) -> dict[str, Any]:
     """What a run keeps from its first step to its last, and with it each of its checkpoints."""
-    fields = _as_json(dataclasses.asdict(config))
+    fields = json.loads(json.dumps(dataclasses.asdict(config)))
     return {name: value for name, value in fields.items() if name not in _FREE}
 
 
 def _differing(before: dict[str, Any], config: TrainConfig) -> list[str]:
     """The settings that are not those of before; a setting that is new since had its default."""
     defaults = {field.name: field.default for field in dataclasses.fields(config)}
-    before, now = _as_json(defaults) | before, fixed_settings(config)
+    before, now = json.loads(json.dumps(defaults)) | before, fixed_settings(config)
     return [f"{n} {before.get(n)!r} → {now[n]!r}" for n in now if before.get(n) != now[n]]
 
 
@@ -108,8 +108,9 @@ def check_checkpoint(path: str, config: TrainConfig) -> None:
             raise ValueError(f"it is of another configuration: {', '.join(differing)}")
 
 
-@contextlib.contextmanager
-def only_writer(directory: str | os.PathLike[str], told: str = "") -> Iterator[None]:
+def only_writer(
+    directory: str | os.PathLike[str], told: str = ""
+) -> contextlib.AbstractContextManager[None]:
     """Keeps other processes from working in a directory; a killed one lets go of it.
 
     Args:
@@ -119,16 +120,8 @@ def only_writer(directory: str | os.PathLike[str], told: str = "") -> Iterator[N
     Raises:
       ValueError: another process works there.
     """
-    Path(directory).mkdir(parents=True, exist_ok=True)
-    with open(Path(directory) / _LOCK, "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ValueError(
-                told
-                or f"another process is training in {directory}: wait for it, or give a new --run."
-            ) from None
-        yield
+    busy = f"another process is training in {directory}: wait for it, or give a new --run."
+    return held(Path(directory) / _LOCK, told or busy)
 
 
 def make_model(
@@ -139,22 +132,12 @@ def make_model(
     Raises:
       ValueError: the method or one of its options is unknown, or the data lack attributes.
     """
+    names = "dim method normalize temperature seed init_stddev reduction jit_compile"
+    names += " exclude_seen_negatives"
+    settings: dict[str, Any] = {name: getattr(config, name) for name in names.split()}
+    options: dict[str, Any] = {**config.method_options}
     with _precision(config.precision):
-        return TwoTower(
-            data,
-            dim=config.dim,
-            method=config.method,
-            normalize=config.normalize,
-            temperature=config.temperature,
-            seed=config.seed,
-            init_stddev=config.init_stddev,
-            reduction=config.reduction,
-            jit_compile=config.jit_compile,
-            targets=targets,
-            exclude_seen_negatives=config.exclude_seen_negatives,
-            **config.tower_settings,
-            **config.method_options,
-        )
+        return TwoTower(data, targets=targets, **settings, **config.tower_settings, **options)
 
 
 @contextlib.contextmanager
@@ -225,7 +208,3 @@ def read_json(path: Path) -> dict[str, Any]:
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Writes a record in one step."""
     write_atomically(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-
-
-def _as_json(content: dict[str, Any]) -> dict[str, Any]:
-    return json.loads(json.dumps(content))

@@ -7,7 +7,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from towers.encoders.tower_config import TowerConfig, require
+from pipeline.contract.settings import require, require_all
+from towers.encoders.tower_config import TowerConfig
 from towers.metrics.definitions import METRICS
 
 
@@ -60,30 +61,26 @@ class TrainConfig(TowerConfig):
     devices: int = 0  # mirrored: how many; 0: all GPUs. Without GPUs: parts of the CPU, for tests
 
     def __post_init__(self) -> None:
-        """Checks every field.
-
-        Raises:
-          ValueError: a field breaks its rule; the message names rule, value and remedy.
-        """
         super().__post_init__()
         if isinstance(self.options, Mapping):
             pairs = tuple(f"{name}={value}" for name, value in self.options.items())
             object.__setattr__(self, "options", pairs)
         object.__setattr__(self, "options", tuple(self.options))
-        for name in ("data", "run", "method"):
-            require(bool(getattr(self, name)), name, "must be given", getattr(self, name))
-        for name in ("dim", "epochs", "decay_epochs", "teacher_candidates"):
-            require(getattr(self, name) >= 1, name, "must be at least 1", getattr(self, name))
-        for name in ("l2", "init_stddev", "seed", "patience", "devices"):
-            require(getattr(self, name) >= 0, name, "must be at least 0", getattr(self, name))
-        for name in ("temperature", "learning_rate", "checkpoint_minutes"):
-            require(getattr(self, name) > 0, name, "must be above 0", getattr(self, name))
-        decay, reduction = self.learning_rate_decay, self.reduction
-        require(self.batch_size >= 2, "batch_size", "must be at least 2", self.batch_size)
-        require(0 < decay <= 1, "learning_rate_decay", "must be in (0, 1]", decay)
-        require(reduction in ("mean", "sum"), "reduction", "must be mean or sum", reduction)
-        _one_of("precision", ("float32", "tf32", "bfloat16"), self.precision)
-        _one_of("strategy", ("none", "mirrored", "multi_worker"), self.strategy)
+        require_all(self, "must be given", "data", "run", "method")
+        counts = ("dim", "epochs", "decay_epochs", "teacher_candidates")
+        require_all(self, "must be at least 1", *counts)
+        require_all(self, "must be at least 2", "batch_size")
+        require_all(self, "must be at least 0", "l2", "init_stddev", "seed", "patience", "devices")
+        require_all(self, "must be above 0", "temperature", "learning_rate", "checkpoint_minutes")
+        require_all(self, "must be in (0, 1]", "learning_rate_decay")
+        known = self.reduction in ("mean", "sum")
+        require(known, "reduction", "must be mean or sum", self.reduction)
+        for name, choices in (
+            ("precision", ("float32", "tf32", "bfloat16")),
+            ("strategy", ("none", "mirrored", "multi_worker")),
+        ):
+            rule = f"must be one of {', '.join(choices)}"
+            require(getattr(self, name) in choices, name, rule, getattr(self, name))
         several = self.strategy == "mirrored" or not self.devices
         require(several, "devices", "must be 0 without --strategy mirrored", self.devices)
         enough = self.batch_size >= self.devices
@@ -91,12 +88,9 @@ class TrainConfig(TowerConfig):
         for option in self.options:
             require("=" in option[1:], "options", "must be name=value", option)
         kind, _, path = self.frequency.partition(":")
-        require(
-            self.frequency == "counts" or bool(kind in ("counts", "streaming") and path),
-            "frequency",
-            "must be counts, counts:DIR or streaming:DIR",
-            self.frequency,
-        )
+        known = self.frequency == "counts" or bool(kind in ("counts", "streaming") and path)
+        rule = "must be counts, counts:DIR or streaming:DIR"
+        require(known, "frequency", rule, self.frequency)
         for name in ("init_from", "teacher"):
             start = getattr(self, name)
             other = not start or os.path.abspath(start) != os.path.abspath(self.run)
@@ -113,51 +107,14 @@ class TrainConfig(TowerConfig):
 
     def recorded(self) -> dict[str, Any]:
         """What a record of the trained model holds: all fields but paths and the running of it."""
-        fields = dataclasses.asdict(self)
-        for name in ("data", "run", "checkpoint_minutes", "overwrite"):
-            del fields[name]
-        for name in ("jit_compile", "deterministic", "strategy", "devices"):
-            del fields[name]
+        left_out = (
+            "data run checkpoint_minutes overwrite jit_compile deterministic strategy devices"
+        )
+        fields = {k: v for k, v in dataclasses.asdict(self).items() if k not in left_out.split()}
         fields["frequency"] = "".join(self.frequency.partition(":")[:2])  # without its path
         for name in ("init_from", "teacher"):
             fields[name] = bool(getattr(self, name))
         return fields
-
-
-@dataclasses.dataclass(frozen=True)
-class RecommendConfig:
-    """Settings of the top-k of all users, written to files."""
-
-    data: str = ""  # directory that `twotower prepare` made
-    run: str = ""  # directory of the trained run
-    output: str = ""  # directory to write: Parquet files of query_id, candidate_ids and scores
-    k: int = 100  # K, candidates for each user
-    index: str = "exact"  # exact: all candidates are scored; scann: by the index of a version
-    models: str = ""  # scann: directory of published versions of this run
-    name: str = "twotower"  # scann: name of the model there; its newest version answers
-    keep_seen: bool = False  # recommend also what a user chose in train or validation
-    block_size: int = 256  # users that are ranked at a time
-    shard_size: int = 100_000  # users of a file
-    overwrite: bool = False  # replace what is in the output directory
-
-    def __post_init__(self) -> None:
-        """Checks every field.
-
-        Raises:
-          ValueError: a field breaks its rule; the message names rule, value and remedy.
-        """
-        for name in ("data", "run", "output"):
-            require(bool(getattr(self, name)), name, "must be given", getattr(self, name))
-        for name in ("k", "block_size", "shard_size"):
-            require(getattr(self, name) >= 1, name, "must be at least 1", getattr(self, name))
-        require(self.index in ("exact", "scann"), "index", "must be exact or scann", self.index)
-        needed = self.index == "exact" or bool(self.models)
-        require(needed, "models", "must be given with --index scann", self.models)
-        for name in ("data", "run", "models"):
-            place = os.path.abspath(getattr(self, name) or self.data)
-            output = os.path.abspath(self.output)
-            apart = os.path.commonpath([place, output]) != output
-            require(apart, "output", f"must not be or hold {name}", self.output)
 
 
 def parse_metric(metric: str, name: str = "validation_metric") -> tuple[str, int]:
@@ -175,7 +132,3 @@ def parse_metric(metric: str, name: str = "validation_metric") -> tuple[str, int
     require(kind in METRICS, name, rule, metric)
     require(cut_off.isdigit() and int(cut_off) > 0, name, rule, metric)
     return kind, int(cut_off)
-
-
-def _one_of(name: str, values: tuple[str, ...], got: str) -> None:
-    require(got in values, name, f"must be one of {', '.join(values)}", got)

@@ -15,22 +15,20 @@ from towers.legacy_keras import tf_keras
 from towers.metrics.full_corpus_metrics import FullCorpusMetrics
 from towers.model.distribution import is_chief, make_strategy, wait_for_all
 from towers.model.optimizers import make_optimizer, staircase_decay
-from towers.model.tensor_float import TensorFloat32
 from towers.model.two_tower import TwoTower
-from towers.training.checkpoints import CheckData, RunRecorder
-from towers.training.divergence import explain
+from towers.training.checkpoints import RunRecorder
+from towers.training.earlier_run import keep_vocabularies, soft_targets, start_from_run
+from towers.training.failures import CheckData, explain_divergence, told_when_full
 from towers.training.frequency import open_frequency
-from towers.training.full_disk import told_when_full
 from towers.training.run_directory import (
     CHECKPOINTS,
     LOGS,
     claim,
     make_model,
     only_writer,
+    open_run,
 )
 from towers.training.settings import TrainConfig, parse_metric
-from towers.training.teacher import targets_of_run
-from towers.training.warm_start import keep_vocabularies, start_from_run
 
 log = logging.getLogger(__name__)
 _STEPS_ON_A_GPU = 16  # that TensorFlow takes in a row
@@ -65,8 +63,11 @@ def train(config: TrainConfig, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
             "data with --validation_ratio above 0, or leave out --patience."
         )
     config, frequency = open_frequency(config, data)
-    targets = targets_of_run(config, data) if config.teacher else None
-    rows = data.by_query() if config.teacher else data  # whose train rows make up an epoch
+    targets, rows = None, data  # rows: whose train rows make up an epoch
+    if config.teacher:
+        teacher, _ = open_run(config.teacher, data)
+        log.info("train: the ranking of %s is read off", config.teacher)
+        targets, rows = soft_targets(teacher, data, config.teacher_candidates), data.by_query()
     with strategy.scope():
         model = make_model(config, frequency.counted(data), targets)
         frequency.start(model.method)
@@ -82,6 +83,21 @@ def train(config: TrainConfig, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
         frequency.keep(config.run)
         keep_vocabularies(config.run, data)
         return _train(config, data, rows, model, strategy, callbacks)
+
+
+class _TensorFloat32(tf_keras.callbacks.Callback):
+    """Products round factors to 10 bits of mantissa on a GPU: in steps, not in later callbacks.
+
+    TensorFlow has it on. Here it is off, see `towers.legacy_keras`, so that scores are compared as
+    they are, but for the steps with `--precision tf32` or `bfloat16`. Embeddings of bfloat16 have 7
+    bits, so that it rounds nothing of them, and their products are added up in float32.
+    """
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        tf.config.experimental.enable_tensor_float_32_execution(True)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        tf.config.experimental.enable_tensor_float_32_execution(False)
 
 
 def _has_begun(config: TrainConfig) -> bool:
@@ -140,7 +156,8 @@ def _train(
                 verbose=1 if sys.stdout.isatty() else 2,
             )
         except tf.errors.InvalidArgumentError as error:
-            raise explain(error, config, rows, int(model.iteration.numpy())) or error from error
+            step = int(model.iteration.numpy())
+            raise explain_divergence(error, config, rows, step) or error from error
         finally:  # an epoch that failed has no end
             tf.config.experimental.enable_tensor_float_32_execution(False)
     return _report(config, recorder)
@@ -152,7 +169,7 @@ def _callbacks(
     """Metrics before the recorder and TensorBoard, which read them from the logs."""
     callbacks: list[Any] = [CheckData(config.data, data.fingerprint)]
     if config.precision in ("tf32", "bfloat16"):
-        callbacks.append(TensorFloat32())
+        callbacks.append(_TensorFloat32())
     if data.num_rows("validation"):
         metric, cut_off = parse_metric(config.validation_metric)
         callbacks.append(
@@ -174,42 +191,22 @@ def _callbacks(
 def _announce(
     config: TrainConfig, data: RetrievalData, state: dict[str, Any], resumed: bool, steps: int
 ) -> None:
-    rows = data.num_rows("train")
-    log.info(
-        "train: %s, %d queries, %d candidates, %d rows, %d steps an epoch",
-        config.method,
-        data.num_queries,
-        data.num_candidates,
-        rows,
-        steps,
-    )
+    sizes = (data.num_queries, data.num_candidates, data.num_rows("train"), steps)
+    text = "train: %s, %d queries, %d candidates, %d rows, %d steps an epoch"
+    log.info(text, config.method, *sizes)
     if state["finished"]:
-        log.info(
-            "train: %s is finished after %d epochs; more --epochs go on with it, --overwrite "
-            "begins again.",
-            config.run,
-            state["epochs"],
-        )
+        text = "train: %s is finished after %d epochs; more --epochs go on with it"
+        log.info(f"{text}, --overwrite begins again.", config.run, state["epochs"])
     elif resumed:
-        log.info(
-            "train: going on at step %d, in epoch %d", state["steps"], state["steps"] // steps + 1
-        )
+        epoch = state["steps"] // steps + 1
+        log.info("train: going on at step %d, in epoch %d", state["steps"], epoch)
 
 
 def _report(config: TrainConfig, recorder: RunRecorder) -> dict[str, Any]:
     summary = recorder.summary()
     if summary["stopped_early"]:
-        log.info(
-            "train: stopped after epoch %d, %s was best in epoch %d",
-            summary["epochs"],
-            config.validation_metric,
-            summary["best_epoch"],
-        )
-    log.info(
-        "train: %d steps in %.0f s; weights %s in %s",
-        summary["steps"],
-        summary["seconds"],
-        summary["weights"],
-        config.run,
-    )
+        text = "train: stopped after epoch %d, %s was best in epoch %d"
+        log.info(text, summary["epochs"], config.validation_metric, summary["best_epoch"])
+    values = (summary["steps"], summary["seconds"], summary["weights"], config.run)
+    log.info("train: %d steps in %.0f s; weights %s in %s", *values)
     return summary

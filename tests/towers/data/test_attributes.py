@@ -10,12 +10,11 @@ import pytest
 import tensorflow as tf
 
 from pipeline.contract import schema
-from towers.data.attributes import columns_of, read_column
+from towers.data.attributes import MAX_CODES, columns_of, read_column, text_codes
 from towers.data.dataframe import from_dataframe
 from towers.data.history import History
 from towers.data.interactions import open_data
-from towers.data.lists import Lists, first_values
-from towers.data.ngrams import MOST_CODES, text_codes
+from towers.data.ragged import Lists, first_values
 from towers.encoders.feature_source import FeatureSource
 
 BUCKETS = 1000
@@ -33,7 +32,7 @@ def bucket(term):
 def python_codes(text):
     words = [f" {word} " for word in text.lower().split()]
     groups = [word[n : n + 3] for word in words for n in range(len(word) - 2)]
-    return [bucket(term) for term in [*words, *groups]][:MOST_CODES]
+    return [bucket(term) for term in [*words, *groups]][:MAX_CODES]
 
 
 def read(columns, arrays, ids):
@@ -99,7 +98,7 @@ def test_text_codes():
     for row, text in enumerate(texts):
         found = lists.values[lists.offsets[row] : lists.offsets[row + 1]].tolist()
         assert found == python_codes(text)
-    assert lists.longest == MOST_CODES
+    assert np.diff(lists.offsets).max() == MAX_CODES
     assert lists.values.min() >= 0
     assert lists.values.max() <= BUCKETS
     by_hand = [bucket(term) for term in (" green ", " tea ")]

@@ -86,7 +86,10 @@ def test_damaged_arrays_are_decoded_again(data, make_prepared, damage):
     )
 
 
-@pytest.mark.parametrize(("full", "text"), [("one", "ROWS {rows}"), ("all", "or make room")])
+@pytest.mark.parametrize(
+    ("full", "text"),
+    [("one", "ROWS {rows}"), pytest.param("all", "or make room", marks=pytest.mark.long)],
+)
 def test_a_full_disk_is_left_for_the_next_place(data, make_prepared, tmp_path, full, text):
     directory = make_prepared(data)
     done = subprocess.run(
@@ -100,6 +103,7 @@ def test_a_full_disk_is_left_for_the_next_place(data, make_prepared, tmp_path, f
     assert list((directory / ".arrays").iterdir()) == []  # nothing half decoded
 
 
+@pytest.mark.long
 def test_a_disk_that_fills_up_under_mapped_files_kills_nobody(data, make_prepared, tmp_path):
     directory = make_prepared(data)
     (directory / ".arrays").mkdir()

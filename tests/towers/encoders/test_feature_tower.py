@@ -7,8 +7,8 @@ import tensorflow as tf
 
 from pipeline.contract import schema
 from towers.data.interactions import open_data
-from towers.encoders.feature_tower import uniform_by_id
-from towers.encoders.pooling import AttentionPooling, mean_of
+from towers.encoders.feature_tower import AttentionPooling, mean_of
+from towers.encoders.tower import uniform_by_id
 from towers.encoders.tower_config import TowerConfig
 from towers.model.two_tower import TwoTower
 

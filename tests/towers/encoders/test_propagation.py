@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from towers.encoders.bipartite_graph import BipartiteGraph
-from towers.encoders.propagation import LightGcn, Ngcf
+from towers.encoders.propagation import BipartiteGraph, LightGcn, Ngcf
 
 Q, N, D = 7, 9, 5
 KERNELS = pytest.mark.parametrize("segments", [True, False], ids=["segments", "rows"])

@@ -10,7 +10,6 @@ import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
 
-import samplers
 import towers
 import twotower
 from pipeline.contract import schema
@@ -45,8 +44,9 @@ SETTINGS = {
     "features": FEATURES,
     "attention": FEATURES | {"history_pooling": "attention", "share_items": False},
 }
-# One of each way to use the towers; `make test-long` takes the other methods too.
-QUICK = ("ssl_pop", "full_softmax", "xir", "bmns", "dns_mn", "adasir_w", "aobpr", "sl_at_k")
+# One of each way to use the towers.
+WAYS = ("ssl_pop", "full_softmax", "xir", "bmns", "dns_mn", "adasir_w", "aobpr", "sl_at_k")
+LONG = pytest.mark.long
 
 
 @pytest.fixture(scope="module")
@@ -69,13 +69,18 @@ def batch_of(data, size):
 @pytest.mark.parametrize(
     ("name", "method"),
     [
-        *(
-            pytest.param("features", m, marks=() if m in QUICK else pytest.mark.long)
-            for m in sorted(samplers.METHODS)
-        ),
-        *((name, m) for name in ("light_gcn", "ngcf") for m in ("dns", "full_softmax")),
-        *((name, "mns") for name in ("gmf", "light_gcn_segments", "attention", "svdpp")),
-        *((name, m) for name in ("fism", "by_popularity") for m in ("dns", "full_softmax")),
+        ("features", "xir"),
+        ("attention", "dns_mn"),
+        ("light_gcn", "dns"),
+        ("ngcf", "full_softmax"),
+        ("fism", "full_softmax"),
+        ("svdpp", "mns"),
+        ("gmf", "ssl_pop"),
+        *(pytest.param("features", m, marks=LONG) for m in WAYS if m != "xir"),
+        *(pytest.param("by_popularity", m, marks=LONG) for m in ("dns", "full_softmax")),
+        pytest.param("light_gcn", "full_softmax", marks=LONG),
+        pytest.param("light_gcn_segments", "mns", marks=LONG),
+        pytest.param("fism", "dns", marks=LONG),
     ],
 )
 def test_step_takes_the_gradients_of_compute_loss(attributed_data, name, method):
@@ -105,14 +110,13 @@ def test_step_takes_the_gradients_of_compute_loss(attributed_data, name, method)
 @pytest.mark.parametrize(
     ("name", "method"),
     [
-        *((name, "ssl_pop") for name in ("light_gcn", "ngcf")),
-        *((name, "dns") for name in ("gmf", "light_gcn", "features", "fism")),
-        pytest.param("svdpp", "ssl_pop", marks=pytest.mark.long),
-        pytest.param("light_gcn_segments", "dns", marks=pytest.mark.long),
-        pytest.param("ngcf", "dns", marks=pytest.mark.long),
-        pytest.param("gmf", "ssl_pop", marks=pytest.mark.long),
-        pytest.param("features", "ssl_pop", marks=pytest.mark.long),
-        pytest.param("attention", "ssl_pop", marks=pytest.mark.long),
+        ("ngcf", "ssl_pop"),
+        ("features", "dns"),
+        pytest.param("gmf", "dns", marks=LONG),
+        pytest.param("fism", "dns", marks=LONG),
+        pytest.param("svdpp", "ssl_pop", marks=LONG),
+        pytest.param("light_gcn_segments", "ssl_pop", marks=LONG),
+        pytest.param("attention", "ssl_pop", marks=LONG),
     ],
 )
 def test_checkerboard(checkerboard, name, method):
@@ -182,6 +186,7 @@ def test_cold_items_are_ranked_by_their_attributes(checkerboard):
 
 def config_for(prepared, run, name, **settings):
     fields = {"dim": 6, "batch_size": 64, "epochs": 2, "normalize": True, "temperature": 0.3}
+    fields["jit_compile"] = False
     return TrainConfig(data=str(prepared), run=str(run), **(fields | SETTINGS[name] | settings))
 
 
@@ -193,7 +198,7 @@ def checkpoint_of(run):
 
 @pytest.fixture(
     scope="module",
-    params=["light_gcn", "ngcf", "features", pytest.param("svdpp", marks=pytest.mark.long)],
+    params=["features", *(pytest.param(name, marks=LONG) for name in ("ngcf", "svdpp"))],
 )
 def trained(request, attributed, tmp_path_factory):
     """The name of a tower and a run of two epochs."""
@@ -293,6 +298,7 @@ def test_what_is_exported_scores_as_the_model(trained, attributed, tmp_path):
         assert ids[-1] == "u29"
 
 
+@LONG
 def test_mixed_precision(attributed_data):
     tf_keras.mixed_precision.set_global_policy("mixed_bfloat16")
     try:

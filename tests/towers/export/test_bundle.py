@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -12,25 +13,11 @@ from towers.evaluation.evaluate import evaluate
 from towers.evaluation.settings import EvaluateConfig
 from towers.export.bundle import export_bundle
 from towers.training.run_directory import open_run
-from towers.training.settings import TrainConfig
-from towers.training.train import train
 
 
 @pytest.fixture(scope="module")
-def run(prepared, tmp_path_factory):
-    directory = tmp_path_factory.mktemp("export") / "run"
-    train(
-        TrainConfig(
-            data=str(prepared),
-            run=str(directory),
-            dim=6,
-            epochs=1,
-            batch_size=64,
-            normalize=True,
-            temperature=0.1,
-        )
-    )
-    return directory
+def run(trained, tmp_path_factory):
+    return shutil.copytree(trained[0].run, tmp_path_factory.mktemp("export") / "run")
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +34,6 @@ def test_query_model_gives_the_embeddings_of_the_model(bundle, prepared, run):
     answer = served.signatures["serving_default"](query_id=tf.constant([*raw_ids, "nobody"]))
     assert answer["embedding"].dtype == tf.float32
     np.testing.assert_array_equal(answer["embedding"][:-1], model.query_embeddings())
-    np.testing.assert_allclose(np.linalg.norm(answer["embedding"][:-1], axis=1), 10, rtol=1e-5)
     assert answer["known"].numpy().tolist() == [True] * len(raw_ids) + [False]
     assert (answer["embedding"].numpy()[-1] == 0).all()
 
@@ -76,8 +62,8 @@ def test_vectors_ids_and_seen_lists(bundle, prepared, run):
 
 def test_manifest(bundle, prepared, run):
     manifest = schema.read_manifest(bundle, "bundle")
-    assert manifest.counts["dim"] == 6
-    assert manifest.details["configuration"]["temperature"] == 0.1
+    assert manifest.counts["dim"] == 8
+    assert manifest.details["configuration"]["temperature"] == 0.5
     assert manifest.details["data"]["fingerprint"] == open_data(prepared).fingerprint
     metrics = json.loads((run / "metrics.json").read_text())
     assert manifest.details["metrics"]["test"] == metrics["test"]
@@ -99,7 +85,7 @@ def test_a_bundle_is_replaced_at_once(prepared, run, tmp_path):
 def test_errors_leave_nothing_behind(prepared, run, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="holds no trained run"):
         export_bundle(prepared, tmp_path, tmp_path / "bundle")
-    broken = np.full((2, 2), np.nan, np.float32)
+    broken = np.full((2, 8), np.nan, np.float32)
     monkeypatch.setattr(
         "towers.model.two_tower.TwoTower.candidate_embeddings", lambda self: tf.constant(broken)
     )

@@ -1,5 +1,4 @@
 import dataclasses
-import fcntl
 import json
 import os
 import signal
@@ -13,25 +12,17 @@ import pytest
 
 import twotower
 from pipeline.contract import schema
-from pipeline.contract.files import checksum
+from pipeline.contract.files import checksum, made_aside
 from towers.data.interactions import open_data
 from towers.export.recommend import Ranker, recommend
+from towers.export.settings import RecommendConfig
 from towers.training.run_directory import open_run
-from towers.training.settings import RecommendConfig, TrainConfig
-from towers.training.train import train
-
-
-@pytest.fixture(scope="module")
-def run(prepared, tmp_path_factory):
-    directory = tmp_path_factory.mktemp("recommend") / "run"
-    train(TrainConfig(data=str(prepared), run=str(directory), dim=8, batch_size=64, epochs=2))
-    return directory
 
 
 @pytest.fixture
-def config(prepared, run, tmp_path):
+def config(prepared, trained, tmp_path):
     return RecommendConfig(
-        data=str(prepared), run=str(run), output=str(tmp_path / "out"), k=7, block_size=16
+        data=str(prepared), run=trained[0].run, output=str(tmp_path / "out"), k=7, block_size=16
     )
 
 
@@ -157,8 +148,8 @@ def test_nothing_half_written_stays(config, tmp_path):
     def top_k(users):
         asked.append(users)
         if len(asked) == 2:
-            assert [path.name for path in tmp_path.iterdir()] == ["out.partial"]
-            assert list((tmp_path / "out.partial").iterdir())  # a file of the first block
+            assert not (tmp_path / "out").exists()
+            assert list((tmp_path / ".out.partial").iterdir())  # a file of the first block
             raise KeyboardInterrupt
         return [([], [])] * len(users)
 
@@ -168,7 +159,7 @@ def test_nothing_half_written_stays(config, tmp_path):
 
 
 def test_what_a_killed_process_left_goes(config, tmp_path):
-    partial = tmp_path / "out.partial"
+    partial = tmp_path / ".out.partial"
     partial.mkdir()
     (partial / "recommendations-00000-of-00099.parquet").write_bytes(b"half")
     recommend(config)
@@ -177,23 +168,17 @@ def test_what_a_killed_process_left_goes(config, tmp_path):
 
 
 def test_a_second_writer_is_refused(config, tmp_path):
-    partial = tmp_path / "out.partial"
-    partial.mkdir()
-    (partial / "mine").write_text("x")
-    lock = os.open(partial, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(ValueError, match=r"another process is writing .*out; wait for it"):
-            recommend(config)
-    finally:
-        os.close(lock)
-    assert (partial / "mine").read_text() == "x"
+    with (
+        made_aside(tmp_path / "out"),
+        pytest.raises(ValueError, match=r"another process is writing .*out; wait for it"),
+    ):
+        recommend(config)
 
 
 KILLED = """
 import os, signal, sys
 from test_recommend import ranker
-from towers.training.settings import RecommendConfig
+from towers.export.settings import RecommendConfig
 from towers.export.recommend import recommend
 
 config = RecommendConfig(
@@ -220,7 +205,7 @@ def test_killed_in_the_middle_then_again(config, tmp_path):
         capture_output=True,
     )
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
-    assert [path.name for path in tmp_path.iterdir()] == ["out.partial"]
+    assert {path.name for path in tmp_path.iterdir()} == {".out.partial", ".out.partial.lock"}
     recommend(config)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert_rows(rows_of(tmp_path / "out"), list(expected_rows(config)))

@@ -1,5 +1,7 @@
 """`--precision bfloat16`: embeddings are rounded, weights are not, and the ranking stays good."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -15,7 +17,14 @@ from towers.training.train import train
 
 def fitted(data, precision, **settings):
     config = TrainConfig(
-        data="d", run="r", dim=8, normalize=True, temperature=0.125, precision=precision, **settings
+        data="d",
+        run="r",
+        dim=8,
+        normalize=True,
+        temperature=0.125,
+        precision=precision,
+        jit_compile=False,
+        **settings,
     )
     model = make_model(config, data)
     assert tf_keras.mixed_precision.global_policy().name == "float32"
@@ -33,28 +42,22 @@ def is_rounded(values):
     return np.array_equal(tf.cast(tf.cast(values, tf.bfloat16), tf.float32), values)
 
 
-@pytest.mark.parametrize("method", ["ssl_pop", pytest.param("bmns", marks=pytest.mark.long)])
-def test_checkerboard_in_both_precisions(checkerboard, method):
-    options = {"method": method, "options": () if method == "ssl_pop" else ("num_mixed=16",)}
-    for precision in ("float32", "bfloat16"):
-        model = fitted(checkerboard, precision, **options)
-        assert recall(model, checkerboard) == 1.0
-        # Their product with 8 = 1 / temperature is exact.
-        assert is_rounded(model.query_embeddings()) == (precision == "bfloat16")
-        assert is_rounded(model.candidate_embeddings()) == (precision == "bfloat16")
-        assert not is_rounded(model.query_tower.table)
-
-
-def test_a_run_remembers_its_precision(prepared, tmp_path):
-    config = TrainConfig(
-        data=str(prepared), run=str(tmp_path / "run"), dim=8, epochs=1, precision="bfloat16"
-    )
-    train(config)
-    model, opened = open_run(config.run, towers.open_data(prepared))
-    assert opened.recorded()["precision"] == "bfloat16"
+@pytest.mark.parametrize(
+    ("precision", "method", "options"),
+    [
+        ("bfloat16", "ssl_pop", ()),
+        pytest.param("bfloat16", "bmns", ("num_mixed=16",), marks=pytest.mark.long),
+    ],
+)
+def test_checkerboard(checkerboard, precision, method, options):
+    model = fitted(checkerboard, precision, method=method, options=options)
+    assert recall(model, checkerboard) == 1.0
+    # Their product with 8 = 1 / temperature is exact.
+    assert is_rounded(model.query_embeddings())
     assert is_rounded(model.candidate_embeddings())
-    with pytest.raises(ValueError, match="precision 'bfloat16' → 'float32'"):
-        train(TrainConfig(data=config.data, run=config.run, dim=8, epochs=1))
+    assert not is_rounded(model.query_tower.table)
+    without = make_model(TrainConfig(data="d", run="r", dim=8), checkerboard)
+    assert not is_rounded(without.query_embeddings())
 
 
 class Watch(tf_keras.callbacks.Callback):
@@ -71,16 +74,32 @@ class Watch(tf_keras.callbacks.Callback):
         self.after.append(tf.config.experimental.tensor_float_32_execution_enabled())
 
 
-@pytest.mark.parametrize(("precision", "rounds"), [("float32", False), ("tf32", True)])
-def test_only_steps_of_training_round_to_tensor_float_and_only_if_asked(
+@pytest.mark.parametrize(
+    ("precision", "rounds"),
+    [
+        ("bfloat16", True),
+        pytest.param("tf32", True, marks=pytest.mark.long),
+        ("float32", False),
+    ],
+)
+def test_only_steps_of_training_round_and_a_run_remembers_its_precision(
     prepared, tmp_path, precision, rounds
 ):
-    run, watch = str(tmp_path / "run"), Watch()
-    config = TrainConfig(data=str(prepared), run=run, dim=4, epochs=2, precision=precision)
+    settings = {"dim": 4, "batch_size": 512, "epochs": 1, "jit_compile": False}
+    config = TrainConfig(
+        data=str(prepared), run=str(tmp_path / "run"), precision=precision, **settings
+    )
+    watch = Watch()
     train(config, [watch])
     assert set(watch.in_steps) == {rounds}
-    assert watch.after == [False, False]
+    assert watch.after == [False]
     assert not tf.config.experimental.tensor_float_32_execution_enabled()
+    model, opened = open_run(config.run, towers.open_data(prepared))
+    assert opened.recorded()["precision"] == precision
+    assert is_rounded(model.candidate_embeddings()) == (precision == "bfloat16")
+    other = "float32" if precision == "bfloat16" else "bfloat16"
+    with pytest.raises(ValueError, match=f"precision '{precision}' → '{other}'"):
+        train(dataclasses.replace(config, precision=other))
 
 
 def test_lengths_are_taken_in_float32():

@@ -10,7 +10,6 @@ from towers import RetrievalTask
 from towers.legacy_keras import tf_keras, tfrs
 
 QUERIES, CANDIDATES, DIM = 24, 32, 8
-IN_BATCH = ("ssl", "ssl_pop", "bir", "bmns", "positive_mixing")
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +60,10 @@ def assert_ranked_first(model, pairs):
         assert scores[query].argmax() == CANDIDATES - 2 + query % 2
 
 
-@pytest.mark.parametrize("name", IN_BATCH)
+LONG = pytest.mark.long
+
+
+@pytest.mark.parametrize("name", ["ssl_pop", pytest.param("bmns", marks=LONG)])
 def test_in_batch_methods_with_the_arguments_of_tfrs(pairs, name):
     probability = np.bincount(pairs[:, 1], minlength=CANDIDATES) / len(pairs)
     model = Model(
@@ -72,47 +74,58 @@ def test_in_batch_methods_with_the_arguments_of_tfrs(pairs, name):
     assert_ranked_first(model, pairs)
 
 
-@pytest.mark.parametrize("name", sorted(set(samplers.METHODS) - set(IN_BATCH)))
-def test_other_methods_with_their_extra_arguments(pairs, name):
-    model = Model(
+def model_of(name, temperature=0.2, **options):
+    """A model whose task has all that any method needs."""
+    ids = {"candidate_ids": lambda rows: rows["c"], "query_ids": lambda rows: rows["q"]}
+    return Model(
         lambda model: RetrievalTask(
             name,
-            temperature=0.2,
-            frequency=np.bincount(pairs[:, 1], minlength=CANDIDATES),
+            temperature=temperature,
+            frequency=np.arange(1, 1 + CANDIDATES),
             num_candidates=CANDIDATES,
             num_queries=QUERIES,
+            fingerprints=np.arange(CANDIDATES),
             candidate_encoder=lambda ids: model.embed(model.candidates, ids),
             query_encoder=lambda ids: model.embed(model.queries, ids),
+            **options,
         ),
-        {"candidate_ids": lambda rows: rows["c"], "query_ids": lambda rows: rows["q"]},
+        ids,
     )
+
+
+@pytest.mark.parametrize(
+    "name", ["adasir_u", *(pytest.param(n, marks=LONG) for n in ("xir", "sl_at_k", "dns_mn"))]
+)
+def test_other_methods_with_their_extra_arguments(pairs, name):
+    model = model_of(name)
     fit(model, pairs)
     assert_ranked_first(model, pairs)
+
+
+@pytest.mark.parametrize("name", sorted(samplers.METHODS))
+def test_every_method_has_a_gradient_and_remembers_its_step(pairs, name):
+    model, rows = model_of(name), {"q": pairs[:16, 0], "c": pairs[:16, 1]}
+    with tf.GradientTape() as tape:
+        loss = model.compute_loss(rows, training=True)
+    gradients = tape.gradient(loss, model.trainable_variables)
+    assert np.isfinite(loss)
+    assert all(np.any(tf.convert_to_tensor(gradient)) for gradient in gradients)
+    assert int(model.task.iteration) == 1
 
 
 # method → options; each remembers something of what it has been trained on
 WITH_STATE = {"xir": {"redraw": "drawn"}, "correct_sfx": {}, "adasir_u": {}, "aobpr": {}}
 
 
-@pytest.mark.parametrize("name", WITH_STATE)
+@pytest.mark.parametrize(
+    "name", ["aobpr", *(pytest.param(name, marks=LONG) for name in WITH_STATE if name != "aobpr")]
+)
 def test_evaluation_changes_nothing(pairs, name):
     """Although `compute_loss` does not say which of training and evaluation it is called in."""
 
     def trained(evaluated):
         tf_keras.utils.set_random_seed(3)
-        model = Model(
-            lambda model: RetrievalTask(
-                name,
-                frequency=np.bincount(pairs[:, 1], minlength=CANDIDATES),
-                num_candidates=CANDIDATES,
-                num_queries=QUERIES,
-                fingerprints=np.arange(CANDIDATES),
-                candidate_encoder=lambda ids: model.embed(model.candidates, ids),
-                query_encoder=lambda ids: model.embed(model.queries, ids),
-                **WITH_STATE[name],
-            ),
-            {"candidate_ids": lambda rows: rows["c"], "query_ids": lambda rows: rows["q"]},
-        )
+        model = model_of(name, temperature=1.0, **WITH_STATE[name])
         model.compile(optimizer=tf_keras.optimizers.SGD(0.5))
         rows = tf.data.Dataset.from_tensor_slices({"q": pairs[:, 0], "c": pairs[:, 1]}).batch(64)
         held_out = rows.take(2) if evaluated else None

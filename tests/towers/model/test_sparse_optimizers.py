@@ -1,6 +1,3 @@
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -8,10 +5,11 @@ import tensorflow as tf
 from towers.model.optimizers import (
     OPTIMIZERS,
     CoupledAdam,
+    LazyAdam,
+    SparseAdagrad,
     make_optimizer,
     staircase_decay,
 )
-from towers.model.sparse_optimizers import LazyAdam, SparseAdagrad
 
 ROWS, DIM = 11, 3
 SPARSE = ["lazy_adam", "adagrad"]
@@ -171,51 +169,6 @@ def test_goes_on_from_a_checkpoint(name, tmp_path):
     for gradient in gradients[10:]:
         again.apply_gradients([(gradient, rest)])
     assert whole.numpy().tobytes() == rest.numpy().tobytes()
-
-
-REPLICAS = """
-import numpy as np
-import tensorflow as tf
-
-cpu = tf.config.list_physical_devices("CPU")[0]
-tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-
-from towers.model.optimizers import OPTIMIZERS, make_optimizer
-
-strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-rng = np.random.default_rng(0)
-theta = rng.normal(size=(9, 3)).astype(np.float32)
-ids = rng.integers(0, 7, (6, 2, 4))
-values = rng.normal(size=(6, 2, 4, 3)).astype(np.float32)
-for name in OPTIMIZERS:
-    alone, one = tf.Variable(theta), make_optimizer(name, 0.05, 0.1)
-    with strategy.scope():
-        mirrored, two = tf.Variable(theta), make_optimizer(name, 0.05, 0.1)
-        two.build([mirrored])
-
-    @tf.function
-    def step(batch, gradients):
-        two.apply_gradients([(tf.IndexedSlices(gradients, batch, tf.constant([9, 3])), mirrored)])
-
-    for batch, gradients in zip(ids, values):
-        joined = tf.IndexedSlices(gradients.reshape(8, 3), batch.reshape(8), [9, 3])
-        one.apply_gradients([(joined, alone)])
-        on_each = [
-            strategy.experimental_distribute_values_from_function(
-                lambda context: tf.constant(parts[context.replica_id_in_sync_group])
-            )
-            for parts in (batch, gradients)
-        ]
-        strategy.run(step, args=on_each)
-    for copy in strategy.experimental_local_results(mirrored):
-        np.testing.assert_allclose(copy.numpy(), alone.numpy(), rtol=1e-5, atol=1e-6)
-    assert int(two.iterations.numpy()) == 6
-"""
-
-
-def test_two_replicas_are_one_with_the_joined_batch():
-    done = subprocess.run([sys.executable, "-c", REPLICAS], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def test_wrong_settings_are_errors():

@@ -1,11 +1,13 @@
 """What a run survives, and what it leaves behind where it cannot go on."""
 
+import contextlib
 import dataclasses
+import functools
 import json
 import os
+import resource
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,38 +23,51 @@ from towers.data.epochs import step_rows
 from towers.data.interactions import open_data
 from towers.legacy_keras import tf_keras
 from towers.model.gradients import worst_of
+from towers.model.optimizers import make_optimizer
 from towers.model.two_tower import TwoTower
+from towers.training.earlier_run import start_from_run
 from towers.training.run_directory import make_model, open_run
 from towers.training.settings import TrainConfig
 from towers.training.train import train
-from towers.training.warm_start import start_from_run
-
-TRAIN = """
-import json, resource, sys
-from towers.training.settings import TrainConfig
-from towers.training.train import train
-
-largest = int(sys.argv[1])
-if largest:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
-try:
-    train(TrainConfig(**json.loads(sys.argv[2])))
-except ValueError as error:
-    print("ERROR", error)
-"""
 
 
 def config_for(prepared, run, **settings):
     fields = {"dim": 8, "batch_size": 32, "epochs": 4, "l2": 1e-4, "temperature": 0.5}
+    fields["jit_compile"] = False
     return TrainConfig(data=str(prepared), run=str(run), **(fields | settings))
 
 
-def train_in_a_process(config, largest_file=0):
-    arguments = [str(largest_file), json.dumps(dataclasses.asdict(config))]
-    done = subprocess.run(
-        [sys.executable, "-c", TRAIN, *arguments], capture_output=True, text=True, check=True
-    )
-    return next((line for line in done.stdout.splitlines() if line.startswith("ERROR")), "")
+@pytest.fixture(scope="module")
+def finished(prepared, trained, tmp_path_factory):
+    """(epochs) → the directory of a run that was never interrupted; to be read or copied."""
+
+    @functools.cache
+    def make(epochs):
+        if epochs == trained[0].epochs:
+            return Path(trained[0].run)
+        run = tmp_path_factory.mktemp("finished") / "run"
+        train(config_for(prepared, run, epochs=epochs))
+        return run
+
+    return make
+
+
+@pytest.fixture
+def one_epoch(prepared, finished, tmp_path):
+    """The settings of a run of one epoch, which is there."""
+    shutil.copytree(finished(1), tmp_path / "run")
+    return config_for(prepared, tmp_path / "run", epochs=1)
+
+
+@contextlib.contextmanager
+def largest_file(size):
+    """No file may grow beyond so many bytes: real errors of real writers."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def content_of(checkpoint):
@@ -84,13 +99,11 @@ class Poison(tf_keras.callbacks.Callback):
             self.model.candidate_tower.table.scatter_nd_update([[row, 0]], [value])
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "lazy_adam"])
 def test_a_loss_that_is_no_number_changes_nothing_and_leaves_its_batch(
-    prepared, tmp_path, monkeypatch, optimizer
+    prepared, one_epoch, tmp_path, monkeypatch
 ):
     data = open_data(prepared)
     steps = data.steps_per_epoch(32)
-    train(config_for(prepared, tmp_path / "run", epochs=1, optimizer=optimizer))
     before = last_of(tmp_path / "run")
     failing = 2 * steps + 4
     rows = step_rows(data.num_rows("train"), 32, seed=10, step=failing)
@@ -99,7 +112,7 @@ def test_a_loss_that_is_no_number_changes_nothing_and_leaves_its_batch(
     with pytest.raises(
         ValueError, match=f"loss must be finite, got NaN in epoch 3, after {failing}"
     ):
-        train(config_for(prepared, tmp_path / "run", epochs=4, optimizer=optimizer))
+        train(dataclasses.replace(one_epoch, epochs=4))
     assert_same(last_of(tmp_path / "run"), before)
     saved = pq.read_table(tmp_path / "run" / "diverged.parquet").to_pydict()
     assert saved["row"] == rows.tolist()
@@ -111,10 +124,15 @@ def test_a_loss_that_is_no_number_changes_nothing_and_leaves_its_batch(
         assert saved[f"{side}_raw_id"] == [raw_ids[i] for i in ids]
 
 
-@pytest.mark.parametrize(("jit_compile", "factor"), [(True, np.inf), (False, np.nan)])
-def test_a_step_with_a_gradient_that_is_not_finite_writes_nothing(data, jit_compile, factor):
+@pytest.mark.parametrize(
+    ("jit_compile", "factor", "optimizer"), [(True, np.inf, "adam"), (False, np.nan, "lazy_adam")]
+)
+def test_a_step_with_a_gradient_that_is_not_finite_writes_nothing(
+    data, jit_compile, factor, optimizer
+):
     model = TwoTower(data, 4, jit_compile=jit_compile, init_stddev=1.0)
-    model.compile(optimizer=tf_keras.optimizers.SGD(0.1))
+    model.compile(optimizer=make_optimizer(optimizer, 0.1, 0.0))
+    model.optimizer.build(model.trainable_variables)
     batch = next(iter(data.train(16)))
     original = model.method.loss
 
@@ -134,19 +152,18 @@ def test_a_step_with_a_gradient_that_is_not_finite_writes_nothing(data, jit_comp
 @pytest.mark.parametrize("worst", [0.0, np.inf, np.nan])
 def test_one_number_tells_the_worst_of_all_gradients(worst):
     rows = tf.IndexedSlices(tf.constant([[1.0, -worst or 2.0]]), tf.constant([3]))
-    found = tf.function(worst_of, jit_compile=True)([tf.ones([2]), None, rows])
-    np.testing.assert_equal(found.numpy(), np.float32(worst))
+    np.testing.assert_equal(worst_of([tf.ones([2]), None, rows]).numpy(), np.float32(worst))
 
 
-def test_deterministic_ops_are_asked_for_and_train_the_same_on_a_cpu(prepared, tmp_path):
-    train(config_for(prepared, tmp_path / "any", epochs=1))
+def test_deterministic_ops_are_asked_for_and_train_the_same_on_a_cpu(prepared, finished, tmp_path):
+    any_order = finished(1)
     assert not tf_config.is_op_determinism_enabled()
     try:
         train(config_for(prepared, tmp_path / "run", epochs=1, deterministic=True))
         assert tf_config.is_op_determinism_enabled()
     finally:
         tf_config.disable_op_determinism()
-    assert_same(last_of(tmp_path / "run"), last_of(tmp_path / "any"))
+    assert_same(last_of(tmp_path / "run"), last_of(any_order))
 
 
 def test_diverging_by_itself_is_told_in_one_line(prepared, tmp_path):
@@ -158,14 +175,17 @@ def test_diverging_by_itself_is_told_in_one_line(prepared, tmp_path):
 
 
 def test_a_file_that_cannot_grow_ends_the_run_and_no_more(prepared, tmp_path):
-    """EFBIG at the first checkpoint after the limit: real errors of real writers."""
+    """EFBIG at the first checkpoint after the limit."""
     whole = config_for(prepared, tmp_path / "whole", dim=64, epochs=2)
     run = tmp_path / "run"
     train(whole)
     train(dataclasses.replace(whole, run=str(run), epochs=1))
     before = last_of(run)
-    error = train_in_a_process(dataclasses.replace(whole, run=str(run)), largest_file=20_000)
-    assert f"{run} cannot be written: file too large; make room" in error
+    with (
+        largest_file(20_000),
+        pytest.raises(ValueError, match=f"{run} cannot be written: file too large; make room"),
+    ):
+        train(dataclasses.replace(whole, run=str(run)))
     assert_same(last_of(run), before)
     names = {path.name.split(".")[0] for path in (run / "checkpoints").iterdir()}
     record = json.loads((run / "training.json").read_text())
@@ -193,6 +213,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(place)], check=True)
 
 
+@pytest.mark.long  # the limit of a file's size, above, is another errno in the same words
 def test_a_full_disk_ends_the_run_and_no_more(prepared, tmp_path, small_disk):
     config = config_for(prepared, small_disk / "run", dim=150)
     with pytest.raises(ValueError, match="cannot be written: no space left on device; make room"):
@@ -218,39 +239,35 @@ def test_other_errors_are_not_taken_for_a_full_disk(prepared, tmp_path, monkeypa
         train(config_for(prepared, tmp_path / "run"))
 
 
-def test_the_checkpoint_before_is_taken_when_the_last_cannot_be_read(prepared, tmp_path, caplog):
-    whole = config_for(prepared, tmp_path / "whole", epochs=3)
-    train(whole)
-    run = tmp_path / "run"
-    config = dataclasses.replace(whole, run=str(run))
-    train(dataclasses.replace(config, epochs=2))
+def test_the_checkpoint_before_is_taken_when_the_last_cannot_be_read(
+    prepared, finished, tmp_path, caplog
+):
+    run = shutil.copytree(finished(2), tmp_path / "run")
     last = tf.train.latest_checkpoint(str(run / "checkpoints"))
     os.truncate(f"{last}.data-00000-of-00001", 10)
-    train(config)
+    train(config_for(prepared, run, epochs=2))
     assert "cannot be read" in caplog.text
-    assert_same(last_of(run), last_of(tmp_path / "whole"))
+    assert_same(last_of(run), last_of(finished(2)))
 
 
-def test_what_a_killed_process_left_is_removed(prepared, tmp_path):
-    config = config_for(prepared, tmp_path / "run", epochs=1)
-    train(config)
+def test_what_a_killed_process_left_is_removed(one_epoch, tmp_path):
     checkpoints = tmp_path / "run" / "checkpoints"
     (checkpoints / "ckpt-7_temp").mkdir()
     (checkpoints / "ckpt-7_temp" / "part").write_text("half")
     (checkpoints / "ckpt-7.data-00000-of-00001").write_text("half")
     (tmp_path / "run" / ".training.json.0123").write_text("{")
     before = last_of(tmp_path / "run")
-    train(config)
+    train(one_epoch)
     assert not [path for path in checkpoints.iterdir() if "ckpt-7" in path.name]
     assert not list((tmp_path / "run").glob(".training*"))
     assert_same(last_of(tmp_path / "run"), before)
 
 
-def test_data_that_change_under_a_run_are_noticed(data, make_prepared, tmp_path, monkeypatch):
+def test_data_that_change_under_a_run_are_noticed(
+    data, make_prepared, finished, tmp_path, monkeypatch
+):
     directory = make_prepared(data)
-    whole = config_for(directory, tmp_path / "whole", epochs=3)
-    train(whole)
-    config = dataclasses.replace(whole, run=str(tmp_path / "run"))
+    config = config_for(directory, tmp_path / "run", epochs=2)
     manifest = (directory / "manifest.json").read_text()
     end_epoch = TwoTower.end_epoch
 
@@ -269,7 +286,7 @@ def test_data_that_change_under_a_run_are_noticed(data, make_prepared, tmp_path,
     (directory / "manifest.json").write_text(manifest)
     assert json.loads((tmp_path / "run" / "training.json").read_text())["epochs"] == 1
     train(config)
-    assert_same(last_of(tmp_path / "run"), last_of(tmp_path / "whole"))
+    assert_same(last_of(tmp_path / "run"), last_of(finished(2)))
 
 
 def grown(pairs):
@@ -285,11 +302,13 @@ def grown(pairs):
     return from_dataframe(df, user="user_id", item="item_id", validation_ratio=0.2)
 
 
-@pytest.mark.parametrize("tower", ["id", "gmf", "svdpp"])
+@pytest.mark.parametrize(
+    "tower", ["gmf", *(pytest.param(name, marks=pytest.mark.long) for name in ("id", "svdpp"))]
+)
 def test_a_run_starts_from_the_vectors_of_another_by_raw_id(
     prepared, pairs, make_prepared, tmp_path, tower
 ):
-    old = config_for(prepared, tmp_path / "old", epochs=2, tower=tower)
+    old = config_for(prepared, tmp_path / "old", epochs=1, tower=tower)
     train(old)
     later = make_prepared(grown(pairs), "later")
     config = dataclasses.replace(
@@ -316,10 +335,9 @@ def test_a_run_starts_from_the_vectors_of_another_by_raw_id(
         assert (weights[0] != 1).all()
 
 
-def test_a_run_that_started_from_another_goes_on_without_it(prepared, tmp_path, monkeypatch):
-    old = config_for(prepared, tmp_path / "old", epochs=1)
-    train(old)
-    whole = dataclasses.replace(old, run=str(tmp_path / "whole"), init_from=old.run, epochs=2)
+def test_a_run_that_started_from_another_goes_on_without_it(one_epoch, tmp_path, monkeypatch):
+    old = one_epoch
+    whole = dataclasses.replace(old, run=str(tmp_path / "whole"), init_from=old.run)
     train(whole)
     cut = dataclasses.replace(whole, run=str(tmp_path / "cut"))
     with monkeypatch.context() as patch:
@@ -332,12 +350,14 @@ def test_a_run_that_started_from_another_goes_on_without_it(prepared, tmp_path, 
 
 
 @pytest.mark.parametrize("towers", [("id", "features"), ("features", "id")])
-def test_vectors_of_attributes_start_no_run(attributed, tmp_path, towers):
-    old, new = (config_for(attributed, tmp_path / name, epochs=1, tower=name) for name in towers)
-    train(old)
+def test_vectors_of_attributes_start_no_run(one_epoch, prepared, data, tmp_path, towers):
+    old, new = towers
+    record = json.loads((tmp_path / "run" / "config.json").read_text())
+    record["configuration"]["tower"] = old
+    (tmp_path / "run" / "config.json").write_text(json.dumps(record))
+    config = config_for(prepared, tmp_path / "new", tower=new, init_from=one_epoch.run)
     with pytest.raises(ValueError, match=r"--tower features makes them .*: leave out --init_from"):
-        train(dataclasses.replace(new, init_from=old.run))
-    assert not Path(new.run).exists()
+        start_from_run(config, TwoTower(data, 8), data)
 
 
 def test_queries_start_as_an_earlier_run_embedded_them(prepared, pairs, make_prepared, tmp_path):
@@ -361,9 +381,8 @@ def test_queries_start_as_an_earlier_run_embedded_them(prepared, pairs, make_pre
     np.testing.assert_allclose(model.candidate_embeddings(), earlier.candidate_embeddings())
 
 
-def test_wrong_runs_to_start_from_are_errors(prepared, checkerboard, make_prepared, tmp_path):
-    old = config_for(prepared, tmp_path / "old", epochs=1)
-    train(old)
+def test_wrong_runs_to_start_from_are_errors(one_epoch, checkerboard, make_prepared, tmp_path):
+    old = one_epoch
     config = dataclasses.replace(old, run=str(tmp_path / "new"), init_from=old.run)
     with pytest.raises(ValueError, match="holds no trained run: there is no training"):
         train(dataclasses.replace(config, init_from=str(tmp_path)))

@@ -59,7 +59,7 @@ def write_log(path, items):
 
 def estimate(source, output, **settings):
     fields = {"streaming": True, "batch_size": BATCH, "partitions": 2} | SIZES | settings
-    frequencies(FrequenciesConfig(source=str(source), output=str(output), **fields))
+    frequencies(FrequenciesConfig(source=str(source), output=str(output), **fields), [])
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +81,7 @@ def snapshots(log, tmp_path_factory):
 
 def config_for(prepared, run, frequency, **settings):
     fields = {"dim": 4, "batch_size": BATCH, "epochs": 1, "method": "correct_sfx"}
+    fields["jit_compile"] = False
     return TrainConfig(data=str(prepared), run=str(run), frequency=frequency, **(fields | settings))
 
 
@@ -222,7 +223,12 @@ def interrupt_after(steps, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("method", "steps"), [("correct_sfx", 1), ("correct_sfx", 20), ("ssl_pop", 1)]
+    ("method", "steps"),
+    [
+        ("correct_sfx", 20),
+        pytest.param("correct_sfx", 1, marks=pytest.mark.long),
+        pytest.param("ssl_pop", 1, marks=pytest.mark.long),
+    ],
 )
 def test_going_on_needs_no_stream(prepared, snapshots, log, tmp_path, monkeypatch, method, steps):
     """A run that ends before or behind a checkpoint; the stream has gone on, then it is gone."""
@@ -295,7 +301,7 @@ def test_counts_of_a_log(prepared, log, tmp_path):
     items = [raw for place, raw in enumerate(raw_ids) for _ in range(place % 4 + 1)]
     items = [raw for raw in items if raw not in absent] + ["elsewhere"] * 9
     source = write_log(tmp_path / "counted.parquet", items)
-    frequencies(FrequenciesConfig(source=source, output=str(tmp_path / "counts")))
+    frequencies(FrequenciesConfig(source=source, output=str(tmp_path / "counts")), [])
     config = config_for(
         prepared, tmp_path / "run", f"counts:{tmp_path / 'counts'}", method="ssl_pop"
     )
@@ -303,7 +309,7 @@ def test_counts_of_a_log(prepared, log, tmp_path):
     expected = [0 if raw in absent else place % 4 + 1 for place, raw in enumerate(raw_ids)]
     assert model.method.frequency.tolist() == expected
     assert train(config)["finished"]
-    frequencies(FrequenciesConfig(source=log, output=str(tmp_path / "few")))
+    frequencies(FrequenciesConfig(source=log, output=str(tmp_path / "few")), [])
     config = config_for(prepared, tmp_path / "few-run", f"counts:{tmp_path / 'few'}", method="bmns")
     with pytest.raises(ValueError, match=rf"such as '{raw_ids[-5]}'.* count a log that holds"):
         train(config)
@@ -320,7 +326,10 @@ def test_a_run_is_opened_with_the_counts_that_it_was_trained_with(
         raw_ids = data.candidate_vocabulary.raw_ids.to_pylist()
         items = [raw for place, raw in enumerate(raw_ids) for _ in range(place % 4 + 1)]
         frequencies(
-            FrequenciesConfig(source=write_log(tmp_path / "log.parquet", items), output=str(source))
+            FrequenciesConfig(
+                source=write_log(tmp_path / "log.parquet", items), output=str(source)
+            ),
+            [],
         )
     else:
         shutil.copytree(snapshots, source)

@@ -1,4 +1,4 @@
-"""A run that starts with the vectors of an earlier one, though ids were added and renumbered."""
+"""What a run takes from an earlier one: its vectors by raw id, or its ranking as a teacher's."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ import tensorflow as tf
 
 from pipeline.contract import schema
 from pipeline.contract.files import written_aside
-from towers.data.interactions import RetrievalData
+from samplers.methods.full_softmax import SoftTargets
+from towers.data.interactions import RetrievalData, find_ids
 from towers.encoders.tower_config import SUMS
+from towers.metrics.ranking import rank_blocks, tie_order
 from towers.model.two_tower import TwoTower
 from towers.training.run_directory import (
     CHECKPOINTS,
@@ -114,29 +116,57 @@ def _joined(
     new: np.ndarray, new_ids: np.ndarray, old: np.ndarray, old_ids: np.ndarray, root: Path
 ) -> np.ndarray:
     """The rows of the new table, from the old one where that has the id: float32 [V, D]."""
-    order = np.argsort(old_ids)
-    places = order[np.minimum(np.searchsorted(old_ids, new_ids, sorter=order), len(order) - 1)]
-    found = old_ids[places] == new_ids
-    if not found.any():
+    places, known = find_ids(new_ids, old_ids)
+    if not known.any():
         raise ValueError(
             f"none of the {len(new_ids)} ids of a side of the data is in {root}: prepare both from "
             "the same raw ids, or leave out --init_from."
         )
-    log.info("train: %d of %d rows of a table are those of %s", found.sum(), len(found), root)
-    return np.where(found[:, None], old[places], new)
+    log.info("train: %d of %d rows of a table are those of %s", known.sum(), len(known), root)
+    return np.where(known[:, None], old[places], new)
 
 
 def _take_the_rest(model: TwoTower, weights: Any) -> None:
     """Weights of towers and propagation that belong to no id, where both runs have them."""
     for key in weights.get_variable_to_shape_map():
         part, *names = key.removesuffix(_VALUE).removeprefix("model/").split("/")
-        if part not in ("query_tower", "candidate_tower", "propagation") or names[0] in (
-            "table",
-            "items",
-        ):
+        trained = part in ("query_tower", "candidate_tower", "propagation")
+        if not trained or names[0] in ("table", "items"):
             continue
         variable: Any = model
         for name in (part, *names):
             variable = getattr(variable, name, None)
         if variable is not None:
             variable.assign(weights.get_tensor(key))
+
+
+def soft_targets(
+    model: TwoTower, data: RetrievalData, k: int, *, block_size: int = 256
+) -> SoftTargets:
+    """What a model ranks highest for each query among what the query did not choose in train.
+
+    Held-out rows are not looked at: where the teacher ranks them high, it has found them.
+
+    Args:
+      model: the teacher, a trained model of the data.
+      data: whose train split the student is trained on too.
+      k: T, candidates of each query; fewer where the corpus is smaller.
+      block_size: queries ranked at a time.
+    """
+    chosen = data.positives("train")
+    blocks = rank_blocks(
+        model.query_embeddings(),
+        model.candidate_embeddings(),
+        np.arange(data.num_queries),
+        chosen,
+        k=k,
+        order=tie_order(data.candidate_vocabulary.fingerprints),
+        block_size=block_size,
+    )
+    ids, scores = zip(*((ids.astype(np.int32), scores) for ids, scores in blocks), strict=True)
+    return SoftTargets(
+        np.concatenate(ids),
+        np.concatenate(scores),
+        chosen.candidate_ids.astype(np.int32),
+        chosen.offsets,
+    )

@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import tensorflow as tf
 
 
@@ -25,28 +23,16 @@ class Lists(NamedTuple):
         offsets = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
         return cls(np.append(values, 0).astype(np.int64), offsets)
 
-    @classmethod
-    def of_column(cls, column: pa.ChunkedArray) -> Lists:
-        """From a column of lists of codes without missing lists."""
-        values = pc.list_flatten(column).to_numpy()
-        return cls.of(values, pc.list_value_length(column).to_numpy())
-
     def followed_by(self, other: Lists) -> Lists:
         """These lists, then the other ones."""
         values = np.concatenate([self.values[:-1], other.values])
         return Lists(values, np.concatenate([self.offsets, other.offsets[1:] + self.offsets[-1]]))
 
-    @property
-    def longest(self) -> int:
-        """The length of the longest list."""
-        return int(np.diff(self.offsets).max(initial=0))
-
 
 def first_values(lists: Lists, ids: tf.Tensor, width: int) -> tf.Tensor:
-    """The first values of some lists: ids [...] → int64 [..., width], 0 where a list ends."""
-    return values_between(
-        lists, tf.gather(lists.offsets, ids), tf.gather(lists.offsets, ids + 1), width
-    )
+    """The first values of lists: ids [...] → int64 [..., width], 0 where a list ends."""
+    starts, ends = (tf.gather(lists.offsets, place) for place in (ids, ids + 1))
+    return values_between(lists, starts, ends, width)
 
 
 def values_between(lists: Lists, starts: tf.Tensor, ends: tf.Tensor, width: int) -> tf.Tensor:

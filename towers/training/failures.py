@@ -1,0 +1,112 @@
+"""What ends a run, told in one line: the data changed, the disk is full, a loss is not finite."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import tensorflow as tf
+
+from pipeline.contract import schema
+from pipeline.contract.files import written_aside
+from towers.data.epochs import step_rows
+from towers.data.interactions import RetrievalData
+from towers.errors import Diverged
+from towers.legacy_keras import tf_keras
+from towers.model.gradients import MUST_BE_FINITE
+from towers.training.run_directory import DIVERGED
+from towers.training.settings import TrainConfig
+
+# TensorFlow has several kinds of errors for them, and the words of the system in their text.
+_FULL = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT))
+
+
+class CheckData(tf_keras.callbacks.Callback):
+    """Ends a run before an epoch on data that are no longer what the run began with.
+
+    The run itself has its arrays, and could go on; but nothing could be made of its weights, since
+    evaluation and export would meet the new data.
+
+    Args:
+      directory: of the prepared data.
+      fingerprint: of them, when the run began or went on.
+    """
+
+    _supports_tf_logs = True
+
+    def __init__(self, directory: str, fingerprint: str) -> None:
+        super().__init__()
+        self._directory, self._fingerprint = directory, fingerprint
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Reads the manifest."""
+        if schema.read_manifest(self._directory, "prepared").fingerprint != self._fingerprint:
+            raise ValueError(
+                f"{self._directory} was changed while a run trained on it: train on what is there "
+                "now with another --run, or put the former data back and give the same command "
+                "again: the run goes on from its last checkpoint."
+            )
+
+
+@contextlib.contextmanager
+def told_when_full(directory: str | os.PathLike[str], then: str = "") -> Iterator[None]:
+    """A context in which a directory is written, by whatever library.
+
+    Args:
+      directory: what is written.
+      then: what giving the same command again will do.
+
+    Raises:
+      ValueError: the disk is full, or a quota or the largest size of a file is reached.
+    """
+    try:
+        yield
+    except (OSError, tf.errors.OpError) as error:
+        reason = next((words for words in _FULL if words in str(error)), None)
+        if reason is None:
+            raise
+        raise ValueError(
+            f"{Path(directory)} cannot be written: {reason.lower()}; make room and give the same "
+            f"command again{then}."
+        ) from error
+
+
+def explain_divergence(
+    error: tf.errors.InvalidArgumentError, config: TrainConfig, data: RetrievalData, step: int
+) -> Diverged | None:
+    """Saves the batch of an error of `finite_loss` after `step` steps, and says what to raise.
+
+    None for other errors.
+    """
+    what = next(
+        (name for name in ("loss", "gradient") if f"{name} {MUST_BE_FINITE}" in error.message), None
+    )
+    if what is None:
+        return None
+    path = Path(config.run) / DIVERGED
+    _save_batch(path, config, data, step)
+    value = "infinity" if "Inf" in error.message.rpartition(MUST_BE_FINITE)[2] else "NaN"
+    return Diverged(
+        f"the {what} must be finite, got {value} in epoch "
+        f"{step // data.steps_per_epoch(config.batch_size) + 1}, after {step} steps: the batch is "
+        f"in {path}, and nothing of it in the weights. Look at it, or begin again with --overwrite "
+        "and a smaller --learning_rate or a larger --temperature."
+    )
+
+
+def _save_batch(path: Path, config: TrainConfig, data: RetrievalData, step: int) -> None:
+    """Writes the rows of a step: their places in the train split, dense and raw ids, weights."""
+    rows = step_rows(data.num_rows("train"), config.batch_size, seed=config.seed, step=step)
+    columns: dict[str, Any] = {"row": rows}
+    columns |= {name: values[rows] for name, values in data.arrays("train").items()}
+    for side in schema.SIDES:
+        raw_ids = getattr(data, f"{side}_vocabulary").raw_ids
+        columns[f"{side}_{schema.RAW_ID}"] = raw_ids.take(pa.array(columns[f"{side}_id"]))
+    with written_aside(path) as aside:
+        pq.write_table(pa.table(columns), aside)
