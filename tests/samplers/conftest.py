@@ -24,7 +24,7 @@ class Problem:
     def inputs(self):
         return tuple(tf.constant(x) for x in (self.query, self.positive, self.proposed))
 
-    def run(self, method, proposed=None, *, batch=None, seed=SEED, jit_compile=None, dtype=None):
+    def run(self, method, proposed=None, *, batch=None, seed=SEED, dtype=None):
         """Losses, and gradients of Σ (b + 1) loss_b by query, positive and proposed rows."""
         batch = self.batch if batch is None else batch
         dtype = tf.float32 if dtype is None else dtype
@@ -40,8 +40,6 @@ class Problem:
             gradients = tape.gradient(total, [query, positive, rows], unconnected_gradients="zero")
             return losses, gradients
 
-        if jit_compile is not None:
-            differentiate = tf.function(differentiate, jit_compile=jit_compile)
         losses, gradients = differentiate(*(tf.cast(x, dtype) for x in self.inputs()))
         return losses.numpy(), [np.asarray(x, np.float64) for x in gradients]
 
