@@ -75,6 +75,14 @@ class Unavailable(ServiceError):  # noqa: N818
     http, grpc = 503, "UNAVAILABLE"
 
 
+class Refused(ServiceError):  # noqa: N818
+    """A request that an API refuses before it means anything to the service."""
+
+    def __init__(self, http: int, message: str, grpc: str = "INVALID_ARGUMENT") -> None:
+        super().__init__(message)
+        self.http, self.grpc = http, grpc
+
+
 def check_ids(ids: Sequence[str | bytes]) -> None:
     """Raises InvalidRequest where one is longer than any id of an interaction log."""
     if max(map(len, ids), default=0) > MAX_ID_LENGTH:

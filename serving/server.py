@@ -100,7 +100,7 @@ async def run(
     """
     with _listening(config) as rest_socket:
         service = Service(config)
-        grpc_server = grpc_api.build(service, config)
+        grpc_server = grpc_api.build(service)
         port = _add_port(grpc_server, config)
         scheme = "https" if config.tls_certificate else "http"
         at = Addresses(
@@ -108,7 +108,7 @@ async def run(
         )
         if not config.token and not config.host.startswith(("127.", "::1", "localhost")):
             _log.warning("Whoever reaches %s is answered: set $TWOTOWER_TOKEN.", config.host)
-        rest_server = _RestServer(_rest_config(rest_api.build(service, config), config))
+        rest_server = _RestServer(_rest_config(rest_api.build(service), config))
         service.start()
         await grpc_server.start()
         rest = asyncio.create_task(rest_server.serve([rest_socket]))
@@ -128,29 +128,30 @@ async def run(
         await asyncio.gather(rest, grpc_server.stop(_CLOSING_SECONDS))
         closing = threading.Thread(target=service.close, name="closing", daemon=True)
         closing.start()
-        await _first(_ended(closing), asyncio.sleep(_FREEING_SECONDS), second)
+        await _first(
+            _until(lambda: not closing.is_alive()), asyncio.sleep(_FREEING_SECONDS), second
+        )
         second.cancel()
         return not closing.is_alive()
 
 
 async def _first(*awaitables: Awaitable[Any]) -> None:
     """Waits for one of them; those that are not tasks of somebody else are cancelled then."""
-    tasks = {asyncio.ensure_future(one) for one in awaitables}
+    tasks = {asyncio.ensure_future(awaitable) for awaitable in awaitables}
     await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     for task in tasks.difference(awaitables):
         task.cancel()
 
 
-async def _ended(thread: threading.Thread) -> None:
-    while thread.is_alive():
+async def _until(is_so: Callable[[], bool]) -> None:
+    while not is_so():
         await asyncio.sleep(_POLL_SECONDS)
 
 
 async def _announce(
     service: Service, at: Addresses, announce: Callable[[Addresses, list[str]], None]
 ) -> None:
-    while not service.ready:
-        await asyncio.sleep(_POLL_SECONDS)
+    await _until(lambda: service.ready)
     announce(at, service.models)
 
 
@@ -181,7 +182,7 @@ def _rest_config(app: ASGIApp, config: ServeConfig) -> uvicorn.Config:
 
 @contextlib.contextmanager
 def _listening(config: ServeConfig) -> Iterator[socket.socket]:
-    """The socket of the REST API, opened first: a port that is taken is told at once."""
+    """The socket of the REST API, opened first: a port that is taken is an error at once."""
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     # asyncio switches Nagle's algorithm off only where it reads TCP; it costs 40 ms an answer.
     with socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:

@@ -1,4 +1,4 @@
-"""Around the REST API: request ids, the token, limits on bodies, and clients that go away."""
+"""Around the REST API: layers for request ids, the token and bodies; and clients that leave."""
 
 from __future__ import annotations
 
@@ -13,174 +13,166 @@ from typing import Any, NoReturn, TypeVar
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.errors import OutOfMemory, ServiceError, TooLarge
-from serving.rest.codec import encode_error
-from serving.runtime.client_call import (
-    REQUEST_ID,
-    Call,
-    counted,
-    request_id,
-    whole_number,
-)
+from serving.errors import OutOfMemory, Refused, ServiceError, TooLarge
+from serving.rest.codec import dump
+from serving.runtime.client_call import REQUEST_ID, Call, counted, request_id, whole_number
 from serving.runtime.process import BYTES_A_VALUE, aside
 from serving.runtime.service import Service
 from serving.settings import ServeConfig
 
 ENTRYPOINT = "REST"
-OPEN_PATHS = (
-    "/",
-    "/docs",
-    "/healthz",
-    "/readyz",
-)  # without the token: they show nothing of the models
-
+OPEN_PATHS = ("/", "/docs", "/healthz", "/readyz")  # without the token: nothing of the models
 ADMIN_VERBS = (":history", ":sample_queries")  # they tell of users
 
-_TIMEOUT, _ENCODING = b"x-timeout-ms", b"content-encoding"
-_MOST_MILLISECONDS = 10**9
+_TIMEOUT = b"x-timeout-ms"
+_MAX_MILLISECONDS = 10**9
 _SMALL_BODY = 1 << 20  # bytes; larger ones wait for each other anyhow
 _HELD = 2  # times the limit of a body, that all large bodies may hold together
-_MOST_INFLATED = 1032  # times its size, that gzip becomes
+_MAX_INFLATION = 1032  # times its size, that gzip becomes
 _THROWN_AWAY = 4  # times the limit, of a body that is too large
 _THROWING_SECONDS = 2.0
 _log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
 
 
-class Refused(ServiceError):  # noqa: N818 - it names what happened, not a fault
-    """A request that HTTP itself refuses, before it means anything to the service."""
-
-    def __init__(self, http: int, message: str, grpc: str = "INVALID_ARGUMENT") -> None:
-        super().__init__(message)
-        self.http, self.grpc = http, grpc
+def guarded(app: ASGIApp, service: Service) -> ASGIApp:
+    """The routes, behind their limits on bodies, the token, and the id of each request."""
+    config = service.config
+    return _WithCall(_WithToken(_WithLimit(app, config), config), service)
 
 
-class Guard:
-    """ASGI middleware around all routes; it puts a `Call` into the state of each request."""
+class _WithCall:
+    """Gives each request its `Call`, and answers where a layer inside refuses it."""
 
-    def __init__(self, app: ASGIApp, service: Service, config: ServeConfig) -> None:
+    def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app = app
         self._service = service
-        self._config = config
-        self._bodies = _Bodies(config.max_body_mb << 20)
-        self._seconds = config.deadline_ms / 1000.0
+        self._seconds = service.config.deadline_ms / 1000.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes a request on, or answers in place of the routes."""
         if scope["type"] != "http":
             return
-        now = time.monotonic()
+        start, now = time.perf_counter(), time.monotonic()
         headers = dict(scope["headers"])
         name = request_id(headers.get(REQUEST_ID.encode(), b"").decode("latin-1"))
-        answered = _Named(send, name)
         call = Call(ENTRYPOINT, now + self._seconds, name)
-        limited = _Limited(receive, self._bodies, headers.get(_ENCODING) == b"gzip")
+
+        async def named(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                took = b"total;dur=%.2f" % (1000.0 * (time.perf_counter() - start))
+                added = ((REQUEST_ID.encode(), name.encode()), (b"server-timing", took))
+                message["headers"] = [*message.get("headers", ()), *added]
+            await send(message)
+
         try:
-            with counted(self._service, call, ""):
-                self._check(scope["path"], headers)
-                await limited.check(headers)
+            with contextlib.suppress(ClientDisconnect), counted(self._service, call, ""):
                 call = call._replace(deadline=now + self._timeout(headers))
+                # uvicorn leaves the body out of the answer to HEAD
+                method = "GET" if scope["method"] == "HEAD" else scope["method"]
+                scope = {**scope, "method": method, "state": {"call": call}}
+                await self._app(scope, receive, named)
         except ServiceError as refusal:
-            return await _send_error(answered, refusal)
+            await _send_error(named, refusal)
         except Exception:
             _log.exception("Request %s failed.", name)
             failure = f"The service failed, request {name}; its log says why."
-            return await _send_error(answered, Refused(500, failure, "INTERNAL"))
-        if scope["method"] == "HEAD":  # uvicorn leaves the body out
-            scope = {**scope, "method": "GET"}
-        scope["state"] = {"call": call}
-        try:
-            with contextlib.suppress(ClientDisconnect):  # there is nobody to answer
-                await self._app(scope, limited, answered)
-        finally:
-            self._bodies.held -= limited.held
-
-    def _check(self, path: str, headers: dict[bytes, bytes]) -> None:
-        given = headers.get(b"authorization", b"")
-        admin = path.endswith(ADMIN_VERBS)
-        if path not in OPEN_PATHS and not self._config.accepts(given, admin=admin):
-            raise Refused(
-                401, "The header Authorization must be 'Bearer TOKEN'.", "UNAUTHENTICATED"
-            )
-        if headers.get(_ENCODING, b"identity") not in (b"identity", b"gzip"):
-            raise Refused(415, "A body must be plain, or have the Content-Encoding gzip.")
+            await _send_error(named, Refused(500, failure, "INTERNAL"))
 
     def _timeout(self, headers: dict[bytes, bytes]) -> float:
         """Seconds for a request: the client's header, at most the service's own deadline."""
         given = headers.get(_TIMEOUT)
         if given is None:
             return self._seconds
-        milliseconds = whole_number(given.decode("latin-1"), _MOST_MILLISECONDS)
+        milliseconds = whole_number(given.decode("latin-1"), _MAX_MILLISECONDS)
         if not milliseconds:
             raise Refused(400, "The header X-Timeout-Ms must be a positive number.")
         return min(self._seconds, milliseconds / 1000.0)
 
 
-class _Named:
-    """`send` that adds the request id and the time it took to the headers of an answer."""
+class _WithToken:
+    """Refuses a request without the token, but for the paths that are open."""
 
-    def __init__(self, send: Send, name: str) -> None:
-        self._send = send
-        self._header = (REQUEST_ID.encode(), name.encode())
-        self._start = time.perf_counter()
+    def __init__(self, app: ASGIApp, config: ServeConfig) -> None:
+        self._app = app
+        self._config = config
 
-    async def __call__(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            took = b"total;dur=%.2f" % (1000.0 * (time.perf_counter() - self._start))
-            added = (self._header, (b"server-timing", took))
-            message["headers"] = [*message.get("headers", ()), *added]
-        await self._send(message)
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"]
+        given = dict(scope["headers"]).get(b"authorization", b"")
+        is_open = path in OPEN_PATHS
+        if not is_open and not self._config.accepts(given, admin=path.endswith(ADMIN_VERBS)):
+            raise Refused(
+                401, "The header Authorization must be 'Bearer TOKEN'.", "UNAUTHENTICATED"
+            )
+        await self._app(scope, receive, send)
 
 
-class _Bodies:
-    """How many bytes one body may have, and how many all large ones hold now."""
+class _WithLimit:
+    """Refuses a body that is too large, and a large one where others hold the memory.
 
-    def __init__(self, most_bytes: int) -> None:
-        self.most_bytes = most_bytes
+    Attributes:
+      held: bytes that all large bodies hold now.
+    """
+
+    def __init__(self, app: ASGIApp, config: ServeConfig) -> None:
+        self._app = app
+        self.max_bytes = config.max_body_mb << 20
         self.held = 0
 
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = dict(scope["headers"])
+        encoding = headers.get(b"content-encoding", b"identity")
+        if encoding not in (b"identity", b"gzip"):
+            raise Refused(415, "A body must be plain, or have the Content-Encoding gzip.")
+        body = _Body(receive, self, encoding == b"gzip")
+        try:
+            await body.check(headers)
+            await self._app(scope, body, send)
+        finally:
+            self.held -= body.held
 
-class _Limited:
+
+class _Body:
     """`receive` that gives up on a body that is too large, whatever length it claimed.
 
     What comes of a body that is not much too large is thrown away first: a client that still
     sends when the connection is closed does not see the answer.
     """
 
-    def __init__(self, receive: Receive, bodies: _Bodies, is_gzip: bool) -> None:
+    def __init__(self, receive: Receive, limit: _WithLimit, is_gzip: bool) -> None:
         self._receive = receive
         self._inflating = zlib.decompressobj(16 + zlib.MAX_WBITS) if is_gzip else None
-        self._bodies = bodies
-        self._most_bytes = bodies.most_bytes
+        self._limit = limit
+        self._max_bytes = limit.max_bytes
         self._read = self.held = 0
 
     async def __call__(self) -> Message:
         message = await self._receive()
         if self._inflating and message["type"] == "http.request":
-            most = min(self._most_bytes, _MOST_INFLATED * len(message.get("body", b"")))
+            most = min(self._max_bytes, _MAX_INFLATION * len(message.get("body", b"")))
             plain = await aside(most // BYTES_A_VALUE, lambda: self._inflated(message))
             message = {**message, "body": plain}
         self._read += len(message.get("body", b""))
-        if self._read > self._most_bytes:
+        if self._read > self._max_bytes:
             await self._refuse(message)
         if self._read > _SMALL_BODY:
-            self._bodies.held += self._read - self.held
+            self._limit.held += self._read - self.held
             self.held = self._read
-            if self._bodies.held > _HELD * self._most_bytes:
+            if self._limit.held > _HELD * self._max_bytes:
                 raise OutOfMemory("Too many large bodies are here already: try again later.")
         return message
 
     async def check(self, headers: dict[bytes, bytes]) -> None:
-        """Raises Refused where the claimed length is above the limit."""
+        """Raises TooLarge where the claimed length is above the limit."""
         length = headers.get(b"content-length", b"0").decode("latin-1")
-        if whole_number(length, self._most_bytes) is None:
-            is_far_above = whole_number(length, _THROWN_AWAY * self._most_bytes) is None
+        if whole_number(length, self._max_bytes) is None:
+            is_far_above = whole_number(length, _THROWN_AWAY * self._max_bytes) is None
             await self._refuse({"more_body": not is_far_above})
 
     def _inflated(self, message: Message) -> bytes:
         """A piece of a gzip body as it was before, as far as it is needed to see the limit."""
         assert self._inflating is not None
-        left = self._most_bytes + 1 - self._read
+        left = self._max_bytes + 1 - self._read
         try:
             plain = self._inflating.decompress(message.get("body", b""), left)
         except zlib.error as error:
@@ -192,10 +184,10 @@ class _Limited:
     async def _refuse(self, message: Message) -> NoReturn:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_THROWING_SECONDS):
-                while message.get("more_body") and self._read <= _THROWN_AWAY * self._most_bytes:
+                while message.get("more_body") and self._read <= _THROWN_AWAY * self._max_bytes:
                     message = await self._receive()
                     self._read += len(message.get("body", b""))
-        raise TooLarge(f"The body must be at most {self._most_bytes >> 20} MB (max_body_mb).")
+        raise TooLarge(f"The body must be at most {self._max_bytes >> 20} MB (max_body_mb).")
 
 
 async def read_body(request: Request) -> bytearray:
@@ -233,7 +225,7 @@ async def _goodbye(receive: Receive) -> None:
 
 
 async def _send_error(send: Send, refusal: ServiceError) -> None:
-    body = encode_error(str(refusal))
+    body = dump({"error": str(refusal)})
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     if refusal.http == 401:
         headers.append((b"www-authenticate", b"Bearer"))

@@ -6,17 +6,16 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_core import to_json
 
 from serving.errors import InvalidRequest, check_rows
-from serving.rest import pieces as json_pieces
-from serving.rest.codec import PIECE_VALUES, json_list
-from serving.rest.tensors import short_floats
+from serving.rest.codec import PIECE_VALUES, dump, json_list, parse
+from serving.rest.tensors import to_json_values
 from serving.retrieval.requests import RetrieveRequest, RetrieveResponse, RetrieveResult
 
-_MOST_MISTAKES = 3  # that a message names
-_MOST_FIELDS = 20  # of an object
+_MAX_MISTAKES = 3  # that a message names
+_MAX_FIELDS = 20  # of an object
 
 
 class RetrieveBody(BaseModel):
@@ -88,7 +87,7 @@ def parse_retrieve(body: bytes | bytearray, max_rows: int) -> RetrieveRequest:
       InvalidRequest: it is not JSON or breaks a rule; the message names the field.
     """
     try:
-        content = json_pieces.parse(body)
+        content = parse(body)
     except ValueError as error:
         raise InvalidRequest(f"body: Invalid JSON: {error}") from error
     _check_sizes(content, max_rows)
@@ -113,27 +112,36 @@ def encode_retrieve(model: str, response: RetrieveResponse, deadline: float = ma
         "unknown_ids": response.unknown_ids,
     }
     results = json_list(_pieces(response.results), deadline)
-    return b'%s,"results":%s}' % (to_json(head)[:-1], results)
+    return b'%s,"results":%s}' % (dump(head)[:-1], results)
 
 
 def _pieces(results: Sequence[RetrieveResult]) -> Iterator[list[dict[str, Any]]]:
-    longest = max((len(one.scores) for one in results), default=0)
+    longest = max((len(result.scores) for result in results), default=0)
     size = max(1, PIECE_VALUES // (1 + longest))
     for start in range(0, len(results), size):
         piece = results[start : start + size]
-        scores = iter(short_floats([score for one in piece for score in one.scores]))
+        scores = iter(_shortest([score for result in piece for score in result.scores]))
         yield [
             {
-                "query_id": one.query_id,
-                "known": one.known,
-                "fallback": one.fallback,
+                "query_id": result.query_id,
+                "known": result.known,
+                "fallback": result.fallback,
                 "candidates": [
                     {"id": candidate_id, "score": next(scores)}
-                    for candidate_id in one.candidate_ids
+                    for candidate_id in result.candidate_ids
                 ],
             }
-            for one in piece
+            for result in piece
         ]
+
+
+def _shortest(scores: list[float]) -> Any:
+    """The scores as float32 where that is what they are: with fewer digits in JSON."""
+    wide = np.array(scores, np.float64)
+    with np.errstate(over="ignore"):
+        narrow = wide.astype(np.float32)
+    is_same = np.array_equal(narrow, wide, equal_nan=True)  # counts may need more than 24 bits
+    return to_json_values("score", narrow if is_same else wide)
 
 
 def _check_sizes(content: Any, max_rows: int) -> None:
@@ -141,18 +149,18 @@ def _check_sizes(content: Any, max_rows: int) -> None:
     if not isinstance(content, dict):
         return
     features = content.get("features")
-    columns = [*features.values()][:_MOST_FIELDS] if isinstance(features, dict) else []
+    columns = [*features.values()][:_MAX_FIELDS] if isinstance(features, dict) else []
     columns.append(content.get("query_ids"))
-    check_rows(max((len(one) for one in columns if isinstance(one, list)), default=0), max_rows)
+    check_rows(max((len(rows) for rows in columns if isinstance(rows, list)), default=0), max_rows)
     for fields in (content, features):
-        if isinstance(fields, dict) and len(fields) > _MOST_FIELDS:
-            raise InvalidRequest(f"An object may have at most {_MOST_FIELDS} fields here.")
+        if isinstance(fields, dict) and len(fields) > _MAX_FIELDS:
+            raise InvalidRequest(f"An object may have at most {_MAX_FIELDS} fields here.")
 
 
 def _mistakes(error: ValidationError) -> Iterator[str]:
     mistakes = error.errors(include_url=False, include_context=False, include_input=False)
-    for mistake in mistakes[:_MOST_MISTAKES]:
+    for mistake in mistakes[:_MAX_MISTAKES]:
         place = ".".join(str(part)[:40] for part in mistake["loc"]) or "body"
         yield f"{place}: {mistake['msg'][:200]}"
-    if len(mistakes) > _MOST_MISTAKES:
-        yield f"and {len(mistakes) - _MOST_MISTAKES} more"
+    if len(mistakes) > _MAX_MISTAKES:
+        yield f"and {len(mistakes) - _MAX_MISTAKES} more"

@@ -56,73 +56,68 @@ def _object(schema: dict[str, Any]) -> dict[str, Any]:
     return {"content": {"application/json": {"schema": schema}}}
 
 
-def _reads(tag: str, summary: str, *refusals: int, answer: Any = None) -> dict[str, Any]:
-    """A route without a body."""
-    answer = answer or _object({"type": "object"})
-    return {"tags": [tag], "summary": summary, "answer": answer, "refusals": refusals}
+def _query(name: str, schema: dict[str, Any], required: bool = False) -> dict[str, Any]:
+    return {"name": name, "in": "query", "required": required, "schema": schema}
 
 
-def _asks(tag: str, summary: str, body: dict[str, Any], answer: Any) -> dict[str, Any]:
-    """A route with a body."""
-    content = {"requestBody": {**_object(body), "required": True}}
-    refusals = tuple(_REFUSALS)
-    return {**_reads(tag, summary, *refusals, answer=answer), "extra": content}
+def _route(tag: str, summary: str, *refusals: int, **more: Any) -> dict[str, Any]:
+    """A route; `more` is its answer, the schema of its body and the parameters of its query."""
+    return {"tags": [tag], "summary": summary, "refusals": refusals, **more}
 
 
 _TEXT = {"content": {"text/plain": {"schema": {"type": "string"}}}}
 _HTML = {"content": {"text/html": {"schema": {"type": "string"}}}}
 _SERVING, _RETRIEVAL, _OPERATION = "TensorFlow Serving", "Retrieval", "Operation"
-
-
-def _query(name: str, schema: dict[str, Any], required: bool = False) -> dict[str, Any]:
-    return {"name": name, "in": "query", "required": required, "schema": schema}
-
-
 _LIMIT = _query("limit", {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100})
 _QUERY = _query("query_id", {"type": "string"}, required=True)
 
-MODELS = _reads(_OPERATION, "Names of the models", 401)
-STATUS = _reads(_SERVING, "State of all versions of a model, or of one", *_ON_READING)
-METADATA = _reads(_SERVING, "Signatures of the version that answers", *_ON_READING, 503)
-PREDICT = _asks(_SERVING, "Run a signature", _PREDICT_BODY, _object(_PREDICT_ANSWER))
-RETRIEVE = _asks(
+MODELS = _route(_OPERATION, "Names of the models", 401)
+STATUS = _route(_SERVING, "State of all versions of a model, or of one", *_ON_READING)
+METADATA = _route(_SERVING, "Signatures of the version that answers", *_ON_READING, 503)
+PREDICT = _route(
+    _SERVING, "Run a signature", *_REFUSALS, body=_PREDICT_BODY, answer=_object(_PREDICT_ANSWER)
+)
+RETRIEVE = _route(
     _RETRIEVAL,
     "The best candidates of each query, filtered",
-    RetrieveBody.model_json_schema(),
-    {"model": RetrieveAnswer},
+    *_REFUSALS,
+    body=RetrieveBody.model_json_schema(),
+    answer={"model": RetrieveAnswer},
 )
-ALIVE = _reads(_OPERATION, "200 unless a restart is called for", 503, answer=_TEXT)
-READY = _reads(_OPERATION, "200 once every model can answer", 503, answer=_TEXT)
-METRICS = _reads(_OPERATION, "Metrics for Prometheus", 401, answer=_TEXT)
-PAGE = _reads(_OPERATION, "A page for people", answer=_HTML)
-SAMPLES = {
-    **_reads(_RETRIEVAL, "Queries that have a history, and what the model is", *_ON_READING, 503),
-    "parameters": [_LIMIT],
-}
-HISTORY = {
-    **_reads(_RETRIEVAL, "What a query had in training", *_ON_READING, 503),
-    "parameters": [_QUERY, _LIMIT],
-}
+ALIVE = _route(_OPERATION, "200 unless a restart is called for", 503, answer=_TEXT)
+READY = _route(_OPERATION, "200 once every model can answer", 503, answer=_TEXT)
+METRICS = _route(_OPERATION, "Metrics for Prometheus", 401, answer=_TEXT)
+PAGE = _route(_OPERATION, "A page for people", answer=_HTML)
+SAMPLES = _route(
+    _RETRIEVAL,
+    "Queries that have a history, and what the model is",
+    *(*_ON_READING, 503),
+    query=[_LIMIT],
+)
+HISTORY = _route(
+    _RETRIEVAL, "What a query had in training", *_ON_READING, 503, query=[_QUERY, _LIMIT]
+)
 
 
-def operation(path: str, description: dict[str, Any]) -> dict[str, Any]:
+def operation(path: str, route: dict[str, Any]) -> dict[str, Any]:
     """Arguments of `FastAPI.add_api_route` that describe a route."""
-    parameters = [
+    in_path = [
         {"name": name, "in": "path", "required": True, "schema": schema}
         for name, schema in _PARAMETERS.items()
         if f"{{{name}:" in path
     ]
+    extra: dict[str, Any] = {"parameters": in_path + route.get("query", [])}
+    if "body" in route:
+        extra["requestBody"] = {**_object(route["body"]), "required": True}
+    answer = {"description": "The answer.", **route.get("answer", _object({"type": "object"}))}
     refusals: dict[int, Any] = {
         status: {"model": ErrorAnswer, "description": _REFUSALS[status]}
-        for status in description["refusals"]
+        for status in route["refusals"]
     }
     return {
-        "tags": description["tags"],
-        "summary": description["summary"],
-        "responses": {200: {"description": "The answer.", **description["answer"]}, **refusals},
-        "openapi_extra": {
-            "parameters": parameters + description.get("parameters", []),
-            **description.get("extra", {}),
-        },
+        "tags": route["tags"],
+        "summary": route["summary"],
+        "responses": {200: answer, **refusals},
+        "openapi_extra": extra,
         "response_model": None,
     }

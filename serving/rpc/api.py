@@ -23,81 +23,49 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
-from serving.errors import InvalidRequest
+from serving.errors import InvalidRequest, Refused
 from serving.rpc import codec as grpc_codec
-from serving.rpc.guard import (
-    Guard,
-    Health,
-    answer,
-    not_implemented,
-)
+from serving.rpc.guard import Guard, Health
 from serving.runtime.batched_version import PREDICT
 from serving.runtime.client_call import Call, counted
 from serving.runtime.model_config import from_proto
 from serving.runtime.process import BYTES_A_VALUE, aside
-from serving.runtime.service import (
-    DEFAULT_SIGNATURE,
-    Inputs,
-    Prediction,
-    Service,
-)
+from serving.runtime.service import DEFAULT_SIGNATURE, Inputs, Prediction, Service
 from serving.runtime.signature import Signature
-from serving.settings import ServeConfig
 
-_MOST_STREAMS = 100  # calls at the same time on one connection; more wait in the client
+_MAX_STREAMS = 100  # calls at the same time on one connection; more wait in the client
 _RELOAD_SECONDS = 300.0  # for a reload whose client sets no deadline
 
 
-def build(service: Service, config: ServeConfig) -> grpc.aio.Server:
+def build(service: Service) -> grpc.aio.Server:
     """A server with all the services; it has no port yet and is not started."""
-    most = config.max_body_mb << 20
     options = [
         ("grpc.so_reuseport", 0),  # otherwise two servers share a port and clients get either
-        ("grpc.max_receive_message_length", most),
+        ("grpc.max_receive_message_length", service.config.max_body_mb << 20),
         ("grpc.max_send_message_length", -1),
         ("grpc.per_message_decompression", 0),  # `Guard` does it, with a limit
-        ("grpc.max_concurrent_streams", _MOST_STREAMS),
+        ("grpc.max_concurrent_streams", _MAX_STREAMS),
         ("grpc.max_metadata_size", 16 << 10),
     ]
-    server = grpc.aio.server(interceptors=[Guard(config)], options=options)
+    server = grpc.aio.server(interceptors=[Guard(service)], options=options)
     prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
         PredictionService(service), server
     )
     model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(service), server)
-    health_pb2_grpc.add_HealthServicer_to_server(Health(lambda: service.ready), server)
+    health_pb2_grpc.add_HealthServicer_to_server(Health(service), server)
     return server
 
 
 class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
-    """`Predict` and `GetModelMetadata`; the methods on tf.Example are not implemented."""
+    """`Predict` and `GetModelMetadata`; the methods on tf.Example are not implemented.
+
+    `Guard` calls the methods of both services; it has a `Call` for them in place of a context.
+    """
 
     def __init__(self, service: Service) -> None:
         self._service = service
 
     async def Predict(  # noqa: N802 - names of the .proto
-        self, request: predict_pb2.PredictRequest, context: grpc.aio.ServicerContext
-    ) -> predict_pb2.PredictResponse:
-        return await answer(self._predict, request, context)
-
-    async def GetModelMetadata(  # noqa: N802
-        self,
-        request: get_model_metadata_pb2.GetModelMetadataRequest,
-        context: grpc.aio.ServicerContext,
-    ) -> get_model_metadata_pb2.GetModelMetadataResponse:
-        return await answer(self._metadata, request, context)
-
-    async def Classify(self, request: Any, context: grpc.aio.ServicerContext) -> None:  # noqa: N802
-        await not_implemented(context, "Classify")
-
-    async def Regress(self, request: Any, context: grpc.aio.ServicerContext) -> None:  # noqa: N802
-        await not_implemented(context, "Regress")
-
-    async def MultiInference(  # noqa: N802
-        self, request: Any, context: grpc.aio.ServicerContext
-    ) -> None:
-        await not_implemented(context, "MultiInference")
-
-    async def _predict(
         self, request: predict_pb2.PredictRequest, call: Call
     ) -> predict_pb2.PredictResponse:
         spec, wanted = request.model_spec, request.output_filter
@@ -106,25 +74,21 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
         def decoded(signature: Signature) -> Inputs:
             if wanted:
                 grpc_codec.check_output_filter(wanted, signature)
-            most = self._service.config.max_rows
-            return grpc_codec.decode_inputs(request.inputs, signature, most)
+            max_rows = self._service.config.max_rows
+            return grpc_codec.decode_inputs(request.inputs, signature, max_rows)
 
         async def decode(signature: Signature) -> Inputs:
-            start = time.perf_counter()
-            inputs = await aside(size, lambda: decoded(signature))
-            self._stage("decode", start, spec.name)
-            return inputs
+            with self._service.metrics.timed("decode", spec.name, PREDICT):
+                return await aside(size, lambda: decoded(signature))
 
         async def encode(prediction: Prediction, _: float) -> predict_pb2.PredictResponse:
-            start = time.perf_counter()
-            response = await aside(
-                sum(array.size for array in prediction.outputs.values()),
-                lambda: grpc_codec.encode_prediction(
-                    model, prediction.version, prediction.signature, prediction.outputs, wanted
-                ),
-            )
-            self._stage("encode", start, model)
-            return response
+            with self._service.metrics.timed("encode", model, PREDICT):
+                return await aside(
+                    sum(array.size for array in prediction.outputs.values()),
+                    lambda: grpc_codec.encode_prediction(
+                        model, prediction.version, prediction.signature, prediction.outputs, wanted
+                    ),
+                )
 
         with counted(self._service, call, PREDICT):
             model = _model(spec)
@@ -137,7 +101,7 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
             **call._asdict(),
         )
 
-    async def _metadata(
+    async def GetModelMetadata(  # noqa: N802
         self, request: get_model_metadata_pb2.GetModelMetadataRequest, call: Call
     ) -> get_model_metadata_pb2.GetModelMetadataResponse:
         spec = request.model_spec
@@ -150,8 +114,14 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
             version, signatures = self._service.metadata(_model(spec), **_version(spec))
         return grpc_codec.encode_metadata(spec.name, version, signatures)
 
-    def _stage(self, name: str, start: float, model: str) -> None:
-        self._service.metrics.stage(name, time.perf_counter() - start, model, PREDICT)
+    async def Classify(self, request: Any, call: Call) -> None:  # noqa: N802
+        raise _unimplemented("Classify")
+
+    async def Regress(self, request: Any, call: Call) -> None:  # noqa: N802
+        raise _unimplemented("Regress")
+
+    async def MultiInference(self, request: Any, call: Call) -> None:  # noqa: N802
+        raise _unimplemented("MultiInference")
 
 
 class ModelService(model_service_pb2_grpc.ModelServiceServicer):
@@ -163,27 +133,13 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
         self._reloads = ThreadPoolExecutor(2, "reload")
 
     async def GetModelStatus(  # noqa: N802
-        self,
-        request: get_model_status_pb2.GetModelStatusRequest,
-        context: grpc.aio.ServicerContext,
-    ) -> get_model_status_pb2.GetModelStatusResponse:
-        return await answer(self._status, request, context)
-
-    async def HandleReloadConfigRequest(  # noqa: N802
-        self,
-        request: model_management_pb2.ReloadConfigRequest,
-        context: grpc.aio.ServicerContext,
-    ) -> model_management_pb2.ReloadConfigResponse:
-        return await answer(self._reload, request, context)
-
-    async def _status(
         self, request: get_model_status_pb2.GetModelStatusRequest, call: Call
     ) -> get_model_status_pb2.GetModelStatusResponse:
         spec = request.model_spec
         with counted(self._service, call, "GetModelStatus", spec.name):
             return grpc_codec.encode_status(self._service.status(_model(spec), **_version(spec)))
 
-    async def _reload(
+    async def HandleReloadConfigRequest(  # noqa: N802
         self, request: model_management_pb2.ReloadConfigRequest, call: Call
     ) -> model_management_pb2.ReloadConfigResponse:
         seconds = _RELOAD_SECONDS
@@ -197,6 +153,12 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
             loop = asyncio.get_running_loop()
             await loop.run_in_executor(self._reloads, self._service.reload, configs, seconds)
         return model_management_pb2.ReloadConfigResponse()  # its status says OK
+
+
+def _unimplemented(method: str) -> Refused:
+    """What a method of TensorFlow Serving raises that takes tf.Example."""
+    text = f"{method} is not implemented: a retrieval model has no such signature, call Predict."
+    return Refused(501, text, "UNIMPLEMENTED")
 
 
 def _model(spec: model_pb2.ModelSpec) -> str:

@@ -7,12 +7,11 @@ long.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
 import tensorflow as tf
-from google.protobuf import any_pb2
-from tensorflow.core.framework import tensor_pb2, types_pb2
+from tensorflow.core.framework import tensor_pb2
 from tensorflow.core.protobuf import error_codes_pb2, meta_graph_pb2
 from tensorflow_serving.apis import (
     get_model_metadata_pb2,
@@ -28,9 +27,9 @@ from serving.version.status import VersionStatus
 SIGNATURE_DEF = "signature_def"  # the one field of metadata that there is
 
 # What few bytes of a message may stand for: a shape costs its sender nothing.
-_MOST_REPEATED = 1 << 18  # values
-_MOST_REPEATED_BYTES = 1 << 22
-_PIECE = 1 << 14  # strings
+_MAX_REPEATED = 1 << 18  # values
+_MAX_REPEATED_BYTES = 1 << 22
+_PIECE = 1 << 14  # values that are handed over at once
 _FIELDS: dict[tf.DType, str] = {  # where a TensorProto keeps values that are not in its content
     tf.string: "string_val",
     tf.float32: "float_val",
@@ -96,19 +95,9 @@ def encode_tensor(array: np.ndarray, proto: tensor_pb2.TensorProto) -> None:
     """Fills a tensor: values into the field of their type, as TensorFlow Serving does."""
     for size in array.shape:
         proto.tensor_shape.dim.add().size = size
-    if array.dtype == object:
-        proto.dtype = types_pb2.DT_STRING
-        strings = array.ravel()
-        for start in range(0, len(strings), _PIECE):  # other threads have their turn in between
-            proto.string_val.extend(strings[start : start + _PIECE].tolist())
-    else:
-        dtype = tf.dtypes.as_dtype(array.dtype)
-        proto.dtype = dtype.as_datatype_enum
-        _fill(proto, dtype, array.ravel())
-
-
-def _fill(proto: tensor_pb2.TensorProto, dtype: tf.DType, values: np.ndarray) -> None:
-    field = _FIELDS.get(dtype)
+    dtype = tf.string if array.dtype == object else tf.dtypes.as_dtype(array.dtype)
+    proto.dtype = dtype.as_datatype_enum
+    field, values = _FIELDS.get(dtype), array.ravel()
     if field is None:
         proto.tensor_content = values.tobytes()
     elif dtype in (tf.float32, tf.float64):
@@ -119,7 +108,8 @@ def _fill(proto: tensor_pb2.TensorProto, dtype: tf.DType, values: np.ndarray) ->
         proto.MergeFromString(bytes([tag, *length]) + values.tobytes())
     else:
         values = values.view(np.uint16) if field == "half_val" else values
-        getattr(proto, field).extend(values.tolist())
+        for start in range(0, len(values), _PIECE):  # other threads have their turn in between
+            getattr(proto, field).extend(values[start : start + _PIECE].tolist())
 
 
 def encode_prediction(
@@ -130,8 +120,8 @@ def encode_prediction(
     wanted: Collection[str] = (),
 ) -> predict_pb2.PredictResponse:
     """The answer to `Predict`; `wanted` names some of the outputs, nothing means all."""
-    response = predict_pb2.PredictResponse()
-    response.model_spec.CopyFrom(model_spec(model, version, signature.name))
+    spec = _model_spec(model, version, signature.name)
+    response = predict_pb2.PredictResponse(model_spec=spec)
     for name in wanted or outputs:
         encode_tensor(outputs[name], response.outputs[name])
     return response
@@ -150,32 +140,27 @@ def encode_metadata(
     model: str, version: int, signatures: Mapping[str, meta_graph_pb2.SignatureDef]
 ) -> get_model_metadata_pb2.GetModelMetadataResponse:
     """The answer to `GetModelMetadata`."""
-    described = get_model_metadata_pb2.SignatureDefMap()
-    for name, signature in signatures.items():
-        described.signature_def[name].CopyFrom(signature)
-    packed = any_pb2.Any()
-    packed.Pack(described)
-    response = get_model_metadata_pb2.GetModelMetadataResponse()
-    response.model_spec.CopyFrom(model_spec(model, version))
-    response.metadata[SIGNATURE_DEF].CopyFrom(packed)
+    response = get_model_metadata_pb2.GetModelMetadataResponse(
+        model_spec=_model_spec(model, version)
+    )
+    described = get_model_metadata_pb2.SignatureDefMap(signature_def=signatures)
+    response.metadata[SIGNATURE_DEF].Pack(described)
     return response
 
 
 def encode_status(
-    statuses: Collection[VersionStatus],
+    statuses: Iterable[VersionStatus],
 ) -> get_model_status_pb2.GetModelStatusResponse:
     """The answer to `GetModelStatus`."""
     response = get_model_status_pb2.GetModelStatusResponse()
     for status in statuses:
-        row = response.model_version_status.add()
-        row.version = status.version
-        row.state = status.state.value
+        row = response.model_version_status.add(version=status.version, state=status.state.value)
         row.status.error_code = error_codes_pb2.Code.Value(status.error_code)
         row.status.error_message = status.error_message
     return response
 
 
-def model_spec(model: str, version: int, signature: str = "") -> model_pb2.ModelSpec:
+def _model_spec(model: str, version: int, signature: str = "") -> model_pb2.ModelSpec:
     """Who answered."""
     spec = model_pb2.ModelSpec(name=model, signature_name=signature)
     spec.version.value = version
@@ -218,14 +203,14 @@ def _filled(name: str, values: np.ndarray, size: int) -> np.ndarray:
     """`size` values: the last one, or zero, stands for those that were left out."""
     if len(values) == size:
         return values
-    if len(values) > size or size > _MOST_REPEATED:
+    if len(values) > size or size > _MAX_REPEATED:
         raise InvalidRequest(
             f"Input {name!r} must have {size} values by its shape, got {len(values)}."
         )
     missing, last = size - len(values), values[-1:]
     if not len(values):
         last = np.array([b"" if values.dtype == object else 0]).astype(values.dtype)
-    if values.dtype == object and missing * len(last[0]) > _MOST_REPEATED_BYTES:
+    if values.dtype == object and missing * len(last[0]) > _MAX_REPEATED_BYTES:
         raise InvalidRequest(
             f"Input {name!r} must not repeat {len(last[0])} bytes {missing} times: write them out."
         )

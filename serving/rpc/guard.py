@@ -1,4 +1,4 @@
-"""Around the gRPC services: who may call, what health says, and how a refusal is told."""
+"""Around the gRPC services: who may call, how much, what becomes of a refusal; and health."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import logging
 import time
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, NoReturn, TypeVar
+from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from serving.errors import InvalidRequest, ServiceError, TooLarge
-from serving.runtime.client_call import REQUEST_ID, Call, request_id
+from serving.errors import DeadlineExceeded, InvalidRequest, Refused, ServiceError, TooLarge
+from serving.runtime.client_call import REQUEST_ID, Call, counted, request_id
 from serving.runtime.process import BYTES_A_VALUE, aside
-from serving.settings import ServeConfig
+from serving.runtime.service import Service
 
 ENTRYPOINT = "GRPC"
 RELOAD = "/tensorflow.serving.ModelService/HandleReloadConfigRequest"
@@ -27,59 +27,23 @@ MAX_CALLS = 1000  # at the same time, health apart
 _SMALL_MESSAGE = 1 << 20  # bytes; larger ones wait for each other
 _SERVICES = ("", "tensorflow.serving.PredictionService", "tensorflow.serving.ModelService")
 _HEALTH_SECONDS = 0.1  # between two looks for who watches
-_LONGEST_MESSAGE = 2000  # a status travels in HTTP/2 headers, 8 kB in all
-_Request = TypeVar("_Request")
-_Response = TypeVar("_Response")
+_MAX_TEXT = 2000  # characters of a status, which travels in HTTP/2 headers, 8 kB in all
 _log = logging.getLogger(__name__)
 
 
-async def answer(
-    work: Callable[[_Request, Call], Awaitable[_Response]],
-    request: _Request,
-    context: grpc.aio.ServicerContext,
-) -> _Response:
-    """Does the work of a method; an exception becomes a status code and one line of text."""
-    remaining = context.time_remaining()
-    given = dict(context.invocation_metadata() or ()).get(REQUEST_ID)
-    call = Call(
-        ENTRYPOINT,
-        None if remaining is None else time.monotonic() + remaining,
-        request_id(given if isinstance(given, str) else None),
-    )
-    context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
-    try:
-        if isinstance(request, ServiceError):  # the message could not be read
-            raise request
-        return await work(request, call)
-    except ServiceError as error:
-        code, message = grpc.StatusCode[error.grpc], str(error)
-    except Exception:
-        _log.exception("request %s failed", call.request_id)
-        code, message = grpc.StatusCode.INTERNAL, f"the service failed, request {call.request_id}"
-    await context.abort(code, message[:_LONGEST_MESSAGE])
-    raise AssertionError("abort raises")
-
-
-async def not_implemented(context: grpc.aio.ServicerContext, method: str) -> NoReturn:
-    """Refuses a method of TensorFlow Serving that takes tf.Example."""
-    await context.abort(
-        grpc.StatusCode.UNIMPLEMENTED,
-        f"{method} is not implemented: a retrieval model has no such signature, call Predict.",
-    )
-    raise AssertionError("abort raises")
-
-
 class Guard(grpc.aio.ServerInterceptor):
-    """Before a call means anything: its token, how many there are, and how large its message is.
+    """Stands in front of every method but those of health, which shows nothing.
 
     To gRPC every call looks as if its client streamed, so that nothing is read, inflated or parsed
-    before it may be. Health shows nothing and is left alone.
+    before its token is seen. A method gets the message and, in place of a context, its `Call`;
+    what it raises becomes a status code and one line of text.
     """
 
-    def __init__(self, config: ServeConfig) -> None:
-        self._config = config
-        self._most_bytes = config.max_body_mb << 20
-        self._seconds = config.deadline_ms / 1000.0  # for a message to arrive
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._config = service.config
+        self._max_bytes = service.config.max_body_mb << 20
+        self._seconds = service.config.deadline_ms / 1000.0  # for a message to arrive
         self._under_way = 0
         self._large = asyncio.Lock()
 
@@ -89,13 +53,11 @@ class Guard(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler:
         """Puts `_handle` in front of a method, without parsers: gRPC hands over bytes."""
-        handler = await continuation(handler_call_details)
-        if handler is None or _is_health(handler_call_details):
+        handler, name = await continuation(handler_call_details), handler_call_details.method
+        if handler is None or name.startswith(f"/{health.SERVICE_NAME}/"):
             return handler
-        is_admin = handler_call_details.method == RELOAD
-        return grpc.stream_unary_rpc_method_handler(
-            functools.partial(self._handle, handler, is_admin)
-        )
+        handle = functools.partial(self._handle, handler, name == RELOAD)
+        return grpc.stream_unary_rpc_method_handler(handle)
 
     async def _handle(
         self,
@@ -104,60 +66,64 @@ class Guard(grpc.aio.ServerInterceptor):
         messages: AsyncIterator[bytes],
         context: grpc.aio.ServicerContext,
     ) -> bytes:
-        given = dict(context.invocation_metadata() or ()).get("authorization", "")
-        given = given.encode() if isinstance(given, str) else given
-        if not self._config.accepts(given, admin=is_admin):
-            await context.abort(
-                grpc.StatusCode.UNAUTHENTICATED, "metadata 'authorization' must be 'Bearer TOKEN'."
-            )
-        if self._under_way >= MAX_CALLS:
-            await context.abort(
-                grpc.StatusCode.RESOURCE_EXHAUSTED, f"{MAX_CALLS} calls are under way already."
-            )
+        remaining, metadata = context.time_remaining(), dict(context.invocation_metadata() or ())
+        deadline = None if remaining is None else time.monotonic() + remaining
+        given = metadata.get(REQUEST_ID)
+        call = Call(ENTRYPOINT, deadline, request_id(given if isinstance(given, str) else None))
+        context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
         self._under_way += 1
         try:
-            content = await self._received(messages, context)
             async with contextlib.AsyncExitStack() as stack:
-                size = _SMALL_MESSAGE if _is_compressed(content) else 0  # that is inflated
-                if await aside(size // BYTES_A_VALUE, lambda: _is_large(content)):
-                    await self._turn(context)
-                    stack.callback(self._large.release)
-                return await self._answered(handler, content, context)
+                with counted(self._service, call, ""):
+                    self._check(metadata.get("authorization", ""), is_admin)
+                    request = await self._request(handler.request_deserializer, messages, stack)
+                response = await handler.unary_unary(request, call)
+                return await aside(response.ByteSize() // BYTES_A_VALUE, response.SerializeToString)
+        except ServiceError as error:
+            code, text = grpc.StatusCode[error.grpc], str(error)
+        except Exception:
+            _log.exception("Request %s failed.", call.request_id)
+            code, text = grpc.StatusCode.INTERNAL, f"the service failed, request {call.request_id}"
         finally:
             self._under_way -= 1
-
-    async def _received(
-        self, messages: AsyncIterator[bytes], context: grpc.aio.ServicerContext
-    ) -> bytes:
-        try:
-            async with asyncio.timeout(self._seconds):
-                return await anext(aiter(messages), b"")
-        except TimeoutError:
-            await context.abort(
-                grpc.StatusCode.DEADLINE_EXCEEDED, "The message did not arrive before the deadline."
-            )
+        await context.abort(code, text[:_MAX_TEXT])
         raise AssertionError("abort raises")
 
-    async def _turn(self, context: grpc.aio.ServicerContext) -> None:
-        """Large messages go one at a time, so that what they stand for is in memory once."""
-        try:
-            async with asyncio.timeout(self._seconds):
-                await self._large.acquire()
-        except TimeoutError:
-            await context.abort(
-                grpc.StatusCode.DEADLINE_EXCEEDED, "Other large messages came first: split it."
-            )
+    def _check(self, authorization: str | bytes, is_admin: bool) -> None:
+        if isinstance(authorization, str):
+            authorization = authorization.encode()
+        if not self._config.accepts(authorization, admin=is_admin):
+            text = "metadata 'authorization' must be 'Bearer TOKEN'."
+            raise Refused(401, text, "UNAUTHENTICATED")
+        if self._under_way > MAX_CALLS:
+            text = f"{MAX_CALLS} calls are under way already."
+            raise Refused(429, text, "RESOURCE_EXHAUSTED")
 
-    async def _answered(
-        self, handler: grpc.RpcMethodHandler, content: bytes, context: grpc.aio.ServicerContext
-    ) -> bytes:
-        size = self._most_bytes if _is_compressed(content) else len(content)
-        request = await aside(
-            size // BYTES_A_VALUE,
-            lambda: _parsed(handler.request_deserializer, content, self._most_bytes),
-        )
-        response = await handler.unary_unary(request, context)
-        return await aside(response.ByteSize() // BYTES_A_VALUE, response.SerializeToString)
+    async def _request(
+        self,
+        parse: Callable[[bytes], Any],
+        messages: AsyncIterator[bytes],
+        stack: contextlib.AsyncExitStack,
+    ) -> Any:
+        """The message; large ones go one at a time, so that what they stand for is there once."""
+        async with _within(self._seconds, "The message did not arrive before the deadline."):
+            content = await anext(aiter(messages), b"")
+        is_compressed = _is_compressed(content)
+        size = _SMALL_MESSAGE if is_compressed else 0  # that is inflated to see it
+        if await aside(size // BYTES_A_VALUE, lambda: _is_large(content)):
+            async with _within(self._seconds, "Other large messages came first: split it."):
+                await stack.enter_async_context(self._large)
+        size = self._max_bytes if is_compressed else len(content)
+        return await aside(size // BYTES_A_VALUE, lambda: _parsed(parse, content, self._max_bytes))
+
+
+@contextlib.asynccontextmanager
+async def _within(seconds: float, text: str) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError as error:
+        raise DeadlineExceeded(text) from error
 
 
 def _is_large(content: bytes) -> bool:
@@ -165,22 +131,20 @@ def _is_large(content: bytes) -> bool:
     if not _is_compressed(content):
         return len(content) > _SMALL_MESSAGE
     try:
-        _inflated(content, _SMALL_MESSAGE)
+        return len(_inflated(content, _SMALL_MESSAGE)) > _SMALL_MESSAGE
     except zlib.error:
         return False
-    except TooLarge:
-        return True
-    return False
 
 
-def _parsed(parse: Callable[[bytes], Any], content: bytes, most_bytes: int) -> Any:
-    """The message, or the error that `answer` raises in its place."""
+def _parsed(parse: Callable[[bytes], Any], content: bytes, max_bytes: int) -> Any:
     try:
-        return parse(_inflated(content, most_bytes) if _is_compressed(content) else content)
-    except (DecodeError, zlib.error):
-        return InvalidRequest("The message is no protocol buffer of the right type.")
-    except ServiceError as error:
-        return error.with_traceback(None)  # which holds the message
+        if _is_compressed(content):
+            content = _inflated(content, max_bytes)
+        if len(content) > max_bytes:
+            raise TooLarge(f"The message must be at most {max_bytes >> 20} MB (max_body_mb).")
+        return parse(content)
+    except (DecodeError, zlib.error) as error:
+        raise InvalidRequest("The message is no protocol buffer of the right type.") from error
 
 
 def _is_compressed(content: bytes) -> bool:
@@ -190,43 +154,40 @@ def _is_compressed(content: bytes) -> bool:
     )
 
 
-def _inflated(content: bytes, most_bytes: int) -> bytes:
+def _inflated(content: bytes, max_bytes: int) -> bytes:
+    """What was compressed, and no more than one byte too much of it."""
     inflating = zlib.decompressobj(zlib.MAX_WBITS | 32)  # by its header, gzip or deflate
-    message = inflating.decompress(content, most_bytes + 1)
-    if len(message) > most_bytes:
-        raise TooLarge(f"The message must be at most {most_bytes >> 20} MB (max_body_mb).")
-    return message
-
-
-def _is_health(details: grpc.HandlerCallDetails) -> bool:
-    return details.method.startswith(f"/{health.SERVICE_NAME}/")
+    return inflating.decompress(content, max_bytes + 1)
 
 
 class Health(health_pb2_grpc.HealthServicer):
-    """`grpc.health.v1`: whether the service is ready, for each of its gRPC services alike."""
+    """`grpc.health.v1`: whether the service is ready, for each of its gRPC services alike.
 
-    def __init__(self, is_ready: Callable[[], bool]) -> None:
-        self._is_ready = is_ready
+    The servicer that grpcio-health-checking brings along is fed, not asked, and forgets all who
+    watch a service once one of them leaves.
+    """
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
 
     async def Check(  # noqa: N802 - names of the .proto
         self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext
     ) -> health_pb2.HealthCheckResponse:
         if request.service not in _SERVICES:
             await context.abort(grpc.StatusCode.NOT_FOUND, "There is no such service.")
-        return health_pb2.HealthCheckResponse(status=self._status(request.service))
+        return self._answer(request)
 
     async def Watch(  # noqa: N802
         self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
-        told = None
+        last = None
         while True:
-            if (status := self._status(request.service)) != told:
-                yield health_pb2.HealthCheckResponse(status=status)
-            told = status
+            if (answer := self._answer(request)) != last:
+                yield answer
+            last = answer
             await asyncio.sleep(_HEALTH_SECONDS)
 
-    def _status(self, name: str) -> health_pb2.HealthCheckResponse.ServingStatus:
-        status = health_pb2.HealthCheckResponse
-        if name not in _SERVICES:
-            return status.SERVICE_UNKNOWN
-        return status.SERVING if self._is_ready() else status.NOT_SERVING
+    def _answer(self, request: health_pb2.HealthCheckRequest) -> health_pb2.HealthCheckResponse:
+        status = "SERVING" if self._service.ready else "NOT_SERVING"
+        known = request.service in _SERVICES
+        return health_pb2.HealthCheckResponse(status=status if known else "SERVICE_UNKNOWN")

@@ -84,9 +84,11 @@ def test_our_own_names(metrics):
     stage = {"model": "shop", "api": "predict", "stage": "queue"}
     assert value(metrics, "twotower_stage_seconds_count", **stage) == 2
     assert value(metrics, "twotower_batch_rows_sum", model="shop", api="retrieve") == 64
-    metrics.stage("encode", 0.5)
-    encode = {"model": "", "api": "", "stage": "encode"}
-    assert value(metrics, "twotower_stage_seconds_sum", **encode) == 0.5
+    with metrics.timed("encode", "shop", "predict"):
+        pass
+    encode = {"model": "shop", "api": "predict", "stage": "encode"}
+    assert value(metrics, "twotower_stage_seconds_count", **encode) == 1
+    assert 0 < value(metrics, "twotower_stage_seconds_sum", **encode) < 60
     metrics.changed("shop", "loaded", 2.5)
     assert value(metrics, "twotower_version_changes_total", model="shop", change="loaded") == 1
     assert value(metrics, "twotower_version_load_seconds_sum", model="shop") == 2.5

@@ -298,3 +298,22 @@ def test_rows_are_counted_before_they_are_read():
     ):
         with pytest.raises(InvalidRequest, match="at most 2 rows, got 3"):
             rest_codec.decode_inputs(rest_codec.parse_predict(body), by_rows, 2)
+
+
+@pytest.mark.parametrize(
+    ("body", "values"),
+    [
+        (b"[" + b"1," * 19 + b"1]", 20),
+        (b"[" + b"[]," * 9 + b"1]", 19),
+        (b"{" + b",".join(b'"%d":1' % number for number in range(19)) + b"}", 19),
+        (b'["' + b",[{" * 50 + b'\\", \\\\",' + b"1," * 17 + b"1]", 19),
+    ],
+)
+def test_values_are_counted_before_they_are_read(body, values, monkeypatch):
+    expected = rest_codec.parse(body)
+    monkeypatch.setattr(rest_codec, "_BLOCK", 7)  # in blocks it is the same
+    monkeypatch.setattr(rest_codec, "MAX_VALUES", values)
+    assert rest_codec.parse(body) == expected
+    monkeypatch.setattr(rest_codec, "MAX_VALUES", values - 1)
+    with pytest.raises(ValueError, match=f"more than {values - 1} values"):
+        rest_codec.parse(body)
