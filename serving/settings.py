@@ -6,15 +6,17 @@ import dataclasses
 import hmac
 import os
 
-from pipeline.contract.settings import require
+from pipeline.contract.settings import require, require_all
 from serving.retrieval.settings import INDEXES, UNKNOWN_QUERIES
 
 TOKEN_VARIABLE, ADMIN_TOKEN_VARIABLE = "TWOTOWER_TOKEN", "TWOTOWER_ADMIN_TOKEN"
 
-_LEAST = {  # that a setting may be
-    1: "max_k max_batch_size max_enqueued_batches num_batch_threads deadline_ms max_body_mb",
-    0: "batch_timeout_micros prune_versions lame_duck_seconds drain_seconds intra_op_threads "
-    "inter_op_threads rest_port grpc_port",
+_RULES = {
+    "must be at least 1": "max_k max_batch_size max_enqueued_batches num_batch_threads "
+    "deadline_ms max_body_mb",
+    "must be at least 0": "batch_timeout_micros prune_versions lame_duck_seconds drain_seconds "
+    "intra_op_threads inter_op_threads rest_port grpc_port",
+    "must be above 0": "poll_seconds",
 }
 
 
@@ -58,11 +60,8 @@ class ServeConfig:
         for field, choices in (("index", INDEXES), ("unknown_queries", UNKNOWN_QUERIES)):
             value = getattr(self, field)
             require(value in choices, field, f"must be one of {', '.join(choices)}", value)
-        for least, fields in _LEAST.items():
-            for field in fields.split():
-                value = getattr(self, field)
-                require(value >= least, field, f"must be at least {least}", value)
-        require(self.poll_seconds > 0.0, "poll_seconds", "must be above 0", self.poll_seconds)
+        for rule, fields in _RULES.items():
+            require_all(self, rule, *fields.split())
         for field in ("rest_port", "grpc_port"):
             value = getattr(self, field)
             require(value <= 65535, field, "must be at most 65535", value)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
+from running_server import Running, running
 
 from pipeline.contract import schema
 from pipeline.contract.files import describe_files
@@ -178,6 +179,22 @@ def by_embedding(tmp_path_factory: pytest.TempPathFactory) -> Published:
 def without_scann(tmp_path_factory: pytest.TempPathFactory) -> Published:
     """30 candidates, K = 5, with seen lists; exact search alone."""
     return _publish(tmp_path_factory.mktemp("exact"), small_sample(30), k=5, scann=False)
+
+
+@pytest.fixture(scope="session")
+def server(small: Published) -> Iterator[Running]:
+    """A server over `small` that all tests share, with low limits."""
+    with running(small.models, max_body_mb=1, max_k=500) as place:
+        yield place
+
+
+@pytest.fixture(scope="session")
+def guarded(small: Published, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A server over `small` that wants tokens."""
+    state = str(tmp_path_factory.mktemp("state"))
+    tokens = {"token": "s3cret", "admin_token": "adm1n"}
+    with running(small.models, max_body_mb=1, state_dir=state, **tokens) as place:
+        yield place
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 import pytest
 
-from serving.settings import TOKEN_VARIABLE, ServeConfig
+from serving.settings import ADMIN_TOKEN_VARIABLE, TOKEN_VARIABLE, ServeConfig
 
 
 @pytest.mark.parametrize(
@@ -36,3 +36,24 @@ def test_a_token_comes_from_the_environment_and_is_not_shown(monkeypatch):
     assert ServeConfig("models").token == "secret"
     assert "secret" not in repr(ServeConfig("models"))
     assert ServeConfig("models", token="given").token == "given"
+
+
+@pytest.mark.parametrize(
+    ("tokens", "given", "accepted"),  # accepted: for a prediction, for what the admin may do
+    [
+        ({}, b"", (True, True)),
+        ({"token": "s3cret ñ"}, "Bearer s3cret ñ".encode(), (True, True)),
+        ({"token": "s3cret ñ"}, b"Bearer s3cret", (False, False)),
+        ({"token": "s3cret"}, b"s3cret", (False, False)),
+        ({"token": "s3cret"}, b"", (False, False)),
+        ({"admin_token": "adm1n"}, b"", (True, False)),
+        ({"admin_token": "adm1n"}, b"Bearer adm1n", (True, True)),
+        ({"token": "s3cret", "admin_token": "adm1n"}, b"Bearer s3cret", (True, False)),
+        ({"token": "s3cret", "admin_token": "adm1n"}, b"Bearer adm1n", (True, True)),
+    ],
+)
+def test_who_is_let_in(tokens, given, accepted, monkeypatch):
+    monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
+    monkeypatch.delenv(ADMIN_TOKEN_VARIABLE, raising=False)
+    config = ServeConfig("models", **tokens)
+    assert tuple(config.accepts(given, admin=admin) for admin in (False, True)) == accepted

@@ -4,19 +4,15 @@ import http.client
 import socket
 
 import pytest
-from running_server import running
 
 from serving.rest import protocol as rest_protocol
 
 REQUEST = b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n"
 
 
-@pytest.fixture(scope="module")
-def server(small):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rest_protocol, "HEAD_SECONDS", 0.3)
-        with running(small.models) as place:
-            yield place
+@pytest.fixture(autouse=True)
+def short_heads(monkeypatch):
+    monkeypatch.setattr(rest_protocol, "HEAD_SECONDS", 0.3)
 
 
 @pytest.mark.parametrize(

@@ -25,12 +25,7 @@ from serving.rpc import guard as grpc_guard
 from serving.version.status import State
 
 Code, Gzip = grpc.StatusCode, grpc.Compression.Gzip
-
-
-@pytest.fixture(scope="module")
-def server(small):
-    with running(small.models, max_body_mb=1) as place:
-        yield place
+TOKENS = "s3cret", "adm1n"  # of the guarded server
 
 
 def request_for(*ids, name="twotower", **spec):
@@ -163,7 +158,7 @@ def test_a_compressed_message_is_inflated_up_to_the_limit(server, compression):
     predict = server.prediction.Predict
     plain = predict(request_for("query 0", "query 1"))
     assert predict(request_for("query 0", "query 1"), compression=compression) == plain
-    code, details = refusal(predict, request_for("x" * (30 << 20)), compression=compression)
+    code, details = refusal(predict, request_for("x" * (3 << 20)), compression=compression)
     assert (code, "1 MB" in details) == (Code.RESOURCE_EXHAUSTED, True)
 
 
@@ -250,23 +245,21 @@ def test_request_ids(server):
     assert len(dict(call.trailing_metadata())["x-request-id"]) == 32
 
 
-def test_token(small):
-    with running(small.models, token="s3cret") as server:
-        health = health_pb2_grpc.HealthStub(server.channel)
-        assert health.Check(health_pb2.HealthCheckRequest()).status == 1
-        right = (("authorization", "Bearer s3cret"),)
-        assert server.prediction.Predict(request_for("query 0"), metadata=right).outputs
-        for wrong in ((), (("authorization", "Bearer s3cre"),), (("authorization", "s3cret"),)):
-            bomb = request_for("x" * (40 << 20))  # above the limit, and never read
-            code, _ = refusal(*(server.prediction.Predict, bomb), metadata=wrong, compression=Gzip)
-            assert code == Code.UNAUTHENTICATED
-            code, details = refusal(
-                server.prediction.Predict, request_for("query 0"), metadata=wrong
-            )
-            assert (code, "Bearer TOKEN" in details) == (Code.UNAUTHENTICATED, True)
-            request = get_model_status_pb2.GetModelStatusRequest()
-            code, _ = refusal(server.models.GetModelStatus, request, metadata=wrong)
-            assert code == Code.UNAUTHENTICATED
+def test_token(guarded):
+    health = health_pb2_grpc.HealthStub(guarded.channel)
+    assert health.Check(health_pb2.HealthCheckRequest()).status == 1
+    predict = guarded.prediction.Predict
+    bomb = request_for("x" * (3 << 20))  # above the limit, and never read
+    status = get_model_status_pb2.GetModelStatusRequest()
+    for wrong in ((), (("authorization", "Bearer s3cre"),), (("authorization", "adm1n"),)):
+        code, _ = refusal(predict, bomb, metadata=wrong, compression=Gzip)
+        assert code == Code.UNAUTHENTICATED
+        code, details = refusal(predict, request_for("query 0"), metadata=wrong)
+        assert (code, "Bearer TOKEN" in details) == (Code.UNAUTHENTICATED, True)
+        assert refusal(guarded.models.GetModelStatus, status, metadata=wrong)[0] == code
+    admin = {"Authorization": "Bearer adm1n"}
+    text = guarded.get("/monitoring/prometheus/metrics", **admin).body.decode()
+    assert 'twotower_refusals_total{entrypoint="GRPC",reason="unauthenticated"}' in text
 
 
 def reload(server, text, **settings):
@@ -275,16 +268,13 @@ def reload(server, text, **settings):
     return server.models.HandleReloadConfigRequest(request, timeout=60, **settings)
 
 
-@pytest.mark.parametrize("token", ["", "s3cret"])
-def test_a_reload_needs_the_admin_token(small, tmp_path, token):
-    settings = {"token": token, "admin_token": "adm1n", "state_dir": str(tmp_path)}
-    with running(small.models, **settings) as server:
-        predict, admin = ((("authorization", f"Bearer {one}"),) for one in (token, "adm1n"))
-        for metadata in (predict, admin):
-            assert server.prediction.Predict(request_for("query 0"), metadata=metadata).outputs
-        code, _ = refusal(reload, server, 'config { name: "twotower" }', metadata=predict)
-        assert code == Code.UNAUTHENTICATED
-        reload(server, 'config { name: "twotower" }', metadata=admin)
+def test_a_reload_needs_the_admin_token(guarded):
+    predict, admin = ({"metadata": (("authorization", f"Bearer {token}"),)} for token in TOKENS)
+    for metadata in (predict, admin):
+        assert guarded.prediction.Predict(request_for("query 0"), **metadata).outputs
+    code, _ = refusal(reload, guarded, 'config { name: "twotower" }', **predict)
+    assert code == Code.UNAUTHENTICATED
+    reload(guarded, 'config { name: "twotower" }', **admin)
 
 
 def test_no_client_is_told_a_path(small, tmp_path):
