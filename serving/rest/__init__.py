@@ -1,1 +1,6 @@
-"""REST: `api` (routes), `codec`, `messages`, `guard`, the explorer. Imports `runtime`."""
+"""The REST API: routes and the application are in `api`, what stands around them in `guard`.
+
+`codec` reads and writes bodies of `:predict`, `messages` those of `:retrieve`, `tensors` their
+values; `openapi` describes the routes, `pages` are for people. Imports `rpc.codec`, `runtime` and
+what lies below.
+"""
