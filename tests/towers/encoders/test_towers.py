@@ -74,7 +74,7 @@ def batch_of(data, size):
         ("light_gcn", "dns"),
         ("ngcf", "full_softmax"),
         ("fism", "full_softmax"),
-        ("svdpp", "mns"),
+        pytest.param("svdpp", "mns", marks=LONG),
         ("gmf", "ssl_pop"),
         *(pytest.param("features", m, marks=LONG) for m in WAYS if m != "xir"),
         *(pytest.param("by_popularity", m, marks=LONG) for m in ("dns", "full_softmax")),

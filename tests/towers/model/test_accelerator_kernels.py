@@ -216,6 +216,7 @@ def test_a_step_of_every_method_stays_on_a_gpu(data, method):
         assert faults(tf.function(model.end_epoch).get_concrete_function()) == {}
 
 
+@LONG
 def test_a_step_towards_a_teacher_stays_on_a_gpu(data):
     model = make_model(data, "full_softmax", targets=taught(data))
     assert faults(traced(model.train_step)) == {}

@@ -127,6 +127,7 @@ def test_same_seed_same_weights_another_seed_others(data):
     assert not np.allclose(weights(1), weights(2))
 
 
+@pytest.mark.long
 def test_several_steps_an_execution_train_to_the_same_weights(data):
     def trained(steps):
         model = TwoTower(data, 4, "xir", jit_compile=False)
@@ -140,13 +141,9 @@ def test_several_steps_an_execution_train_to_the_same_weights(data):
         np.testing.assert_array_equal(value, expected)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
-    ("method", "options"),
-    [
-        ("xir", {"redraw": "drawn"}),
-        pytest.param("adasir_u", {}, marks=pytest.mark.long),
-        pytest.param("aobpr", {}, marks=pytest.mark.long),
-    ],
+    ("method", "options"), [("xir", {"redraw": "drawn"}), ("adasir_u", {}), ("aobpr", {})]
 )
 def test_evaluation_changes_nothing(data, method, options):
     def trained(evaluated):

@@ -316,7 +316,7 @@ def test_counts_of_a_log(prepared, log, tmp_path):
     assert not (tmp_path / "few-run").exists()
 
 
-@pytest.mark.parametrize("kind", ["counts", "streaming"])
+@pytest.mark.parametrize("kind", [pytest.param("counts", marks=pytest.mark.long), "streaming"])
 def test_a_run_is_opened_with_the_counts_that_it_was_trained_with(
     prepared, log, snapshots, tmp_path, kind
 ):
