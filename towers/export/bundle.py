@@ -64,8 +64,19 @@ def export_bundle(
 
 def candidate_vectors(model: TwoTower) -> np.ndarray:
     """What candidates are scored by: float32 [N + cold, D], by dense id, then the cold ones."""
-    cold = tf.cast(model.candidate_tower.embed_cold(), tf.float32)
-    return tf.concat([model.candidate_embeddings(), cold], axis=0).numpy()
+    return _with_cold(model.candidate_embeddings(), model.candidate_tower).numpy()
+
+
+def query_vectors(model: TwoTower) -> tf.Tensor:
+    """The same of queries, over the temperature: float32 [Q + cold, D]."""
+    return _with_cold(model.query_embeddings(), model.query_tower, model.temperature)
+
+
+def _with_cold(embeddings: tf.Tensor, tower: Tower, temperature: float = 1.0) -> tf.Tensor:
+    if not len(tower.cold_ids):
+        return embeddings
+    cold = tf.cast(tower.embed_cold() / temperature, tf.float32)
+    return tf.concat([embeddings, cold], axis=0)
 
 
 def all_ids(data: RetrievalData, model: TwoTower, side: str) -> pa.Array:

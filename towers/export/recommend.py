@@ -11,12 +11,11 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import tensorflow as tf
 
 from pipeline.contract import hashing, schema
 from pipeline.contract.files import describe_files, made_aside, replace_directory
 from towers.data.interactions import Positives, RetrievalData, open_data
-from towers.export.bundle import all_ids, candidate_vectors
+from towers.export.bundle import all_ids, candidate_vectors, query_vectors
 from towers.export.settings import RecommendConfig
 from towers.legacy_keras import tf_keras
 from towers.metrics.ranking import rank_blocks, tie_order
@@ -126,9 +125,8 @@ def _ranked(
     """The top of the whole corpus, block by block."""
     cold = hashing.fingerprints(text.as_py().encode() for text in model.candidate_tower.cold_ids)
     order = tie_order(np.concatenate([data.candidate_vocabulary.fingerprints, cold]))
-    cold_queries = tf.cast(model.query_tower.embed_cold() / model.temperature, tf.float32)
     blocks = rank_blocks(
-        tf.concat([model.query_embeddings(), cold_queries], axis=0),
+        query_vectors(model),
         candidate_vectors(model),
         np.arange(len(users)),
         _left_out(config, data, len(users)),

@@ -17,6 +17,8 @@ from pipeline.contract.bundle import read_bundle
 from towers.data.attributes import Features
 from towers.data.interactions import open_data
 from towers.export.bundle import export_bundle
+from towers.export.recommend import recommend
+from towers.export.settings import RecommendConfig
 from towers.legacy_keras import tf_keras
 from towers.metrics.held_out import HeldOut
 from towers.model.two_tower import TwoTower
@@ -282,6 +284,9 @@ def test_what_is_exported_scores_as_the_model(trained, attributed, tmp_path):
         scores[: len(known), : len(candidates)], queries @ candidates.T, atol=2e-5
     )
     cold = name == "features"  # the others embed ids with interactions only
+    output = str(tmp_path / "all")
+    config = RecommendConfig(data=str(attributed), run=str(run), output=output, k=3)
+    assert recommend(config).counts["queries"] == len(known) + cold
     assert answer["known"].numpy()[-2:].tolist() == [cold, False]
     assert (answer["embedding"].numpy()[-2] != 0).any() == cold
     assert (answer["embedding"].numpy()[-1] == 0).all()
