@@ -11,7 +11,7 @@ import queue
 import sys
 from typing import Any
 
-REQUESTS = "serving.retrieval.requests"  # the logger of what is refused
+REQUESTS = "serving.requests"  # the logger of what is refused
 
 _FIELDS = "fields"  # attribute of a log record
 _MOST_A_SECOND = 100  # lines of REQUESTS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -153,7 +154,7 @@ def _train(
                 epochs=last,
                 steps_per_epoch=rest,
                 callbacks=callbacks,
-                verbose=1 if sys.stdout.isatty() else 2,
+                verbose=1 if sys.stdout.isatty() else 0,
             )
         except tf.errors.InvalidArgumentError as error:
             step = int(model.iteration.numpy())
@@ -185,7 +186,20 @@ def _callbacks(
     board = tf_keras.callbacks.TensorBoard(
         str(Path(config.run) / LOGS), write_graph=False, profile_batch=0
     )
-    return [*callbacks, recorder, board]
+    lines = [] if sys.stdout.isatty() else [_EpochLine()]
+    return [*callbacks, *lines, recorder, board]
+
+
+class _EpochLine(tf_keras.callbacks.Callback):
+    """One line for each epoch, where no terminal shows a progress bar."""
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        self._began = time.monotonic()
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        values = ", ".join(f"{name} {float(value):.4f}" for name, value in (logs or {}).items())
+        seconds = time.monotonic() - self._began
+        log.info("epoch %d of %d, %.0f s: %s", epoch + 1, self.params["epochs"], seconds, values)
 
 
 def _announce(
