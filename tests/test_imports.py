@@ -1,6 +1,7 @@
 """Who may import whom: by reading the code, and by looking at what a process has loaded."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -141,3 +142,12 @@ def loaded_by(code):
 )
 def test_what_a_process_loads(code, absent):
     assert not loaded_by(code) & absent
+
+
+def test_the_guide_of_the_workspace_shows_every_folder_and_no_other():
+    text = (ROOT / "WORKSPACE.md").read_text(encoding="utf-8")
+    folders = {path.parent.relative_to(ROOT) for room in ROOMS for path in files_of(room)}
+    assert not [str(folder) for folder in folders if f"`{folder.name}/`" not in text]
+    named = re.findall(r"`((?:pipeline|samplers|towers|serving|benchmarks)/[\w/]+\.py)`", text)
+    assert len(named) >= 10
+    assert not [path for path in named if not (ROOT / path).exists()]
