@@ -93,7 +93,7 @@ def test_prepare_in_a_kernel(kernel, tmp_path):
     assert "".join(printed) == "3\n"
 
 
-@pytest.mark.long  # tests/towers/test_retrieval_task.py covers what it calls
+@pytest.mark.long  # tests/towers/model/test_retrieval_task.py covers what it calls
 def test_change_one_line(kernel, tmp_path):
     stock, changed, mixed, floor, losses, floored, asked = run(
         "2_change_one_line",

@@ -30,7 +30,7 @@ def from_dataframe(
 
     Of equal (user, item) pairs the earliest stays. Dense ids go by descending count over all
     splits, then by raw id. Each user's rows are put in order by a hash of (seed, user, item)
-    and cut at the ratios, see `pipeline.contract.schema.split_codes`.
+    and cut at the ratios, see `pipeline.contract.hashing.split_codes`.
 
     Args:
       df: one row an interaction.
