@@ -27,7 +27,12 @@ COMMANDS = {
         "write the top-k of all users to Parquet files",
     ),
 }
-STAGES = ("prepare", "train", "evaluate", "export")
+STAGES = {  # in their order → what shows in the working directory that one has ended
+    "prepare": "prepared/manifest.json",
+    "train": "run/training.json",
+    "evaluate": "run/metrics.json",
+    "export": "models/*/*/manifest.json",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,8 +88,8 @@ def recommend(config: Any) -> None:
 
     def top_k(users: list[str]) -> list[tuple[list[str], list[float]]]:
         seen_out = not config.keep_seen
-        found = retriever.top_k(users, config.k, index=config.index, exclude_seen=seen_out)
-        return [(one.candidate_ids, one.scores) for one in found]
+        results = retriever.top_k(users, config.k, index=config.index, exclude_seen=seen_out)
+        return [(result.candidate_ids, result.scores) for result in results]
 
     ids = read_raw_ids(version / RETRIEVAL / schema.BUNDLE_CANDIDATE_IDS)
     vectors = numpy.load(version / RETRIEVAL / schema.BUNDLE_VECTORS, mmap_mode="r")
@@ -93,39 +98,36 @@ def recommend(config: Any) -> None:
 
 def run(config: RunConfig, sections: dict[str, Any], commands: dict[str, Command]) -> None:
     """Runs the stages in a row; one whose inputs and settings have not changed is skipped."""
-    unknown = [name for name in sections if name not in STAGES]
-    if unknown:
-        raise ValueError(f"unknown section {unknown[0]!r}; a run has {', '.join(STAGES)}.")
+    for name in sections:
+        if name not in STAGES:
+            raise ValueError(f"unknown section {name!r}; a run has {', '.join(STAGES)}.")
     work = Path(config.workdir)
     work.mkdir(parents=True, exist_ok=True)
     data, trained, models = (str(work / name) for name in ("prepared", "run", "models"))
+    trained_on = {"data": data, "run": trained}
     places = {
         "prepare": {"output": data},
-        "train": {"data": data, "run": trained},
-        "evaluate": {"data": data, "run": trained},
-        "export": {"data": data, "run": trained, "models": models},
+        "train": trained_on,
+        "evaluate": trained_on,
+        "export": trained_on | {"models": models},
     }
-    settings, left = {}, {}
+    parsed = {}
     for stage in STAGES:  # all settings are checked before the first stage starts
         flags = as_flags((sections.get(stage) or {}) | places[stage])
-        settings[stage], left[stage] = parse(stage, commands[stage], flags)
-    started = [
-        stage
-        for stage in STAGES
-        if _run_stage(stage, settings[stage], commands[stage], left[stage], work)
-    ]
-    if "export" not in started:
+        parsed[stage] = parse(stage, commands[stage], flags)
+    for stage, (settings, beam_arguments) in parsed.items():
+        is_new = _run_stage(stage, settings, commands[stage], beam_arguments, work)
+    if not is_new:  # an export writes the report itself
         from towers.report.run_page import write_report
 
-        export = settings["export"]
-        version = _version_of(work / "run" / "bundle", Path(export.models) / export.name)
-        write_report(export.run, export.data, version)
+        version = _version_of(work / "run" / "bundle", Path(models) / settings.name)
+        write_report(trained, data, version)
     print("\n" + _results(json.loads((work / "run" / "metrics.json").read_text())) + "\n")
-    print(f"prepared data   {work / 'prepared'}")
-    print(f"run directory   {work / 'run'}")
+    print(f"prepared data   {data}")
+    print(f"run directory   {trained}")
     print(f"results         {work / 'run' / 'metrics.json'}")
     print(f"report          {work / 'run' / 'report.html'}")
-    print(f"model versions  {work / 'models'}")
+    print(f"model versions  {models}")
 
 
 def _results(metrics: dict[str, Any]) -> str:
@@ -146,8 +148,8 @@ def _version_of(bundle: Path, models: Path) -> Path | None:
     made_of = schema.read_manifest(bundle, "bundle").fingerprint
     for _, path in sorted(numbered_directories(models).items(), reverse=True):
         if (path / schema.MANIFEST).is_file():
-            details = schema.read_manifest(path, "version").details
-            if details["bundle_fingerprint"] == made_of:
+            manifest = schema.read_manifest(path, "version")
+            if manifest.details["bundle_fingerprint"] == made_of:
                 return path
     return None
 
@@ -162,7 +164,7 @@ def _run_stage(
     record = json.loads(record_path.read_text()) if record_path.exists() else {}
     key = _stage_key(stage, settings, work)
     before = record.get(stage, {})
-    if before == {"key": key, "done": True} and _has_output(stage, work):
+    if before == {"key": key, "done": True} and any(work.glob(STAGES[stage])):
         print(f"[{stage}] skipped: its inputs and settings are those of the last run.")
         return False
     print(f"[{stage}] starts.")
@@ -181,11 +183,11 @@ def _stage_key(stage: str, settings: Any, work: Path) -> str:
     from pipeline.contract import schema
     from pipeline.contract.files import checksum
     from pipeline.features.tables import feature_files
-    from pipeline.read import discover as sources
+    from pipeline.read.discover import source_files
 
     parts: list[Any] = [dataclasses.asdict(settings)]
     if stage == "prepare":
-        files = [*sources.source_files(settings), *feature_files(settings)]
+        files = [*source_files(settings), *feature_files(settings)]
         parts += [(p, os.stat(p).st_size, os.stat(p).st_mtime_ns) for p in files]
     else:
         parts.append(schema.read_manifest(work / "prepared", "prepared").fingerprint)
@@ -193,13 +195,3 @@ def _stage_key(stage: str, settings: Any, work: Path) -> str:
         parts.append(checksum(work / "run" / "training.json"))
     text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
-def _has_output(stage: str, work: Path) -> bool:
-    pattern = {
-        "prepare": "prepared/manifest.json",
-        "train": "run/training.json",
-        "evaluate": "run/metrics.json",
-        "export": "models/*/*/manifest.json",
-    }[stage]
-    return any(work.glob(pattern))

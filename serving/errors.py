@@ -27,12 +27,6 @@ class InvalidRequest(ServiceError):  # noqa: N818 - these are names of answers, 
     http, grpc = 400, "INVALID_ARGUMENT"
 
 
-class TooLarge(ServiceError):  # noqa: N818
-    """More bytes than are read."""
-
-    http, grpc = 413, "RESOURCE_EXHAUSTED"
-
-
 class NotFound(ServiceError):  # noqa: N818
     """There is no such model, version, signature or query."""
 

@@ -22,17 +22,16 @@ from starlette.types import ASGIApp
 
 from serving.monitoring import logs
 from serving.rest import api as rest_api
-from serving.rest.protocol import TimedProtocol
+from serving.rest.guard import TimedProtocol
 from serving.rpc import api as grpc_api
 from serving.runtime.process import settle
 from serving.runtime.service import Service
 from serving.settings import ServeConfig
 
-_BACKLOG = 2048
+_BACKLOG = 2048  # of uvicorn, too
 _CLOSING_SECONDS = 1.0  # for answers that are on their way once the service is drained
 _FREEING_SECONDS = 5.0  # for what still runs or loads then, and cannot be interrupted
 _UNREAD_SECONDS = 60
-_KEEP_ALIVE_SECONDS = 75  # longer than load balancers keep theirs: they, not we, close first
 _POLL_SECONDS = 0.05
 _log = logging.getLogger(__name__)
 
@@ -48,11 +47,7 @@ def serve(config: ServeConfig) -> int:
     """Serves until SIGTERM or SIGINT, then ends what is running; a second signal does not wait.
 
     SIGTERM leaves clients time to go elsewhere first, SIGINT comes from a terminal and does not.
-
-    Prints one line once every model can answer.
-
-    Returns:
-      0.
+    Prints one line once every model can answer. Returns 0.
 
     Raises:
       ValueError: a port is taken or cannot be opened, or the configuration cannot be read.
@@ -68,12 +63,15 @@ def serve(config: ServeConfig) -> int:
         )
 
     async def until_signalled() -> bool:
-        return await run(config, _signals(), announce)
+        stop: asyncio.Queue[int] = asyncio.Queue()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop.put_nowait, number)
+        return await run(config, stop, announce)
 
-    writing = logs.install()
+    log_writer = logs.install()
     settle()
     is_freed = asyncio.run(until_signalled())
-    writing.stop()
+    log_writer.stop()
     if not is_freed:
         sys.stdout.flush()
         os._exit(0)  # no thread is waited for that loads a version or runs a batch
@@ -94,18 +92,14 @@ async def run(
 
     Returns:
       Whether all is freed; what could not be interrupted may still run in threads otherwise.
-
-    Raises:
-      ValueError: see `serve`.
     """
+    host = f"[{config.host}]" if ":" in config.host else config.host
     with _listening(config) as rest_socket:
         service = Service(config)
         grpc_server = grpc_api.build(service)
-        port = _add_port(grpc_server, config)
+        port = _add_port(grpc_server, f"{host}:{config.grpc_port}", config)
         scheme = "https" if config.tls_certificate else "http"
-        at = Addresses(
-            f"{scheme}://{_host(config)}:{rest_socket.getsockname()[1]}", f"{_host(config)}:{port}"
-        )
+        at = Addresses(f"{scheme}://{host}:{rest_socket.getsockname()[1]}", f"{host}:{port}")
         if not config.token and not config.host.startswith(("127.", "::1", "localhost")):
             _log.warning("Whoever reaches %s is answered: set $TWOTOWER_TOKEN.", config.host)
         rest_server = _RestServer(_rest_config(rest_api.build(service), config))
@@ -113,7 +107,12 @@ async def run(
         await grpc_server.start()
         rest = asyncio.create_task(rest_server.serve([rest_socket]))
         _log.info("Listening at %s and %s; looking for versions in %s.", *at, config.models)
-        announcing = asyncio.create_task(_announce(service, at, announce))
+
+        async def announce_once_ready() -> None:
+            await _until(lambda: service.ready)
+            announce(at, service.models)
+
+        announcing = asyncio.create_task(announce_once_ready())
         first = asyncio.create_task(stop.get())
         await _first(rest, first)
         announcing.cancel()
@@ -128,9 +127,8 @@ async def run(
         await asyncio.gather(rest, grpc_server.stop(_CLOSING_SECONDS))
         closing = threading.Thread(target=service.close, name="closing", daemon=True)
         closing.start()
-        await _first(
-            _until(lambda: not closing.is_alive()), asyncio.sleep(_FREEING_SECONDS), second
-        )
+        ended = _until(lambda: not closing.is_alive())
+        await _first(ended, asyncio.sleep(_FREEING_SECONDS), second)
         second.cancel()
         return not closing.is_alive()
 
@@ -146,13 +144,6 @@ async def _first(*awaitables: Awaitable[Any]) -> None:
 async def _until(is_so: Callable[[], bool]) -> None:
     while not is_so():
         await asyncio.sleep(_POLL_SECONDS)
-
-
-async def _announce(
-    service: Service, at: Addresses, announce: Callable[[Addresses, list[str]], None]
-) -> None:
-    await _until(lambda: service.ready)
-    announce(at, service.models)
 
 
 class _RestServer(uvicorn.Server):
@@ -174,8 +165,7 @@ def _rest_config(app: ASGIApp, config: ServeConfig) -> uvicorn.Config:
         log_config=None,
         access_log=False,  # the service has its own log, with request ids
         server_header=False,
-        backlog=_BACKLOG,
-        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        timeout_keep_alive=75,  # longer than load balancers keep theirs: they, not we, close first
         timeout_graceful_shutdown=round(_CLOSING_SECONDS),
     )
 
@@ -201,12 +191,10 @@ def _listening(config: ServeConfig) -> Iterator[socket.socket]:
         yield listener
 
 
-def _add_port(server: grpc.aio.Server, config: ServeConfig) -> int:
-    address = f"{_host(config)}:{config.grpc_port}"
-    credentials = _credentials(config)
+def _add_port(server: grpc.aio.Server, address: str, config: ServeConfig) -> int:
     try:
-        if credentials:
-            port = server.add_secure_port(address, credentials)
+        if config.tls_certificate:
+            port = server.add_secure_port(address, _credentials(config))
         else:
             port = server.add_insecure_port(address)
     except RuntimeError:
@@ -218,10 +206,8 @@ def _add_port(server: grpc.aio.Server, config: ServeConfig) -> int:
     return port
 
 
-def _credentials(config: ServeConfig) -> grpc.ServerCredentials | None:
-    """Certificate and key, read before anything listens; None without TLS."""
-    if not config.tls_certificate:
-        return None
+def _credentials(config: ServeConfig) -> grpc.ServerCredentials:
+    """Certificate and key, read before anything listens."""
     certificate, key = Path(config.tls_certificate), Path(config.tls_key)
     try:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -232,16 +218,3 @@ def _credentials(config: ServeConfig) -> grpc.ServerCredentials | None:
             f"tls_certificate {certificate} and tls_key {key} must be PEM files that belong "
             f"together, the key without a password: {error}."
         ) from error
-
-
-def _host(config: ServeConfig) -> str:
-    """The host as it stands in an address."""
-    return f"[{config.host}]" if ":" in config.host else config.host
-
-
-def _signals() -> asyncio.Queue[int]:
-    """SIGTERM and SIGINT, as they come."""
-    queue: asyncio.Queue[int] = asyncio.Queue()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, queue.put_nowait, number)
-    return queue

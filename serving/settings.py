@@ -57,19 +57,18 @@ class ServeConfig:
 
     def __post_init__(self) -> None:
         require(bool(self.models), "models", "must be a directory", self.models)
-        for field, choices in (("index", INDEXES), ("unknown_queries", UNKNOWN_QUERIES)):
-            value = getattr(self, field)
-            require(value in choices, field, f"must be one of {', '.join(choices)}", value)
-        for rule, fields in _RULES.items():
-            require_all(self, rule, *fields.split())
-        for field in ("rest_port", "grpc_port"):
-            value = getattr(self, field)
-            require(value <= 65535, field, "must be at most 65535", value)
+        for name, choices in (("index", INDEXES), ("unknown_queries", UNKNOWN_QUERIES)):
+            value = getattr(self, name)
+            require(value in choices, name, f"must be one of {', '.join(choices)}", value)
+        for rule, names in _RULES.items():
+            require_all(self, rule, *names.split())
+        for name, port in (("rest_port", self.rest_port), ("grpc_port", self.grpc_port)):
+            require(port <= 65535, name, "must be at most 65535", port)
         if bool(self.tls_certificate) != bool(self.tls_key):
             raise ValueError("tls_certificate and tls_key must be given together.")
-        for field, variable in (("token", TOKEN_VARIABLE), ("admin_token", ADMIN_TOKEN_VARIABLE)):
-            if not getattr(self, field):
-                object.__setattr__(self, field, os.environ.get(variable, ""))
+        for name, variable in (("token", TOKEN_VARIABLE), ("admin_token", ADMIN_TOKEN_VARIABLE)):
+            if not getattr(self, name):
+                object.__setattr__(self, name, os.environ.get(variable, ""))
 
     def accepts(self, authorization: bytes, *, admin: bool) -> bool:
         """Whether a header, `Bearer TOKEN`, lets a client in.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -82,13 +82,17 @@ def parse_predict(body: bytes | bytearray) -> PredictBody:
     signature = content.get("signature_name", "")
     if not isinstance(signature, str):
         raise InvalidRequest(f"'signature_name' must be a string, got {shown(signature)}.")
-    if "instances" in content and "inputs" in content:
+    by_row = "instances" in content
+    if by_row and "inputs" in content:
         raise InvalidRequest("The body must have either 'instances' or 'inputs', got both.")
-    if "instances" in content:
-        return PredictBody(signature, True, content["instances"])
-    if "inputs" in content:
-        return PredictBody(signature, False, content["inputs"])
-    raise InvalidRequest("The body must have 'instances' (rows) or 'inputs' (columns).")
+    if not by_row and "inputs" not in content:
+        raise InvalidRequest("The body must have 'instances' (rows) or 'inputs' (columns).")
+    return PredictBody(signature, by_row, content["instances" if by_row else "inputs"])
+
+
+def check_lengths(columns: Iterable[Any], max_rows: int) -> None:
+    """Raises InvalidRequest where a list among them has more than `max_rows` rows."""
+    check_rows(max((len(rows) for rows in columns if isinstance(rows, list)), default=0), max_rows)
 
 
 def decode_inputs(body: PredictBody, signature: Signature, max_rows: int) -> dict[str, np.ndarray]:
@@ -98,14 +102,11 @@ def decode_inputs(body: PredictBody, signature: Signature, max_rows: int) -> dic
       InvalidRequest: an input is missing, is too many, is ragged, has another type or more than
         `max_rows` rows.
     """
-    names = list(signature.inputs)
     if signature.by_rows:
         by_name = _is_object(body.values) and not body.by_row
         values = body.values.values() if by_name else [body.values]
-        check_rows(
-            max((len(rows) for rows in values if isinstance(rows, list)), default=0), max_rows
-        )
-    columns = _rows(body.values, names) if body.by_row else _columns(body.values, names)
+        check_lengths(values, max_rows)
+    columns = (_rows if body.by_row else _columns)(body.values, list(signature.inputs))
     return {
         name: to_array(name, columns[name], spec.dtype.as_numpy_dtype)
         for name, spec in signature.inputs.items()
@@ -132,7 +133,11 @@ def encode_outputs(
     """
     columns = dict(sorted(outputs.items()))
     if by_row:
-        _check_rows(columns)
+        rows = {name: array.shape[0] if array.ndim else "none" for name, array in columns.items()}
+        if "none" in rows.values() or len(set(rows.values())) != 1:
+            raise InvalidRequest(
+                f"The outputs have no common number of rows ({rows}): ask by column, with 'inputs'."
+            )
         return b'{"predictions":%s}' % _rows_json(columns, deadline)
     parts = {
         name: _rows_json({name: array}, deadline)
@@ -177,11 +182,8 @@ def encode_metadata(
         name: json_format.MessageToDict(signature, **_AS_IN_PROTO)
         for name, signature in sorted(signatures.items())
     }
-    content = {
-        "model_spec": {"name": model, "signature_name": "", "version": str(version)},
-        "metadata": {"signature_def": {"signature_def": described}},
-    }
-    return dump(content)
+    spec = {"name": model, "signature_name": "", "version": str(version)}
+    return dump({"model_spec": spec, "metadata": {"signature_def": {"signature_def": described}}})
 
 
 def _rows_json(columns: Mapping[str, np.ndarray], deadline: float) -> bytes:
@@ -190,17 +192,15 @@ def _rows_json(columns: Mapping[str, np.ndarray], deadline: float) -> bytes:
     width = sum(array.size for array in columns.values()) // max(1, total)
     size = max(1, PIECE_VALUES // max(1, width))
 
-    def pieces() -> Iterator[Any]:
-        for start in range(0, total, size):
-            values = [
-                to_json_values(name, array[start : start + size]) for name, array in columns.items()
-            ]
-            if len(values) == 1:
-                yield values[0]
-            else:
-                yield [dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True)]
+    def piece(start: int) -> Any:
+        rows = [
+            to_json_values(name, array[start : start + size]) for name, array in columns.items()
+        ]
+        if len(rows) == 1:
+            return rows[0]
+        return [dict(zip(columns, row, strict=True)) for row in zip(*rows, strict=True)]
 
-    return json_list(pieces(), deadline)
+    return json_list(map(piece, range(0, total, size)), deadline)
 
 
 def _rows(instances: Any, names: Sequence[str]) -> dict[str, Any]:
@@ -246,11 +246,3 @@ def _columns(inputs: Any, names: Sequence[str]) -> dict[str, Any]:
 def _is_object(value: Any) -> bool:
     """Whether it names inputs; {"b64": "..."} is a value."""
     return isinstance(value, dict) and not is_base64(value)
-
-
-def _check_rows(outputs: Mapping[str, np.ndarray]) -> None:
-    rows = {name: array.shape[0] if array.ndim else "none" for name, array in outputs.items()}
-    if "none" in rows.values() or len(set(rows.values())) != 1:
-        raise InvalidRequest(
-            f"The outputs have no common number of rows ({rows}): ask by column, with 'inputs'."
-        )

@@ -1,19 +1,22 @@
-"""Around the REST API: layers for request ids, the token and bodies; and clients that leave."""
+"""Around the REST API: ids, the token, limits of bodies and of time, and clients that leave."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
+import math
 import time
 import zlib
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from typing import Any, NoReturn, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from serving.errors import OutOfMemory, Refused, ServiceError, TooLarge
+from serving.errors import OutOfMemory, Refused, ServiceError
 from serving.rest.codec import dump
 from serving.runtime.client_call import REQUEST_ID, Call, counted, request_id, whole_number
 from serving.runtime.process import BYTES_A_VALUE, aside
@@ -23,14 +26,16 @@ from serving.settings import ServeConfig
 ENTRYPOINT = "REST"
 OPEN_PATHS = ("/", "/docs", "/healthz", "/readyz")  # without the token: nothing of the models
 ADMIN_VERBS = (":history", ":sample_queries")  # they tell of users
+HEAD_SECONDS = 10.0  # for the line and the headers of a request, and for what follows an answer
 
-_TIMEOUT = b"x-timeout-ms"
 _MAX_MILLISECONDS = 10**9
 _SMALL_BODY = 1 << 20  # bytes; larger ones wait for each other anyhow
 _HELD = 2  # times the limit of a body, that all large bodies may hold together
 _MAX_INFLATION = 1032  # times its size, that gzip becomes
 _THROWN_AWAY = 4  # times the limit, of a body that is too large
 _THROWING_SECONDS = 2.0
+_AGAIN = {"retry-after": "1"}
+_HEADERS = {401: {"www-authenticate": "Bearer"}, 429: _AGAIN, 503: _AGAIN}  # of refusals
 _log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
 
@@ -38,73 +43,77 @@ _Result = TypeVar("_Result")
 def guarded(app: ASGIApp, service: Service) -> ASGIApp:
     """The routes, behind their limits on bodies, the token, and the id of each request."""
     config = service.config
-    return _WithCall(_WithToken(_WithLimit(app, config), config), service)
+    return _with_call(_with_token(_WithLimit(app, config.max_body_mb << 20), config), service)
 
 
-class _WithCall:
+def refusal(error: Exception, name: str) -> Response:
+    """What an exception in a request becomes; one that is a fault of ours is logged."""
+    if isinstance(error, ServiceError):
+        return error_answer(error.http, str(error))
+    _log.error("Request %s failed.", name, exc_info=error)
+    return error_answer(500, f"The service failed, request {name}; its log says why.")
+
+
+def error_answer(status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
+    """One line of text in TensorFlow Serving's shape."""
+    headers = {**(headers or {}), **_HEADERS.get(status, {})}
+    return Response(dump({"error": message}), status, headers, "application/json")
+
+
+def _with_call(app: ASGIApp, service: Service) -> ASGIApp:
     """Gives each request its `Call`, and answers where a layer inside refuses it."""
+    longest = service.config.deadline_ms / 1000.0
 
-    def __init__(self, app: ASGIApp, service: Service) -> None:
-        self._app = app
-        self._service = service
-        self._seconds = service.config.deadline_ms / 1000.0
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def layer(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
-        start, now = time.perf_counter(), time.monotonic()
+        start = time.monotonic()
         headers = dict(scope["headers"])
         name = request_id(headers.get(REQUEST_ID.encode(), b"").decode("latin-1"))
-        call = Call(ENTRYPOINT, now + self._seconds, name)
+        call = Call(ENTRYPOINT, start + longest, name)
 
         async def named(message: Message) -> None:
             if message["type"] == "http.response.start":
-                took = b"total;dur=%.2f" % (1000.0 * (time.perf_counter() - start))
+                took = b"total;dur=%.2f" % (1000.0 * (time.monotonic() - start))
                 added = ((REQUEST_ID.encode(), name.encode()), (b"server-timing", took))
                 message["headers"] = [*message.get("headers", ()), *added]
             await send(message)
 
         try:
-            with contextlib.suppress(ClientDisconnect), counted(self._service, call, ""):
-                call = call._replace(deadline=now + self._timeout(headers))
+            with contextlib.suppress(ClientDisconnect), counted(service, call, ""):
+                call = call._replace(deadline=start + min(longest, _client_seconds(headers)))
                 # uvicorn leaves the body out of the answer to HEAD
                 method = "GET" if scope["method"] == "HEAD" else scope["method"]
                 scope = {**scope, "method": method, "state": {"call": call}}
-                await self._app(scope, receive, named)
-        except ServiceError as refusal:
-            await _send_error(named, refusal)
-        except Exception:
-            _log.exception("Request %s failed.", name)
-            failure = f"The service failed, request {name}; its log says why."
-            await _send_error(named, Refused(500, failure, "INTERNAL"))
+                await app(scope, receive, named)
+        except Exception as error:
+            await refusal(error, name)(scope, receive, named)
 
-    def _timeout(self, headers: dict[bytes, bytes]) -> float:
-        """Seconds for a request: the client's header, at most the service's own deadline."""
-        given = headers.get(_TIMEOUT)
-        if given is None:
-            return self._seconds
-        milliseconds = whole_number(given.decode("latin-1"), _MAX_MILLISECONDS)
-        if not milliseconds:
-            raise Refused(400, "The header X-Timeout-Ms must be a positive number.")
-        return min(self._seconds, milliseconds / 1000.0)
+    return layer
 
 
-class _WithToken:
+def _client_seconds(headers: dict[bytes, bytes]) -> float:
+    """The client's own limit, X-Timeout-Ms; infinity where there is none."""
+    given = headers.get(b"x-timeout-ms")
+    if given is None:
+        return math.inf
+    milliseconds = whole_number(given.decode("latin-1"), _MAX_MILLISECONDS)
+    if not milliseconds:
+        raise Refused(400, "The header X-Timeout-Ms must be a positive number.")
+    return milliseconds / 1000.0
+
+
+def _with_token(app: ASGIApp, config: ServeConfig) -> ASGIApp:
     """Refuses a request without the token, but for the paths that are open."""
 
-    def __init__(self, app: ASGIApp, config: ServeConfig) -> None:
-        self._app = app
-        self._config = config
+    async def layer(scope: Scope, receive: Receive, send: Send) -> None:
+        path, given = scope["path"], dict(scope["headers"]).get(b"authorization", b"")
+        if path not in OPEN_PATHS and not config.accepts(given, admin=path.endswith(ADMIN_VERBS)):
+            text = "The header Authorization must be 'Bearer TOKEN'."
+            raise Refused(401, text, "UNAUTHENTICATED")
+        await app(scope, receive, send)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = scope["path"]
-        given = dict(scope["headers"]).get(b"authorization", b"")
-        is_open = path in OPEN_PATHS
-        if not is_open and not self._config.accepts(given, admin=path.endswith(ADMIN_VERBS)):
-            raise Refused(
-                401, "The header Authorization must be 'Bearer TOKEN'.", "UNAUTHENTICATED"
-            )
-        await self._app(scope, receive, send)
+    return layer
 
 
 class _WithLimit:
@@ -114,9 +123,9 @@ class _WithLimit:
       held: bytes that all large bodies hold now.
     """
 
-    def __init__(self, app: ASGIApp, config: ServeConfig) -> None:
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
         self._app = app
-        self.max_bytes = config.max_body_mb << 20
+        self.max_bytes = max_bytes
         self.held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -154,7 +163,7 @@ class _Body:
             message = {**message, "body": plain}
         self._read += len(message.get("body", b""))
         if self._read > self._max_bytes:
-            await self._refuse(message)
+            await self._refuse(message.get("more_body"))
         if self._read > _SMALL_BODY:
             self._limit.held += self._read - self.held
             self.held = self._read
@@ -163,11 +172,10 @@ class _Body:
         return message
 
     async def check(self, headers: dict[bytes, bytes]) -> None:
-        """Raises TooLarge where the claimed length is above the limit."""
+        """Refuses a claimed length above the limit."""
         length = headers.get(b"content-length", b"0").decode("latin-1")
         if whole_number(length, self._max_bytes) is None:
-            is_far_above = whole_number(length, _THROWN_AWAY * self._max_bytes) is None
-            await self._refuse({"more_body": not is_far_above})
+            await self._refuse(whole_number(length, _THROWN_AWAY * self._max_bytes) is not None)
 
     def _inflated(self, message: Message) -> bytes:
         """A piece of a gzip body as it was before, as far as it is needed to see the limit."""
@@ -181,33 +189,38 @@ class _Body:
             raise Refused(400, "The body is not gzip: its end is missing.")
         return plain
 
-    async def _refuse(self, message: Message) -> NoReturn:
+    async def _refuse(self, is_more: bool | None) -> NoReturn:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_THROWING_SECONDS):
-                while message.get("more_body") and self._read <= _THROWN_AWAY * self._max_bytes:
+                while is_more and self._read <= _THROWN_AWAY * self._max_bytes:
                     message = await self._receive()
                     self._read += len(message.get("body", b""))
-        raise TooLarge(f"The body must be at most {self._max_bytes >> 20} MB (max_body_mb).")
+                    is_more = message.get("more_body")
+        text = f"The body must be at most {self._max_bytes >> 20} MB (max_body_mb)."
+        raise Refused(413, text, "RESOURCE_EXHAUSTED")
 
 
 async def read_body(request: Request) -> bytearray:
     """The whole body, as long as it comes before the deadline of the request."""
+    body = bytearray()  # `request.body()` would keep it until there is an answer
     try:
         async with asyncio.timeout(request.state.call.deadline - time.monotonic()):
-            body = bytearray()  # `request.body()` would keep it until there is an answer
             async for piece in request.stream():
                 body += piece
-            return body
     except TimeoutError as error:
-        raise Refused(
-            408, "The body did not arrive before the deadline.", "DEADLINE_EXCEEDED"
-        ) from error
+        text = "The body did not arrive before the deadline."
+        raise Refused(408, text, "DEADLINE_EXCEEDED") from error
+    return body
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, _Result]) -> _Result:
     """Does the work of a request whose body is read, and drops it once the client is gone."""
-    working = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_goodbye(request.receive))
+
+    async def goodbye() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(goodbye())
     try:
         await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
@@ -219,15 +232,36 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, _Result]) -> _
         del working, leaving  # with what they raise they make a cycle, which holds the body
 
 
-async def _goodbye(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+class TimedProtocol(H11Protocol):
+    """Ends a connection on which no request is complete in time, however often a byte comes.
 
+    The body of a request has the deadline of the request, and an idle connection uvicorn's limit.
+    """
 
-async def _send_error(send: Send, refusal: ServiceError) -> None:
-    body = dump({"error": str(refusal)})
-    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-    if refusal.http == 401:
-        headers.append((b"www-authenticate", b"Bearer"))
-    await send({"type": "http.response.start", "status": refusal.http, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Starts the clock for the first request."""
+        super().connection_made(transport)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        """Stops the clock where a request has begun, and starts it where half of one is here."""
+        super().data_received(data)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stops the clock."""
+        self._stop()
+        super().connection_lost(exc)
+
+    def _watch(self) -> None:
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._stop()
+        elif self._timer is None:
+            self._timer = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+
+    def _stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

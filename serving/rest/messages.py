@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from serving.errors import InvalidRequest, check_rows
-from serving.rest.codec import PIECE_VALUES, dump, json_list, parse
+from serving.errors import InvalidRequest
+from serving.rest.codec import PIECE_VALUES, check_lengths, dump, json_list, parse
 from serving.rest.tensors import to_json_values
 from serving.retrieval.requests import RetrieveRequest, RetrieveResponse, RetrieveResult
 
@@ -94,7 +94,7 @@ def parse_retrieve(body: bytes | bytearray, max_rows: int) -> RetrieveRequest:
     try:
         return RetrieveRequest(**dict(RetrieveBody.model_validate(content)))
     except ValidationError as error:
-        raise InvalidRequest("; ".join(_mistakes(error))) from error
+        raise InvalidRequest(_mistakes(error)) from error
     except ValueError as error:
         raise InvalidRequest(str(error)) from error
 
@@ -105,34 +105,28 @@ def encode_retrieve(model: str, response: RetrieveResponse, deadline: float = ma
     Raises:
       DeadlineExceeded: the deadline, in seconds of `time.monotonic`, passed.
     """
-    head = {
-        "model": model,
-        "version": response.version,
-        "index": response.index,
-        "unknown_ids": response.unknown_ids,
-    }
-    results = json_list(_pieces(response.results), deadline)
-    return b'%s,"results":%s}' % (dump(head)[:-1], results)
-
-
-def _pieces(results: Sequence[RetrieveResult]) -> Iterator[list[dict[str, Any]]]:
+    results = response.results
     longest = max((len(result.scores) for result in results), default=0)
     size = max(1, PIECE_VALUES // (1 + longest))
-    for start in range(0, len(results), size):
-        piece = results[start : start + size]
-        scores = iter(_shortest([score for result in piece for score in result.scores]))
-        yield [
-            {
-                "query_id": result.query_id,
-                "known": result.known,
-                "fallback": result.fallback,
-                "candidates": [
-                    {"id": candidate_id, "score": next(scores)}
-                    for candidate_id in result.candidate_ids
-                ],
-            }
-            for result in piece
-        ]
+    pieces = (_piece(results[start : start + size]) for start in range(0, len(results), size))
+    fields = ("version", "index", "unknown_ids")
+    head = {"model": model} | {field: getattr(response, field) for field in fields}
+    return b'%s,"results":%s}' % (dump(head)[:-1], json_list(pieces, deadline))
+
+
+def _piece(results: Sequence[RetrieveResult]) -> list[dict[str, Any]]:
+    scores = iter(_shortest([score for result in results for score in result.scores]))
+    return [
+        {
+            "query_id": result.query_id,
+            "known": result.known,
+            "fallback": result.fallback,
+            "candidates": [
+                {"id": raw_id, "score": next(scores)} for raw_id in result.candidate_ids
+            ],
+        }
+        for result in results
+    ]
 
 
 def _shortest(scores: list[float]) -> Any:
@@ -149,18 +143,18 @@ def _check_sizes(content: Any, max_rows: int) -> None:
     if not isinstance(content, dict):
         return
     features = content.get("features")
-    columns = [*features.values()][:_MAX_FIELDS] if isinstance(features, dict) else []
-    columns.append(content.get("query_ids"))
-    check_rows(max((len(rows) for rows in columns if isinstance(rows, list)), default=0), max_rows)
-    for fields in (content, features):
-        if isinstance(fields, dict) and len(fields) > _MAX_FIELDS:
-            raise InvalidRequest(f"An object may have at most {_MAX_FIELDS} fields here.")
+    features = features if isinstance(features, dict) else {}
+    check_lengths([content.get("query_ids"), *features.values()], max_rows)
+    if max(len(content), len(features)) > _MAX_FIELDS:
+        raise InvalidRequest(f"An object may have at most {_MAX_FIELDS} fields here.")
 
 
-def _mistakes(error: ValidationError) -> Iterator[str]:
+def _mistakes(error: ValidationError) -> str:
     mistakes = error.errors(include_url=False, include_context=False, include_input=False)
+    shown = []
     for mistake in mistakes[:_MAX_MISTAKES]:
         place = ".".join(str(part)[:40] for part in mistake["loc"]) or "body"
-        yield f"{place}: {mistake['msg'][:200]}"
+        shown.append(f"{place}: {mistake['msg'][:200]}")
     if len(mistakes) > _MAX_MISTAKES:
-        yield f"and {len(mistakes) - _MAX_MISTAKES} more"
+        shown.append(f"and {len(mistakes) - _MAX_MISTAKES} more")
+    return "; ".join(shown)

@@ -56,68 +56,65 @@ def _object(schema: dict[str, Any]) -> dict[str, Any]:
     return {"content": {"application/json": {"schema": schema}}}
 
 
-def _query(name: str, schema: dict[str, Any], required: bool = False) -> dict[str, Any]:
-    return {"name": name, "in": "query", "required": required, "schema": schema}
-
-
-def _route(tag: str, summary: str, *refusals: int, **more: Any) -> dict[str, Any]:
-    """A route; `more` is its answer, the schema of its body and the parameters of its query."""
-    return {"tags": [tag], "summary": summary, "refusals": refusals, **more}
-
-
+_JSON = _object({"type": "object"})
 _TEXT = {"content": {"text/plain": {"schema": {"type": "string"}}}}
 _HTML = {"content": {"text/html": {"schema": {"type": "string"}}}}
+
+
+def _route(
+    tag: str, summary: str, *refusals: int, answer: dict[str, Any] = _JSON, **extra: Any
+) -> dict[str, Any]:
+    """Arguments of `FastAPI.add_api_route`; `extra` are a body and the parameters of a query."""
+    errors = {code: {"model": ErrorAnswer, "description": _REFUSALS[code]} for code in refusals}
+    return {
+        "tags": [tag],
+        "summary": summary,
+        "responses": {200: {"description": "The answer.", **answer}, **errors},
+        "openapi_extra": extra,
+        "response_model": None,
+    }
+
+
 _SERVING, _RETRIEVAL, _OPERATION = "TensorFlow Serving", "Retrieval", "Operation"
-_LIMIT = _query("limit", {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100})
-_QUERY = _query("query_id", {"type": "string"}, required=True)
+_NUMBER = {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100}
+_LIMIT = {"name": "limit", "in": "query", "required": False, "schema": _NUMBER}
+_QUERY = {"name": "query_id", "in": "query", "required": True, "schema": {"type": "string"}}
 
 MODELS = _route(_OPERATION, "Names of the models", 401)
 STATUS = _route(_SERVING, "State of all versions of a model, or of one", *_ON_READING)
 METADATA = _route(_SERVING, "Signatures of the version that answers", *_ON_READING, 503)
 PREDICT = _route(
-    _SERVING, "Run a signature", *_REFUSALS, body=_PREDICT_BODY, answer=_object(_PREDICT_ANSWER)
+    _SERVING,
+    "Run a signature",
+    *_REFUSALS,
+    requestBody={**_object(_PREDICT_BODY), "required": True},
+    answer=_object(_PREDICT_ANSWER),
 )
 RETRIEVE = _route(
     _RETRIEVAL,
     "The best candidates of each query, filtered",
     *_REFUSALS,
-    body=RetrieveBody.model_json_schema(),
+    requestBody={**_object(RetrieveBody.model_json_schema()), "required": True},
     answer={"model": RetrieveAnswer},
 )
 ALIVE = _route(_OPERATION, "200 unless a restart is called for", 503, answer=_TEXT)
 READY = _route(_OPERATION, "200 once every model can answer", 503, answer=_TEXT)
 METRICS = _route(_OPERATION, "Metrics for Prometheus", 401, answer=_TEXT)
 PAGE = _route(_OPERATION, "A page for people", answer=_HTML)
-SAMPLES = _route(
-    _RETRIEVAL,
-    "Queries that have a history, and what the model is",
-    *(*_ON_READING, 503),
-    query=[_LIMIT],
-)
+_KNOWS = "Queries that have a history, and what the model is"
+SAMPLES = _route(_RETRIEVAL, _KNOWS, *_ON_READING, 503, parameters=[_LIMIT])
 HISTORY = _route(
-    _RETRIEVAL, "What a query had in training", *_ON_READING, 503, query=[_QUERY, _LIMIT]
+    _RETRIEVAL, "What a query had in training", *_ON_READING, 503, parameters=[_QUERY, _LIMIT]
 )
 
 
 def operation(path: str, route: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of `FastAPI.add_api_route` that describe a route."""
+    """Arguments of `FastAPI.add_api_route` that describe a route at a path."""
     in_path = [
         {"name": name, "in": "path", "required": True, "schema": schema}
         for name, schema in _PARAMETERS.items()
         if f"{{{name}:" in path
     ]
-    extra: dict[str, Any] = {"parameters": in_path + route.get("query", [])}
-    if "body" in route:
-        extra["requestBody"] = {**_object(route["body"]), "required": True}
-    answer = {"description": "The answer.", **route.get("answer", _object({"type": "object"}))}
-    refusals: dict[int, Any] = {
-        status: {"model": ErrorAnswer, "description": _REFUSALS[status]}
-        for status in route["refusals"]
-    }
-    return {
-        "tags": route["tags"],
-        "summary": route["summary"],
-        "responses": {200: answer, **refusals},
-        "openapi_extra": extra,
-        "response_model": None,
-    }
+    extra = route["openapi_extra"]
+    parameters = in_path + extra.get("parameters", [])
+    return {**route, "openapi_extra": {**extra, "parameters": parameters}}

@@ -18,7 +18,6 @@ import orjson
 from serving.errors import InvalidRequest
 
 _BASE64 = "b64"
-_BYTES_SUFFIX = "_bytes"  # outputs so named hold bytes, all others text
 _MAX_DIMENSIONS = 32  # of an array in NumPy 1
 _MAX_SHOWN = 80  # characters of a value in a message; a client may send megabytes
 _TYPES: dict[str, tuple[str, tuple[type, ...]]] = {  # kind of dtype → what its values are in JSON
@@ -28,8 +27,10 @@ _TYPES: dict[str, tuple[str, tuple[type, ...]]] = {  # kind of dtype → what it
     "u": ("an integer", (int,)),
     "f": ("a number", (int, float)),
 }
-_NOT_FINITE = {  # as TensorFlow Serving writes them and Python reads them
-    text: orjson.Fragment(text.encode()) for text in ("NaN", "Infinity", "-Infinity")
+_NOT_FINITE = {  # `str` of a number → as TensorFlow Serving writes it and Python reads it
+    "nan": orjson.Fragment(b"NaN"),
+    "inf": orjson.Fragment(b"Infinity"),
+    "-inf": orjson.Fragment(b"-Infinity"),
 }
 
 
@@ -69,17 +70,16 @@ def to_json_values(name: str, array: np.ndarray) -> Any:
       InvalidRequest: JSON can carry no such dtype.
     """
     if array.dtype.kind in "OSU":
-        texts = np.empty(array.size, object)
-        texts[:] = _texts(array.ravel().tolist(), as_bytes=name.endswith(_BYTES_SUFFIX))
-        return texts.reshape(array.shape).tolist()
+        as_bytes = name.endswith("_bytes")  # outputs so named hold bytes, all others text
+        texts = [_text(value, as_bytes=as_bytes) for value in array.ravel().tolist()]
+        return np.array(texts, object).reshape(array.shape).tolist()
     if array.dtype.name == "bfloat16":
         array = array.astype(np.float32)
     if array.dtype.kind not in "biuf":
         raise InvalidRequest(f"Output {name!r} is {array.dtype.name}, which JSON cannot carry.")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
-        numbers = np.empty(array.size, object)
-        numbers[:] = [_number(value) for value in array.ravel()]
-        return numbers.reshape(array.shape).tolist()
+        numbers = [_NOT_FINITE.get(str(value), value) for value in array.ravel()]
+        return np.array(numbers, object).reshape(array.shape).tolist()
     return np.asarray(array, order="C")[()]  # of one without dimensions its number
 
 
@@ -109,9 +109,7 @@ def _flat_array(name: str, leaves: list[Any], dtype: np.dtype) -> np.ndarray:
             f"Input {name!r} must be {expected} in every place, got {shown(wrong)}."
         )
     if dtype.kind == "O":
-        array = np.empty(len(leaves), object)
-        array[:] = [_bytes(name, leaf) for leaf in leaves]
-        return array
+        return np.array([_bytes(name, leaf) for leaf in leaves], object)
     if dtype.kind == "f":
         return _floats(name, leaves, dtype)
     try:
@@ -151,24 +149,10 @@ def _floats(name: str, leaves: list[Any], dtype: np.dtype) -> np.ndarray:
     return array
 
 
-def _texts(values: list[bytes], *, as_bytes: bool) -> list[Any]:
+def _text(value: bytes, *, as_bytes: bool) -> Any:
     if not as_bytes:
         try:
-            return [value.decode() for value in values]
+            return value.decode()
         except UnicodeDecodeError:
-            return [_text(value) for value in values]
-    return [{_BASE64: base64.b64encode(value).decode()} for value in values]
-
-
-def _text(value: bytes) -> Any:
-    try:
-        return value.decode()
-    except UnicodeDecodeError:
-        return {_BASE64: base64.b64encode(value).decode()}
-
-
-def _number(value: np.floating) -> Any:
-    """A number, or the token for what is not finite."""
-    if np.isfinite(value):
-        return value
-    return _NOT_FINITE["NaN" if np.isnan(value) else "Infinity" if value > 0 else "-Infinity"]
+            pass
+    return {_BASE64: base64.b64encode(value).decode()}

@@ -7,7 +7,9 @@ Reference: the .proto files of the package tensorflow-serving-api. Message sizes
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -24,7 +26,7 @@ from tensorflow_serving.apis import (
 )
 
 from serving.errors import InvalidRequest, Refused
-from serving.rpc import codec as grpc_codec
+from serving.rpc import codec
 from serving.rpc.guard import Guard, Health
 from serving.runtime.batched_version import PREDICT
 from serving.runtime.client_call import Call, counted
@@ -56,6 +58,18 @@ def build(service: Service) -> grpc.aio.Server:
     return server
 
 
+def _unimplemented(method: str) -> Callable[..., Awaitable[None]]:
+    """A method of TensorFlow Serving that takes tf.Example."""
+
+    async def refuse(self: object, request: object, call: Call) -> None:
+        text = (
+            f"{method} is not implemented: a retrieval model has no such signature, call Predict."
+        )
+        raise Refused(501, text, "UNIMPLEMENTED")
+
+    return refuse
+
+
 class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
     """`Predict` and `GetModelMetadata`; the methods on tf.Example are not implemented.
 
@@ -69,36 +83,26 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
         self, request: predict_pb2.PredictRequest, call: Call
     ) -> predict_pb2.PredictResponse:
         spec, wanted = request.model_spec, request.output_filter
-        size = request.ByteSize() // BYTES_A_VALUE
-
-        def decoded(signature: Signature) -> Inputs:
-            if wanted:
-                grpc_codec.check_output_filter(wanted, signature)
-            max_rows = self._service.config.max_rows
-            return grpc_codec.decode_inputs(request.inputs, signature, max_rows)
+        with counted(self._service, call, PREDICT):
+            model, version = _model(spec), _version(spec)
+        max_rows, timed = self._service.config.max_rows, self._service.metrics.timed
 
         async def decode(signature: Signature) -> Inputs:
-            with self._service.metrics.timed("decode", spec.name, PREDICT):
-                return await aside(size, lambda: decoded(signature))
-
-        async def encode(prediction: Prediction, _: float) -> predict_pb2.PredictResponse:
-            with self._service.metrics.timed("encode", model, PREDICT):
+            with timed("decode", model, PREDICT):
+                codec.check_output_filter(wanted, signature)
                 return await aside(
-                    sum(array.size for array in prediction.outputs.values()),
-                    lambda: grpc_codec.encode_prediction(
-                        model, prediction.version, prediction.signature, prediction.outputs, wanted
-                    ),
+                    request.ByteSize() // BYTES_A_VALUE,
+                    lambda: codec.decode_inputs(request.inputs, signature, max_rows),
                 )
 
-        with counted(self._service, call, PREDICT):
-            model = _model(spec)
+        async def encode(prediction: Prediction, _: float) -> predict_pb2.PredictResponse:
+            size = sum(array.size for array in prediction.outputs.values())
+            with timed("encode", model, PREDICT):
+                return await aside(size, lambda: codec.encode_prediction(model, prediction, wanted))
+
+        name = spec.signature_name or DEFAULT_SIGNATURE
         return await self._service.predict(
-            model,
-            decode,
-            signature=spec.signature_name or DEFAULT_SIGNATURE,
-            encode=encode,
-            **_version(spec),
-            **call._asdict(),
+            model, decode, signature=name, encode=encode, **version, **call._asdict()
         )
 
     async def GetModelMetadata(  # noqa: N802
@@ -106,22 +110,17 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
     ) -> get_model_metadata_pb2.GetModelMetadataResponse:
         spec = request.model_spec
         with counted(self._service, call, "GetModelMetadata", spec.name):
-            if set(request.metadata_field) != {grpc_codec.SIGNATURE_DEF}:
+            if set(request.metadata_field) != {codec.SIGNATURE_DEF}:
                 raise InvalidRequest(
-                    f"metadata_field must be {grpc_codec.SIGNATURE_DEF!r}, "
+                    f"metadata_field must be {codec.SIGNATURE_DEF!r}, "
                     f"got {str(list(request.metadata_field))[:80]}."
                 )
             version, signatures = self._service.metadata(_model(spec), **_version(spec))
-        return grpc_codec.encode_metadata(spec.name, version, signatures)
+        return codec.encode_metadata(spec.name, version, signatures)
 
-    async def Classify(self, request: Any, call: Call) -> None:  # noqa: N802
-        raise _unimplemented("Classify")
-
-    async def Regress(self, request: Any, call: Call) -> None:  # noqa: N802
-        raise _unimplemented("Regress")
-
-    async def MultiInference(self, request: Any, call: Call) -> None:  # noqa: N802
-        raise _unimplemented("MultiInference")
+    Classify = _unimplemented("Classify")
+    Regress = _unimplemented("Regress")
+    MultiInference = _unimplemented("MultiInference")
 
 
 class ModelService(model_service_pb2_grpc.ModelServiceServicer):
@@ -137,28 +136,21 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
     ) -> get_model_status_pb2.GetModelStatusResponse:
         spec = request.model_spec
         with counted(self._service, call, "GetModelStatus", spec.name):
-            return grpc_codec.encode_status(self._service.status(_model(spec), **_version(spec)))
+            return codec.encode_status(self._service.status(_model(spec), **_version(spec)))
 
     async def HandleReloadConfigRequest(  # noqa: N802
         self, request: model_management_pb2.ReloadConfigRequest, call: Call
     ) -> model_management_pb2.ReloadConfigResponse:
-        seconds = _RELOAD_SECONDS
-        if call.deadline is not None:
-            seconds = max(0.0, call.deadline - time.monotonic())
+        now = time.monotonic()
+        deadline = now + _RELOAD_SECONDS if call.deadline is None else call.deadline
         with counted(self._service, call, "ReloadConfig"):
             try:
                 configs = from_proto(request.config)
             except ValueError as error:
                 raise InvalidRequest(str(error)) from error
-            loop = asyncio.get_running_loop()
-            await loop.run_in_executor(self._reloads, self._service.reload, configs, seconds)
+            work = functools.partial(self._service.reload, configs, max(0.0, deadline - now))
+            await asyncio.get_running_loop().run_in_executor(self._reloads, work)
         return model_management_pb2.ReloadConfigResponse()  # its status says OK
-
-
-def _unimplemented(method: str) -> Refused:
-    """What a method of TensorFlow Serving raises that takes tf.Example."""
-    text = f"{method} is not implemented: a retrieval model has no such signature, call Predict."
-    return Refused(501, text, "UNIMPLEMENTED")
 
 
 def _model(spec: model_pb2.ModelSpec) -> str:

@@ -21,6 +21,7 @@ from tensorflow_serving.apis import (
 )
 
 from serving.errors import InvalidRequest, check_rows
+from serving.runtime.service import Prediction
 from serving.runtime.signature import Signature
 from serving.version.status import VersionStatus
 
@@ -81,8 +82,15 @@ def decode_tensor(name: str, proto: tensor_pb2.TensorProto) -> np.ndarray:
     if proto.tensor_shape.unknown_rank or any(size < 0 for size in shape):
         raise InvalidRequest(f"Input {name!r} must have a shape without unknown sizes.")
     size = math.prod(shape)
-    if proto.tensor_content and dtype != tf.string:
-        values = _content(name, proto.tensor_content, np.dtype(dtype.as_numpy_dtype), size)
+    if content := proto.tensor_content:
+        if dtype == tf.string:
+            raise InvalidRequest(f"Input {name!r} must have its strings in string_val.")
+        if len(content) != size * dtype.size:
+            raise InvalidRequest(
+                f"Input {name!r} must have {size * dtype.size} bytes of tensor_content for "
+                f"{size} values, got {len(content)}."
+            )
+        values = np.frombuffer(content, dtype.as_numpy_dtype)
     else:
         values = _filled(name, _values(name, proto, dtype), size)
     try:
@@ -113,17 +121,13 @@ def encode_tensor(array: np.ndarray, proto: tensor_pb2.TensorProto) -> None:
 
 
 def encode_prediction(
-    model: str,
-    version: int,
-    signature: Signature,
-    outputs: Mapping[str, np.ndarray],
-    wanted: Collection[str] = (),
+    model: str, prediction: Prediction, wanted: Collection[str] = ()
 ) -> predict_pb2.PredictResponse:
     """The answer to `Predict`; `wanted` names some of the outputs, nothing means all."""
-    spec = _model_spec(model, version, signature.name)
+    spec = _model_spec(model, prediction.version, prediction.signature.name)
     response = predict_pb2.PredictResponse(model_spec=spec)
-    for name in wanted or outputs:
-        encode_tensor(outputs[name], response.outputs[name])
+    for name in wanted or prediction.outputs:
+        encode_tensor(prediction.outputs[name], response.outputs[name])
     return response
 
 
@@ -140,9 +144,8 @@ def encode_metadata(
     model: str, version: int, signatures: Mapping[str, meta_graph_pb2.SignatureDef]
 ) -> get_model_metadata_pb2.GetModelMetadataResponse:
     """The answer to `GetModelMetadata`."""
-    response = get_model_metadata_pb2.GetModelMetadataResponse(
-        model_spec=_model_spec(model, version)
-    )
+    spec = _model_spec(model, version)
+    response = get_model_metadata_pb2.GetModelMetadataResponse(model_spec=spec)
     described = get_model_metadata_pb2.SignatureDefMap(signature_def=signatures)
     response.metadata[SIGNATURE_DEF].Pack(described)
     return response
@@ -162,9 +165,7 @@ def encode_status(
 
 def _model_spec(model: str, version: int, signature: str = "") -> model_pb2.ModelSpec:
     """Who answered."""
-    spec = model_pb2.ModelSpec(name=model, signature_name=signature)
-    spec.version.value = version
-    return spec
+    return model_pb2.ModelSpec(name=model, signature_name=signature, version={"value": version})
 
 
 def _listed(names: Collection[str]) -> str:
@@ -173,24 +174,11 @@ def _listed(names: Collection[str]) -> str:
     return text if len(text) <= 200 else text[:197] + "..."
 
 
-def _content(name: str, content: bytes, dtype: np.dtype, size: int) -> np.ndarray:
-    if len(content) != size * dtype.itemsize:
-        raise InvalidRequest(
-            f"Input {name!r} must have {size * dtype.itemsize} bytes of tensor_content for "
-            f"{size} values, got {len(content)}."
-        )
-    return np.frombuffer(content, dtype)
-
-
 def _values(name: str, proto: tensor_pb2.TensorProto, dtype: tf.DType) -> np.ndarray:
     """The values as they stand in the field of their type."""
     field = getattr(proto, _FIELDS[dtype])
     if dtype == tf.string:
-        if proto.tensor_content:
-            raise InvalidRequest(f"Input {name!r} must have its strings in string_val.")
-        strings = np.empty(len(field), object)
-        strings[:] = list(field)
-        return strings
+        return np.array(list(field), object)
     kind = np.dtype(dtype.as_numpy_dtype)
     carried = np.dtype(np.uint16) if _FIELDS[dtype] == "half_val" else kind
     try:

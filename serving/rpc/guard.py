@@ -15,7 +15,7 @@ import grpc
 from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from serving.errors import DeadlineExceeded, InvalidRequest, Refused, ServiceError, TooLarge
+from serving.errors import DeadlineExceeded, InvalidRequest, Refused, ServiceError
 from serving.runtime.client_call import REQUEST_ID, Call, counted, request_id
 from serving.runtime.process import BYTES_A_VALUE, aside
 from serving.runtime.service import Service
@@ -41,7 +41,6 @@ class Guard(grpc.aio.ServerInterceptor):
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._config = service.config
         self._max_bytes = service.config.max_body_mb << 20
         self._seconds = service.config.deadline_ms / 1000.0  # for a message to arrive
         self._under_way = 0
@@ -92,7 +91,7 @@ class Guard(grpc.aio.ServerInterceptor):
     def _check(self, authorization: str | bytes, is_admin: bool) -> None:
         if isinstance(authorization, str):
             authorization = authorization.encode()
-        if not self._config.accepts(authorization, admin=is_admin):
+        if not self._service.config.accepts(authorization, admin=is_admin):
             text = "metadata 'authorization' must be 'Bearer TOKEN'."
             raise Refused(401, text, "UNAUTHENTICATED")
         if self._under_way > MAX_CALLS:
@@ -106,45 +105,36 @@ class Guard(grpc.aio.ServerInterceptor):
         stack: contextlib.AsyncExitStack,
     ) -> Any:
         """The message; large ones go one at a time, so that what they stand for is there once."""
-        async with _within(self._seconds, "The message did not arrive before the deadline."):
+        async with self._in_time("The message did not arrive before the deadline."):
             content = await anext(aiter(messages), b"")
         is_compressed = _is_compressed(content)
-        size = _SMALL_MESSAGE if is_compressed else 0  # that is inflated to see it
-        if await aside(size // BYTES_A_VALUE, lambda: _is_large(content)):
-            async with _within(self._seconds, "Other large messages came first: split it."):
-                await stack.enter_async_context(self._large)
-        size = self._max_bytes if is_compressed else len(content)
-        return await aside(size // BYTES_A_VALUE, lambda: _parsed(parse, content, self._max_bytes))
 
+        def is_large() -> bool:
+            return len(_inflated(content, _SMALL_MESSAGE)) > _SMALL_MESSAGE
 
-@contextlib.asynccontextmanager
-async def _within(seconds: float, text: str) -> AsyncIterator[None]:
-    try:
-        async with asyncio.timeout(seconds):
-            yield
-    except TimeoutError as error:
-        raise DeadlineExceeded(text) from error
+        def parsed() -> Any:
+            plain = _inflated(content, self._max_bytes)
+            if len(plain) > self._max_bytes:
+                text = f"The message must be at most {self._max_bytes >> 20} MB (max_body_mb)."
+                raise Refused(413, text, "RESOURCE_EXHAUSTED")
+            return parse(plain)
 
+        try:
+            if await aside(_SMALL_MESSAGE * is_compressed // BYTES_A_VALUE, is_large):
+                async with self._in_time("Other large messages came first: split it."):
+                    await stack.enter_async_context(self._large)
+            size = self._max_bytes if is_compressed else len(content)
+            return await aside(size // BYTES_A_VALUE, parsed)
+        except (DecodeError, zlib.error) as error:
+            raise InvalidRequest("The message is no protocol buffer of the right type.") from error
 
-def _is_large(content: bytes) -> bool:
-    """Whether a message is, or inflates to, more than `_SMALL_MESSAGE` bytes."""
-    if not _is_compressed(content):
-        return len(content) > _SMALL_MESSAGE
-    try:
-        return len(_inflated(content, _SMALL_MESSAGE)) > _SMALL_MESSAGE
-    except zlib.error:
-        return False
-
-
-def _parsed(parse: Callable[[bytes], Any], content: bytes, max_bytes: int) -> Any:
-    try:
-        if _is_compressed(content):
-            content = _inflated(content, max_bytes)
-        if len(content) > max_bytes:
-            raise TooLarge(f"The message must be at most {max_bytes >> 20} MB (max_body_mb).")
-        return parse(content)
-    except (DecodeError, zlib.error) as error:
-        raise InvalidRequest("The message is no protocol buffer of the right type.") from error
+    @contextlib.asynccontextmanager
+    async def _in_time(self, text: str) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(self._seconds):
+                yield
+        except TimeoutError as error:
+            raise DeadlineExceeded(text) from error
 
 
 def _is_compressed(content: bytes) -> bool:
@@ -155,7 +145,9 @@ def _is_compressed(content: bytes) -> bool:
 
 
 def _inflated(content: bytes, max_bytes: int) -> bytes:
-    """What was compressed, and no more than one byte too much of it."""
+    """What was compressed, and no more than one byte too much of it; a plain one as it is."""
+    if not _is_compressed(content):
+        return content
     inflating = zlib.decompressobj(zlib.MAX_WBITS | 32)  # by its header, gzip or deflate
     return inflating.decompress(content, max_bytes + 1)
 

@@ -10,6 +10,7 @@ from tensorflow.core.protobuf import meta_graph_pb2
 
 from serving.errors import InvalidRequest
 from serving.rpc import codec as grpc_codec
+from serving.runtime.service import Prediction
 from serving.runtime.signature import Signature
 
 NUMBERS = [
@@ -176,11 +177,12 @@ def test_inputs_must_be_those_of_the_signature():
 def test_output_filter():
     outputs = {"id": np.array([b"a"], object), "score": np.array([2.0], np.float32)}
     both = signature((), ["id", "score"])
-    response = grpc_codec.encode_prediction("m", 3, both, outputs)
+    prediction = Prediction(outputs, 3, both)
+    response = grpc_codec.encode_prediction("m", prediction)
     assert set(response.outputs) == {"id", "score"}
     assert (response.model_spec.name, response.model_spec.version.value) == ("m", 3)
     assert response.model_spec.signature_name == "serving_default"
-    response = grpc_codec.encode_prediction("m", 3, both, outputs, ["score"])
+    response = grpc_codec.encode_prediction("m", prediction, ["score"])
     assert set(response.outputs) == {"score"}
     for wanted in (["scores"], ["id", "id"]):
         with pytest.raises(InvalidRequest, match="output_filter must name outputs of"):

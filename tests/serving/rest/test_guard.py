@@ -5,14 +5,14 @@ import socket
 
 import pytest
 
-from serving.rest import protocol as rest_protocol
+from serving.rest import guard
 
 REQUEST = b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n"
 
 
 @pytest.fixture(autouse=True)
 def short_heads(monkeypatch):
-    monkeypatch.setattr(rest_protocol, "HEAD_SECONDS", 0.3)
+    monkeypatch.setattr(guard, "HEAD_SECONDS", 0.3)
 
 
 @pytest.mark.parametrize(
