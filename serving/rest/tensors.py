@@ -85,12 +85,9 @@ def to_json_values(name: str, array: np.ndarray) -> Any:
 
 def shown(value: Any) -> str:
     """A value for a message, as JSON, cut short."""
-    text = ""
-    for part in json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).iterencode(value):
-        text += part[: _MAX_SHOWN + 1]
-        if len(text) > _MAX_SHOWN:
-            return text[: _MAX_SHOWN - 3] + "..."
-    return text
+    parts = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).iterencode(value)
+    text = "".join(part[: _MAX_SHOWN + 1] for part in itertools.islice(parts, _MAX_SHOWN + 1))
+    return text if len(text) <= _MAX_SHOWN else text[: _MAX_SHOWN - 3] + "..."
 
 
 def is_base64(value: Any) -> bool:
