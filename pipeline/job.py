@@ -24,12 +24,7 @@ from pipeline.prepare.settings import PrepareConfig
 from pipeline.prepare.shards import Shard, columns_of, write_dataset_metadata
 from pipeline.quality.measures import Measures, measure_blocks, measure_output
 from pipeline.quality.page import write_page
-from pipeline.quality.report import (
-    DROPS,
-    as_lines,
-    check_days,
-    quality,
-)
+from pipeline.quality.report import DROPS, as_lines, check_days, quality
 from pipeline.read.discover import (
     Piece,
     column_names,

@@ -12,12 +12,7 @@ from pipeline.contract import schema
 from pipeline.contract.files import checksum, describe_files
 from pipeline.counts.merge import NUM_MOST_FREQUENT, merge_log, write_shards
 from pipeline.counts.settings import FrequenciesConfig
-from pipeline.quality.histogram import (
-    as_text,
-    describe,
-    from_lists,
-    merge,
-)
+from pipeline.quality.histogram import as_text, describe, from_lists, merge
 from pipeline.read.consumed import check_not_repeated, input_files, staged_inputs
 from pipeline.read.discover import files_in, find_pieces, with_demo_columns
 from pipeline.read.log import check_read

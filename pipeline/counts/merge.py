@@ -23,12 +23,7 @@ from pipeline.beam.options import finish, running
 from pipeline.beam.staging import Staging, write_json
 from pipeline.contract import schema
 from pipeline.counts.settings import FrequenciesConfig
-from pipeline.prepare.vocabulary import (
-    RANK_ORDER,
-    Ids,
-    distinct_ids,
-    write_table,
-)
+from pipeline.prepare.vocabulary import RANK_ORDER, Ids, distinct_ids, write_table
 from pipeline.quality.histogram import as_lists, histogram
 from pipeline.read.consumed import stage_input
 from pipeline.read.discover import Piece

@@ -19,14 +19,7 @@ from pipeline.contract import schema
 from pipeline.prepare.settings import PrepareConfig
 from pipeline.prepare.shards import Shard, shard_of, write_shard
 from pipeline.prepare.split import assign_splits
-from pipeline.prepare.vocabulary import (
-    TRAIN,
-    Ids,
-    RankIds,
-    count_ids,
-    distinct_ids,
-    replace_ids,
-)
+from pipeline.prepare.vocabulary import TRAIN, Ids, RankIds, count_ids, distinct_ids, replace_ids
 
 
 def assemble(

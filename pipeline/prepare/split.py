@@ -37,10 +37,7 @@ def assign_splits(rows: np.ndarray, config: PrepareConfig) -> np.ndarray:
 
 def _cut(queries: np.ndarray, *order: np.ndarray, config: PrepareConfig) -> np.ndarray:
     return hashing.split_codes(
-        queries,
-        *order,
-        train_ratio=config.train_ratio,
-        validation_ratio=config.validation_ratio,
+        queries, *order, train_ratio=config.train_ratio, validation_ratio=config.validation_ratio
     )
 
 

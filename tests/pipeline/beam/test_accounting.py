@@ -11,12 +11,7 @@ from prepared import digest
 from streaming_log import BY_ROWS, BY_TIME, config_for
 
 import twotower
-from pipeline.beam.accounting import (
-    AccountingError,
-    check_sum,
-    look_up,
-    places_of,
-)
+from pipeline.beam.accounting import AccountingError, check_sum, look_up, places_of
 from pipeline.counts import merge as counting
 from pipeline.counts.job import count
 from pipeline.counts.settings import FrequenciesConfig

@@ -294,10 +294,7 @@ def test_from_the_command_line(tmp_path, capsys, caplog):
     error = capsys.readouterr().err.strip()
     assert "2 of 12 rows" in error
     assert "\n" not in error
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "log.csv",
-        "out.dead_letters.jsonl",
-    ]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["log.csv", "out.dead_letters.jsonl"]
     assert twotower.main([*arguments, str(out), "--max_bad_share", "0.2"]) == 0
     assert counted(out) == {"tea": 6, "milk": 3, "jam": 1}
     letters = [json.loads(line) for line in (out / "dead_letters.jsonl").open()]

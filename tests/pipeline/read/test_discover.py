@@ -17,12 +17,7 @@ from pipeline.beam.blocks import join
 from pipeline.contract import schema
 from pipeline.job import prepare
 from pipeline.prepare.settings import PrepareConfig
-from pipeline.read.discover import (
-    DEMO_COLUMNS,
-    demo_file,
-    find_pieces,
-    open_text,
-)
+from pipeline.read.discover import DEMO_COLUMNS, demo_file, find_pieces, open_text
 from pipeline.read.validate import read_blocks
 
 
