@@ -9,8 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from pipeline.contract.commands import Command
-from pipeline.contract.flags import as_flags, parse, resolve
+from pipeline.contract.flags import Command, as_flags, parse, resolve
 
 COMMANDS = {
     "run": Command(

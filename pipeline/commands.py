@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pipeline.contract.commands import Command
+from pipeline.contract.flags import Command
 
 if TYPE_CHECKING:
     from pipeline.counts.settings import FrequenciesConfig

@@ -7,6 +7,7 @@ are blocks of rows, keyed by a range of fingerprints. Only transforms that every
 translate are used: Create, Reshuffle, ParDo, GroupByKey and Flatten.
 """
 
+import dataclasses
 import logging
 from typing import Any
 
@@ -21,17 +22,11 @@ from pipeline.prepare.assemble import assemble
 from pipeline.prepare.ingest import check_ingested, ingest
 from pipeline.prepare.k_core import k_core
 from pipeline.prepare.settings import PrepareConfig
-from pipeline.prepare.shards import Shard, columns_of, write_dataset_metadata
+from pipeline.prepare.shards import columns_of, write_dataset_metadata
 from pipeline.quality.measures import Measures, measure_blocks, measure_output
 from pipeline.quality.page import write_page
 from pipeline.quality.report import DROPS, as_lines, check_days, quality
-from pipeline.read.discover import (
-    Piece,
-    column_names,
-    find_pieces,
-    resolve_columns,
-    with_demo_columns,
-)
+from pipeline.read.discover import column_names, find_pieces, resolve_columns, with_demo_columns
 
 log = logging.getLogger(__name__)
 
@@ -61,39 +56,37 @@ def prepare(config: PrepareConfig, beam_arguments: list[str] | None = None) -> s
         read = check_ingested(config, staging)
         check_days(read["days"], config)
         counts = read["counts"]
+        manifest = schema.Manifest("prepared", config.source, config.recorded(), counts, {})
         blocks = sorted(map(str, staging.stage("rows").glob("*.npy")))
         blocks = k_core(blocks, config, options, staging, counts)
         if config.dry_run:
-            return _report(config, read, measure_blocks(blocks, config, options, staging))
-        columns = _example_columns(pieces, config)
+            found = _judge(read, measure_blocks(blocks, config, options, staging))
+            for line in as_lines(found):
+                log.info("%s", line)
+            log.info("prepare: this was a dry run; nothing is written")
+            return dataclasses.replace(manifest, details={"quality": found})
+        names = resolve_columns(column_names(pieces[0], config), config, pieces[0].path)
+        columns = columns_of(names.timestamp is not None, names.weight is not None)
         num_shards = max(1, round(counts["rows"] / config.rows_per_shard))
         log.info("prepare: writing %d rows in %d shard(s) a split", counts["rows"], num_shards)
         shards = assemble(blocks, columns, num_shards, config, options, staging)
-        measured = measure_output(staging.out, _rows_of_splits(shards))
+        rows = dict.fromkeys(schema.SPLITS, 0)
+        for shard in shards:
+            rows[schema.SPLITS[shard.split]] += shard.rows
+        measured = measure_output(staging.out, rows)
         details: dict[str, Any] = {"columns": list(columns), "quality": _judge(read, measured)}
         _check_ids(read["ids"], measured, staging)
         write_dataset_metadata(staging.out, shards, num_shards, columns)
         details |= write_features(tables, blocks, measured.train_rows, config, options, staging)
         write_page(staging.out / schema.QUALITY_PAGE, details["quality"])
         staging.sweep()
-        manifest = _manifest(config, counts, shards, num_shards, details, staging)
+        rows_of_files = {shard.name(num_shards): shard.rows for shard in shards}
+        files = describe_files(staging.out, rows_of_files)
+        manifest = dataclasses.replace(manifest, files=files, details=details)
         manifest.write(staging.out)
         staging.commit()
     log.info("prepare: %s is complete", config.output)
     return manifest
-
-
-def _example_columns(pieces: list[Piece], config: PrepareConfig) -> tuple[str, ...]:
-    """The columns that examples have, by what the first piece has."""
-    found = resolve_columns(column_names(pieces[0], config), config, pieces[0].path)
-    return columns_of(found.timestamp is not None, found.weight is not None)
-
-
-def _rows_of_splits(shards: list[Shard]) -> dict[str, int]:
-    return {
-        split: sum(shard.rows for shard in shards if shard.split == code)
-        for code, split in enumerate(schema.SPLITS)
-    }
 
 
 def _judge(read: dict[str, Any], measured: Measures) -> dict[str, Any]:
@@ -120,38 +113,3 @@ def _check_ids(ids: dict[str, int], measured: Measures, staging: Staging) -> Non
         check_sum(f"counting the {side} ids", number, counts, ("kept", "lost"), "ids")
         written = {"in the vocabulary": measured.degrees[side].size}
         check_sum(f"the {side} vocabulary", counts["kept"], written, written, "ids")
-
-
-def _report(config: PrepareConfig, read: dict[str, Any], measured: Measures) -> schema.Manifest:
-    """The end of a dry run: the manifest that it would have, without files."""
-    found = _judge(read, measured)
-    for line in as_lines(found):
-        log.info("%s", line)
-    log.info("prepare: this was a dry run; nothing is written")
-    return schema.Manifest(
-        kind="prepared",
-        source=config.source,
-        configuration=config.recorded(),
-        counts=read["counts"],
-        files={},
-        details={"quality": found},
-    )
-
-
-def _manifest(
-    config: PrepareConfig,
-    counts: dict[str, int],
-    shards: list[Shard],
-    num_shards: int,
-    details: dict[str, Any],
-    staging: Staging,
-) -> schema.Manifest:
-    rows = {schema.shard_name(schema.SPLITS[s.split], s.number, num_shards): s.rows for s in shards}
-    return schema.Manifest(
-        kind="prepared",
-        source=config.source,
-        configuration=config.recorded(),
-        counts=counts,
-        files=describe_files(staging.out, rows),
-        details=details,
-    )

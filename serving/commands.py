@@ -1,6 +1,6 @@
 """The commands of the service."""
 
-from pipeline.contract.commands import Command
+from pipeline.contract.flags import Command
 
 COMMANDS = {
     "serve": Command(

@@ -1,6 +1,6 @@
 """The commands of the trainer; in `export` and `recommend` serving has a part."""
 
-from pipeline.contract.commands import Command
+from pipeline.contract.flags import Command
 
 COMMANDS = {
     "train": Command(

@@ -14,7 +14,7 @@ class AccountingError(RuntimeError):
     """A runner lost something or made it twice, or a step did: our mistake, not the user's."""
 
     def __init__(self, what: str) -> None:
-        """The message says where, and what was counted; the remedy is the same for all."""
+        """`what` says where, and what was counted; the remedy is the same for all."""
         super().__init__(what if _REPORT in what else f"{what}; {_REPORT}")
 
 
@@ -37,8 +37,7 @@ def check_sum(
     Args:
       where: the step, for people.
       total: what went in.
-      counts: holds what came out; a name that is missing counts as 0.
-      names: of what came out.
+      counts: holds what came out under `names`; one that is missing counts as 0.
       unit: what is counted, in the plural.
 
     Raises:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import difflib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -13,6 +12,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.utils import interactive_utils
 
 from pipeline.beam.accounting import lost_in
+from pipeline.contract.settings import did_you_mean
 
 # The runner for several processes of one machine sends what it has each second, from a thread that
 # loses what another thread writes meanwhile (docs/beam.md). 0: all is sent when it is complete.
@@ -39,9 +39,8 @@ def running(options: PipelineOptions) -> Iterator[beam.Pipeline]:
         if lost is None:
             raise
         raise lost from None
-    client = getattr(pipeline.result, "client", None)
-    if client is not None:  # the DaskRunner opens one for each pipeline and leaves it open
-        client.close()
+    if client := getattr(pipeline.result, "client", None):
+        client.close()  # the DaskRunner opens one for each pipeline and leaves it open
 
 
 @contextlib.contextmanager
@@ -59,6 +58,11 @@ def _not_interactive() -> Iterator[None]:
     finally:
         for place, original in zip(places, before, strict=True):
             place.is_in_ipython = original
+
+
+def spread(pipeline: beam.Pipeline, name: str, values: Iterable[Any]) -> beam.PCollection:
+    """The values, each for the next worker that is free."""
+    return pipeline | name >> beam.Create(values) | f"Spread{name}" >> beam.Reshuffle()
 
 
 def finish(*branches: beam.PCollection) -> None:
@@ -83,33 +87,26 @@ def beam_options(arguments: list[str], ours: Iterable[str] = ()) -> PipelineOpti
     Raises:
       ValueError: neither the job nor Beam knows a flag.
     """
-    checked, runner_only = arguments, []
-    if "--" in arguments:
-        cut = arguments.index("--")
-        checked, runner_only = arguments[:cut], arguments[cut + 1 :]
+    cut = arguments.index("--") if "--" in arguments else len(arguments)
+    checked, runner_only = arguments[:cut], arguments[cut + 1 :]
     on_dask = any(flag.startswith("--runner=") and "Dask" in flag for flag in arguments)
     if on_dask:
         import apache_beam.runners.dask.dask_runner  # noqa: F401, its import makes its flags known
 
         checked = [_DASK_RUNNER if flag == "--runner=DaskRunner" else flag for flag in checked]
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        add_help=False,
+        allow_abbrev=False,
+        conflict_handler="resolve",  # some flags are in two
+    )
     for options in _subclasses(PipelineOptions):
-        # each class adds its own flags to the one parser; a flag that two share is known already
-        own = argparse.ArgumentParser(
-            add_help=False, allow_abbrev=False, conflict_handler="resolve"
-        )
         if "_add_argparse_args" in vars(options):
-            options._add_argparse_args(own)  # type: ignore[arg-type]
-        for action in own._actions:
-            if not set(action.option_strings) & set(parser._option_string_actions):
-                parser._add_action(action)
+            options._add_argparse_args(parser)  # type: ignore[arg-type]
     _, unknown = parser.parse_known_args(checked)
     if unknown:
-        known = [f"--{name}" for name in ours] + list(parser._option_string_actions)
+        known = [*(f"--{name}" for name in ours), *parser._option_string_actions]
         flag = unknown[0].split("=")[0]
-        near = difflib.get_close_matches(flag, known, 1)
-        hint = f"; did you mean {near[0]}?" if near else "; see --help."
-        raise ValueError(f"unknown argument {flag}{hint}")
+        raise ValueError(f"unknown argument {flag}; {did_you_mean(flag, known, 'see --help.')}")
     flags = checked + runner_only
     if on_dask and not any(flag.startswith(_DASK_SIZES) for flag in flags):
         flags = [*flags, f"--dask_npartitions={2 * _dask_threads(flags)}"]
@@ -127,11 +124,8 @@ def _dask_threads(flags: list[str]) -> int:
     from apache_beam.runners.dask.dask_runner import DaskOptions
     from distributed import Client
 
-    known = (
-        PipelineOptions(flags)
-        .view_as(DaskOptions)
-        .get_all_options(drop_default=True, current_only=True)
-    )
+    options = PipelineOptions(flags).view_as(DaskOptions)
+    known = options.get_all_options(drop_default=True, current_only=True)
     try:
         with Client(**known) as client:
             return sum(client.nthreads().values()) or 1

@@ -18,7 +18,7 @@ import numpy as np
 
 from pipeline.beam.accounting import AccountingError
 from pipeline.contract.files import replace_directory, write_atomically, written_aside
-from pipeline.contract.locks import held
+from pipeline.contract.locks import lone_holder
 
 
 class Staging:
@@ -40,8 +40,8 @@ class Staging:
         with contextlib.ExitStack() as stack:
             if not refused or lock.exists():  # what a killed one left goes in any case
                 told = f"another preparation of {self.destination} is running; wait for it, "
-                stack.enter_context(held(lock, told + "or choose another --output."))
-                stack.callback(lock.unlink)
+                told += "or choose another --output."
+                stack.enter_context(lone_holder(lock, told, waits=False))
                 shutil.rmtree(self.root, ignore_errors=True)
             if refused:
                 raise ValueError(
@@ -73,10 +73,7 @@ class Staging:
             path.unlink()
 
     def commit(self) -> None:
-        """Puts the finished output in its place.
-
-        Call `sweep` before the files are described.
-        """
+        """Puts the finished output in its place; `sweep` comes before its files are described."""
         replace_directory(self.out, self.destination)
 
 
@@ -110,9 +107,15 @@ def read_json(directory: Path, name: str) -> Any:
     return json.loads(path.read_text())
 
 
-def add_up(directory: Path, pattern: str) -> dict[str, int]:
+def read_all(directory: Path, pattern: str = "*") -> dict[str, Any]:
+    """The small results of a step by name, in order."""
+    names = sorted(path.stem for path in directory.glob(f"{pattern}.json"))
+    return {name: read_json(directory, name) for name in names}
+
+
+def add_up(directory: Path, pattern: str = "*") -> dict[str, int]:
     """The sums of small results of a step that are name → number, by name."""
     sums: Counter[str] = Counter()
-    for path in directory.glob(f"{pattern}.json"):
-        sums.update(read_json(directory, path.stem))
+    for numbers in read_all(directory, pattern).values():
+        sums.update(numbers)
     return dict(sums)

@@ -11,9 +11,9 @@ import dataclasses
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -160,8 +160,7 @@ def read_bundle(path: str | Path) -> Bundle:
         samples = _read_array(path / schema.BUNDLE_SAMPLE_QUERIES)
         fits = samples.dtype == np.float32 and samples.shape[1:] == vectors.shape[1:]
         rule = f"float32 [S, {vectors.shape[1]}] like the candidate vectors"
-        _check(fits, path / schema.BUNDLE_SAMPLE_QUERIES, rule, samples)
-        _check_finite(path / schema.BUNDLE_SAMPLE_QUERIES, samples)
+        _check_finite(fits, path / schema.BUNDLE_SAMPLE_QUERIES, rule, samples)
     num_queries = _check_seen(path, len(vectors))
     return Bundle(path, manifest, vectors, candidate_ids, samples, num_queries)
 
@@ -196,21 +195,19 @@ def _read_candidates(path: Path) -> tuple[np.ndarray, list[str]]:
     vectors = _read_array(file)
     fits = vectors.dtype == np.float32 and vectors.ndim == 2 and 0 not in vectors.shape
     rule = "float32 [N, D] with rows and columns"
-    _check(fits, file, rule, vectors, ": convert it before publishing")
-    _check_finite(file, vectors)
+    _check_finite(fits, file, rule, vectors, ": convert it before publishing")
     ids = read_raw_ids(path / schema.BUNDLE_CANDIDATE_IDS)
     if len(ids) != len(vectors):
         raise ValueError(
             f"{path / schema.BUNDLE_CANDIDATE_IDS} must have one id for each of the "
             f"{len(vectors)} candidate vectors, got {len(ids)} ids: write both in the same order."
         )
-    for start, rows in _chunks(vectors):
-        if not (there := rows.any(axis=1)).all():  # zeros score 0 whatever the query is
-            row = start + int(np.argmin(there))
-            raise ValueError(
-                f"{file} must hold vectors that a search can find, got only zeros in row {row}, "
-                f"candidate {ids[row]!r}: train it, or leave it out of the bundle."
-            )
+    row = _first_row(vectors, lambda rows: rows.any(axis=1))
+    if row is not None:  # zeros score 0 whatever the query is
+        raise ValueError(
+            f"{file} must hold vectors that a search can find, got only zeros in row {row}, "
+            f"candidate {ids[row]!r}: train it, or leave it out of the bundle."
+        )
     file = path / schema.BUNDLE_CANDIDATE_COUNTS
     if file.exists():
         counts = _read_array(file)
@@ -261,16 +258,20 @@ def _check(holds: bool, path: Path, rule: str, array: np.ndarray, remedy: str = 
         raise ValueError(f"{path} must be {rule}, got {array.dtype} {list(array.shape)}{remedy}.")
 
 
-def _check_finite(path: Path, array: np.ndarray) -> None:
-    for start, rows in _chunks(array):
-        if not (finite := np.isfinite(rows).all(axis=1)).all():
-            raise ValueError(
-                f"{path} must hold finite numbers, got NaN or infinity in row "
-                f"{start + int(np.argmin(finite))}: the training diverged, export an earlier "
-                "checkpoint."
-            )
+def _check_finite(holds: bool, path: Path, rule: str, array: np.ndarray, remedy: str = "") -> None:
+    _check(holds, path, rule, array, remedy)
+    row = _first_row(array, lambda rows: np.isfinite(rows).all(axis=1))
+    if row is not None:
+        raise ValueError(
+            f"{path} must hold finite numbers, got NaN or infinity in row {row}: the training "
+            "diverged, export an earlier checkpoint."
+        )
 
 
-def _chunks(array: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+def _first_row(array: np.ndarray, is_good: Callable[[np.ndarray], Any]) -> int | None:
+    """The first row that is not good; None where all are."""
     for start in range(0, len(array), _CHUNK):
-        yield start, array[start : start + _CHUNK]
+        good = is_good(array[start : start + _CHUNK])
+        if not good.all():
+            return start + int(np.argmin(good))
+    return None

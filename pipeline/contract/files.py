@@ -16,11 +16,8 @@ from pipeline.contract.locks import lone_holder
 
 def checksum(path: str | os.PathLike[str]) -> str:
     """16 bytes of blake2b of the content of a file, in hexadecimal."""
-    digest = hashlib.blake2b(digest_size=16)
     with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -77,7 +74,6 @@ def made_aside(destination: Path, told: str = "") -> Iterator[Path]:
     One process at a time has it. The others wait, or get a ValueError where `told` is what it says.
     What a killed one left goes first.
     """
-    destination.parent.mkdir(parents=True, exist_ok=True)
     partial = destination.with_name(f".{destination.name}.partial")
     with lone_holder(partial.with_name(f"{partial.name}.lock"), told, waits=not told):
         shutil.rmtree(partial, ignore_errors=True)

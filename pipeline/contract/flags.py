@@ -1,13 +1,25 @@
-"""Flags and sections of a YAML file → the settings of a command."""
+"""Commands: what a room says of each, and flags and sections of a YAML file → its settings."""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib
-from typing import Any
+from typing import Any, NamedTuple
 
-from pipeline.contract.commands import Command
 from pipeline.contract.settings import did_you_mean
+
+
+class Command(NamedTuple):
+    """A command: its settings and what it calls, both as module:name, and a line of help.
+
+    Example:
+      Command("serving.settings:ServeConfig", "serving.server:serve", "serve the newest versions")
+    """
+
+    config: str
+    call: str
+    help: str
+    on_beam: bool = False  # what its flags leave over goes to Beam
 
 
 def resolve(reference: str) -> Any:
@@ -44,10 +56,9 @@ def parse(name: str, command: Command, arguments: list[str]) -> tuple[Any, list[
     except ValueError:  # a misspelt flag is the better reason
         _check_flags(name, arguments[:beam_only], fields, command.on_beam)
         raise
-    if not command.on_beam:
+    if not command.on_beam and rest:
         _check_flags(name, rest, fields, False)
-        if rest:
-            raise ValueError(f"unexpected argument {rest[0]!r}; see twotower {name} --help.")
+        raise ValueError(f"unexpected argument {rest[0]!r}; see twotower {name} --help.")
     return parsed.config, rest + arguments[beam_only:]
 
 

@@ -43,6 +43,7 @@ def lone_holder(path: Path, told: str = "", *, waits: bool = True) -> Iterator[N
     Raises:
       ValueError: `told`, where another process holds it and this one does not wait.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     while True:
         with open(path, "w") as lock:
             try:
@@ -53,10 +54,9 @@ def lone_holder(path: Path, told: str = "", *, waits: bool = True) -> Iterator[N
                 if told:
                     _log.warning(told)
                 fcntl.flock(lock, fcntl.LOCK_EX)
-            if not os.fstat(lock.fileno()).st_nlink:
-                continue  # its holder has removed it
-            try:
-                yield
-            finally:
-                path.unlink()
-            return
+            if os.fstat(lock.fileno()).st_nlink:  # else its holder has removed it
+                try:
+                    yield
+                finally:
+                    path.unlink()
+                return

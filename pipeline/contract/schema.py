@@ -1,7 +1,6 @@
-"""The contract between the rooms: names of artifacts, their columns, the manifest, fingerprints.
+"""The contract between the rooms: names of artifacts, their columns, the manifest.
 
-Everything that one room writes and another reads is named here and nowhere else. The module
-imports neither Beam nor TensorFlow, so that a trainer and a server can read it.
+Everything that one room writes and another reads is named here and nowhere else.
 """
 
 from __future__ import annotations
@@ -10,20 +9,11 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.contract.feature_spec import (  # noqa: F401, part of the contract
-    FEATURE_KINDS,
-    FEATURES,
-    VALUE,
-    FeatureSpec,
-    cold_features_name,
-    feature_specs,
-    feature_vocabulary_name,
-    features_name,
-    presence_name,
-)
 from pipeline.contract.files import write_atomically
 
 FORMAT_VERSION = "1.0"  # major.minor; a reader refuses a newer major version
@@ -60,6 +50,12 @@ BUNDLE_SEEN_CANDIDATES = "seen_candidates.npy"  # int32, rows of the vectors
 BUNDLE_SAMPLE_QUERIES = "sample_queries.npy"  # float32 [S, D], to measure an index with
 BUNDLE_CANDIDATE_COUNTS = "candidate_counts.npy"  # int64 [N], training rows; optional
 
+# Prepared data hold for a side with a table of attributes: feature files, those of ids without
+# rows, the values of categorical and multi columns, `{side}_features_dead_letters.jsonl`.
+FEATURE_KINDS = ("categorical", "multi", "numeric", "text")
+FEATURES = "features"  # key in `Manifest.details`: side → rows, files and columns
+VALUE = "value"  # column of a feature vocabulary, beside `count`
+
 
 def shard_name(split: str, shard: int, num_shards: int) -> str:
     """The file name of one shard, as `tfds.builder_from_directory` expects it."""
@@ -81,14 +77,78 @@ def frequencies_name(shard: int = 0, num_shards: int = 1) -> str:
     return f"{FREQUENCIES}-{shard:05d}-of-{num_shards:05d}.parquet"
 
 
+def features_name(side: str, shard: int = 0, num_shards: int = 1) -> str:
+    """Parquet with the features of the ids of the vocabulary's shard of that number, in order."""
+    return f"{side}_features-{shard:05d}-of-{num_shards:05d}.parquet"
+
+
+def cold_features_name(side: str, shard: int = 0, num_shards: int = 1) -> str:
+    """Parquet with `raw_id` and features of ids outside the vocabulary: too few rows, or none."""
+    return f"{side}_features_cold-{shard:05d}-of-{num_shards:05d}.parquet"
+
+
+def feature_vocabulary_name(side: str, column: str) -> str:
+    """Parquet with `value` and `count`, by descending count, then by value; code = row + 1."""
+    safe = re.sub(r"[^\w .-]", lambda found: f"%{ord(found[0]):02X}", column)
+    return f"feature_vocabulary-{side}-{safe}.parquet"
+
+
+def presence_name(column: str) -> str:
+    """The name of the bool column that tells where a column has a value."""
+    return f"{column}:present"
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureSpec:
+    """One column of a feature file; all that decides its values comes from ids with train rows.
+
+    The column has the name it has in the table. By kind it holds
+
+    - categorical: int32, 0 where the value is missing or unknown, else its code;
+    - multi: list<int32>, the codes of the known values, each once; empty where there are none;
+    - numeric: float32, (value - mean) / std, 0 where it is missing;
+    - text: string, empty where it is missing.
+    """
+
+    name: str
+    kind: str  # one of FEATURE_KINDS
+    vocabulary: str = ""  # file of the values of a categorical or multi column
+    size: int = 0  # values in it; codes are 1..size, and 0 for missing or unknown
+    mean: float = 0.0  # of a numeric column, in the unit of the table
+    std: float = 1.0  # of a numeric column, divided by n; 1 where all values are equal
+    max_length: int = 0  # of a multi column, most values of an id with train rows, rare ones too
+    has_presence: bool = False  # whether `presence` follows: a train id has no value of a number
+    missing: int = 0  # ids of the vocabulary without a value
+    unknown: int = 0  # values of ids of the vocabulary that the column's vocabulary does not hold
+
+    @property
+    def presence(self) -> str:
+        """The name of the column that tells where there is a value."""
+        return presence_name(self.name)
+
+
+def feature_specs(details: Mapping[str, Any], side: str) -> tuple[FeatureSpec, ...]:
+    """The columns of a side's feature files, in order, by the details of the manifest.
+
+    There are none where the side has no table of attributes.
+    """
+    columns = details.get(FEATURES, {}).get(side, {}).get("columns", ())
+    return tuple(FeatureSpec(**_known_fields(FeatureSpec, column)) for column in columns)
+
+
+def _known_fields(kind: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that a dataclass has fields for; newer programs write more."""
+    known = {field.name for field in dataclasses.fields(kind)}
+    return {name: value for name, value in values.items() if name in known}
+
+
 @dataclasses.dataclass(frozen=True)
 class Manifest:
     """What a directory holds and how it was made; its presence is what makes it complete.
 
     `kind` is `prepared`, `frequencies`, `streaming_frequency`, `bundle` or `version`. `counts`
     holds numbers of rows and ids, `files` maps a path relative to the directory to its size in
-    bytes and its checksum.
-    Nothing in it depends on the time, the machine or the number of workers.
+    bytes and its checksum. Nothing in it depends on the time, the machine or the number of workers.
     """
 
     kind: str
@@ -151,8 +211,7 @@ def read_manifest(directory: str | os.PathLike[str], kind: str) -> Manifest:
             f"{path} describes a {fields.get('kind')!r} directory, not {kind!r}: "
             "check the path that was given."
         )
-    known = {field.name for field in dataclasses.fields(Manifest)}
-    return Manifest(**{name: value for name, value in fields.items() if name in known})
+    return Manifest(**_known_fields(Manifest, fields))
 
 
 def snapshot_directories(path: str | os.PathLike[str]) -> list[Path]:

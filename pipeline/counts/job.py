@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.beam.accounting import AccountingError, check_sum
 from pipeline.beam.options import beam_options
-from pipeline.beam.staging import Staging, add_up, read_json
+from pipeline.beam.staging import Staging, add_up, read_all
 from pipeline.contract import schema
 from pipeline.contract.files import checksum, describe_files
 from pipeline.counts.merge import NUM_MOST_FREQUENT, merge_log, write_shards
@@ -100,7 +100,7 @@ def _check_merged(
     staging: Staging,
 ) -> dict[str, int]:
     """All counts of rows and items; what went in came out."""
-    merged = add_up(staging.stage("merged"), "*")
+    merged = add_up(staging.stage("merged"))
     sent = read["ids"].get("candidate", 0)
     check_sum("reading the log", sent, merged, ["candidate"], "candidate ids")
     names = ("rows", "previous_items", "new_items", "forgotten_items", "items")
@@ -144,8 +144,7 @@ def _manifest(
     previous: schema.Manifest | None,
     staging: Staging,
 ) -> schema.Manifest:
-    written = staging.stage("shards")
-    shards = {path.stem: read_json(written, path.stem) for path in sorted(written.glob("*.json"))}
+    shards = read_all(staging.stage("shards"))
     histograms = [from_lists(one["histogram"]) for one in shards.values()]
     merged = merge(histograms)
     # Sums of decayed counts round; a row too few or too many is larger than that.

@@ -19,7 +19,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.beam.accounting import places_of
 from pipeline.beam.blocks import partition, partition_of
-from pipeline.beam.options import finish, running
+from pipeline.beam.options import finish, running, spread
 from pipeline.beam.staging import Staging, write_json
 from pipeline.contract import schema
 from pipeline.counts.settings import FrequenciesConfig
@@ -44,15 +44,7 @@ def merge_log(
     """Reads the log and stages, for each range of fingerprints, its items and their counts.
 
     Staged are `merged/` (tables of raw_id, fingerprint, count, and the numbers beside them),
-    `inputs/`, and what `read_source` stages.
-
-    Args:
-      pieces: from `find_pieces`.
-      files: those of the source, to be described.
-      previous: the manifest in `config.previous`, where there is one.
-      config: columns, rules and decay.
-      options: of Beam.
-      staging: takes the results.
+    `inputs/` (a description of each of `files`), and what `read_source` stages.
     """
     merged, described = staging.stage("merged"), staging.stage("inputs")
     with running(options) as pipeline:
@@ -63,24 +55,16 @@ def merge_log(
         }
         if previous:
             names = previous.files_of(schema.FREQUENCIES)
-            parts["previous"] = (
-                pipeline
-                | "Previous" >> beam.Create([str(Path(config.previous) / name) for name in names])
-                | "SpreadPrevious" >> beam.Reshuffle()
-                | "LoadPrevious" >> beam.FlatMap(_load_previous, config.partitions)
-            )
+            paths = [str(Path(config.previous) / name) for name in names]
+            load = "LoadPrevious" >> beam.FlatMap(_load_previous, config.partitions)
+            parts["previous"] = spread(pipeline, "Previous", paths) | load
         ranges = (
             parts
             | "JoinCounts" >> beam.CoGroupByKey()
             | "MergeRange" >> beam.Map(partial(_merge_range, decay=config.decay, out=merged))
         )
-        inputs = (
-            pipeline
-            | "Files" >> beam.Create(list(enumerate(files)))
-            | "SpreadFiles" >> beam.Reshuffle()
-            | "Describe" >> beam.MapTuple(partial(stage_input, out=described))
-        )
-        finish(ranges, inputs)
+        describe = "Describe" >> beam.MapTuple(partial(stage_input, out=described))
+        finish(ranges, spread(pipeline, "Files", list(enumerate(files))) | describe)
 
 
 def _candidate_ids(element: tuple[int, Ids], partitions: int) -> Iterator[tuple[int, Ids]]:
@@ -118,13 +102,10 @@ def _merge_range(element: tuple[int, dict[str, Any]], decay: float, out: Path) -
         today[places_of(counted, prints, where)] += rows
     counts = decay * before + today
     kept = counts > 0  # a count that decays for years becomes 0 in the end; log_q has no place
-    columns = {
-        schema.RAW_ID: pa.array(raw, pa.binary()),
-        schema.FINGERPRINT: prints,
-        schema.COUNT: counts,
-    }
+    names = [schema.RAW_ID, schema.FINGERPRINT, schema.COUNT]
+    table = pa.table([pa.array(raw, pa.binary()), prints, counts], names)
     name = f"{part:05d}"
-    write_table(pa.table(columns).filter(pa.array(kept)), out / f"{name}.parquet")
+    write_table(table.filter(pa.array(kept)), out / f"{name}.parquet")
     sizes = {
         "candidate": sum(len(raw) for _, raw in ids_read),
         "rows": int(today.sum()),
@@ -140,11 +121,7 @@ def _merge_range(element: tuple[int, dict[str, Any]], decay: float, out: Path) -
 def write_shards(items: int, total: float, options: PipelineOptions, staging: Staging) -> None:
     """Staged counts → shards with `log_q`, and of each its histogram and most frequent items.
 
-    Args:
-      items: the number of items, at least 1.
-      total: the sum of their counts.
-      options: of Beam.
-      staging: holds `merged/`, takes `shards/` and the output.
+    Read is `merged/`, with `items` items, at least 1, and `total`, the sum of their counts.
     """
     num_shards = -(-items // ITEMS_PER_SHARD)
     files = sorted(map(str, staging.stage("merged").glob("*.parquet")))
@@ -158,9 +135,7 @@ def write_shards(items: int, total: float, options: PipelineOptions, staging: St
     )
     with running(options) as pipeline:
         _ = (
-            pipeline
-            | "Merged" >> beam.Create(files)
-            | "Spread" >> beam.Reshuffle()
+            spread(pipeline, "Merged", files)
             | "ByShard" >> beam.FlatMap(_by_shard, num_shards)
             | "GroupShards" >> beam.GroupByKey()
             | "Write" >> beam.MapTuple(write)

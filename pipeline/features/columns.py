@@ -78,7 +78,7 @@ def encode(
 
     Args:
       column: values, [n], of the type that their kind has in `VALUE_TYPES`.
-      spec: says how; `pipeline.contract.feature_spec` says what comes out.
+      spec: says how; `schema.FeatureSpec` says what comes out.
       vocabulary: of a categorical or multi column.
 
     Returns:

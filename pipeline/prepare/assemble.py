@@ -13,8 +13,8 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.beam.accounting import places_of
 from pipeline.beam.blocks import join, partition, partition_of, repartition
-from pipeline.beam.options import finish, running
-from pipeline.beam.staging import Staging, load_block, read_json, write_json
+from pipeline.beam.options import finish, running, spread
+from pipeline.beam.staging import Staging, load_block, read_all, write_json
 from pipeline.contract import schema
 from pipeline.prepare.settings import PrepareConfig
 from pipeline.prepare.shards import Shard, shard_of, write_shard
@@ -34,20 +34,14 @@ def assemble(
     id_files = sorted(map(str, staging.stage("ids").glob("*.parquet")))
     slots = [int(Path(path).stem) for path in id_files]
     out, written, counted = staging.out, staging.stage("shards"), staging.stage("counted")
+    write = partial(_write_shard, num_shards=num_shards, columns=columns, out=out, written=written)
     with running(options) as pipeline:
         rows = (
-            pipeline
-            | "Blocks" >> beam.Create(blocks)
-            | "SpreadBlocks" >> beam.Reshuffle()
+            spread(pipeline, "Blocks", blocks)
             | "Load" >> beam.Map(load_block)
             | "Split" >> beam.Map(lambda element: assign_splits(element[1], config))
         )
-        ids = (
-            pipeline
-            | "IdFiles" >> beam.Create(id_files)
-            | "SpreadIds" >> beam.Reshuffle()
-            | "LoadIds" >> beam.Map(_load_ids)
-        )
+        ids = spread(pipeline, "IdFiles", id_files) | "LoadIds" >> beam.Map(_load_ids)
         counts = rows | "CountBlock" >> beam.FlatMap(_count_block, config.partitions)
         ranked = (
             {"ids": ids, "counts": counts}
@@ -67,15 +61,10 @@ def assemble(
             rows
             | "ByShard" >> beam.FlatMap(_to_shards, num_shards)
             | "GroupShards" >> beam.GroupByKey()
-            | "Write"
-            >> beam.MapTuple(
-                partial(
-                    _write_shard, num_shards=num_shards, columns=columns, out=out, written=written
-                )
-            )
+            | "Write" >> beam.MapTuple(write)
         )
         finish(ranked["shards"], shards)
-    return sorted(Shard(**read_json(written, path.stem)) for path in written.glob("*.json"))
+    return sorted(Shard(**shard) for shard in read_all(written).values())
 
 
 def _load_ids(path: str) -> tuple[int, Ids]:
@@ -107,13 +96,9 @@ def _count_range(
     known, raw = distinct_ids(found["ids"])
     places = places_of(prints, known, f"{side} ids, range {slot % partitions}")
     write_json(out, f"{side}-{slot:05d}", {"kept": len(prints), "lost": len(known) - len(prints)})
-    columns = {
-        schema.RAW_ID: pa.array([raw[i] for i in places], pa.binary()),
-        schema.FINGERPRINT: prints,
-        schema.COUNT: counts[:, 0],
-        TRAIN: counts[:, 1],
-    }
-    return slot, pa.table(columns)
+    ids = pa.array([raw[i] for i in places], pa.binary())
+    names = [schema.RAW_ID, schema.FINGERPRINT, schema.COUNT, TRAIN]
+    return slot, pa.table([ids, prints, *counts.T], names)
 
 
 def _by_slot(

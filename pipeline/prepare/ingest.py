@@ -51,7 +51,7 @@ def _stage_ids(slot: int, tables: Iterable[Ids], out: dict[str, Path], partition
     tables = list(tables)
     prints, raw = distinct_ids(tables)
     table = pa.table({schema.FINGERPRINT: prints, schema.RAW_ID: pa.array(raw, pa.binary())})
-    tally = {schema.SIDES[slot // partitions]: sum(len(table[1]) for table in tables)}
+    tally = {schema.SIDES[slot // partitions]: sum(len(raw) for _, raw in tables)}
     write_json(out["tally"], f"ids-{slot:05d}", tally)
     write_table(table, out["ids"] / f"{slot:05d}.parquet")
 

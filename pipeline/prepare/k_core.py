@@ -11,7 +11,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.beam.accounting import check_sum
 from pipeline.beam.blocks import join, repartition
-from pipeline.beam.options import running
+from pipeline.beam.options import running, spread
 from pipeline.beam.staging import Staging, add_up, load_block, write_block, write_json
 from pipeline.contract import schema
 from pipeline.prepare.settings import PrepareConfig
@@ -34,7 +34,7 @@ def k_core(
         out, left = staging.stage(f"active{number}"), counts["rows"]
         _one_pass(blocks, config, options, out)
         blocks = sorted(map(str, out.glob("*.npy")))
-        passed = {"rows": 0, "k_core": 0} | add_up(out, "*")
+        passed = {"rows": 0, "k_core": 0} | add_up(out)
         check_sum(f"k-core pass {number}", left, passed, ("rows", "k_core"))
         counts["rows"] = passed["rows"]
         counts["k_core"] += passed["k_core"]
@@ -61,12 +61,7 @@ def _one_pass(
     that these and the rows at the end add up to the rows at the beginning.
     """
     with running(options) as pipeline:
-        ranges = (
-            pipeline
-            | "Blocks" >> beam.Create(blocks)
-            | "Spread" >> beam.Reshuffle()
-            | "Load" >> beam.Map(_load_range)
-        )
+        ranges = spread(pipeline, "Blocks", blocks) | "Load" >> beam.Map(_load_range)
         for number in range(1, ROUNDS + 1):
             for side, other in (schema.SIDES, schema.SIDES[::-1]):
                 ranges = (

@@ -19,9 +19,13 @@ class Shard(NamedTuple):
     rows: int
     bytes: int
 
+    def name(self, num_shards: int) -> str:
+        """The file."""
+        return schema.shard_name(schema.SPLITS[self.split], self.number, num_shards)
+
 
 def shard_of(order: np.ndarray, num_shards: int) -> np.ndarray:
-    """The shard of each row by its place in the output, uint64 [n]: equal ranges of hashes."""
+    """The shard of each row by its place in the output, int64 [n]: equal ranges of hashes."""
     high = order >> np.uint64(32)
     return ((high * np.uint64(num_shards)) >> np.uint64(32)).astype(np.int64)
 
@@ -33,29 +37,21 @@ def columns_of(has_timestamp: bool, has_weight: bool) -> tuple[str, ...]:
 
 
 def write_shard(path: Path, rows: np.ndarray, columns: tuple[str, ...]) -> int:
-    """Writes rows as one tf.Example each, in one step; its size in bytes.
-
-    Args:
-      path: the file to make.
-      rows: ROW [n] with dense ids, in their final order.
-      columns: names from the schema.
-    """
+    """Writes rows, ROW [n] with dense ids, as one tf.Example each; the size in bytes."""
     import tensorflow as tf
 
     fields = {schema.QUERY_ID: "query", schema.CANDIDATE_ID: "candidate"}
     values = [rows[fields.get(name, name)].tolist() for name in columns]
     example = tf.train.Example()
-    features = example.features.feature
-    lists = [
-        features[name].float_list if name == schema.WEIGHT else features[name].int64_list
-        for name in columns
-    ]
-    for one in lists:
-        one.value.append(0)
+    cells = []  # of the one example, which takes the values of row after row
+    for name in columns:
+        feature = example.features.feature[name]
+        cells.append((feature.float_list if name == schema.WEIGHT else feature.int64_list).value)
+        cells[-1].append(0)
     with written_aside(path) as aside, tf.io.TFRecordWriter(str(aside)) as writer:
         for row in zip(*values, strict=True):
-            for one, value in zip(lists, row, strict=True):
-                one.value[0] = value
+            for cell, value in zip(cells, row, strict=True):
+                cell[0] = value
             writer.write(example.SerializeToString(deterministic=True))
     return path.stat().st_size
 
@@ -71,6 +67,7 @@ def write_dataset_metadata(
     import tensorflow_datasets as tfds
 
     infos = []
+    types = {name: tf.float32 if name == schema.WEIGHT else tf.int64 for name in columns}
     template = tfds.core.ShardedFileTemplate(
         dataset_name=schema.DATASET, data_dir=directory, filetype_suffix="tfrecord"
     )
@@ -78,19 +75,15 @@ def write_dataset_metadata(
         of_split = {shard.number: shard for shard in shards if shard.split == code}
         if not of_split:
             continue
-        for number in range(num_shards):
-            if number not in of_split:
-                tf.io.TFRecordWriter(
-                    str(directory / schema.shard_name(split, number, num_shards))
-                ).close()
-        lengths = [of_split[n].rows if n in of_split else 0 for n in range(num_shards)]
-        size = sum(shard.bytes for shard in of_split.values())
-        infos.append(
-            tfds.core.SplitInfo(
-                name=split, shard_lengths=lengths, num_bytes=size, filename_template=template
-            )
+        for number in set(range(num_shards)) - set(of_split):
+            (directory / schema.shard_name(split, number, num_shards)).touch()
+        info = tfds.core.SplitInfo(
+            name=split,
+            shard_lengths=[of_split[n].rows if n in of_split else 0 for n in range(num_shards)],
+            num_bytes=sum(shard.bytes for shard in of_split.values()),
+            filename_template=template,
         )
-    types = {name: tf.float32 if name == schema.WEIGHT else tf.int64 for name in columns}
+        infos.append(info)
     tfds.folder_dataset.write_metadata(
         data_dir=str(directory),
         features=tfds.features.FeaturesDict(

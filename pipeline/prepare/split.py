@@ -24,30 +24,25 @@ def assign_splits(rows: np.ndarray, config: PrepareConfig) -> np.ndarray:
       A copy of the rows, in the same order.
     """
     rows = rows.copy()
+    ratios = {"train_ratio": config.train_ratio, "validation_ratio": config.validation_ratio}
     if config.split == "random":
         key = hashing.row_hash(config.seed, "split", rows["query"], rows["candidate"])
-        rows["split"] = _cut(rows["query"], key, config=config)
+        rows["split"] = hashing.split_codes(rows["query"], key, **ratios)
     elif config.split == "time":
-        rows["split"] = _cut(rows["query"], rows["timestamp"], rows["order"], config=config)
+        order = rows["timestamp"], rows["order"]
+        rows["split"] = hashing.split_codes(rows["query"], *order, **ratios)
     elif config.split == "leave_last_out":
         rows["split"] = _leave_last_out(rows, config.validation_ratio > 0)
     rows["order"] = hashing.row_hash(config.seed, "order", rows["query"], rows["candidate"])
     return rows
 
 
-def _cut(queries: np.ndarray, *order: np.ndarray, config: PrepareConfig) -> np.ndarray:
-    return hashing.split_codes(
-        queries, *order, train_ratio=config.train_ratio, validation_ratio=config.validation_ratio
-    )
-
-
 def _leave_last_out(rows: np.ndarray, validation: bool) -> np.ndarray:
     by_time = np.lexsort((rows["order"], rows["timestamp"], rows["query"]))
     queries = rows["query"][by_time]
-    size = np.searchsorted(queries, queries, "right") - np.searchsorted(queries, queries)
-    from_end = np.searchsorted(queries, queries, "right") - np.arange(len(queries))  # last: 1
+    end = np.searchsorted(queries, queries, "right")
+    size, from_end = end - np.searchsorted(queries, queries), end - np.arange(len(queries))
     codes = np.zeros(len(rows), np.int8)
-    test = (from_end == 1) & (size >= 2)
-    held = (from_end == 2) & (size >= 3) & validation
-    codes[by_time] = np.where(test, 2, np.where(held, 1, 0))
+    codes[by_time[(from_end == 2) & (size >= 3) & validation]] = 1
+    codes[by_time[(from_end == 1) & (size >= 2)]] = 2
     return codes

@@ -97,6 +97,16 @@ def without_mark(tables: Iterable[pa.Table | None], shard: str) -> list[pa.Table
     return found
 
 
+@dataclasses.dataclass(frozen=True)
+class Ranked:
+    """The ids of one range of ranks, in order."""
+
+    rank_range: int  # side · partitions + range
+    offset: int  # dense id of the first
+    total: int  # ids of the whole side
+    table: pa.Table
+
+
 @beam.typehints.with_input_types(tuple[int, pa.Table])
 @dataclasses.dataclass
 class RankIds(beam.PTransform):
@@ -118,16 +128,13 @@ class RankIds(beam.PTransform):
     out: Path
 
     def expand(self, counted: beam.PCollection) -> Any:  # a dict; Beam has no type for it
-        ranges = (
+        ranked = (
             counted
             | "SendSamples" >> beam.FlatMap(self._send_samples)
             | "GroupSlots" >> beam.GroupByKey()
             | "ByRankRange" >> beam.FlatMap(self._by_rank_range)
             | "GroupRankRanges" >> beam.GroupByKey()
             | "SortRankRange" >> beam.MapTuple(_sort_range)
-        )
-        ranked = (
-            ranges
             | "SendSizes" >> beam.FlatMap(self._send_sizes)
             | "GroupSizes" >> beam.GroupByKey()
             | "Rank" >> beam.FlatMap(_with_offset)
@@ -141,23 +148,21 @@ class RankIds(beam.PTransform):
         return {"shards": shards, "dense": ranked | "Dense" >> beam.FlatMap(self._dense)}
 
     def _ranges(self, slot: int) -> range:
-        """All ranges of ranks of the same side."""
+        """All ranges of the same side, of fingerprints or ranks."""
         first = slot // self.partitions * self.partitions
         return range(first, first + self.partitions)
 
     def _others(self, slot: int) -> list[int]:
         """All slots of the same side that have a table."""
-        ranges = self._ranges(slot)
-        return [other for other in self.slots if other in ranges]
+        return [other for other in self.slots if other in self._ranges(slot)]
 
     def _send_samples(self, element: tuple[int, pa.Table]) -> Iterator[tuple[int, Any]]:
         """The ids to their slot, in order, and a sample of their keys to all slots of the side."""
-        slot, table = element
-        table = table.sort_by(RANK_ORDER)
+        slot, table = element[0], element[1].sort_by(RANK_ORDER)
         wanted = max(4, _SAMPLE // self.partitions)
-        keys = table.take(pa.array(np.arange(0, len(table), max(1, len(table) // wanted))))
-        counts, raw = keys[schema.COUNT].to_pylist(), keys[schema.RAW_ID].to_pylist()
-        sample = [(-count, one) for count, one in zip(counts, raw, strict=True)]
+        keys = _rows(table, np.arange(0, len(table), max(1, len(table) // wanted)))
+        counts, raw = keys[schema.COUNT].to_numpy(), keys[schema.RAW_ID].to_pylist()
+        sample = list(zip((-counts).tolist(), raw, strict=True))
         yield slot, table
         for other in self._others(slot):
             yield other, sample
@@ -168,22 +173,21 @@ class RankIds(beam.PTransform):
         tables, samples = _by_type(sent)
         expected = len(self._others(slot))
         if (len(tables), len(samples)) != (1, expected):
+            side, part = divmod(slot, self.partitions)
             raise AccountingError(
-                f"{self._name(slot)} ids, range {slot % self.partitions}: of 1 table and "
-                f"{expected} samples came {len(tables)} and {len(samples)}"
+                f"{schema.SIDES[side]} ids, range {part}: of 1 table and {expected} samples came "
+                f"{len(tables)} and {len(samples)}"
             )
+        [table] = tables
         keys = sorted(key for sample in samples for key in sample)
         places = np.arange(1, self.partitions) * len(keys) // self.partitions if keys else ()
         boundaries = sorted({keys[place] for place in places})
-        first = self._ranges(slot).start
-        for table in tables:
-            descending = -table[schema.COUNT].to_numpy()
-            raw = table[schema.RAW_ID].combine_chunks()
-            cuts = [0, *(_place(descending, raw, key) for key in boundaries), len(table)]
-            for number, (start, end) in enumerate(itertools.pairwise(cuts)):
-                if end > start:
-                    # taken, not sliced: a slice would travel with the whole table behind it
-                    yield first + number, table.take(pa.array(np.arange(start, end)))
+        descending = -table[schema.COUNT].to_numpy()
+        raw = table[schema.RAW_ID].combine_chunks()
+        cuts = [0, *(_place(descending, raw, key) for key in boundaries), len(table)]
+        for number, (start, end) in enumerate(itertools.pairwise(cuts), self._ranges(slot).start):
+            if end > start:
+                yield number, _rows(table, np.arange(start, end))
 
     def _send_sizes(self, element: tuple[int, pa.Table]) -> Iterator[tuple[int, Any]]:
         """The ids to their range of ranks, and their number to all ranges of the side."""
@@ -192,23 +196,14 @@ class RankIds(beam.PTransform):
         for other in self._ranges(rank_range):
             yield other, (rank_range, len(table))
 
-    def _side(self, rank_range: int) -> int:
-        return rank_range // self.partitions
-
-    def _name(self, rank_range: int) -> str:
-        return schema.SIDES[self._side(rank_range)]
-
-    def _by_shard(
-        self, ranked: "Ranked"
-    ) -> Iterator[tuple[tuple[int, int, int], tuple[int, pa.Table]]]:
+    def _by_shard(self, ranked: Ranked) -> Iterator[tuple[Any, tuple[int, pa.Table]]]:
         """((side, shard, ids of the side), (place in the shard, ids))."""
-        rank, end = ranked.offset, ranked.offset + len(ranked.table)
-        while rank < end:
-            shard, place = divmod(rank, self.ids_per_shard)
-            size = min(end - rank, self.ids_per_shard - place)
-            part = ranked.table.take(pa.array(np.arange(size) + rank - ranked.offset))
-            yield (self._side(ranked.rank_range), shard, ranked.total), (place, part)
-            rank += size
+        side, rows = ranked.rank_range // self.partitions, np.arange(len(ranked.table))
+        shards, places = np.divmod(rows + ranked.offset, self.ids_per_shard)
+        firsts = np.flatnonzero(np.diff(shards, prepend=-1))
+        for first, part in zip(firsts, np.split(rows, firsts[1:]), strict=True):
+            key = side, int(shards[first]), ranked.total
+            yield key, (int(places[first]), _rows(ranked.table, part))
 
     def _write_shard(self, key: tuple[int, int, int], parts: Iterable[tuple[int, pa.Table]]) -> str:
         side, shard, total = schema.SIDES[key[0]], key[1], key[2]
@@ -230,23 +225,18 @@ class RankIds(beam.PTransform):
             write_table(counts, self.out / schema.train_counts_name(shard, shards))
         return name
 
-    def _dense(self, ranked: "Ranked") -> Iterator[tuple[int, tuple[np.ndarray, np.ndarray]]]:
+    def _dense(self, ranked: Ranked) -> Iterator[tuple[int, tuple[np.ndarray, np.ndarray]]]:
         prints = ranked.table[schema.FINGERPRINT].to_numpy()
         dense = np.arange(ranked.offset, ranked.offset + len(prints))
         parts = partition_of(prints, self.partitions)
-        first = self._side(ranked.rank_range) * self.partitions
+        first = self._ranges(ranked.rank_range).start
         for part, chosen in partition(np.arange(len(prints)), parts, self.partitions):
             yield first + part, (prints[chosen], dense[chosen])
 
 
-@dataclasses.dataclass(frozen=True)
-class Ranked:
-    """The ids of one range of ranks, in order."""
-
-    rank_range: int  # side · partitions + range
-    offset: int  # dense id of the first
-    total: int  # ids of the whole side
-    table: pa.Table
+def _rows(table: pa.Table, rows: np.ndarray) -> pa.Table:
+    """Rows of a table, taken, not sliced: a slice would travel with the whole table behind it."""
+    return table.take(pa.array(rows))
 
 
 def _place(descending: np.ndarray, raw: pa.Array, key: tuple[int, bytes]) -> int:

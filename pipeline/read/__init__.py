@@ -1,4 +1,4 @@
 """From a source to rows: `discover` (files → pieces), `readers` (pieces → Arrow batches), `cells`
-(columns → ids, numbers, times), `validate` (good rows and bad ones), `log` (all of it as a
-pipeline), `consumed` (files that were read before), `settings`. Imports `beam`, `contract`.
+(columns → ids, numbers, times), `log` (good rows and bad ones, as a pipeline), `consumed` (files
+that were read before), `settings`. Imports `beam`, `contract`.
 """

@@ -53,25 +53,23 @@ def ids_of(
         checks.fail(_true(pc.invert(exact)), f"{name} is {remedy}: write ids as text or integers")
         column = pc.if_else(pc.and_(whole, exact), column, None).cast(pa.int64())
     encoded = pc.dictionary_encode(column)
-    raw = [_utf8(value) for value in encoded.dictionary.to_pylist()]
+    values = encoded.dictionary.to_pylist()
+    raw = [value if isinstance(value, bytes) else str(value).encode() for value in values]
     codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
     empty = np.array([value == b"" for value in raw] + [True])  # the last: code -1, null
-    broken = np.array([value is None for value in raw] + [False])
+    broken = np.array([not is_utf8(value) for value in raw] + [False])
     checks.fail(empty[codes], f"{name} is missing")
     checks.fail(broken[codes], f"{name} is not UTF-8")
-    known = [value or b"" for value in raw]
-    return np.maximum(codes, 0), (hashing.fingerprints(known), known)
+    return np.maximum(codes, 0), (hashing.fingerprints(raw), raw)
 
 
-def _utf8(value: Any) -> bytes | None:
-    """The UTF-8 bytes of a raw id; None when it is bytes that are not UTF-8."""
-    if not isinstance(value, bytes):
-        return str(value).encode()
+def is_utf8(value: bytes) -> bool:
+    """Whether bytes are UTF-8."""
     try:
         value.decode()
     except UnicodeDecodeError:
-        return None
-    return value
+        return False
+    return True
 
 
 def text_of(column: pa.Array, name: str, checks: Checks) -> pa.Array:
@@ -81,11 +79,9 @@ def text_of(column: pa.Array, name: str, checks: Checks) -> pa.Array:
     try:
         return column.cast(pa.string())
     except pa.ArrowInvalid:
-        values = column.to_pylist()
-        decoded = [None if v is None or _utf8(v) is None else v.decode() for v in values]
-        broken = [v is not None and _utf8(v) is None for v in values]
-        checks.fail(np.array(broken), f"{name} is not UTF-8")
-        return pa.array(decoded, pa.string())
+        broken = np.array([not is_utf8(value or b"") for value in column.to_pylist()])
+        checks.fail(broken, f"{name} is not UTF-8")
+        return pc.if_else(broken, None, column).cast(pa.string())
 
 
 def numbers_of(column: pa.Array, name: str, checks: Checks) -> np.ndarray:

@@ -25,13 +25,8 @@ import pyarrow.parquet as pq
 from pipeline.contract import schema
 from pipeline.read.settings import SourceConfig
 
-BROKEN_FILE = (
-    pa.ArrowException,
-    OSError,
-    EOFError,
-    zipfile.BadZipFile,
-    zlib.error,
-)  # cannot be read
+# What reading a broken file raises.
+BROKEN_FILE = (pa.ArrowException, OSError, EOFError, zipfile.BadZipFile, zlib.error)
 TEXT_DELIMITERS = {".csv": ",", ".tsv": "\t", ".inter": "\t"}
 AnySource = TypeVar("AnySource", bound=SourceConfig)
 _TIME = "\0time"  # not the name of a column: whether the files before have times
@@ -73,11 +68,10 @@ def with_demo_columns(config: AnySource) -> AnySource:
     """The columns of the demo data, where the source is `demo` and the defaults still stand."""
     if config.source != "demo":
         return config
-    defaults = {field.name: field.default for field in dataclasses.fields(config)}
     changed: dict[str, Any] = {
         name: value
         for name, value in DEMO_COLUMNS.items()
-        if getattr(config, name) == defaults[name]
+        if getattr(config, name) == getattr(type(config), name)
     }
     return dataclasses.replace(config, **changed)
 
@@ -92,9 +86,8 @@ def find_pieces(config: SourceConfig) -> list[Piece]:
     types: dict[str, tuple[str, str]] = {}  # column → its kind, and the file that says so
     if config.source.startswith("tfds:"):
         pieces = _tfds_pieces(config)
-    else:
-        for path, split in _files(config):
-            pieces += file_pieces(path, split, config, len(pieces), types)
+    for path, split in _files(config):
+        pieces += file_pieces(path, split, config, len(pieces), types)
     if not pieces:
         raise ValueError(f"{config.source} holds no rows; check --source.")
     return pieces
@@ -102,8 +95,6 @@ def find_pieces(config: SourceConfig) -> list[Piece]:
 
 def source_files(config: SourceConfig) -> list[str]:
     """The files of a source, to see whether it changed; none for a TFDS name."""
-    if config.source.startswith("tfds:"):
-        return []
     return [path for path, _ in _files(config)]
 
 
@@ -115,7 +106,10 @@ def resolve_columns(names: Iterable[str], config: SourceConfig, where: str) -> C
     """
     by_name = {name.split(":")[0]: name for name in names} | {name: name for name in names}
 
-    def find(name: str, flag: str) -> str:
+    def find(flag: str, wanted: object) -> Any:
+        name = getattr(config, flag)
+        if not wanted:
+            return None
         if name not in by_name:
             raise ValueError(
                 f"{where} has no column {name!r}, it has {', '.join(map(repr, names))}; "
@@ -123,17 +117,14 @@ def resolve_columns(names: Iterable[str], config: SourceConfig, where: str) -> C
             )
         return by_name[name]
 
-    timestamp: str | None = None
-    absent_is_fine = not config.needs_timestamps and config.timestamp_column == "timestamp"
-    if config.timestamp_column and (config.timestamp_column in by_name or not absent_is_fine):
-        timestamp = find(config.timestamp_column, "timestamp_column")
-    rated = config.rating_threshold is not None
+    time = config.timestamp_column  # may be absent where nobody named it and nothing needs it
+    timed = time and (config.needs_timestamps or time != "timestamp" or time in by_name)
     return Columns(
-        user=find(config.user_column, "user_column") if config.user_column else None,
-        item=find(config.item_column, "item_column"),
-        timestamp=timestamp,
-        rating=find(config.rating_column, "rating_column") if rated else None,
-        weight=find(config.weight_column, "weight_column") if config.weight_column else None,
+        user=find("user_column", config.user_column),
+        item=find("item_column", True),
+        timestamp=find("timestamp_column", timed),
+        rating=find("rating_column", config.rating_threshold is not None),
+        weight=find("weight_column", config.weight_column),
     )
 
 
@@ -171,10 +162,10 @@ def files_in(path: str) -> list[str]:
 
 def _archive_and_name(path: str) -> tuple[str, str]:
     """The parts of ARCHIVE.zip/NAME; of any other path itself and nothing."""
-    ends = (match.end() for match in re.finditer(r"\.zip/", path, re.IGNORECASE))
-    found = (end for end in ends if os.path.isfile(path[: end - 1]))
-    end = next(found, None)
-    return (path, "") if end is None else (path[: end - 1], path[end:])
+    for match in re.finditer(r"\.zip/", path, re.IGNORECASE):
+        if os.path.isfile(path[: match.end() - 1]):
+            return path[: match.end() - 1], path[match.end() :]
+    return path, ""
 
 
 def tfds_builder(source: str) -> Any:
@@ -182,9 +173,7 @@ def tfds_builder(source: str) -> Any:
     import tensorflow_datasets as tfds
 
     name = source.removeprefix("tfds:")
-    if os.path.isdir(name):
-        return tfds.builder_from_directory(name)
-    return tfds.builder(name)
+    return tfds.builder_from_directory(name) if os.path.isdir(name) else tfds.builder(name)
 
 
 def demo_file() -> str:
@@ -216,20 +205,22 @@ def is_readable(path: str) -> bool:
 
 
 def _files(config: SourceConfig) -> list[tuple[str, int]]:
-    """(path, split) of every file of the source, in the order in which they are read."""
+    """(path, split) of every file of the source, in the order of reading; none of a TFDS name."""
+    if config.source.startswith("tfds:"):
+        return []
     source = demo_file() if config.source == "demo" else config.source
     if os.path.isdir(source):
-        found = sorted(str(p) for p in Path(source).iterdir() if is_readable(str(p)))
-        by_split = [(p, _split_of(p)) for p in found if _split_of(p) >= 0]
+        found = sorted(filter(is_readable, map(str, Path(source).iterdir())))
+        given = _given(source, found, config)
         if config.keeps_split:
-            return sorted(_check_given(source, by_split), key=lambda pair: (pair[1], pair[0]))
-        if {split for _, split in by_split} >= {0, 2}:
+            return given
+        if {split for _, split in given} >= {0, 2}:
             raise ValueError(
                 f"{source} already holds train and test files: keep them with --split given, "
                 f"or split anew with --source '{source}/*'."
             )
     else:
-        found = [p for p in sorted(glob.glob(source)) if is_readable(p)]
+        found = sorted(filter(is_readable, glob.glob(source)))
         if not found and os.path.exists(source):
             raise ValueError(
                 f"{source} is of no known format; expected .parquet, .csv, .tsv or .inter, "
@@ -244,20 +235,18 @@ def _files(config: SourceConfig) -> list[tuple[str, int]]:
     return [(path, 0) for path in found]
 
 
-def _split_of(path: str) -> int:
-    stem = Path(path).name.split(".")[0].lower()
-    names = {"train": 0, "validation": 1, "valid": 1, "val": 1, "test": 2}
-    return names.get(stem, -1)
-
-
-def _check_given(source: str, files: list[tuple[str, int]]) -> list[tuple[str, int]]:
+def _given(source: str, names: Iterable[str], config: SourceConfig) -> list[tuple[str, int]]:
+    """(name, split) of the files or TFDS splits that are named like one, by split and name."""
+    codes = {"train": 0, "validation": 1, "valid": 1, "val": 1, "test": 2}
+    stems = {name: Path(name).name.split(".")[0].lower() for name in names}
+    given = sorted((codes[stem], name) for name, stem in stems.items() if stem in codes)
     for split in (0, 2):
-        if not any(code == split for _, code in files):
+        if config.keeps_split and split not in dict(given):
             raise ValueError(
                 f"--split given: {source} has no {schema.SPLITS[split]} file "
                 f"(such as {schema.SPLITS[split]}.parquet or .csv); add it or choose a split."
             )
-    return files
+    return [(name, split) for split, name in given]
 
 
 def file_pieces(
@@ -272,7 +261,7 @@ def file_pieces(
         if not names:
             raise ValueError(f"{path} holds no files; check --source.")
         for name in names:
-            _check_time(name, resolve_columns(header_of(name, config), config, name), types)
+            _check_types(name, resolve_columns(header_of(name, config), config, name), {}, types)
         return [
             Piece("text", name, number, 0, 0, split) for number, name in enumerate(names, first)
         ]
@@ -280,8 +269,9 @@ def file_pieces(
         metadata = pq.ParquetFile(path).metadata
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path} is not a Parquet file ({error}); check --source.") from error
-    resolve_columns(metadata.schema.to_arrow_schema().names, config, path)
-    _check_types(path, metadata.schema.to_arrow_schema(), config, types)
+    fields = metadata.schema.to_arrow_schema()
+    kinds = dict(zip(fields.names, map(_kind_of, fields.types), strict=True))
+    _check_types(path, resolve_columns(fields.names, config, path), kinds, types)
     pieces, row = [], 0
     for group in range(metadata.num_row_groups):
         pieces.append(Piece("parquet", path, first + group, group, row, split))
@@ -290,23 +280,12 @@ def file_pieces(
 
 
 def _check_types(
-    path: str, found: pa.Schema, config: SourceConfig, types: dict[str, tuple[str, str]]
+    path: str, columns: Columns, kinds: dict[str, str], types: dict[str, tuple[str, str]]
 ) -> None:
-    """Raises ValueError where a column that is read changes its kind from one file to another."""
-    columns = resolve_columns(found.names, config, path)
-    _check_time(path, columns, types)
-    for name in columns.read():
-        kind = _kind_of(found.field(name).type)
-        earlier, where = types.setdefault(name, (kind, path))
-        if kind != earlier:
-            raise ValueError(
-                f"the schema changes: column {name!r} is {kind} in {path} and {earlier} in "
-                f"{where}; prepare them apart, or write one of them again."
-            )
+    """Raises ValueError where a column changes its kind, or some files have times and others not.
 
-
-def _check_time(path: str, columns: Columns, types: dict[str, tuple[str, str]]) -> None:
-    """Raises ValueError where some files have times and others have not."""
+    `kinds` is empty for a text file, which does not tell them.
+    """
     found = (columns.timestamp or "", path)
     (name, without), (column, where) = sorted([found, types.setdefault(_TIME, found)])
     if column and not name:
@@ -314,6 +293,14 @@ def _check_time(path: str, columns: Columns, types: dict[str, tuple[str, str]]) 
             f"the schema changes: {without} has no column {column!r}, as {where} has; add it, or "
             "read no times at all with --timestamp_column ''."
         )
+    for name in columns.read() if kinds else ():
+        kind = kinds[name]
+        earlier, where = types.setdefault(name, (kind, path))
+        if kind != earlier:
+            raise ValueError(
+                f"the schema changes: column {name!r} is {kind} in {path} and {earlier} in "
+                f"{where}; prepare them apart, or write one of them again."
+            )
 
 
 def _kind_of(kind: pa.DataType) -> str:
@@ -350,17 +337,15 @@ def _tfds_pieces(config: SourceConfig) -> list[Piece]:
     """One piece a shard of every split; downloads and prepares the data set where needed."""
     builder = tfds_builder(config.source)
     builder.download_and_prepare()
-    columns = list(builder.info.features or ())
-    resolve_columns(columns, config, config.source)
+    resolve_columns(list(builder.info.features or ()), config, config.source)
     splits = builder.info.splits
-    given = {name: _split_of(name) for name in splits}
-    if config.keeps_split:
-        _check_given(config.source, [(n, code) for n, code in given.items() if code >= 0])
+    given = _given(config.source, splits, config)
+    if not config.keeps_split:
+        names = dict.fromkeys([*(name for name, _ in given), *sorted(splits)])
+        given = [(name, 0) for name in names]
     pieces: list[Piece] = []
-    for name in sorted(splits, key=lambda n: (given[n] < 0, given[n], n)):
-        if config.keeps_split and given[name] < 0:
-            continue
-        row, code = 0, given[name] if config.keeps_split else 0
+    for name, code in given:
+        row = 0
         for shard, length in enumerate(splits[name].shard_lengths):
             pieces.append(Piece("tfds", name, len(pieces), shard, row, code))
             row += length

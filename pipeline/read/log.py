@@ -11,21 +11,75 @@ from typing import Any, NamedTuple
 
 import apache_beam as beam
 import numpy as np
+import pyarrow as pa
 
 from pipeline.beam.accounting import AccountingError, check_sum
-from pipeline.beam.blocks import partition, partition_of, repartition
-from pipeline.beam.staging import Staging, read_json, write_json
+from pipeline.beam.blocks import ROW, partition, partition_of, repartition
+from pipeline.beam.options import spread
+from pipeline.beam.staging import Staging, read_all, read_json, write_json
 from pipeline.contract import schema
 from pipeline.contract.files import write_atomically
-from pipeline.read.discover import Piece, files_in, source_files
-from pipeline.read.readers import DeadLetter
+from pipeline.read.cells import Checks, ids_of, numbers_of, seconds_of
+from pipeline.read.discover import Piece, files_in, resolve_columns, source_files
+from pipeline.read.readers import DeadLetter, read_checked
 from pipeline.read.settings import SourceConfig
-from pipeline.read.validate import read_blocks
 
 DEAD_LETTERS = "dead_letters.jsonl"
 # What a tally counts: rows (read, bad, below_threshold), ids sent by side (each once for every
 # block that holds it), rows read by file, good rows by days since 1970, bad rows by reason.
 TALLIES = ("counts", "ids", "files", "days", "reasons")
+
+
+class Block(NamedTuple):
+    """What one block of a piece gave."""
+
+    rows: np.ndarray  # ROW [n], ids are fingerprints
+    ids: dict[str, tuple[np.ndarray, list[bytes]]]  # side → fingerprints, raw ids; each id once,
+    # without a side whose column is not read
+    num_below: int  # rows below the rating threshold
+    has_times: bool  # whether rows have a timestamp
+
+
+def read_blocks(
+    piece: Piece, config: SourceConfig
+) -> Iterator[tuple[Block, list[DeadLetter], int]]:
+    """Reads and validates one piece: blocks, the bad rows of each, and how many rows it had.
+
+    Raises:
+      ValueError: the file as a whole cannot be read (truncated, not of its format).
+    """
+
+    def validate(batch: pa.RecordBatch, numbers: np.ndarray, checks: Checks) -> Block:
+        columns = resolve_columns(batch.schema.names, config, piece.path)
+        rows = np.zeros(len(batch), ROW)
+        rows["order"] = (piece.number << 40) + numbers
+        rows["split"], rows["weight"] = piece.split, 1
+        codes, ids = {}, {}
+        for side, name in zip(schema.SIDES, (columns.user, columns.item), strict=True):
+            if name:
+                codes[side], ids[side] = ids_of(batch[name], name, checks)
+        if name := columns.timestamp:
+            rows["timestamp"] = seconds_of(batch[name], name, config, checks)
+            if config.latest_time is not None:
+                checks.fail(rows["timestamp"] > config.latest_time, f"{name} is in the future")
+        if name := columns.weight:
+            rows["weight"] = numbers_of(batch[name], name, checks)
+            checks.fail(rows["weight"] < 0, f"{name} is negative")
+        keep = np.ones(len(batch), bool)
+        if name := columns.rating:
+            keep = numbers_of(batch[name], name, checks) >= config.rating_threshold
+        keep &= checks.good
+        for side, (fingerprints, raw) in ids.items():
+            rows[side] = fingerprints[codes[side]] if len(fingerprints) else 0
+            used = np.unique(codes[side][keep])
+            ids[side] = (fingerprints[used], [raw[i] for i in used])
+        num_below = int(checks.good.sum() - keep.sum())
+        return Block(rows[keep], ids, num_below, columns.timestamp is not None)
+
+    def choose(names: list[str]) -> list[str]:
+        return resolve_columns(names, config, piece.path).read()
+
+    return read_checked(piece, config, choose, validate)
 
 
 class Read(NamedTuple):
@@ -44,23 +98,17 @@ def read_source(
 ) -> Read:
     """Reads and validates all pieces; `check_read` tells afterwards what became of the rows.
 
-    Each key comes many times, and an id at least once for each block that holds it.
+    Each key comes many times, and an id once for each block that holds it.
 
     Args:
-      pipeline: what the steps are added to.
       pieces: from `find_pieces`.
-      config: columns and rules.
       staging: takes the dead letters and the tallies.
       key: the side by whose id rows are keyed.
     """
     dead, tally = staging.stage("dead"), staging.stage("tally")
     write_json(tally, "pieces", [piece.number for piece in pieces])
-    read = (
-        pipeline
-        | "Pieces" >> beam.Create(pieces)
-        | "Spread" >> beam.Reshuffle()
-        | "Read" >> beam.ParDo(ReadPiece(config, key, dead, tally))
-    )
+    reader = ReadPiece(config, key, dead, tally)
+    read = spread(pipeline, "Pieces", pieces) | "Read" >> beam.ParDo(reader)
     return Read(*(read | kind >> beam.FlatMap(_only, kind) for kind in ("Rows", "Ids")))
 
 
@@ -87,15 +135,13 @@ class ReadPiece(beam.DoFn):
         letters: list[DeadLetter] = []
         problem, name = "", f"{piece.number:06d}"
         try:
-            for block in read_blocks(piece, self._config):
-                tally["counts"].update(
-                    read=block.num_read, bad=len(block.bad), below_threshold=block.num_below
-                )
+            for block, bad, num_read in read_blocks(piece, self._config):
+                tally["counts"].update(read=num_read, bad=len(bad), below_threshold=block.num_below)
                 if block.has_times:
                     days, sizes = np.unique(block.rows["timestamp"] // 86_400, return_counts=True)
                     tally["days"].update(dict(zip(days.tolist(), sizes.tolist(), strict=True)))
-                letters += block.bad
-                self._bad.inc(len(block.bad))
+                letters += bad
+                self._bad.inc(len(bad))
                 for part, rows in repartition(block.rows, self._key, partitions):
                     yield "Rows", part, rows
                 for side, (prints, raw) in block.ids.items():
@@ -110,9 +156,8 @@ class ReadPiece(beam.DoFn):
         tally["reasons"].update(letter.reason for letter in letters)
         lines = "".join(letter.as_json() + "\n" for letter in sorted(letters))
         write_atomically(self._dead / f"{name}.jsonl", lines)
-        write_json(
-            self._tally, f"piece-{name}", {"piece": piece.number, "problem": problem} | tally
-        )
+        told = {"piece": piece.number, "problem": problem}
+        write_json(self._tally, f"piece-{name}", told | tally)
 
 
 def read_tally(staging: Staging) -> dict[str, Any]:
@@ -123,7 +168,7 @@ def read_tally(staging: Staging) -> dict[str, Any]:
     """
     staged = staging.stage("tally")
     pieces = read_json(staged, "pieces")
-    tallies = [read_json(staged, path.stem) for path in staged.glob("piece-*.json")]
+    tallies = list(read_all(staged, "piece-*").values())
     if sorted(tally["piece"] for tally in tallies) != pieces:
         raise AccountingError(
             f"reading the log: {len(pieces)} pieces went in, {len(tallies)} were read"
@@ -188,8 +233,6 @@ def check_bad(
       letters: the files of the pieces, in the order of the source.
       name: of the file; it is empty when no row was bad.
       counts: rows `read` and `bad`.
-      config: of the source.
-      staging: holds the output.
       hint: what the user may have got wrong.
 
     Raises:
@@ -199,13 +242,11 @@ def check_bad(
     path, number = staging.out / name, 0
     with open(path, "wb") as collected:
         for part in letters:
-            with open(part, "rb") as file:
-                for line in file:
-                    collected.write(line)
-                    number += 1
-    check_sum(
-        f"bad rows of {config.source}", counts["bad"], {"dead letters": number}, ["dead letters"]
-    )
+            lines = part.read_bytes()
+            collected.write(lines)
+            number += lines.count(b"\n")
+    came = {"dead letters": number}
+    check_sum(f"bad rows of {config.source}", counts["bad"], came, came)
     if counts["bad"] > config.max_bad_share * counts["read"]:
         kept = staging.destination.with_name(f"{staging.destination.name}.{name}")
         shutil.copyfile(path, kept)

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from pipeline.read.cells import Checks, content_of
+from pipeline.read.cells import Checks, content_of, is_utf8
 from pipeline.read.discover import (
     BROKEN_FILE,
     Piece,
@@ -45,8 +45,6 @@ class DeadLetter(NamedTuple):
 
 # Columns, the number of each row in its file from 1, and the rows that are no columns at all.
 Batches = Iterator[tuple[pa.RecordBatch, np.ndarray, list[DeadLetter]]]
-
-
 Validated = TypeVar("Validated")
 
 
@@ -59,8 +57,6 @@ def read_checked(
     """Reads a piece: what `validate` makes of each batch, its bad rows, and how many rows it has.
 
     Args:
-      piece: what to read.
-      config: of the source.
       choose: the names of all columns → of those to read.
       validate: takes a batch, the numbers of its rows and the checks that rows can fail.
 
@@ -71,13 +67,11 @@ def read_checked(
         for batch, numbers, bad in _batches(piece, config, choose):
             checks = Checks(len(batch))
             validated = validate(batch, numbers, checks)
-            letters = [
-                DeadLetter(
-                    piece.number, int(numbers[row]), piece.path, reason, content_of(batch, row)
-                )
-                for row, reason in checks.failures()
-            ]
-            yield validated, bad + letters, len(batch) + len(bad)
+            number = len(batch) + len(bad)
+            for row, reason in checks.failures():
+                place = (piece.number, int(numbers[row]), piece.path)
+                bad.append(DeadLetter(*place, reason, content_of(batch, row)))
+            yield validated, bad, number
     except BROKEN_FILE as error:
         reason = str(error).split("\n")[0]
         raise ValueError(f"{piece.path} cannot be read to its end: {reason}") from error
@@ -124,22 +118,17 @@ class _Utf8Lines(io.RawIOBase):
         return count
 
     def _repair(self, lines: bytes) -> bytes:
-        try:
-            lines.decode()
+        if is_utf8(lines):
             return lines
-        except UnicodeDecodeError:
-            return b"".join(map(self._repair_line, lines.splitlines(keepends=True)))
+        return b"".join(map(self._repair_line, lines.splitlines(keepends=True)))
 
     def _repair_line(self, line: bytes) -> bytes:
-        try:
-            line.decode()
+        if is_utf8(line):
             return line
-        except UnicodeDecodeError:
-            marker = f"{_BROKEN}{self._num_broken}\n"
-            text = line.rstrip(b"\r\n").decode("utf-8", "backslashreplace")
-            self.broken[self._num_broken] = text
-            self._num_broken += 1
-            return marker.encode()
+        number = self._num_broken
+        self.broken[number] = line.rstrip(b"\r\n").decode("utf-8", "backslashreplace")
+        self._num_broken += 1
+        return f"{_BROKEN}{number}\n".encode()
 
 
 def parquet_batches(piece: Piece, columns: list[str]) -> Batches:
@@ -182,15 +171,10 @@ def text_batches(piece: Piece, columns: list[str], delimiter: str, header: list[
         row = 0
         for batch in batches:
             bad, wrong[:] = list(wrong), []
-            numbers = _row_numbers(row, len(batch), np.array([b.row for b in bad], np.int64))
-            row += len(batch) + len(bad)
-            yield batch, numbers, bad
-
-
-def _row_numbers(before: int, good: int, wrong: np.ndarray) -> np.ndarray:
-    """The numbers of the good rows of a block: those that the wrong rows leave, int64 [good]."""
-    numbers = np.arange(before + 1, before + 1 + good + len(wrong))
-    return np.setdiff1d(numbers, wrong, assume_unique=True)[:good]
+            numbers = np.arange(row + 1, row + 1 + len(batch) + len(bad))
+            row += len(numbers)
+            left = np.setdiff1d(numbers, [letter.row for letter in bad], assume_unique=True)
+            yield batch, left[: len(batch)], bad
 
 
 def tfds_batches(piece: Piece, columns: list[str], source: str) -> Batches:
@@ -207,16 +191,12 @@ def tfds_batches(piece: Piece, columns: list[str], source: str) -> Batches:
         shuffle_files=False,
     )
     row = piece.first_row
-    for batch in tfds.as_numpy(examples):
-        arrays = [_array(batch[name]) for name in columns]
-        yield (
-            pa.RecordBatch.from_arrays(arrays, columns),
-            np.arange(row + 1, row + 1 + len(arrays[0])),
-            [],
-        )
-        row += len(arrays[0])
-
-
-def _array(values: np.ndarray) -> pa.Array:
-    """A column of TFDS; numbers keep their width, because it says which of them are exact."""
-    return pa.array(values.tolist() if values.dtype == object else values)
+    for examples_of_batch in tfds.as_numpy(examples):
+        # numbers keep their width, because it says which of them are exact
+        arrays = [
+            pa.array(values.tolist() if values.dtype == object else values)
+            for values in map(examples_of_batch.get, columns)
+        ]
+        batch = pa.RecordBatch.from_arrays(arrays, columns)
+        yield batch, np.arange(row + 1, row + 1 + len(batch)), []
+        row += len(batch)

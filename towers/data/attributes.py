@@ -23,7 +23,7 @@ _TEXTS_A_STEP = 65_536
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Features:
-    """The feature files of one side; `pipeline.contract.feature_spec` says what they hold."""
+    """The feature files of one side; `schema.FeatureSpec` says what they hold."""
 
     specs: tuple[schema.FeatureSpec, ...]
     table: pa.Table  # [V], the row number is the dense id

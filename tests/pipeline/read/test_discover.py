@@ -18,7 +18,7 @@ from pipeline.contract import schema
 from pipeline.job import prepare
 from pipeline.prepare.settings import PrepareConfig
 from pipeline.read.discover import DEMO_COLUMNS, demo_file, find_pieces, open_text
-from pipeline.read.validate import read_blocks
+from pipeline.read.log import read_blocks
 
 
 def text(log, delimiter=","):
@@ -51,7 +51,7 @@ def write(log, path):
 def read(source, **settings):
     """The good rows of a source in its order, with raw ids: all that the rest of a job sees."""
     config = PrepareConfig(source=str(source), output="out", **settings)
-    blocks = [block for piece in find_pieces(config) for block in read_blocks(piece, config)]
+    blocks = [read[0] for piece in find_pieces(config) for read in read_blocks(piece, config)]
     raw = {side: {} for side in schema.SIDES}
     for block in blocks:
         for side, (prints, ids) in block.ids.items():
