@@ -39,26 +39,25 @@ def expected(source, tmp_path_factory):
     return digest(out)
 
 
-@pytest.mark.parametrize(("partitions", "block_rows", "group"), [(1, 37, 250), (11, 1000, 3000)])
+@pytest.mark.parametrize(
+    ("partitions", "block_rows", "group", "mode"),
+    [
+        (3, 37, 3000, "multi_threading"),
+        pytest.param(1, 1000, 250, "in_memory", marks=pytest.mark.long),
+        pytest.param(11, 1000, 250, "multi_processing", marks=pytest.mark.long),
+    ],
+)
 def test_how_the_work_is_cut_does_not_matter(
-    log, source, expected, tmp_path, monkeypatch, partitions, block_rows, group
+    log, source, expected, tmp_path, monkeypatch, partitions, block_rows, group, mode
 ):
-    """Key ranges, blocks of rows, and the row groups of the source (3000: one piece)."""
+    """Key ranges, blocks of rows, row groups of the source (3000: one piece), and workers."""
     monkeypatch.setattr(readers, "BLOCK_ROWS", block_rows)
     out = tmp_path / "out"
     pq.write_table(log, source, row_group_size=group)  # the manifest has its path
-    prepare(PrepareConfig(source=source, output=str(out), partitions=partitions, **SETTINGS))
-    pq.write_table(log, source, row_group_size=250)
-    assert digest(out) == expected
-
-
-@pytest.mark.parametrize(
-    "mode", ["multi_threading", pytest.param("multi_processing", marks=pytest.mark.long)]
-)
-def test_workers_do_not_matter(source, expected, tmp_path, mode):
-    out = tmp_path / "out"
     arguments = [f"--direct_running_mode={mode}", "--direct_num_workers=2"]
-    prepare(PrepareConfig(source=source, output=str(out), **SETTINGS), arguments)
+    config = PrepareConfig(source=source, output=str(out), partitions=partitions, **SETTINGS)
+    prepare(config, arguments)
+    pq.write_table(log, source, row_group_size=250)
     assert digest(out) == expected
 
 
