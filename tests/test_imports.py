@@ -131,13 +131,7 @@ def loaded_by(code):
             {"apache_beam", "tensorflow"},
         ),
         ("import twotower, towers, samplers, serving", {"apache_beam", "tensorflow", "keras"}),
-        # TensorFlow loads a Keras by itself; TFRS is what our trainer adds to it.
-        (
-            "import samplers; samplers.build",
-            {"apache_beam", "tensorflow_recommenders", "scann", "towers", "pipeline"},
-        ),
         ("import pipeline.job", {"tensorflow_recommenders", "scann", "towers", "serving"}),
-        ("import serving.retrieval.retriever", {"apache_beam", "towers", "samplers", "scann"}),
     ],
 )
 def test_what_a_process_loads(code, absent):
@@ -151,3 +145,71 @@ def test_the_guide_of_the_workspace_shows_every_folder_and_no_other():
     named = re.findall(r"`((?:pipeline|samplers|towers|serving|benchmarks)/[\w/]+\.py)`", text)
     assert len(named) >= 10
     assert not [path for path in named if not (ROOT / path).exists()]
+
+
+# Each runs in a process of its own, a copy of one that has imported TensorFlow and nothing else.
+WITH_TENSORFLOW = {
+    "samplers": """
+import samplers
+samplers.build
+assert_not_loaded("apache_beam tensorflow_recommenders scann towers pipeline")
+""",
+    "serving": """
+import serving.retrieval.retriever
+assert_not_loaded("apache_beam towers samplers scann")
+""",
+    "towers": """
+before = loaded()
+import towers, towers.training.settings
+assert not loaded() - before & {"keras", "tf_keras", "tensorflow_recommenders"}
+towers.TwoTower
+import tf_keras
+assert tf.keras.Model is tf_keras.Model
+assert_not_loaded("apache_beam serving")
+""",
+    "towers after Keras 3": """
+tf.keras.Model
+import towers
+try:
+    towers.TwoTower
+except ImportError as error:
+    assert "Keras 3 is already loaded" in str(error), error
+    assert "\\n" not in str(error)
+else:
+    raise AssertionError("no ImportError")
+""",
+}
+COPIES = """
+import os, sys, traceback
+os.environ.pop("TF_USE_LEGACY_KERAS", None)
+import tensorflow as tf
+
+def loaded():
+    return {name.split(".")[0] for name in sys.modules}
+
+def assert_not_loaded(names):
+    assert not loaded() & set(names.split()), loaded() & set(names.split())
+
+def passes(code):
+    child = os.fork()
+    if not child:
+        try:
+            exec(code)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    return os.waitpid(child, 0)[1] == 0
+
+print("FAILED", *[name for name, code in CASES.items() if not passes(code)], sep="|")
+"""
+
+
+def test_what_a_process_loads_besides_tensorflow():
+    done = subprocess.run(
+        [sys.executable, "-c", f"CASES = {WITH_TENSORFLOW!r}\n{COPIES}"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert done.stdout.splitlines()[-1:] == ["FAILED"], done.stdout + done.stderr
