@@ -8,6 +8,12 @@ import pyarrow.csv as pa_csv
 import pytest
 
 import twotower
+import twotower_run
+from pipeline.contract import schema
+from pipeline.prepare.settings import PrepareConfig
+from serving.publish.settings import ExportConfig
+from towers.report import run_page
+from towers.training.settings import TrainConfig
 
 CONFIG = """
 workdir: {workdir}
@@ -28,22 +34,24 @@ export:
 """
 
 
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
+EVERYTHING = ["prepare", "train", "evaluate", "export"]
+
+
+@pytest.fixture
+def workdir(tmp_path):
     """A log in which users of one taste buy the items of that taste."""
-    root = tmp_path_factory.mktemp("run")
     rng = np.random.default_rng(3)
     users = rng.integers(0, 200, 6000)
     items = rng.integers(0, 40, 6000) * 4 + users % 4
     log = pa.table({"user_id": [f"u{u}" for u in users], "item_id": [f"i{i}" for i in items]})
-    pa_csv.write_csv(log, root / "log.csv")
-    return root
+    pa_csv.write_csv(log, tmp_path / "log.csv")
+    return tmp_path
 
 
-def run(workdir, capsys, epochs):
+def run(workdir, capsys, epochs, status=0):
     text = CONFIG.format(workdir=workdir / "work", source=workdir / "log.csv", epochs=epochs)
     (workdir / "run.yaml").write_text(text)
-    assert twotower.main(["run", "--config", str(workdir / "run.yaml")]) == 0
+    assert twotower.main(["run", "--config", str(workdir / "run.yaml")]) == status
     return capsys.readouterr().out
 
 
@@ -52,8 +60,7 @@ def stages(out, word):
 
 
 def test_the_whole_path_then_only_what_changed(workdir, capsys):
-    everything = ["prepare", "train", "evaluate", "export"]
-    assert stages(run(workdir, capsys, epochs=3), "starts") == everything
+    assert stages(run(workdir, capsys, epochs=3), "starts") == EVERYTHING
     metrics = json.loads((workdir / "work" / "run" / "metrics.json").read_text())
     assert metrics["test"]["recall@10"] > 2 * metrics["popularity"]["recall@10"]
     assert set(metrics["seconds"]) >= {"train", "evaluate"}
@@ -62,27 +69,70 @@ def test_the_whole_path_then_only_what_changed(workdir, capsys):
     )
 
     out = run(workdir, capsys, epochs=3)
-    assert stages(out, "skipped") == everything
+    assert stages(out, "skipped") == EVERYTHING
     assert f"{metrics['test']['recall@10']:.4f}" in out  # the results are shown all the same
 
     out = run(workdir, capsys, epochs=4)
     assert stages(out, "skipped") == ["prepare"]
-    assert stages(out, "starts") == everything[1:]
+    assert stages(out, "starts") == EVERYTHING[1:]
     assert sorted(
         p.name for p in (workdir / "work" / "models" / "twotower").iterdir() if p.name.isdigit()
     ) == ["1", "2"]
-
-    with open(workdir / "log.csv", "a") as log:
-        log.write('"new","i1"\n')
-    assert stages(run(workdir, capsys, epochs=4), "starts") == everything
 
     models = str(workdir / "work" / "models")
     arguments = ["query", "--models", models, "--query", "u6", "--k", "5", "--json"]
     assert twotower.main([*arguments, "--exclude_seen"]) == 0
     answer = json.loads(capsys.readouterr().out)
-    tastes = [int(one["candidate_id"][1:]) % 4 for one in answer["results"]]
+    tastes = [int(result["candidate_id"][1:]) % 4 for result in answer["results"]]
     assert tastes.count(6 % 4) >= 4
-    assert not {one["candidate_id"] for one in answer["results"]} & set(answer["history"])
+    assert not {result["candidate_id"] for result in answer["results"]} & set(answer["history"])
 
     assert twotower.main(["query", "--models", models, "--query", "nobody"]) == 2
     assert "'nobody' is not known" in capsys.readouterr().err
+
+
+@pytest.fixture
+def stubs(workdir, monkeypatch):
+    """Stages that only write what shows that they ended; it is the settings of their calls."""
+    work, calls = workdir / "work", []
+
+    def call(settings, *beam_arguments):
+        calls.append(settings)
+        content = repr(len(calls))  # another one at each call
+        if isinstance(settings, PrepareConfig):
+            (work / "prepared").mkdir(exist_ok=True)
+            schema.Manifest("prepared", "", {"call": content}, {}, {}).write(work / "prepared")
+        elif isinstance(settings, TrainConfig):
+            (work / "run").mkdir(exist_ok=True)
+            (work / "run" / "training.json").write_text(content)
+        elif isinstance(settings, ExportConfig):
+            (work / "models" / "twotower" / content).mkdir(parents=True)
+            (work / "models" / "twotower" / content / "manifest.json").write_text("{}")
+        else:
+            scores = {"recall@10": 0.5}
+            metrics = {"split": "test", "method": "x", "test": scores, "popularity": scores}
+            (work / "run" / "metrics.json").write_text(json.dumps(metrics))
+
+    monkeypatch.setattr(twotower_run, "resolve", lambda name: call)
+    monkeypatch.setattr(run_page, "write_report", lambda *arguments: None)
+    monkeypatch.setattr(twotower_run, "_version_of", lambda *arguments: None)
+    return calls
+
+
+def test_a_new_log_and_a_stage_that_did_not_end(workdir, capsys, stubs, monkeypatch):
+    run(workdir, capsys, epochs=3)
+    with open(workdir / "log.csv", "a") as log:
+        log.write('"new","i1"\n')
+    assert stages(run(workdir, capsys, epochs=3), "starts") == EVERYTHING
+    prepare, train, *_ = stubs[-4:]
+    assert prepare.overwrite
+    assert train.overwrite
+
+    def fail(settings):
+        raise ValueError("the machine was switched off")
+
+    with monkeypatch.context() as failing:
+        failing.setattr(twotower_run, "resolve", lambda name: fail)
+        run(workdir, capsys, epochs=5, status=2)
+    assert stages(run(workdir, capsys, epochs=5), "starts") == EVERYTHING[1:]
+    assert not stubs[-3].overwrite  # a training that was interrupted goes on
