@@ -46,7 +46,7 @@ class _Name(StringConvertor):
 
 
 class _Number(IntegerConvertor):
-    """A version; `Catalogue` says whether it can be one."""
+    """A version; `ServedModels` says whether it can be one."""
 
     regex = "[0-9]{1,200}"
 

@@ -90,11 +90,23 @@ def parse_retrieve(body: bytes | bytearray, max_rows: int) -> RetrieveRequest:
         content = parse(body)
     except ValueError as error:
         raise InvalidRequest(f"body: Invalid JSON: {error}") from error
-    _check_sizes(content, max_rows)
+    if isinstance(content, dict):  # what is far too large is refused before its parts are read
+        features = content.get("features")
+        features = features if isinstance(features, dict) else {}
+        check_lengths([content.get("query_ids"), *features.values()], max_rows)
+        if max(len(content), len(features)) > _MAX_FIELDS:
+            raise InvalidRequest(f"An object may have at most {_MAX_FIELDS} fields here.")
     try:
         return RetrieveRequest(**dict(RetrieveBody.model_validate(content)))
     except ValidationError as error:
-        raise InvalidRequest(_mistakes(error)) from error
+        mistakes = error.errors(include_url=False, include_context=False, include_input=False)
+        lines = []
+        for mistake in mistakes[:_MAX_MISTAKES]:
+            place = ".".join(str(part)[:40] for part in mistake["loc"]) or "body"
+            lines.append(f"{place}: {mistake['msg'][:200]}")
+        if len(mistakes) > _MAX_MISTAKES:
+            lines.append(f"and {len(mistakes) - _MAX_MISTAKES} more")
+        raise InvalidRequest("; ".join(lines)) from error
     except ValueError as error:
         raise InvalidRequest(str(error)) from error
 
@@ -136,25 +148,3 @@ def _shortest(scores: list[float]) -> Any:
         narrow = wide.astype(np.float32)
     is_same = np.array_equal(narrow, wide, equal_nan=True)  # counts may need more than 24 bits
     return to_json_values("score", narrow if is_same else wide)
-
-
-def _check_sizes(content: Any, max_rows: int) -> None:
-    """Refuses what is far too large before its parts are looked at."""
-    if not isinstance(content, dict):
-        return
-    features = content.get("features")
-    features = features if isinstance(features, dict) else {}
-    check_lengths([content.get("query_ids"), *features.values()], max_rows)
-    if max(len(content), len(features)) > _MAX_FIELDS:
-        raise InvalidRequest(f"An object may have at most {_MAX_FIELDS} fields here.")
-
-
-def _mistakes(error: ValidationError) -> str:
-    mistakes = error.errors(include_url=False, include_context=False, include_input=False)
-    shown = []
-    for mistake in mistakes[:_MAX_MISTAKES]:
-        place = ".".join(str(part)[:40] for part in mistake["loc"]) or "body"
-        shown.append(f"{place}: {mistake['msg'][:200]}")
-    if len(mistakes) > _MAX_MISTAKES:
-        shown.append(f"and {len(mistakes) - _MAX_MISTAKES} more")
-    return "; ".join(shown)

@@ -84,11 +84,11 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
     ) -> predict_pb2.PredictResponse:
         spec, wanted = request.model_spec, request.output_filter
         with counted(self._service, call, PREDICT):
-            model, version = _model(spec), _version(spec)
+            model = _model(spec)
         max_rows, timed = self._service.config.max_rows, self._service.metrics.timed
 
         async def decode(signature: Signature) -> Inputs:
-            with timed("decode", model, PREDICT):
+            with timed("decode", spec.name, PREDICT):
                 codec.check_output_filter(wanted, signature)
                 return await aside(
                     request.ByteSize() // BYTES_A_VALUE,
@@ -97,12 +97,14 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
 
         async def encode(prediction: Prediction, _: float) -> predict_pb2.PredictResponse:
             size = sum(array.size for array in prediction.outputs.values())
-            with timed("encode", model, PREDICT):
-                return await aside(size, lambda: codec.encode_prediction(model, prediction, wanted))
+            with timed("encode", spec.name, PREDICT):
+                return await aside(
+                    size, lambda: codec.encode_prediction(spec.name, prediction, wanted)
+                )
 
         name = spec.signature_name or DEFAULT_SIGNATURE
         return await self._service.predict(
-            model, decode, signature=name, encode=encode, **version, **call._asdict()
+            inputs=decode, signature=name, encode=encode, **model, **call._asdict()
         )
 
     async def GetModelMetadata(  # noqa: N802
@@ -115,7 +117,7 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
                     f"metadata_field must be {codec.SIGNATURE_DEF!r}, "
                     f"got {str(list(request.metadata_field))[:80]}."
                 )
-            version, signatures = self._service.metadata(_model(spec), **_version(spec))
+            version, signatures = self._service.metadata(**_model(spec))
         return codec.encode_metadata(spec.name, version, signatures)
 
     Classify = _unimplemented("Classify")
@@ -136,7 +138,7 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
     ) -> get_model_status_pb2.GetModelStatusResponse:
         spec = request.model_spec
         with counted(self._service, call, "GetModelStatus", spec.name):
-            return codec.encode_status(self._service.status(_model(spec), **_version(spec)))
+            return codec.encode_status(self._service.status(**_model(spec)))
 
     async def HandleReloadConfigRequest(  # noqa: N802
         self, request: model_management_pb2.ReloadConfigRequest, call: Call
@@ -153,16 +155,13 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
         return model_management_pb2.ReloadConfigResponse()  # its status says OK
 
 
-def _model(spec: model_pb2.ModelSpec) -> str:
+def _model(spec: model_pb2.ModelSpec) -> dict[str, Any]:
+    """The model and the version or label that a request asks for, as arguments of the service."""
     if not spec.name:
         raise InvalidRequest("model_spec must name a model, got none.")
-    return spec.name
-
-
-def _version(spec: model_pb2.ModelSpec) -> dict[str, Any]:
-    """The version or the label that a request asks for, as arguments of the service."""
     choice = spec.WhichOneof("version_choice")
     return {
+        "model": spec.name,
         "version": spec.version.value if choice == "version" else None,
         "label": spec.version_label if choice == "version_label" else None,
     }
