@@ -12,13 +12,7 @@ import numpy as np
 from samplers.methods.by_name import METHODS, build
 from samplers.methods.in_batch import CorrectSfx
 from samplers.methods.method import Method
-from towers.audit.measures import (
-    full_softmax_buckets,
-    measure,
-    popularity_buckets,
-    references,
-    summarize,
-)
+from towers.audit import measures
 from towers.audit.report import write_reports
 from towers.audit.settings import AuditConfig, Spec, Target
 from towers.audit.subjects import Batches, Frozen, Stopwatch, Subject
@@ -45,7 +39,12 @@ def audit(config: AuditConfig) -> dict[str, Any]:
       ValueError: the run is missing or of other data, or a method or an option is unknown.
     """
     started = time.monotonic()
-    _check_known([Spec.parse(text) for text in config.methods])  # before anything is read
+    requested = [Spec.parse(text) for text in config.methods]
+    for number, spec in enumerate(requested):  # before anything is read
+        if spec.name not in METHODS:
+            build(spec.name)  # raises, with the names there are
+        if spec in requested[:number]:
+            raise ValueError(f"methods must differ, got {spec.label!r} twice; change --methods.")
     bench = Bench(config)
     specs, left_out = bench.choose()
     for spec in specs:
@@ -60,15 +59,6 @@ def audit(config: AuditConfig) -> dict[str, Any]:
     result = bench.description() | {"methods": methods, "left_out": left_out}
     write_reports(Path(config.output or Path(config.run) / "audit"), result)
     return result
-
-
-def _check_known(specs: list[Spec]) -> None:
-    """Raises ValueError where no method has a name, or a spec is there twice."""
-    for number, spec in enumerate(specs):
-        if spec.name not in METHODS:
-            build(spec.name)  # raises, with the names there are
-        if spec in specs[:number]:
-            raise ValueError(f"methods must differ, got {spec.label!r} twice; change --methods.")
 
 
 class Bench:
@@ -88,8 +78,8 @@ class Bench:
         positives, num_candidates = self.data.positives("train"), self.data.num_candidates
         chosen = positives.sizes[self.frozen.query_ids[self.batches.pairs]]
         self.target = Target.of(config.k, float(num_candidates - chosen.mean()))
-        self.expected = references(self.frozen, self.batches, positives)
-        self.buckets = popularity_buckets(self.data.train_counts)
+        self.expected = measures.references(self.frozen, self.batches, positives)
+        self.buckets = measures.popularity_buckets(self.data.train_counts)
         spaced = np.geomspace(1, num_candidates, 60).round().astype(int)
         self.ranks = np.unique([*spaced, min(config.k, num_candidates)])
         baseline, _ = self.make(Spec.parse(_BASELINE))
@@ -108,11 +98,7 @@ class Bench:
         return [Spec.parse(label) for label in labels if label not in left_out], left_out
 
     def build(self, spec: Spec) -> Method:
-        """The method of a spec.
-
-        Raises:
-          ValueError: the method or an option is unknown, or an option has a wrong value.
-        """
+        """The method of a spec; ValueError where it or an option of it is unknown or wrong."""
         options: dict[str, Any] = dict(spec.options)
         rows, num_candidates = self.batches.batch_size, self.data.num_candidates
         if spec.name == "full_softmax" and rows * num_candidates > MAX_SCORES:
@@ -135,9 +121,8 @@ class Bench:
             return subject, ""
         own = (spec.name, spec.options) == (self.trained.method, self.trained.method_options)
         if own and not method.row_by_row:
-            for variable, trained in zip(
-                method.variables, self.model.method.variables, strict=True
-            ):
+            pairs = zip(method.variables, self.model.method.variables, strict=True)
+            for variable, trained in pairs:
                 variable.assign(trained)
             return subject, "state of the run"
         if isinstance(method, CorrectSfx):
@@ -151,9 +136,8 @@ class Bench:
         estimates = method.estimates
         size = int(estimates.interval.shape[0]) // method.num_hashes
         counts = np.asarray(self.model.method.frequency, np.float64)
-        shares = np.stack(
-            [np.bincount(column, counts, size) for column in estimates.buckets.numpy().T]
-        )
+        buckets = estimates.buckets.numpy().T
+        shares = np.stack([np.bincount(column, counts, size) for column in buckets])
         misses = np.log1p(-np.minimum(shares / counts.sum(), 1 - 1e-12))  # log(1 - p)
         interval = 1 / np.maximum(-np.expm1(self.batches.batch_size * misses), 1e-12)
         step = 1 << 40
@@ -162,10 +146,11 @@ class Bench:
 
     def description(self) -> dict[str, Any]:
         """What the figures rest on."""
-        target = {"rho": self.target.rho, "specs": list(self.target.specs)}
+        target = self.target
+        full = measures.full_softmax_buckets(self.expected, self.buckets)
         return {
             "k": self.config.k,
-            "target": self.target._asdict() | target,
+            "target": target._asdict() | {"rho": target.rho, "specs": list(target.specs)},
             "method": self.trained.method,
             "batches": {
                 "audited": len(self.batches.pairs),
@@ -173,21 +158,22 @@ class Bench:
                 "size": self.batches.batch_size,
                 "draws": self.config.draws,
             },
-            "full_softmax_buckets": full_softmax_buckets(self.expected, self.buckets).tolist(),
+            "full_softmax_buckets": full.tolist(),
             "ranks": self.ranks.tolist(),
         }
 
     def measure(self, spec: Spec) -> dict[str, Any]:
         """All that is measured of a method."""
         subject, state = self.make(spec)
-        sums = measure(subject, self.frozen, self.expected, self.buckets, self.config.draws)
+        fixed, draws = (self.frozen, self.expected, self.buckets), self.config.draws
+        sums = measures.measure(subject, *fixed, draws)
         watch = Stopwatch(subject, self.batches)
         seconds, ratio = watch.compare(self.baseline, self.config.timed_steps)
         return {
             "method": spec.name,
             "options": spec.options,
             "state": state,
-            **summarize(sums, self.config.k),
+            **measures.summarize(sums, self.config.k),
             "buckets": _shares(sums.buckets),
             "mass_by_rank": _shares(sums.ranked, self.ranks - 1),
             "seconds": seconds,
@@ -201,4 +187,4 @@ def _shares(masses: np.ndarray, ranks: np.ndarray | None = None) -> list[float |
     with np.errstate(invalid="ignore"):
         shares = mass / mass.sum()
     shares = shares if ranks is None else np.cumsum(shares)[ranks]
-    return [float(share) if np.isfinite(share) else None for share in shares]
+    return [share if np.isfinite(share) else None for share in shares.tolist()]

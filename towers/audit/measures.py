@@ -8,7 +8,7 @@ sum, is the distribution of negatives that it implies.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,42 +41,35 @@ class Sums(NamedTuple):
     seen: np.ndarray  # [T], share on other candidates that the query chose in train
     ranked: np.ndarray  # [T, N], share of the other mass by rank, the highest score first
 
-    def take(self, batches: np.ndarray) -> Sums:
-        """Those of some batches."""
-        return Sums(*(values[batches] for values in self))
-
 
 def popularity_buckets(counts: np.ndarray, num_buckets: int = 10) -> np.ndarray:
     """Candidates by descending train count in equal parts, equal counts by id: int64 [N].
 
     0 holds the most popular candidates. Fewer buckets where there are fewer candidates.
     """
-    order = np.argsort(-np.asarray(counts), kind="stable")
-    buckets = np.empty(len(order), np.int64)
-    for number, part in enumerate(np.array_split(order, min(num_buckets, len(order)))):
-        buckets[part] = number
-    return buckets
+    place = np.argsort(np.argsort(-counts, kind="stable"))
+    parts = np.array_split(place, min(num_buckets, len(place)))
+    return np.repeat(np.arange(len(parts)), [len(part) for part in parts])[place]
 
 
 def references(frozen: Frozen, batches: Batches, positives: Positives) -> list[Reference]:
     """The full softmax of every batch; takes 12 bytes for each pair and candidate."""
-    return [_reference(frozen, rows, positives) for rows in batches.pairs]
-
-
-def _reference(frozen: Frozen, rows: np.ndarray, positives: Positives) -> Reference:
-    query_ids, positive = frozen.query_ids[rows], frozen.candidate_ids[rows]
-    query = frozen.query[query_ids].astype(np.float64)
-    scores = query @ frozen.candidate.astype(np.float64).T
-    weights = softmax(scores, axis=1)
-    weights[np.arange(len(rows)), positive] -= 1
-    ranks = np.empty(scores.shape, np.int32)
-    for row, query_id in enumerate(query_ids):
-        seen = positives.of(query_id)
-        scores[row, seen] = -np.inf
-        order = np.argsort(-scores[row], kind="stable")
-        ranks[row, order] = np.arange(len(order))
-        ranks[row, seen] = len(order)
-    return Reference(query, weights, ranks, query_gradient(frozen, query, weights))
+    expected = []
+    for rows in batches.pairs:
+        query_ids = frozen.query_ids[rows]
+        query = frozen.query[query_ids].astype(np.float64)
+        scores = query @ frozen.candidate.astype(np.float64).T
+        weights = softmax(scores, axis=1)
+        weights[np.arange(len(rows)), frozen.candidate_ids[rows]] -= 1
+        ranks = np.empty(scores.shape, np.int32)
+        for row, query_id in enumerate(query_ids):
+            seen = positives.of(query_id)
+            scores[row, seen] = -np.inf
+            ranks[row, np.argsort(-scores[row], kind="stable")] = np.arange(ranks.shape[1])
+            ranks[row, seen] = ranks.shape[1]
+        gradient = query_gradient(frozen, query, weights)
+        expected.append(Reference(query, weights, ranks, gradient))
+    return expected
 
 
 def query_gradient(frozen: Frozen, query: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -102,24 +95,27 @@ def measure(
     """
     by_batch = []
     for number, reference in enumerate(expected):
-        drawn = (subject.weights(number, draw) for draw in range(draws))
-        by_batch.append(_compare(frozen, reference, drawn, buckets))
+        total = np.zeros(reference.weights.shape)
+        gradient, squares = np.zeros_like(reference.gradient), 0.0
+        for draw in range(draws):
+            weights = subject.weights(number, draw)
+            drawn_gradient = query_gradient(frozen, reference.query, weights)
+            total += weights
+            gradient += drawn_gradient
+            squares += (drawn_gradient**2).sum()
+        by_batch.append(_compare(reference, total, gradient / draws, squares, draws, buckets))
     return Sums(*map(np.stack, zip(*by_batch, strict=True)))
 
 
 def _compare(
-    frozen: Frozen, reference: Reference, drawn: Iterator[np.ndarray], buckets: np.ndarray
+    reference: Reference,
+    total: np.ndarray,
+    mean: np.ndarray,
+    squares: float,
+    draws: int,
+    buckets: np.ndarray,
 ) -> Sums:
     """The sums of one batch, without the first axis."""
-    total = np.zeros(reference.weights.shape)
-    gradient, squares, draws = np.zeros_like(reference.gradient), 0.0, 0
-    for weights in drawn:
-        drawn_gradient = query_gradient(frozen, reference.query, weights)
-        total += weights
-        gradient += drawn_gradient
-        squares += (drawn_gradient**2).sum()
-        draws += 1
-    mean = gradient / draws
     # |mean|² holds the variance of the mean beside |E g|²: both are estimated without bias.
     variance = max(0.0, (squares - draws * (mean**2).sum()) / (draws - 1))
     mass = _negative_shares(total)
@@ -192,12 +188,10 @@ def _with_error(statistic: Callable[[Sums], float], sums: Sums) -> dict[str, flo
     size = len(sums.pairs)
     with np.errstate(invalid="ignore", divide="ignore"):
         value = float(statistic(sums))
-        others = [statistic(sums.take(np.arange(size) != left_out)) for left_out in range(size)]
+        others = [statistic(Sums(*(np.delete(s, n, axis=0) for s in sums))) for n in range(size)]
         error = float(np.sqrt((size - 1) * np.var(others)))
-    return {
-        "value": value if np.isfinite(value) else None,
-        "error": error if np.isfinite(error) else None,
-    }
+    figures = {"value": value, "error": error}
+    return {name: x if np.isfinite(x) else None for name, x in figures.items()}
 
 
 def _above_0(squared: np.ndarray) -> float:

@@ -15,8 +15,6 @@ from towers.training.run_directory import write_json
 RECORD, TABLE, PLOT = "audit.json", "audit.md", "audit.png"
 _MAX_LOG2 = 3  # of a ratio, in the colours
 _MIN_BIAS = 1e-4  # smaller ones are drawn there
-
-
 _LEGEND = """\
 - bias: 1 - cosine of the mean gradient and that of the full softmax, by the embeddings of the
   audited queries; 0 is the same direction. ± is a standard error, over batches.
@@ -54,9 +52,9 @@ def as_markdown(result: dict[str, Any]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     rows.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
     lines = [f"# Audit for K = {result['k']}", "", head, ""]
-    for row in rows:
-        cells = [f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)]
-        lines.append(f"| {' | '.join([f'{row[0]:<{widths[0]}}', *cells[1:]])} |")
+    for label, *cells in rows:
+        aligned = [f"{cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=True)]
+        lines.append(f"| {' | '.join([label.ljust(widths[0]), *aligned])} |")
     lines += ["", _LEGEND]
     states = {label: measures["state"] for label, measures in methods.items()}
     notes = [f"- {label}: {state}" for label, state in states.items() if state]
@@ -145,21 +143,14 @@ def _depth(axes: Axes, result: dict[str, Any]) -> None:
     for label, measures in result["methods"].items():
         if None in measures["mass_by_rank"]:
             continue
-        known = label in coloured
-        axes.plot(
-            result["ranks"],
-            [100 * share for share in measures["mass_by_rank"]],
-            label=_name(label) if known else None,
-            color=None if known else "0.8",
-            linewidth=1.8 if known else 0.8,
-            zorder=2 if known else 1,
-        )
+        style: dict[str, Any] = {"color": "0.8", "linewidth": 0.8, "zorder": 1}
+        if label in coloured:
+            style = {"label": _name(label), "linewidth": 1.8, "zorder": 2}
+        axes.plot(result["ranks"], [100 * share for share in measures["mass_by_rank"]], **style)
     axes.axvline(result["k"], color="black", linestyle=":", linewidth=1)
     axes.text(result["k"], 101, f"K = {result['k']}", ha="center", va="bottom", fontsize=9)
-    axes.set_xscale("log")
+    axes.set(xscale="log", ylim=(0, 100), ylabel="% of the negatives' mass on them")
     axes.set_xlabel("the r best candidates of a query, without what it has chosen")
-    axes.set_ylabel("% of the negatives' mass on them")
-    axes.set_ylim(0, 100)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
 
@@ -173,17 +164,11 @@ def _cost(axes: Axes, result: dict[str, Any]) -> None:
         place = (measures["cost_ratio"], max(bias, _MIN_BIAS))
         error = measures["bias"]["error"] or 0.0
         axes.errorbar(*place, yerr=[[min(error, place[1] / 2)], [error]], fmt="o", markersize=4)
-        note = axes.annotate(
-            label.partition(":")[0] + "*" * (":" in label),
-            place,
-            xytext=(4, 3),
-            textcoords="offset points",
-            fontsize=7,
-            rotation=20,
-        )
+        text = label.partition(":")[0] + "*" * (":" in label)
+        style = {"textcoords": "offset points", "fontsize": 7, "rotation": 20}
+        note = axes.annotate(text, place, xytext=(4, 3), **style)
         note.set_in_layout(False)  # or long names would make the axes small
-    axes.set_xscale("log")
-    axes.set_yscale("log")
+    axes.loglog()
     axes.margins(x=0.15)  # for the labels
     axes.set_xlabel("time of a step ÷ that of ssl_pop (without the optimizer)")
     axes.set_ylabel("bias: 1 - cosine with the full softmax (* with options)")

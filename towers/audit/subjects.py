@@ -69,10 +69,9 @@ class Batches:
     def of(cls, num_rows: int, *, batches: int, pairs: int, batch_size: int, seed: int) -> Batches:
         """Draws the audited pairs; at most a quarter of a batch is audited."""
         batch_size = min(batch_size, num_rows)
-        audited = max(1, min(pairs, batch_size // 4))
-        shape = (batches, audited)
-        rng = np.random.default_rng(seed)
-        rows = rng.choice(num_rows, shape, replace=num_rows < batches * audited)
+        shape = batches, max(1, min(pairs, batch_size // 4))
+        scarce = num_rows < np.prod(shape)
+        rows = np.random.default_rng(seed).choice(num_rows, shape, replace=scarce)
         return cls(rows, num_rows, batch_size, seed)
 
     def rows(self, number: int, draw: int) -> np.ndarray:

@@ -52,17 +52,10 @@ def rank_corpus(
     Returns:
       int64 [U, k], dense ids; -1 at the end of a row with fewer than k candidates left.
     """
-    ranked = np.full((len(query_ids), k), -1, np.int64)
-    blocks = rank_blocks(
-        *(query_embeddings, candidate_embeddings, query_ids, known),
-        k=k,
-        order=order,
-        block_size=block_size,
-    )
-    for number, (candidates, _) in enumerate(blocks):
-        rows = ranked[number * block_size : (number + 1) * block_size]
-        rows[:, : candidates.shape[1]] = candidates
-    return ranked
+    embeddings, options = (query_embeddings, candidate_embeddings), (k, order, block_size)
+    blocks = rank_blocks(*embeddings, query_ids, known, *options)
+    ranked = np.concatenate([candidates for candidates, _ in blocks])
+    return np.pad(ranked, ((0, 0), (0, k - ranked.shape[1])), constant_values=-1)
 
 
 def rank_blocks(
@@ -70,7 +63,6 @@ def rank_blocks(
     candidate_embeddings: Embeddings,
     query_ids: np.ndarray,
     known: Positives,
-    *,
     k: int,
     order: np.ndarray,
     block_size: int,
@@ -83,7 +75,12 @@ def rank_blocks(
     """
     queries = tf.convert_to_tensor(query_embeddings)
     corpus = tf.gather(candidate_embeddings, order)
-    _check_finite(query=queries, candidate=corpus)
+    for name, rows in (("query", queries), ("candidate", corpus)):
+        if not tf.reduce_all(tf.math.is_finite(rows)):
+            raise Diverged(
+                f"{name} embeddings must be finite, got NaN or infinity: the training diverged; "
+                "train with a smaller learning_rate."
+            )
     column_of = np.empty(len(order), np.int64)
     column_of[order] = np.arange(len(order))
     block_columns = tf.constant(max(1, MAX_SCORES // block_size), tf.int64)
@@ -98,8 +95,7 @@ def rank_blocks(
 
 @tf.function(
     input_signature=[
-        tf.TensorSpec([None, None], tf.float32),
-        tf.TensorSpec([None, None], tf.float32),
+        *[tf.TensorSpec([None, None], tf.float32)] * 2,
         tf.TensorSpec([None, 2], tf.int64),
         tf.TensorSpec([], tf.int32),
         tf.TensorSpec([], tf.int64),
@@ -166,12 +162,3 @@ def find_hits(ranked: np.ndarray, query_ids: np.ndarray, held_out: Positives) ->
     owners = np.repeat(np.arange(len(held_out.sizes)), held_out.sizes)
     keys = owners * span + held_out.candidate_ids
     return np.isin(query_ids[:, None] * span + ranked, keys) & (ranked >= 0)
-
-
-def _check_finite(**embeddings: tf.Tensor) -> None:
-    for name, rows in embeddings.items():
-        if not tf.reduce_all(tf.math.is_finite(rows)):
-            raise Diverged(
-                f"{name} embeddings must be finite, got NaN or infinity: the training diverged; "
-                "train with a smaller learning_rate."
-            )

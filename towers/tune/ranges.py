@@ -15,28 +15,25 @@ SETTINGS = {
 }
 L2_OF_SUMS = "log:1e-4:1e-1"  # with --reduction sum the gradient is larger by the batch size
 
-# Options of methods; the line of a method goes before that of all. FIXED: a form of published code,
-# or one that costs memory or time and changes no result much.
-OPTIONS = {
-    "add_log_weights": FIXED,
+# A form of published code, or an option that costs memory or time and changes no result much.
+_FIXED_OPTIONS = """
+    add_log_weights block_size correct_weights count_below leaf_size mask_accidental_hits
+    num_buckets num_chosen num_estimated num_hashes num_resampled positive_in_mixture
+    positive_in_sum positive_twice published_start published_buckets redraw refresh_epochs
+    sum_over_kept swap_shares systematic tau teacher_temperature teacher_weight weight_gradient
+    weights
+"""
+# Options of methods; the line of a method goes before that of all.
+OPTIONS = dict.fromkeys(_FIXED_OPTIONS.split(), FIXED) | {
     "bmns.alpha": "none,0.5,1,2",
     "correct_sfx.alpha": "log:1e-4:1e-1",
     "kernel.alpha": "log:1:100",
-    "block_size": FIXED,
     "cache_size": "log:512:8192",
     "cache_weight": "linear:0:1",
-    "correct_weights": FIXED,
-    "count_below": FIXED,
     "gamma": "linear:0:1",
     "k": "log:5:100",
-    "leaf_size": FIXED,
     "margin": "linear:0:1",
-    "mask_accidental_hits": FIXED,
     "mixture_for_positive": "false,true",
-    "num_buckets": FIXED,
-    "num_chosen": FIXED,
-    "num_estimated": FIXED,
-    "num_hashes": FIXED,
     "num_kept": "log:1:16",
     "num_mixed": "log:32:1024",
     "num_negatives": "log:1:16",
@@ -46,28 +43,12 @@ OPTIONS = {
     "soft_bpr.num_negatives": "log:2:64",
     "softmax_v.num_negatives": "log:32:400",
     "warp.num_negatives": "log:20:400",
-    "num_resampled": FIXED,
     "num_uniform": "none,256,1024,4096",
     "pool_size": "log:50:400",
     "positive_correction": "false,true",
-    "positive_in_mixture": FIXED,
-    "positive_in_sum": FIXED,
-    "positive_twice": FIXED,
     "power": "linear:0.25:1",
-    "published_start": FIXED,
-    "published_buckets": FIXED,
     "rank_scale": "log:50:2000",
-    "redraw": FIXED,
-    "refresh_epochs": FIXED,
     "rho": "log:0.1:10",
     "soft_factor": "linear:0.05:0.4",
-    "sum_over_kept": FIXED,
-    "swap_shares": FIXED,
-    "systematic": FIXED,
-    "tau": FIXED,
-    "teacher_temperature": FIXED,
-    "teacher_weight": FIXED,
-    "weight_gradient": FIXED,
-    "weights": FIXED,
     "weight_temperature": "log:2:50",
 }
