@@ -165,7 +165,7 @@ def _cost(axes: Axes, result: dict[str, Any]) -> None:
         error = measures["bias"]["error"] or 0.0
         axes.errorbar(*place, yerr=[[min(error, place[1] / 2)], [error]], fmt="o", markersize=4)
         text = label.partition(":")[0] + "*" * (":" in label)
-        style = {"textcoords": "offset points", "fontsize": 7, "rotation": 20}
+        style: Any = {"textcoords": "offset points", "fontsize": 7, "rotation": 20}
         note = axes.annotate(text, place, xytext=(4, 3), **style)
         note.set_in_layout(False)  # or long names would make the axes small
     axes.loglog()

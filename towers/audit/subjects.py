@@ -70,7 +70,7 @@ class Batches:
         """Draws the audited pairs; at most a quarter of a batch is audited."""
         batch_size = min(batch_size, num_rows)
         shape = batches, max(1, min(pairs, batch_size // 4))
-        scarce = num_rows < np.prod(shape)
+        scarce = num_rows < shape[0] * shape[1]
         rows = np.random.default_rng(seed).choice(num_rows, shape, replace=scarce)
         return cls(rows, num_rows, batch_size, seed)
 

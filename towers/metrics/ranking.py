@@ -52,8 +52,9 @@ def rank_corpus(
     Returns:
       int64 [U, k], dense ids; -1 at the end of a row with fewer than k candidates left.
     """
-    embeddings, options = (query_embeddings, candidate_embeddings), (k, order, block_size)
-    blocks = rank_blocks(*embeddings, query_ids, known, *options)
+    blocks = rank_blocks(
+        query_embeddings, candidate_embeddings, query_ids, known, k, order, block_size
+    )
     ranked = np.concatenate([candidates for candidates, _ in blocks])
     return np.pad(ranked, ((0, 0), (0, k - ranked.shape[1])), constant_values=-1)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ from towers.training.run_directory import BREAKDOWN, CONFIG, METRICS, REPORT, TR
 from towers.training.settings import TrainConfig
 
 TEMPLATES = Path(__file__).with_name("templates")
-_INDEX, _CARD = "ann_report.json", "model_card.md"  # files of a version
 _GROUPS = {  # of the breakdown → title, what is counted, its field, and what it is
     "by_popularity": (
         *("Recall by popularity", "items", "candidates"),
@@ -52,7 +52,8 @@ def write_report(
     root = Path(run)
     configuration = read_json(root / CONFIG)["configuration"]
     training, metrics = read_json(root / TRAINING), read_json(root / METRICS)
-    index = json.loads(_text_of(version, _INDEX) or "null")
+    half_widths, popularity = metrics["confidence_95"], metrics["popularity"]
+    index = json.loads(_text_of(version, "ann_report.json") or "null")
     defaults = default_settings().items()
     seconds = sorted(epoch["seconds"] for epoch in training["history"])
     has_tree = index and index["scann"] and index["scann"]["num_leaves"]
@@ -63,7 +64,10 @@ def write_report(
         metrics=metrics,
         training=training,
         figures=_figures(metrics, training, index),
-        metric_rows=_metric_rows(metrics),
+        metric_rows=[
+            (name, f"{value:.4f}", f"± {half_widths[name]:.4f}", f"{popularity[name]:.4f}")
+            for name, value in metrics[metrics["split"]].items()
+        ],
         training_plots=_training_plots(training),
         epoch_time=_time(seconds[len(seconds) // 2]) if seconds else "",
         groups=_groups(read_json(root / BREAKDOWN)) if (root / BREAKDOWN).is_file() else None,
@@ -71,7 +75,7 @@ def write_report(
         index_rows=_index_rows(index) if index else [],
         index_plot=plot_index(index) if has_tree else "",
         manifest=schema.read_manifest(data, "prepared"),
-        card=_text_of(version, _CARD),
+        card=_text_of(version, "model_card.md"),
         settings=[
             (name, setting_text(value), (name, value) in defaults)
             for name, value in sorted(configuration.items())
@@ -83,10 +87,7 @@ def write_report(
 
 def default_settings() -> dict[str, Any]:
     """The defaults of training, as JSON gives them back."""
-    values = {}
-    for field in dataclasses.fields(TrainConfig):
-        factory = field.default_factory
-        values[field.name] = field.default if factory is dataclasses.MISSING else factory()
+    values = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
     return json.loads(json.dumps(values))
 
 
@@ -115,22 +116,12 @@ def _figures(
     return figures
 
 
-def _metric_rows(metrics: dict[str, Any]) -> list[tuple[str, ...]]:
-    half_widths, popularity = metrics["confidence_95"], metrics["popularity"]
-    return [
-        (name, f"{value:.4f}", f"± {half_widths[name]:.4f}", f"{popularity[name]:.4f}")
-        for name, value in metrics[metrics["split"]].items()
-    ]
-
-
 def _training_plots(training: dict[str, Any]) -> list[str]:
     """The loss by epoch, and each metric that was measured on the validation split."""
     history, best = training["history"], training["best_epoch"]
     if not history:
         return []
-    names = {
-        name[4:].split("@")[0] for name in history[-1] if name.startswith("val_") and "@" in name
-    }
+    names = {found[1] for name in history[-1] if (found := re.match("val_(.+)@", name))}
     plots = [plot_metric(history, metric, best) for metric in sorted(names)]
     return [plot_loss(history, best), *plots]
 

@@ -81,17 +81,14 @@ def _table(config: TuneConfig, result: dict[str, Any], knobs: list[Knob]) -> str
         key=lambda trial: (states.index(trial["state"]), -(trial["value"] or 0), trial["number"]),
     )
     names = [knob.name for knob in knobs]
-    rows = [
-        ["trial", config.metric, "state", "epochs", "seconds", *names],
-        ["---"] * (5 + len(names)),
-    ]
+    heads = ["trial", config.metric, "state", "epochs", "seconds", *names]
+    rows = [heads, ["---"] * len(heads)]
     for trial in trials:
+        number, state, epochs = (str(trial[name]) for name in ("number", "state", "epochs"))
         value = "" if trial["value"] is None else f"{trial['value']:.4f}"
         seconds = "" if trial["seconds"] is None else f"{trial['seconds']:.0f}"
         params = [_short(trial["params"].get(name, "")) for name in names]
-        rows.append(
-            [str(trial["number"]), value, trial["state"], str(trial["epochs"]), seconds, *params]
-        )
+        rows.append([number, value, state, epochs, seconds, *params])
     lines = [f"| {' | '.join(row)} |" for row in rows]
     failed = [f"- trial {t['number']}: {t['reason']}" for t in trials if t["reason"]]
     return "\n".join([*lines, *([""] if failed else []), *failed]) + "\n"

@@ -14,6 +14,7 @@ from typing import Any
 
 import optuna
 import tensorflow as tf
+from optuna.samplers import TPESampler
 from optuna.trial import TrialState
 
 from pipeline.contract import schema
@@ -68,8 +69,8 @@ def tune(config: TuneConfig) -> dict[str, Any]:
         study = _open_study(config, knobs)
         result = _search(config, study, knobs, fixed)
     if "best" not in result:
-        reasons = [trial["reason"] for trial in result["trials"] if trial["reason"]]
-        reason = reasons[0] if reasons else "none was run"
+        reasons = (trial["reason"] for trial in result["trials"] if trial["reason"])
+        reason = next(reasons, "none was run")
         raise ValueError(f"no trial of {config.output} was finished: {reason}")
     draw(result, config.output)
     print(f"\nThe best trial is {result['best']['number']}; to train with its settings:\n")
@@ -103,57 +104,40 @@ def _claim(config: TuneConfig, fingerprint: str) -> None:
     write_json(output / STUDY, {"configuration": settings, "data_fingerprint": fingerprint})
 
 
-def _check_data(config: TuneConfig) -> None:
-    """Raises ValueError where the data are no longer those that the study began with."""
-    before = read_json(Path(config.output) / STUDY)["data_fingerprint"]
-    if schema.read_manifest(config.data, "prepared").fingerprint != before:
-        raise ValueError(
-            f"{config.data} was changed while a study ran on it: put the former data back and give "
-            "the same command again, or begin anew with another --output."
-        )
-
-
 def _remove_runs(config: TuneConfig, result: dict[str, Any]) -> None:
     """Removes the run directories of finished trials, but for the best one."""
-    kept = {trial["number"] for trial in result["trials"] if trial["state"] == "running"}
-    if "best" in result:
-        kept.add(result["best"]["number"])
+    kept = [trial for trial in result["trials"] if trial["state"] == "running"]
+    kept += [result["best"]] if "best" in result else []
     for path in (Path(config.output) / TRIALS).glob("*"):
-        if path.name not in {f"{number:04d}" for number in kept}:
+        if path.name not in {f"{trial['number']:04d}" for trial in kept}:
             shutil.rmtree(path)
 
 
 def _open_study(config: TuneConfig, knobs: list[Knob]) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    pruners = {
+        "hyperband": optuna.pruners.HyperbandPruner(max_resource=config.epochs),
+        "median": optuna.pruners.MedianPruner(config.startup_trials, max(1, config.epochs // 5)),
+        "none": optuna.pruners.NopPruner(),
+    }
     study = optuna.create_study(
         storage=f"sqlite:///{Path(config.output).absolute() / STORAGE}",
         study_name="tune",
         direction="maximize",
-        pruner=_pruner(config),
+        pruner=pruners[config.pruner],
         load_if_exists=True,
     )
     if not study.trials:
-        defaults = [(knob, _default(config, knob)) for knob in knobs]
-        study.enqueue_trial({knob.name: value for knob, value in defaults if knob.holds(value)})
+        defaults = {}
+        for knob in knobs:
+            of_method = knob.name.startswith(METHOD)
+            owner = METHODS[config.method] if of_method else config.base
+            value = getattr(owner, knob.name.removeprefix(METHOD))
+            if knob.holds(value):
+                defaults[knob.name] = value
+        study.enqueue_trial(defaults)
     return study
-
-
-def _pruner(config: TuneConfig) -> optuna.pruners.BasePruner:
-    if config.pruner == "hyperband":
-        return optuna.pruners.HyperbandPruner(max_resource=config.epochs)
-    if config.pruner == "none":
-        return optuna.pruners.NopPruner()
-    return optuna.pruners.MedianPruner(
-        n_startup_trials=config.startup_trials, n_warmup_steps=max(1, config.epochs // 5)
-    )
-
-
-def _default(config: TuneConfig, knob: Knob) -> Any:
-    """The value of a setting, or of an option of the method, where nobody gives one."""
-    if knob.name.startswith(METHOD):
-        return getattr(METHODS[config.method], knob.name.removeprefix(METHOD))
-    return getattr(config.base, knob.name)
 
 
 def _search(
@@ -167,12 +151,16 @@ def _search(
         if config.timeout and time.monotonic() - started > config.timeout:
             log.info("tune: the time is over; the same command goes on with more --timeout.")
             break
-        if _all_failed(config, result):
-            break
+        states = [trial["state"] for trial in result["trials"] if trial["state"] != "running"]
+        if len(states) >= config.startup_trials and set(states) == {"failed"}:
+            break  # so many do not fail for their settings
         trials = study.get_trials(deepcopy=False)
         running = [trial for trial in trials if trial.state is TrialState.RUNNING]
         unfinished = [trial.number for trial in trials if trial.state not in _FINISHED]
-        study.sampler = _sampler(config, unfinished[0] if unfinished else len(trials))
+        # Draws depend on the number of the trial, not on what this process drew before.
+        number = unfinished[0] if unfinished else len(trials)
+        seed = (config.seed * 1_000_003 + number) % 2**32
+        study.sampler = TPESampler(seed=seed, n_startup_trials=config.startup_trials)
         # One that was running when a process was killed goes on; Optuna would leave it.
         trial = optuna.Trial(study, running[0]._trial_id) if running else study.ask()
         _run_trial(config, study, trial, knobs, fixed)
@@ -180,19 +168,6 @@ def _search(
         log_progress(config, result, trial.number)
         _remove_runs(config, result)
     return result
-
-
-def _all_failed(config: TuneConfig, result: dict[str, Any]) -> bool:
-    """Whether so many trials failed, and all of them, that it is not for their settings."""
-    states = [trial["state"] for trial in result["trials"] if trial["state"] != "running"]
-    return len(states) >= config.startup_trials and set(states) == {"failed"}
-
-
-def _sampler(config: TuneConfig, number: int) -> optuna.samplers.BaseSampler:
-    """TPE whose draws depend on the number of the trial, not on what this process drew before."""
-    return optuna.samplers.TPESampler(
-        seed=(config.seed * 1_000_003 + number) % 2**32, n_startup_trials=config.startup_trials
-    )
 
 
 def _run_trial(
@@ -206,10 +181,19 @@ def _run_trial(
     params = suggest(config, knobs, fixed, trial)
     run = Path(config.output) / TRIALS / f"{trial.number:04d}"
     settings = train_config(config, fixed | params, str(run))
-    _check_data(config)
+    before = read_json(Path(config.output) / STUDY)["data_fingerprint"]
+    if schema.read_manifest(config.data, "prepared").fingerprint != before:
+        raise ValueError(
+            f"{config.data} was changed while a study ran on it: put the former data back and give "
+            "the same command again, or begin anew with another --output."
+        )
     log.info("tune: trial %d of %d: %s", trial.number, config.trials, as_text(params))
     state, value, reason = TrialState.FAIL, None, ""
-    _report_missed(study, trial, run, config.metric)
+    if (run / TRAINING).exists():  # epochs after which the process was killed before it reported
+        reported = study.get_trials(deepcopy=False)[trial.number].intermediate_values
+        for epoch in read_json(run / TRAINING)["history"]:
+            if epoch["epoch"] not in reported:
+                trial.report(epoch[f"val_{config.metric}"], epoch["epoch"])
     try:
         if trial.should_prune():  # the process was killed before it did what was decided
             raise optuna.TrialPruned
@@ -231,16 +215,6 @@ def _run_trial(
     study.tell(trial, value, state)
     tf_keras.backend.clear_session()
     gc.collect()
-
-
-def _report_missed(study: optuna.Study, trial: optuna.Trial, run: Path, metric: str) -> None:
-    """Reports epochs after which a process was killed before it could."""
-    if not (run / TRAINING).exists():
-        return
-    reported = study.get_trials(deepcopy=False)[trial.number].intermediate_values
-    for epoch in read_json(run / TRAINING)["history"]:
-        if epoch["epoch"] not in reported:
-            trial.report(epoch[f"val_{metric}"], epoch["epoch"])
 
 
 class _Reporter(tf_keras.callbacks.Callback):
