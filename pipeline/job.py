@@ -95,13 +95,13 @@ def _judge(read: dict[str, Any], measured: Measures) -> dict[str, Any]:
     counts |= measured.splits
     check_sum("writing the examples", counts["rows"], counts, schema.SPLITS)
     check_sum("preparing the rows", counts["read"], counts, (*DROPS, *schema.SPLITS))
-    for side, degrees in measured.degrees.items():
+    for side, name in zip(schema.SIDES, ("queries", "candidates"), strict=True):
+        degrees = measured.degrees[side]
         rows = {"rows of its ids": int(degrees.total)}
-        check_sum(f"counting the {side} ids", counts["rows"], rows, rows)
+        check_sum(f"counting the {side} ids", counts["rows"], rows)
+        counts[name] = degrees.size
     trained = {"train rows of candidates": measured.train_rows}
-    check_sum("counting the train rows", counts["train"], trained, trained)
-    counts["queries"] = measured.degrees["query"].size
-    counts["candidates"] = measured.degrees["candidate"].size
+    check_sum("counting the train rows", counts["train"], trained)
     counts["candidates_without_train_rows"] = measured.candidates_without_train_rows
     return quality(read, counts, measured)
 
@@ -112,4 +112,4 @@ def _check_ids(ids: dict[str, int], measured: Measures, staging: Staging) -> Non
         counts = add_up(staging.stage("counted"), f"{side}-*")
         check_sum(f"counting the {side} ids", number, counts, ("kept", "lost"), "ids")
         written = {"in the vocabulary": measured.degrees[side].size}
-        check_sum(f"the {side} vocabulary", counts["kept"], written, written, "ids")
+        check_sum(f"the {side} vocabulary", counts["kept"], written, unit="ids")

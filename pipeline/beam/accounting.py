@@ -27,7 +27,7 @@ def lost_in(error: Exception) -> AccountingError | None:
 
 
 def check_sum(
-    where: str, total: int, counts: dict[str, int], names: Iterable[str], unit: str = "rows"
+    where: str, total: int, counts: dict[str, int], names: Iterable[str] = (), unit: str = "rows"
 ) -> None:
     """What went in must be the sum of what came out: rows kept, dead letters, declared drops.
 
@@ -37,13 +37,13 @@ def check_sum(
     Args:
       where: the step, for people.
       total: what went in.
-      counts: holds what came out under `names`; one that is missing counts as 0.
+      counts: holds what came out under `names`, or all names; one that is missing counts as 0.
       unit: what is counted, in the plural.
 
     Raises:
       AccountingError: it is not.
     """
-    came = {name: counts.get(name, 0) for name in names}
+    came = {name: counts.get(name, 0) for name in names or counts}
     if total != sum(came.values()):
         parts = " + ".join(f"{number} {name}" for name, number in came.items())
         raise AccountingError(

@@ -29,11 +29,15 @@ def partition(
     rows: np.ndarray, parts: np.ndarray, partitions: int
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Cuts a block by the part of each row, int [n]: (part, rows) for parts that have rows."""
-    by_part = np.argsort(parts, kind="stable")
     ends = np.cumsum(np.bincount(parts, minlength=partitions))
-    for part, (start, end) in enumerate(zip(np.r_[0, ends[:-1]], ends, strict=True)):
-        if end > start:
-            yield part, rows[by_part[start:end]]
+    for part, places in enumerate(np.split(np.argsort(parts, kind="stable"), ends[:-1])):
+        if len(places):
+            yield part, rows[places]
+
+
+def by_range(ids: np.ndarray, partitions: int) -> Iterator[tuple[int, np.ndarray]]:
+    """(key range, places of its ids), int64 [n] both, for ranges that have fingerprints."""
+    return partition(np.arange(len(ids)), partition_of(ids, partitions), partitions)
 
 
 def repartition(rows: np.ndarray, side: str, partitions: int) -> Iterator[tuple[int, np.ndarray]]:

@@ -155,12 +155,10 @@ def read_bundle(path: str | Path) -> Bundle:
     manifest = schema.read_manifest(path, "bundle")
     check_files(path, manifest.files, content=True)
     vectors, candidate_ids = _read_candidates(path)
-    samples = None
-    if (path / schema.BUNDLE_SAMPLE_QUERIES).exists():
-        samples = _read_array(path / schema.BUNDLE_SAMPLE_QUERIES)
-        fits = samples.dtype == np.float32 and samples.shape[1:] == vectors.shape[1:]
-        rule = f"float32 [S, {vectors.shape[1]}] like the candidate vectors"
-        _check_finite(fits, path / schema.BUNDLE_SAMPLE_QUERIES, rule, samples)
+    file, samples, dim = path / schema.BUNDLE_SAMPLE_QUERIES, None, vectors.shape[1]
+    if file.exists():
+        rule = f"float32 [S, {dim}] like the candidate vectors"
+        samples = _read_array(file, rule, lambda a: a.dtype == np.float32 and a.shape[1:] == (dim,))
     num_queries = _check_seen(path, len(vectors))
     return Bundle(path, manifest, vectors, candidate_ids, samples, num_queries)
 
@@ -192,10 +190,12 @@ def read_raw_ids(path: Path) -> list[str]:
 def _read_candidates(path: Path) -> tuple[np.ndarray, list[str]]:
     """Vectors float32 [N, D], none of them without a direction, and their ids."""
     file = path / schema.BUNDLE_VECTORS
-    vectors = _read_array(file)
-    fits = vectors.dtype == np.float32 and vectors.ndim == 2 and 0 not in vectors.shape
-    rule = "float32 [N, D] with rows and columns"
-    _check_finite(fits, file, rule, vectors, ": convert it before publishing")
+    vectors = _read_array(
+        file,
+        "float32 [N, D] with rows and columns",
+        lambda a: a.dtype == np.float32 and a.ndim == 2 and 0 not in a.shape,
+        ": convert it before publishing",
+    )
     ids = read_raw_ids(path / schema.BUNDLE_CANDIDATE_IDS)
     if len(ids) != len(vectors):
         raise ValueError(
@@ -210,10 +210,11 @@ def _read_candidates(path: Path) -> tuple[np.ndarray, list[str]]:
         )
     file = path / schema.BUNDLE_CANDIDATE_COUNTS
     if file.exists():
-        counts = _read_array(file)
-        fits = counts.dtype == np.int64 and counts.shape == (len(ids),)
-        rule = f"int64 [{len(ids)}] of at least 0, one for each candidate vector"
-        _check(fits and bool((counts >= 0).all()), file, rule, counts)
+        rule, shape = (
+            f"int64 [{len(ids)}] of at least 0, one for each candidate vector",
+            (len(ids),),
+        )
+        _read_array(file, rule, lambda a: a.dtype == np.int64 and a.shape == shape and a.min() >= 0)
     return vectors, ids
 
 
@@ -226,16 +227,16 @@ def _check_seen(path: Path, num_candidates: int) -> int | None:
         raise ValueError(f"{path} must have all of {', '.join(_SEEN)} or none, got no {missing}.")
     files = [path / name for name in _SEEN]
     num_queries = len(read_raw_ids(files[0]))
-    offsets, seen = map(_read_array, files[1:])
-    fits = offsets.dtype == np.int64 and offsets.shape == (num_queries + 1,)
+    shape = (num_queries + 1,)
     rule = f"int64 [{num_queries + 1}], one more than the query ids"
-    _check(fits, files[1], rule, offsets)
+    offsets = _read_array(files[1], rule, lambda a: a.dtype == np.int64 and a.shape == shape)
+    rule = "int32 [seen pairs]"
+    seen = _read_array(files[2], rule, lambda a: a.dtype == np.int32 and a.ndim == 1)
     if offsets[0] != 0 or offsets[-1] != len(seen) or (np.diff(offsets) < 0).any():
         raise ValueError(
             f"{files[1]} must rise from 0 to the {len(seen)} seen candidates, "
             f"got {offsets[0]} to {offsets[-1]}: seen offsets out of range."
         )
-    _check(seen.dtype == np.int32 and seen.ndim == 1, files[2], "int32 [seen pairs]", seen)
     if len(seen) and (seen.min() < 0 or seen.max() >= num_candidates):
         raise ValueError(
             f"{files[2]} must hold rows of the {num_candidates} candidate vectors, "
@@ -244,28 +245,26 @@ def _check_seen(path: Path, num_candidates: int) -> int | None:
     return num_queries
 
 
-def _read_array(path: Path) -> np.ndarray:
+def _read_array(
+    path: Path, rule: str, fits: Callable[[np.ndarray], bool], remedy: str = ""
+) -> np.ndarray:
+    """Maps an array from its file and checks it; numbers of floating point must be finite."""
     if not path.is_file():
         raise ValueError(f"{path} is missing: `pipeline.contract.schema` says what it holds.")
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
         raise ValueError(f"{path} must be a NumPy file: {error}.") from error
-
-
-def _check(holds: bool, path: Path, rule: str, array: np.ndarray, remedy: str = "") -> None:
-    if not holds:
+    if not fits(array):
         raise ValueError(f"{path} must be {rule}, got {array.dtype} {list(array.shape)}{remedy}.")
-
-
-def _check_finite(holds: bool, path: Path, rule: str, array: np.ndarray, remedy: str = "") -> None:
-    _check(holds, path, rule, array, remedy)
-    row = _first_row(array, lambda rows: np.isfinite(rows).all(axis=1))
-    if row is not None:
-        raise ValueError(
-            f"{path} must hold finite numbers, got NaN or infinity in row {row}: the training "
-            "diverged, export an earlier checkpoint."
-        )
+    if array.dtype == np.float32:
+        row = _first_row(array, lambda rows: np.isfinite(rows).all(axis=1))
+        if row is not None:
+            raise ValueError(
+                f"{path} must hold finite numbers, got NaN or infinity in row {row}: the training "
+                "diverged, export an earlier checkpoint."
+            )
+    return array
 
 
 def _first_row(array: np.ndarray, is_good: Callable[[np.ndarray], Any]) -> int | None:

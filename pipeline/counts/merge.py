@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.beam.accounting import places_of
-from pipeline.beam.blocks import partition, partition_of
+from pipeline.beam.blocks import by_range, partition
 from pipeline.beam.options import finish, running, spread
 from pipeline.beam.staging import Staging, write_json
 from pipeline.contract import schema
@@ -82,8 +82,7 @@ def _load_previous(path: str, partitions: int) -> Iterator[tuple[int, tuple[Ids,
     table = pq.read_table(path)
     prints, counts = (table[name].to_numpy() for name in (schema.FINGERPRINT, schema.COUNT))
     raw = table[schema.RAW_ID].cast(pa.binary()).to_pylist()
-    parts = partition_of(prints, partitions)
-    for part, rows in partition(np.arange(len(table)), parts, partitions):
+    for part, rows in by_range(prints, partitions):
         yield part, ((prints[rows], [raw[i] for i in rows]), counts[rows])
 
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.beam.accounting import places_of
-from pipeline.beam.blocks import join, partition, partition_of, repartition
+from pipeline.beam.blocks import by_range, join, partition, repartition
 from pipeline.beam.options import finish, running, spread
 from pipeline.beam.staging import Staging, load_block, read_all, write_json
 from pipeline.contract import schema
@@ -81,9 +81,8 @@ def _count_block(
         ids, codes = np.unique(rows[side], return_inverse=True)
         train = np.bincount(codes, rows["split"] == 0, len(ids))
         counts = np.stack([np.bincount(codes, minlength=len(ids)), train], 1).astype(np.int64)
-        parts = partition_of(ids, partitions)
-        for part, found in partition(np.arange(len(ids)), parts, partitions):
-            yield number * partitions + part, (ids[found], counts[found])
+        for part, places in by_range(ids, partitions):
+            yield number * partitions + part, (ids[places], counts[places])
 
 
 def _count_range(

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.beam.accounting import AccountingError, places_of
-from pipeline.beam.blocks import partition, partition_of
+from pipeline.beam.blocks import by_range
 from pipeline.contract import schema
 from pipeline.contract.files import written_aside
 
@@ -228,10 +228,9 @@ class RankIds(beam.PTransform):
     def _dense(self, ranked: Ranked) -> Iterator[tuple[int, tuple[np.ndarray, np.ndarray]]]:
         prints = ranked.table[schema.FINGERPRINT].to_numpy()
         dense = np.arange(ranked.offset, ranked.offset + len(prints))
-        parts = partition_of(prints, self.partitions)
         first = self._ranges(ranked.rank_range).start
-        for part, chosen in partition(np.arange(len(prints)), parts, self.partitions):
-            yield first + part, (prints[chosen], dense[chosen])
+        for part, places in by_range(prints, self.partitions):
+            yield first + part, (prints[places], dense[places])
 
 
 def _rows(table: pa.Table, rows: np.ndarray) -> pa.Table:

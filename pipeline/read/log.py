@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.beam.accounting import AccountingError, check_sum
-from pipeline.beam.blocks import ROW, partition, partition_of, repartition
+from pipeline.beam.blocks import ROW, by_range, repartition
 from pipeline.beam.options import spread
 from pipeline.beam.staging import Staging, read_all, read_json, write_json
 from pipeline.contract import schema
@@ -147,8 +147,7 @@ class ReadPiece(beam.DoFn):
                 for side, (prints, raw) in block.ids.items():
                     tally["ids"][side] += len(raw)
                     first = schema.SIDES.index(side) * partitions
-                    parts = partition_of(prints, partitions)
-                    for part, places in partition(np.arange(len(raw)), parts, partitions):
+                    for part, places in by_range(prints, partitions):
                         yield "Ids", first + part, (prints[places], [raw[i] for i in places])
         except ValueError as error:
             problem = str(error)
@@ -245,8 +244,7 @@ def check_bad(
             lines = part.read_bytes()
             collected.write(lines)
             number += lines.count(b"\n")
-    came = {"dead letters": number}
-    check_sum(f"bad rows of {config.source}", counts["bad"], came, came)
+    check_sum(f"bad rows of {config.source}", counts["bad"], {"dead letters": number})
     if counts["bad"] > config.max_bad_share * counts["read"]:
         kept = staging.destination.with_name(f"{staging.destination.name}.{name}")
         shutil.copyfile(path, kept)

@@ -5,6 +5,7 @@ import pyarrow as pa
 import pytest
 from streaming_log import BY_TIME, config_for, make_rows, state_of, write_parts
 
+from pipeline import job
 from pipeline.streaming.job import estimate
 
 
@@ -21,6 +22,15 @@ def make_log(num_rows=3000, num_users=120, num_items=80, seed=7):
             "rating": rng.integers(1, 6, num_rows).astype(np.float64),
         }
     )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def page_without_plots(request):
+    """Plots take a fifth of a small preparation; the page has tests of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.path.parent.name != "quality":
+            patch.setattr(job, "write_page", lambda path, found: path.write_text(repr(found)))
+        yield
 
 
 @pytest.fixture(scope="session")

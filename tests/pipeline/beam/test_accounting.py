@@ -11,7 +11,6 @@ from prepared import digest
 from streaming_log import BY_ROWS, BY_TIME, config_for
 
 import twotower
-from pipeline import job as preparation
 from pipeline.beam.accounting import AccountingError, check_sum, look_up, places_of
 from pipeline.counts import merge as counting
 from pipeline.counts.job import count
@@ -147,13 +146,6 @@ def work(tmp_path_factory):
     return root
 
 
-@pytest.fixture
-def quick_jobs(monkeypatch):
-    """One round in each pipeline of the k-core, and a page without plots."""
-    monkeypatch.setattr(k_core, "ROUNDS", 1)
-    monkeypatch.setattr(preparation, "write_page", lambda path, found: path.write_text(repr(found)))
-
-
 def outcomes(job, work, tmp_path, copies=0, at_end=False, every=1):
     """(step, error or None, whether the output is what it should be) with a fault at each step."""
     run, first = JOBS[job]
@@ -183,8 +175,8 @@ def outcomes(job, work, tmp_path, copies=0, at_end=False, every=1):
         *(pytest.param(job, 1, marks=pytest.mark.soak) for job in JOBS),
     ],
 )
-@pytest.mark.usefixtures("quick_jobs")
-def test_a_lost_element_is_refused(work, tmp_path, job, every):
+def test_a_lost_element_is_refused(work, tmp_path, monkeypatch, job, every):
+    monkeypatch.setattr(k_core, "ROUNDS", 1)
     for step, error, _ in outcomes(job, work, tmp_path, every=every):
         assert error is not None, f"an element behind {step} is lost and nobody says so"
         assert re.search(ONE_LINE, str(error)), error
@@ -194,9 +186,9 @@ def test_a_lost_element_is_refused(work, tmp_path, job, every):
 @pytest.mark.soak
 @pytest.mark.parametrize(("copies", "at_end"), [(0, True), (2, False), (2, True)])
 @pytest.mark.parametrize("job", JOBS)
-@pytest.mark.usefixtures("quick_jobs")
-def test_another_element_lost_or_made_twice(work, tmp_path, job, copies, at_end):
+def test_another_element_lost_or_made_twice(work, tmp_path, monkeypatch, job, copies, at_end):
     """Refused, or nobody can tell: what is written is the same."""
+    monkeypatch.setattr(k_core, "ROUNDS", 1)
     for step, error, same in outcomes(job, work, tmp_path, copies, at_end):
         assert error is not None or same, f"a fault behind {step} changes the output in silence"
 
