@@ -39,7 +39,10 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     evaluated = [_open(path) for path in paths]
     _check_alike(paths, evaluated)
     metrics = _metrics(config, paths, evaluated)
-    names = _names(paths)
+    whole = [os.path.abspath(path) for path in paths]
+    shared = os.path.commonpath([os.path.dirname(path) for path in whole])
+    # What tells the runs apart: their paths below what they share.
+    names = [os.path.relpath(path, shared) for path in whole]
     values = np.array(  # [runs, metrics, U]
         [[hits.values(*parse_metric(metric)) for metric in metrics] for hits in evaluated]
     )
@@ -124,13 +127,6 @@ def _metrics(config: CompareConfig, paths: list[Path], evaluated: list[HitsByQue
                     f"with --ks {k}."
                 )
     return metrics
-
-
-def _names(paths: list[Path]) -> list[str]:
-    """What tells the runs apart: their paths below what they share."""
-    whole = [os.path.abspath(path) for path in paths]
-    shared = os.path.commonpath([os.path.dirname(path) for path in whole])
-    return [os.path.relpath(path, shared) for path in whole]
 
 
 def format_comparison(result: dict[str, Any]) -> str:

@@ -56,12 +56,7 @@ def mrr(hits: np.ndarray, num_positives: np.ndarray, k: int) -> np.ndarray:
 
 
 METRICS: dict[str, Callable[[np.ndarray, np.ndarray, int], np.ndarray]] = {
-    "recall": recall,
-    "precision": precision,
-    "ndcg": ndcg,
-    "ndcg_xir": ndcg_xir,
-    "hit_rate": hit_rate,
-    "mrr": mrr,
+    metric.__name__: metric for metric in (recall, precision, ndcg, ndcg_xir, hit_rate, mrr)
 }
 
 

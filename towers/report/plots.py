@@ -35,8 +35,7 @@ def plot_loss(history: Sequence[dict[str, float]], best: int | None) -> Markup:
     def draw(axes: Axes) -> None:
         epochs = [epoch["epoch"] for epoch in history]
         axes.plot(epochs, [epoch["loss"] for epoch in history], "o-", color=MODEL, markersize=3)
-        _mark_best(axes, best)
-        _by_epoch(axes, "mean loss of the epoch")
+        _by_epoch(axes, "mean loss of the epoch", best)
 
     return _figure("Loss", "loss", draw)
 
@@ -52,31 +51,16 @@ def plot_metric(history: Sequence[dict[str, float]], metric: str, best: int | No
             values = [epoch[name] for epoch in history]
             style = _LINES[(len(names) - 1 - number) % len(_LINES)]  # the deepest is whole
             axes.plot(epochs, values, style, marker="o", color=MODEL, markersize=3)
-            axes.annotate(
-                f"@{name.split('@')[1]}",
-                (epochs[-1], values[-1]),
-                (5, 0),
-                textcoords="offset points",
-                va="center",
-            )
+            end, cut_off = (epochs[-1], values[-1]), "@" + name.split("@")[1]
+            axes.annotate(cut_off, end, (5, 0), textcoords="offset points", va="center")
         axes.set_ylim(bottom=0)
-        _mark_best(axes, best)
-        _by_epoch(axes, f"{metric} on validation")
+        _by_epoch(axes, f"{metric} on validation", best)
 
     return _figure(f"{metric} by epoch", f"by-epoch-{metric}", draw)
 
 
 def plot_buckets(name: str, labels: list[str], buckets: list[dict[str, Any]], k: int) -> Markup:
-    """Recall in buckets: the model and popularity, with 95 % intervals.
-
-    Args:
-      name: part of the ids of its elements.
-      labels: of the buckets.
-      buckets: from `breakdown`.
-      k: the cut-off.
-    """
-
-    title = f"Recall@{k} of the model and of popularity"
+    """Recall in buckets of `breakdown`, with 95 % intervals; `name` is part of the ids in it."""
 
     def draw(axes: Axes) -> None:
         for ranking, colour, offset in (("model", MODEL, -0.2), ("popularity", OTHER, 0.2)):
@@ -102,25 +86,19 @@ def plot_buckets(name: str, labels: list[str], buckets: list[dict[str, Any]], k:
         axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderpad=0)
 
     height = 1.15 + 0.32 * len(labels)
+    title = f"Recall@{k} of the model and of popularity"
     return _figure(title, name, draw, height=height, left=0.22, top=0.35)
 
 
 def plot_index(report: dict[str, Any]) -> Markup:
-    """Recall of the approximate index against the time of a batch, of each tree that was tried.
-
-    Args:
-      report: the content of `ann_report.json`, with a tree.
-    """
+    """Recall against the time of a batch, of each tree in an `ann_report.json` that has some."""
     scann = report["scann"]
 
     def draw(axes: Axes) -> None:
         trees = sorted({setting["num_leaves"] for setting in scann["sweep"]})
         for num_leaves, colour in zip(trees, itertools.cycle((MODEL, OTHER, THIRD)), strict=False):
-            points = [
-                (setting["recall"], setting["batch_ms"])
-                for setting in scann["sweep"]
-                if setting["num_leaves"] == num_leaves
-            ]
+            settings = [s for s in scann["sweep"] if s["num_leaves"] == num_leaves]
+            points = [(setting["recall"], setting["batch_ms"]) for setting in settings]
             recalls, times = zip(*points, strict=True)
             axes.scatter(recalls, times, s=6, alpha=0.35, color=colour, linewidth=0)
             best = zip(*_undominated(points), strict=True)
@@ -142,12 +120,7 @@ def plot_index(report: dict[str, Any]) -> Markup:
 
 
 def plot_differences(metric: str, rows: list[dict[str, Any]]) -> Markup:
-    """Differences of some runs to the first one, with 95 % intervals.
-
-    Args:
-      metric: with its cut-off.
-      rows: of that metric, from `compare`, a row a run.
-    """
+    """Differences to the first run with 95 % intervals, from the rows of a metric of `compare`."""
     first, *others = rows
 
     def draw(axes: Axes) -> None:
@@ -174,19 +147,16 @@ def _undominated(points: list[tuple[float, float]]) -> list[tuple[float, float]]
     return best
 
 
-def _by_epoch(axes: Axes, label: str) -> None:
+def _by_epoch(axes: Axes, label: str, best: int | None) -> None:
     from matplotlib.ticker import MaxNLocator
 
+    if best:
+        axes.axvline(best, color=_INK, linewidth=0.8, linestyle="--", label="best epoch, kept")
+        axes.legend(frameon=False)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.set_xlabel("epoch")
     axes.set_ylabel(label)
     axes.grid()
-
-
-def _mark_best(axes: Axes, best: int | None) -> None:
-    if best:
-        axes.axvline(best, color=_INK, linewidth=0.8, linestyle="--", label="best epoch, kept")
-        axes.legend(frameon=False)
 
 
 def _shortened(name: str) -> str:

@@ -52,7 +52,6 @@ def write_report(
     root = Path(run)
     configuration = read_json(root / CONFIG)["configuration"]
     training, metrics = read_json(root / TRAINING), read_json(root / METRICS)
-    half_widths, popularity = metrics["confidence_95"], metrics["popularity"]
     index = json.loads(_text_of(version, "ann_report.json") or "null")
     defaults = default_settings().items()
     seconds = sorted(epoch["seconds"] for epoch in training["history"])
@@ -64,15 +63,10 @@ def write_report(
         metrics=metrics,
         training=training,
         figures=_figures(metrics, training, index),
-        metric_rows=[
-            (name, f"{value:.4f}", f"± {half_widths[name]:.4f}", f"{popularity[name]:.4f}")
-            for name, value in metrics[metrics["split"]].items()
-        ],
         training_plots=_training_plots(training),
         epoch_time=_time(seconds[len(seconds) // 2]) if seconds else "",
         groups=_groups(read_json(root / BREAKDOWN)) if (root / BREAKDOWN).is_file() else None,
         index=index,
-        index_rows=_index_rows(index) if index else [],
         index_plot=plot_index(index) if has_tree else "",
         manifest=schema.read_manifest(data, "prepared"),
         card=_text_of(version, "model_card.md"),
@@ -127,33 +121,14 @@ def _training_plots(training: dict[str, Any]) -> list[str]:
 
 
 def _groups(breakdown: dict[str, Any]) -> list[tuple[Any, ...]]:
-    """Title, what is counted, text, plot and rows of each part of a breakdown."""
+    """Of each part of a breakdown its line of `_GROUPS`, its plot, and its labelled buckets."""
     groups = []
-    for part, (title, noun, count, text) in _GROUPS.items():
-        buckets = breakdown[part]
-        labels = [_range(bucket) for bucket in buckets]
-        plot = plot_buckets(part.replace("_", "-"), labels, buckets, breakdown["k"])
-        rows = [
-            (
-                *(label, f"{bucket[count]:,}", f"{bucket['positives']:,}"),
-                *(_interval(bucket[ranking]) for ranking in ("model", "popularity")),
-            )
-            for label, bucket in zip(labels, buckets, strict=True)
-        ]
-        groups.append((title, noun, text, plot, rows))
+    for part, about in _GROUPS.items():
+        ends = [sorted({bucket["from"], bucket["to"]}) for bucket in breakdown[part]]
+        labels = ["–".join(f"{end:,}" for end in both) for both in ends]
+        plot = plot_buckets(part.replace("_", "-"), labels, breakdown[part], breakdown["k"])
+        groups.append((about, plot, list(zip(labels, breakdown[part], strict=True))))
     return groups
-
-
-def _index_rows(index: dict[str, Any]) -> list[tuple[str, ...]]:
-    scann, exact = index["scann"], index["exact"]
-    rows: list[tuple[str, ...]] = [
-        ("exact search", "1", f"{exact['batch_ms']:.3g}", f"{exact['single_ms']:.3g}")
-    ]
-    if scann:
-        times = f"{scann['batch_ms']:.3g}", f"{scann['single_ms']:.3g}"
-        rows.append((f"ScaNN, {scann['kind']}", f"{scann['recall']:.4f}", *times))
-        rows.append(("promised", f"{index['target_recall']:g}", "", ""))
-    return rows
 
 
 def _text_of(version: str | os.PathLike[str] | None, name: str) -> str | None:
@@ -161,18 +136,6 @@ def _text_of(version: str | os.PathLike[str] | None, name: str) -> str | None:
     if version is None or not (Path(version) / name).is_file():
         return None
     return (Path(version) / name).read_text(encoding="utf-8")
-
-
-def _range(bucket: dict[str, Any]) -> str:
-    low, high = bucket["from"], bucket["to"]
-    return f"{low:,}" if low == high else f"{low:,}–{high:,}"
-
-
-def _interval(recall: dict[str, Any]) -> str:
-    if recall["mean"] is None:
-        return "–"
-    spread = recall["half_width"]
-    return f"{recall['mean']:.4f}" + ("" if spread is None else f" ±\N{NO-BREAK SPACE}{spread:.4f}")
 
 
 def _time(seconds: float) -> str:
