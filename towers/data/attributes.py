@@ -154,6 +154,5 @@ def _codes(texts: tf.Tensor, num_buckets: int) -> tf.RaggedTensor:
     groups = tf.strings.ngrams(characters, _GROUP, separator="").merge_dims(1, 2)
     terms = tf.concat([bounded, groups], axis=1)[:, :MAX_CODES]
     return tf.ragged.map_flat_values(
-        lambda term: 1 + tf.cast(tf.strings.to_hash_bucket_fast(term, num_buckets), tf.int32),
-        terms,
+        lambda term: 1 + tf.cast(tf.strings.to_hash_bucket_fast(term, num_buckets), tf.int32), terms
     )

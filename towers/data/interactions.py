@@ -15,11 +15,11 @@ import pyarrow.parquet as pq
 import tensorflow as tf
 
 from pipeline.contract import schema
-from pipeline.contract.files import checksum
+from pipeline.contract.settings import require
 from samplers.selection.seen import Seen
 from towers.data.attributes import Features, no_features
 from towers.data.epochs import epoch_dataset
-from towers.data.shards import load_split
+from towers.data.shards import check_files, load_split
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -161,18 +161,13 @@ class RetrievalData:
         Returns:
           Dicts of query_id and candidate_id, int64 [B], and weight, float32 [B], if there is one.
         """
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
-        if seed < 0 or first_step < 0:
-            raise ValueError(
-                f"seed and first_step must be at least 0, got {seed} and {first_step}."
-            )
+        require(batch_size >= 1, "batch_size", "must be at least 1", batch_size)
+        require(seed >= 0, "seed", "must be at least 0", seed)
+        require(first_step >= 0, "first_step", "must be at least 0", first_step)
         columns = self.arrays("train")
-        used = {name: columns[name] for name in _TRAINED_ON if name in columns}
+        names = (schema.QUERY_ID, schema.CANDIDATE_ID, schema.WEIGHT)
+        used = {name: columns[name] for name in names if name in columns}
         return epoch_dataset(used, batch_size, seed=seed, first_step=first_step)
-
-
-_TRAINED_ON = (schema.QUERY_ID, schema.CANDIDATE_ID, schema.WEIGHT)
 
 
 def open_data(directory: str | os.PathLike[str]) -> RetrievalData:
@@ -183,65 +178,44 @@ def open_data(directory: str | os.PathLike[str]) -> RetrievalData:
     Raises:
       ValueError: the directory holds no finished preparation, or one that was changed.
     """
-    manifest = schema.read_manifest(directory, "prepared")
-    counts = _read_table(directory, manifest, "candidate_train_counts-", [schema.COUNT])
+    root, manifest = Path(directory), schema.read_manifest(directory, "prepared")
+    counts = _read_table(root, manifest, "candidate_train_counts-", [schema.COUNT])
     data = RetrievalData(
-        _read_vocabulary(directory, manifest, "query"),
-        _read_vocabulary(directory, manifest, "candidate"),
+        _read_vocabulary(root, manifest, "query"),
+        _read_vocabulary(root, manifest, "candidate"),
         counts[schema.COUNT].to_numpy(),
-        lambda split: load_split(directory, manifest, split),
+        lambda split: load_split(root, manifest, split),
         fingerprint=manifest.fingerprint,
         source=manifest.source,
-        features=lambda side: _read_features(directory, manifest, side),
+        features=lambda side: _read_features(root, manifest, side),
     )
     if data.num_rows("train") == 0:
         raise ValueError(f"{directory} has no train rows: prepare it from more interactions.")
     return data
 
 
-def _read_vocabulary(
-    directory: str | os.PathLike[str], manifest: schema.Manifest, side: str
-) -> Vocabulary:
+def _read_vocabulary(root: Path, manifest: schema.Manifest, side: str) -> Vocabulary:
     columns = [schema.RAW_ID, schema.FINGERPRINT, schema.COUNT]
-    table = _read_table(directory, manifest, f"{side}_vocabulary-", columns)
-    return Vocabulary(
-        table[schema.RAW_ID].combine_chunks(),
-        table[schema.FINGERPRINT].to_numpy(),
-        table[schema.COUNT].to_numpy(),
-    )
+    table = _read_table(root, manifest, f"{side}_vocabulary-", columns)
+    return Vocabulary(table[0].combine_chunks(), table[1].to_numpy(), table[2].to_numpy())
 
 
-def _read_features(
-    directory: str | os.PathLike[str], manifest: schema.Manifest, side: str
-) -> Features:
+def _read_features(root: Path, manifest: schema.Manifest, side: str) -> Features:
     """The attributes of a side, none where it was prepared without."""
     specs = schema.feature_specs(manifest.details, side)
     if not specs:
         return no_features(side)
     columns = [spec.name for spec in specs]
     columns += [spec.presence for spec in specs if spec.has_presence]
-    table = _read_table(directory, manifest, f"{side}_features-", columns)
+    table = _read_table(root, manifest, f"{side}_features-", columns)
     cold = f"{side}_features_cold-"
     if not manifest.files_of(cold):
         return Features(specs, table, table.schema.empty_table())
-    return Features(specs, table, _read_table(directory, manifest, cold, [schema.RAW_ID, *columns]))
+    return Features(specs, table, _read_table(root, manifest, cold, [schema.RAW_ID, *columns]))
 
 
-def _read_table(
-    directory: str | os.PathLike[str], manifest: schema.Manifest, prefix: str, columns: list[str]
-) -> pa.Table:
+def _read_table(root: Path, manifest: schema.Manifest, prefix: str, columns: list[str]) -> pa.Table:
     """All shards of a Parquet table, in order."""
-    paths = [Path(directory) / name for name in manifest.files_of(prefix)]
-    missing = [path for path in paths if not path.is_file()]
-    if missing or not paths:
-        raise ValueError(
-            f"{missing[0] if missing else Path(directory) / (prefix + '*')} is missing: "
-            "make the data again with `twotower prepare`."
-        )
-    for path in paths:
-        if checksum(path) != manifest.files[path.name]["checksum"]:
-            raise ValueError(
-                f"{path} was changed since its preparation, or is of another one: make the data "
-                "again with `twotower prepare`."
-            )
-    return pa.concat_tables([pq.read_table(path, columns=columns) for path in paths])
+    names = manifest.files_of(prefix) or [f"{prefix}*"]
+    check_files(root, manifest, names)
+    return pa.concat_tables([pq.read_table(root / name, columns=columns) for name in names])

@@ -9,7 +9,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -24,24 +24,7 @@ _CACHE = ".arrays"  # beside the shards, where that can be written
 _STAMPS = "stamps.json"  # in a cache: sizes and times of the files when they were looked at
 
 
-class _Shards(NamedTuple):
-    """The shards of a split, as the manifest describes them."""
-
-    root: Path
-    checksums: dict[str, str]  # by name of a shard
-    columns: list[str]
-    num_rows: int
-
-    @property
-    def key(self) -> str:
-        """Names the cache, so that a new preparation never meets an old one."""
-        text = json.dumps([[list(item) for item in self.checksums.items()], self.columns])
-        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-
-
-def load_split(
-    directory: str | os.PathLike[str], manifest: schema.Manifest, split: str
-) -> dict[str, np.ndarray]:
+def load_split(root: Path, manifest: schema.Manifest, split: str) -> dict[str, np.ndarray]:
     """The columns of a split: query_id and candidate_id int64 [n], perhaps timestamp and weight.
 
     Decoded at the first call into `<directory>/.arrays`, or below the user's cache directory
@@ -56,10 +39,9 @@ def load_split(
     num_rows = int(manifest.counts.get(split, 0)) if names else 0
     if num_rows == 0:
         return {column: np.empty(0, _dtype(column)) for column in columns}
-    checksums = {name: manifest.files[name]["checksum"] for name in names}
-    shards = _Shards(Path(directory), checksums, columns, num_rows)
-    for root in _cache_roots(shards.root):
-        cache = root / f"{split}-{shards.key}"
+    shards = _Shards(root, manifest, names, columns, num_rows)
+    for place in _cache_roots(root):
+        cache = place / f"{split}-{shards.key}"
         if not _is_whole(cache, shards):
             try:
                 _make(cache, shards)
@@ -67,9 +49,45 @@ def load_split(
                 continue
         return {column: _mapped(cache / f"{column}.npy") for column in columns}
     raise ValueError(
-        f"no directory for the decoded shards of {directory} can be written: make the data "
+        f"no directory for the decoded shards of {root} can be written: make the data "
         "directory writable, set XDG_CACHE_HOME, or make room."
     )
+
+
+def check_files(root: Path, manifest: schema.Manifest, names: Iterable[str]) -> None:
+    """Raises ValueError where files of a preparation are missing or not those of its manifest."""
+    for path in (root / name for name in names):
+        if not path.is_file() or checksum(path) != manifest.files[path.name]["checksum"]:
+            state = "was changed since its preparation, or is of another one"
+            raise ValueError(
+                f"{path} {state if path.is_file() else 'is missing from its preparation'}: "
+                "make the data again with `twotower prepare`."
+            )
+
+
+class _Shards(NamedTuple):
+    """The shards of a split."""
+
+    root: Path
+    manifest: schema.Manifest
+    names: list[str]
+    columns: list[str]
+    num_rows: int
+
+    @property
+    def key(self) -> str:
+        """Names the cache, so that a new preparation never meets an old one."""
+        checksums = [[name, self.manifest.files[name]["checksum"]] for name in self.names]
+        text = json.dumps([checksums, self.columns])
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+    def check(self) -> None:
+        check_files(self.root, self.manifest, self.names)
+
+    def stamps(self, cache: Path) -> dict[str, Any]:
+        """What the arrays of a cache and the shards look like now."""
+        arrays = [f"{column}.npy" for column in self.columns]
+        return {"arrays": _stamps(cache, arrays), "shards": _stamps(self.root, self.names)}
 
 
 def _mapped(path: Path) -> np.ndarray:
@@ -96,12 +114,13 @@ def _is_whole(cache: Path, shards: _Shards) -> bool:
         before = json.loads((cache / _STAMPS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    if before.get("arrays") != _stamps(cache, (f"{column}.npy" for column in shards.columns)):
+    now = shards.stamps(cache)
+    if before.get("arrays") != now["arrays"]:
         return False
-    if before.get("shards") != _stamps(shards.root, shards.checksums):
-        _check_shards(shards)
+    if before.get("shards") != now["shards"]:
+        shards.check()
         try:
-            _write_stamps(cache, shards)
+            write_atomically(cache / _STAMPS, json.dumps(now))
         except OSError:  # not ours to write: they are compared each time
             log.debug("%s cannot be written", cache)
     return True
@@ -114,30 +133,14 @@ def _stamps(root: Path, names: Iterable[str]) -> dict[str, list[int]]:
     return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
 
 
-def _write_stamps(cache: Path, shards: _Shards) -> None:
-    arrays = _stamps(cache, (f"{column}.npy" for column in shards.columns))
-    stamps = {"arrays": arrays, "shards": _stamps(shards.root, shards.checksums)}
-    write_atomically(cache / _STAMPS, json.dumps(stamps))
-
-
-def _check_shards(shards: _Shards) -> None:
-    for name, expected in shards.checksums.items():
-        path = shards.root / name
-        if not path.is_file() or checksum(path) != expected:
-            state = "was changed since" if path.is_file() else "is missing from"
-            raise ValueError(
-                f"{path} {state} its preparation: make the data again with `twotower prepare`."
-            )
-
-
 def _make(cache: Path, shards: _Shards) -> None:
     """Decodes the shards aside, and puts the arrays in their place."""
     with made_aside(cache) as aside:
         if _is_whole(cache, shards):  # another process was faster with the same
             return
-        _check_shards(shards)
+        shards.check()
         _decode(shards, aside)
-        _write_stamps(aside, shards)
+        write_atomically(aside / _STAMPS, json.dumps(shards.stamps(aside)))
         replace_directory(aside, cache)
 
 
@@ -147,7 +150,7 @@ def _decode(shards: _Shards, out: Path) -> None:
     spec = {name: tf.io.FixedLenFeature([], tf.as_dtype(_dtype(name))) for name in shards.columns}
     arrays = {column: _new_array(out / f"{column}.npy", shards.num_rows) for column in spec}
     examples = (
-        tf.data.TFRecordDataset([str(shards.root / name) for name in shards.checksums])
+        tf.data.TFRecordDataset([str(shards.root / name) for name in shards.names])
         .batch(_ROWS_A_STEP)
         .map(lambda rows: tf.io.parse_example(rows, spec), num_parallel_calls=2)
         .prefetch(1)

@@ -132,13 +132,7 @@ class Ngcf(Propagation):
     """
 
     def __init__(
-        self,
-        graph: BipartiteGraph,
-        dim: int,
-        num_layers: int,
-        *,
-        seed: int = 10,
-        **kwargs: Any,
+        self, graph: BipartiteGraph, dim: int, num_layers: int, *, seed: int = 10, **kwargs: Any
     ) -> None:
         super().__init__(graph, dim, num_layers, **kwargs)
         self.dim = (num_layers + 1) * dim
@@ -193,9 +187,7 @@ def _by_matrix(
 
     def make() -> NeighbourSum:
         matrix = tf.raw_ops.SparseTensorToCSRSparseMatrix(
-            indices=places,
-            values=tf.ones([len(places)]),
-            dense_shape=tf.constant(shape, tf.int64),
+            indices=places, values=tf.ones([len(places)]), dense_shape=tf.constant(shape, tf.int64)
         )
         return lambda rows: tf.ensure_shape(
             tf.raw_ops.SparseMatrixMatMul(a=matrix, b=rows), [shape[0], rows.shape[1]]

@@ -52,10 +52,7 @@ class TowerPair:
     def query_rows(self, batch: Batch, tables: Tables, seed: tf.Tensor | None) -> Rows:
         """The rows of the queries of a batch, as they may be trained on its positives."""
         return self.query.lookup(
-            batch.query_ids,
-            table=tables.get("query"),
-            positives=batch.candidate_ids,
-            seed=seed,
+            batch.query_ids, table=tables.get("query"), positives=batch.candidate_ids, seed=seed
         )
 
     def candidate_rows(self, ids: tf.Tensor, tables: Tables, seed: tf.Tensor | None) -> Rows:

@@ -92,11 +92,7 @@ def _seen(data: RetrievalData, model: TwoTower) -> SeenLists:
 
 
 def _manifest(
-    data: RetrievalData,
-    model: TwoTower,
-    candidates: np.ndarray,
-    config: TrainConfig,
-    run: Path,
+    data: RetrievalData, model: TwoTower, candidates: np.ndarray, config: TrainConfig, run: Path
 ) -> schema.Manifest:
     """The manifest of the bundle; it has nothing that depends on time or place."""
     details: dict[str, Any] = {

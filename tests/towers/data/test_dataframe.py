@@ -25,10 +25,7 @@ def test_split_and_order_follow_the_rule(pairs):
         np.array([hashing.fingerprint(value) for value in column]) for column in (users, items)
     ]
     codes = hashing.split_codes(
-        prints[0],
-        hashing.row_hash(4, "split", *prints),
-        train_ratio=0.7,
-        validation_ratio=0.2,
+        prints[0], hashing.row_hash(4, "split", *prints), train_ratio=0.7, validation_ratio=0.2
     )
     order = np.argsort(hashing.row_hash(4, "order", *prints))
     for code, split in enumerate(schema.SPLITS):

@@ -35,11 +35,7 @@ def test_row_hash_is_splitmix64_of_all_that_it_gets():
 def test_row_hash_golden_values():
     hashes = hashing.row_hash(10, "split", np.array([0, 1, -1]), np.array([5, 6, 7]))
     assert hashes.dtype == np.uint64
-    assert hashes.tolist() == [
-        16705236570897383432,
-        1154692661927397504,
-        8112112227489350065,
-    ]
+    assert hashes.tolist() == [16705236570897383432, 1154692661927397504, 8112112227489350065]
 
 
 def test_row_hash_depends_on_seed_salt_and_order_of_columns():

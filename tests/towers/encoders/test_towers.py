@@ -49,11 +49,24 @@ SETTINGS = {
 # One of each way to use the towers.
 WAYS = ("ssl_pop", "full_softmax", "xir", "bmns", "dns_mn", "adasir_w", "aobpr", "sl_at_k")
 LONG = pytest.mark.long
+pytestmark = pytest.mark.filterwarnings("ignore:Even though the `tf.config:UserWarning")
 
 
 @pytest.fixture(scope="module")
 def attributed_data(attributed):
     return open_data(attributed)
+
+
+@pytest.fixture(autouse=True)
+def eagerly(request):
+    """Steps run op by op, for which a few need less time than to be compiled once."""
+    compiled = ("segments", "mixed", "checkerboard")
+    if not request.node.get_closest_marker("long") or not any(
+        word in request.node.name for word in compiled
+    ):
+        tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
 
 
 class Recording(tf_keras.optimizers.SGD):
@@ -91,13 +104,9 @@ def test_step_takes_the_gradients_of_compute_loss(attributed_data, name, method)
     model = TwoTower(attributed_data, 4, method=method, temperature=0.5, **settings)
     batch = batch_of(attributed_data, 16)
 
-    @tf.function
-    def by_keras():
-        with tf.GradientTape() as tape:
-            loss = model.compute_loss(batch, training=True)
-        return loss, tape.gradient(loss, model.trainable_variables)
-
-    loss, expected = by_keras()
+    with tf.GradientTape() as tape:
+        loss = model.compute_loss(batch, training=True)
+    expected = tape.gradient(loss, model.trainable_variables)
     model.compile(optimizer=Recording(0.1), run_eagerly=True)
     assert float(model.train_step(batch)["loss"]) == pytest.approx(float(loss), rel=1e-4)
     known = 0
@@ -205,7 +214,9 @@ def checkpoint_of(run):
 def trained(request, attributed, tmp_path_factory):
     """The name of a tower and a run of two epochs."""
     run = tmp_path_factory.mktemp(request.param) / "run"
+    tf.config.run_functions_eagerly(True)
     train(config_for(attributed, run, request.param))
+    tf.config.run_functions_eagerly(False)
     return request.param, run
 
 
