@@ -49,19 +49,12 @@ class Features:
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """How a tower reads a column.
-
-    Attributes:
-      name: of the column.
-      kind: one of `schema.FEATURE_KINDS`.
-      num_codes: codes are 1 … num_codes, and 0 for none; 0 for numbers.
-      width: codes of one id in a multi or text column.
-    """
+    """How a tower reads a column."""
 
     name: str
-    kind: str
-    num_codes: int = 0
-    width: int = 0
+    kind: str  # one of `schema.FEATURE_KINDS`
+    num_codes: int = 0  # codes are 1 … num_codes, and 0 for none; 0 for numbers
+    width: int = 0  # codes of one id in a multi or text column
 
 
 Arrays = Mapping[str, Any]  # column → Lists, int64 [V] or float32 [V, 2], in NumPy or as tensors
@@ -82,18 +75,17 @@ def columns_of(features: Features, text_buckets: int) -> tuple[tuple[Column, ...
     """
     columns, arrays, cold = [], {}, {}
     for spec in features.specs:
-        name, kind = spec.name, spec.kind
-        arrays[name] = _values(features.table, spec, text_buckets)
-        cold[name] = _values(features.cold, spec, text_buckets)
-        if kind == "text":
-            longest = int(np.diff(arrays[name].offsets).max(initial=0))
-            width = min(longest, MAX_CODES)
-            columns.append(Column(name, kind, text_buckets, max(width, 1)))
-        elif kind == "multi":
-            width = min(spec.max_length, _MAX_VALUES)
-            columns.append(Column(name, kind, spec.size, max(width, 1)))
-        else:
-            columns.append(Column(name, kind, spec.size if kind == "categorical" else 0))
+        arrays[spec.name] = _values(features.table, spec, text_buckets)
+        cold[spec.name] = _values(features.cold, spec, text_buckets)
+        num_codes, width = spec.size, 0
+        if spec.kind == "text":
+            num_codes, width = text_buckets, np.diff(arrays[spec.name].offsets).max(initial=1)
+            width = min(int(width), MAX_CODES)
+        elif spec.kind == "multi":
+            width = min(max(spec.max_length, 1), _MAX_VALUES)
+        elif spec.kind == "numeric":
+            num_codes = 0
+        columns.append(Column(spec.name, spec.kind, num_codes, width))
     return tuple(columns), arrays, cold
 
 
@@ -109,16 +101,6 @@ def _values(table: pa.Table, spec: schema.FeatureSpec, text_buckets: int) -> Any
     numbers = np.clip(column.to_numpy().astype(np.float32), -_LARGEST, _LARGEST)
     present = table[spec.presence].to_numpy() if spec.has_presence else np.ones(len(numbers), bool)
     return np.stack([numbers, present.astype(np.float32)], axis=1)
-
-
-def followed_by(first: Arrays, second: Arrays) -> Arrays:
-    """Arrays of some ids, then those of others."""
-    return {
-        name: values.followed_by(second[name])
-        if isinstance(values, Lists)
-        else np.concatenate([values, second[name]])
-        for name, values in first.items()
-    }
 
 
 def read_column(column: Column, values: Any, ids: tf.Tensor) -> tf.Tensor:

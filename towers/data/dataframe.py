@@ -48,17 +48,13 @@ def from_dataframe(
     """
     for column in (user, item, timestamp, weight):
         if column is not None and column not in df.columns:
-            raise ValueError(
-                f"the DataFrame must have a column {column!r}, got {list(df.columns)}."
-            )
+            known = list(df.columns)
+            raise ValueError(f"the DataFrame must have a column {column!r}, got {known}.")
     if len(df) == 0:
         raise ValueError("the DataFrame must have rows, got none.")
     columns = _distinct_pairs(df, user, item, timestamp, weight)
-    vocabularies = []
-    for name in (schema.QUERY_ID, schema.CANDIDATE_ID):
-        vocabulary, columns[name] = _rank(*columns[name])
-        vocabularies.append(vocabulary)
-    queries, candidates = vocabularies
+    queries, columns[schema.QUERY_ID] = _rank(*columns[schema.QUERY_ID])
+    candidates, columns[schema.CANDIDATE_ID] = _rank(*columns[schema.CANDIDATE_ID])
     prints = (
         queries.fingerprints[columns[schema.QUERY_ID]],
         candidates.fingerprints[columns[schema.CANDIDATE_ID]],
@@ -112,11 +108,7 @@ def _codes_and_texts(values: pd.Series, column: str) -> tuple[np.ndarray, np.nda
     import pandas as pd
 
     codes, distinct = pd.factorize(values)
-    if (codes < 0).any():
-        raise ValueError(
-            f"column {column!r} must have an id in every row, got {int((codes < 0).sum())} rows "
-            "without one: drop them first."
-        )
+    _check_whole(codes < 0, column, "an id")
     for value in distinct:
         if not isinstance(value, (str, int, np.integer)) or isinstance(value, bool):
             raise ValueError(
@@ -129,14 +121,18 @@ def _codes_and_texts(values: pd.Series, column: str) -> tuple[np.ndarray, np.nda
 
 def _seconds(times: pd.Series) -> np.ndarray:
     """int64 [n]: seconds since 1970 for times, integers as they are."""
-    if times.isna().any():
-        raise ValueError(
-            f"column {times.name!r} must have a time in every row, got {times.isna().sum()} rows "
-            "without one: drop them first."
-        )
+    _check_whole(times.isna(), times.name, "a time")
     if times.dtype.kind == "M" or hasattr(times.dtype, "tz"):
         return times.to_numpy("datetime64[s]").astype(np.int64)
     return times.to_numpy(np.int64)
+
+
+def _check_whole(missing: Any, column: str, what: str) -> None:
+    if missing.any():
+        raise ValueError(
+            f"column {column!r} must have {what} in every row, got {missing.sum()} rows without "
+            "one: drop them first."
+        )
 
 
 def _rank(codes: np.ndarray, texts: np.ndarray) -> tuple[Vocabulary, np.ndarray]:
@@ -155,10 +151,9 @@ def _rank(codes: np.ndarray, texts: np.ndarray) -> tuple[Vocabulary, np.ndarray]
 def _fingerprint(
     queries: Vocabulary, candidates: Vocabulary, splits: dict[str, dict[str, np.ndarray]]
 ) -> str:
+    arrays = [queries.fingerprints, candidates.fingerprints]
+    arrays += [values for columns in splits.values() for values in columns.values()]
     digest = hashlib.blake2b(digest_size=8)
-    for array in (queries.fingerprints, candidates.fingerprints):
+    for array in arrays:
         digest.update(array.tobytes())
-    for columns in splits.values():
-        for values in columns.values():
-            digest.update(np.ascontiguousarray(values).tobytes())
     return digest.hexdigest()

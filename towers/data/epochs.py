@@ -82,9 +82,8 @@ def _rows(num_rows: int, batch_size: int, key: Any, place: Any) -> tf.Tensor:
 
 def _tensor(column: np.ndarray) -> tf.Tensor:
     """The values of an array; those of a private mapping of a file are not copied."""
-    if not isinstance(column, np.memmap) or column.mode != "c":
-        return tf.constant(column)
-    if not column.flags.c_contiguous or column.ctypes.data % _ALIGNED:
+    private = isinstance(column, np.memmap) and column.mode == "c"
+    if not private or not column.flags.c_contiguous or column.ctypes.data % _ALIGNED:
         return tf.constant(column)
     shared = column.view(np.ndarray)
     shared.flags.writeable = True  # DLPack hands on nothing else; a dataset only reads

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from towers.data.attributes import Arrays, Column, followed_by, read_column
+from towers.data.attributes import Arrays, Column, read_column
 from towers.data.ragged import Lists
 
 
@@ -40,32 +40,30 @@ class FeatureSource:
 
     def followed_by(self, other: FeatureSource) -> FeatureSource:
         """These rows, then the other ones."""
+        columns = {
+            name: values.followed_by(other.columns[name])
+            if isinstance(values, Lists)
+            else np.concatenate([values, other.columns[name]])
+            for name, values in self.columns.items()
+        }
         return FeatureSource(
             np.concatenate([self.rows, other.rows]),
             np.concatenate([self.has_id, other.has_id]),
-            followed_by(self.columns, other.columns),
+            columns,
             None if self.history is None else np.concatenate([self.history, other.history]),
         )
 
     def as_tensors(self, convert: Callable[[np.ndarray], Any]) -> FeatureSource:
         """With every array converted, such as by `tf.constant`."""
-        columns = {
-            name: Lists(*map(convert, values)) if isinstance(values, Lists) else convert(values)
-            for name, values in self.columns.items()
-        }
+        columns = {name: tf.nest.map_structure(convert, v) for name, v in self.columns.items()}
         history = None if self.history is None else convert(self.history)
         return FeatureSource(convert(self.rows), convert(self.has_id), columns, history)
 
     def inputs(self, ids: tf.Tensor, columns: tuple[Column, ...]) -> dict[str, Any]:
         """What is known of rows [...]: row, has_id, columns by name, and history where kept."""
-        known = {
-            "row": tf.gather(self.rows, ids),
-            "has_id": tf.gather(self.has_id, ids),
-            "columns": {
-                column.name: read_column(column, self.columns[column.name], ids)
-                for column in columns
-            },
-        }
+        values = {c.name: read_column(c, self.columns[c.name], ids) for c in columns}
+        row, has_id = tf.gather(self.rows, ids), tf.gather(self.has_id, ids)
+        known = {"row": row, "has_id": has_id, "columns": values}
         if self.history is not None:
             known["history"] = tf.gather(self.history, ids)
         return known

@@ -154,12 +154,9 @@ class FeatureTower(Tower):
         width = sum(sizes) + (self.dim if self._history is not None else 0)
         layers = []
         for number, units in enumerate([*config.hidden, self.dim] if width else []):
-            layer = tf_keras.layers.Dense(
-                units,
-                activation="relu" if number < len(config.hidden) else None,
-                kernel_initializer=glorot(self._next_seed()),
-                name=f"dense_{number}",
-            )
+            activation = "relu" if number < len(config.hidden) else None
+            initial, name = glorot(self._next_seed()), f"dense_{number}"
+            layer = tf_keras.layers.Dense(units, activation, kernel_initializer=initial, name=name)
             layer.build((None, width))
             layers.append(layer)
             width = units
@@ -169,9 +166,7 @@ class FeatureTower(Tower):
         """Rows at first N(0, init_stddev²); in tables of values row 0, of none, is 0."""
         zero_rows = int(name.startswith("values"))
         initial = normal(self._stddev, self._next_seed(), zero_rows=zero_rows)
-        return self.add_weight(
-            name=name, shape=(num_rows, dim), initializer=initial, dtype=tf.float32
-        )
+        return self.add_weight(name, (num_rows, dim), tf.float32, initial)
 
     def _next_seed(self) -> tuple[int, int]:
         self._weights_made += 2

@@ -124,6 +124,4 @@ class HistoryTower(Tower):
         return starts, tf.gather(self._lists.offsets, ids + 1) - starts
 
     def _rows(self, name: str, size: int, stddev: float, seed: tuple[int, int]) -> tf.Variable:
-        return self.add_weight(
-            name=name, shape=(size, self.dim), initializer=normal(stddev, seed), dtype=tf.float32
-        )
+        return self.add_weight(name, (size, self.dim), tf.float32, normal(stddev, seed))

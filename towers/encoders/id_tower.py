@@ -34,12 +34,8 @@ class IdTower(Tower):
         super().__init__(**kwargs)
         self._lengths = None if lengths is None else tf.constant(lengths[:, None], tf.float32)
         self.normalize, self.dim, self.vocabulary_size = normalize, dim, vocabulary_size
-        self.table = self.add_weight(
-            name="table",
-            shape=(vocabulary_size, dim),
-            initializer=normal(init_stddev, seed),
-            dtype=tf.float32,
-        )
+        initial = normal(init_stddev, seed)
+        self.table = self.add_weight("table", (vocabulary_size, dim), tf.float32, initial)
         self.built = True
 
     def lookup(
@@ -73,9 +69,7 @@ class GmfTower(IdTower):
 
     def __init__(self, vocabulary_size: int, dim: int, **kwargs: Any) -> None:
         super().__init__(vocabulary_size, dim, **kwargs)
-        self.factor_weights = self.add_weight(
-            name="factor_weights", shape=(dim,), initializer="ones", dtype=tf.float32
-        )
+        self.factor_weights = self.add_weight("factor_weights", (dim,), tf.float32, "ones")
 
     def call(self, rows: tf.Tensor) -> tf.Tensor:
         """Rows → h ∘ rows [..., D]; of length 1 when scores are cosines."""

@@ -39,12 +39,7 @@ def make_towers(
 
     Args:
       data: what they are for: vocabularies, attributes, and the train split.
-      config: which ones.
       dim: D; ngcf makes embeddings of (layers + 1) · D numbers.
-      normalize: whether embeddings have length 1.
-      init_stddev: standard deviation of the initial tables.
-      temperature: what the embeddings of queries are divided by.
-      seed: of the initial weights.
       jit_compile: whether XLA compiles the propagation; None: on accelerators.
 
     Raises:
@@ -65,7 +60,16 @@ def make_towers(
     )
     shared |= {"seed": (seed, _QUERY_SEED), "name": "query_tower"}
     if config.tower in SUMS:
-        query = _history_tower(data, config, candidate, shared)
+        query = HistoryTower(
+            data.arrays("train"),
+            data.num_queries,
+            data.num_candidates,
+            dim,
+            length=config.history,
+            items=candidate.table if config.share_items else None,
+            has_table=config.tower == "svdpp",
+            **shared,
+        )
     else:
         query_tower = GmfTower if config.tower == "gmf" else IdTower
         query = query_tower(data.num_queries, dim, **shared)
@@ -81,21 +85,6 @@ def _lengths(data: RetrievalData, config: TowerConfig, normalize: bool) -> np.nd
     require(normalize, "popularity_power", "must be 0 without --normalize", power)
     counts = np.maximum(data.train_counts, 1)
     return (counts / counts.mean()) ** power
-
-
-def _history_tower(
-    data: RetrievalData, config: TowerConfig, candidate: IdTower, shared: dict[str, Any]
-) -> Tower:
-    return HistoryTower(
-        data.arrays("train"),
-        data.num_queries,
-        data.num_candidates,
-        candidate.dim,
-        length=config.history,
-        items=candidate.table if config.share_items else None,
-        has_table=config.tower == "svdpp",
-        **shared,
-    )
 
 
 def _propagation(
@@ -155,13 +144,12 @@ def _chosen_features(data: RetrievalData, config: TowerConfig, side: str) -> Fea
     """The columns that the inputs of a side name, in the order of the data."""
     inputs = config.inputs(side)
     features = data.features(side)
-    names = [name for name in inputs if name not in INPUTS]
-    if "features" in inputs and not features.specs:
+    if "features" not in inputs:
+        return features.chosen([name for name in inputs if name not in INPUTS], side)
+    if not features.specs:
         word = "user" if side == "query" else "item"
         raise ValueError(
             f"{side}_inputs has features, and the data have no attributes of that side: prepare "
             f"them with --{word}_features, or leave features out of --{side}_inputs."
         )
-    if "features" in inputs:
-        names = [spec.name for spec in features.specs]
-    return features.chosen(names, side)
+    return features

@@ -12,6 +12,7 @@ from towers.encoders.tower import glorot
 from towers.legacy_keras import tf_keras
 
 NeighbourSum = Callable[[tf.Tensor], tf.Tensor]
+Make = Callable[[], NeighbourSum]  # in the trace that uses it
 
 _SLOPE = 0.2  # of LeakyReLU in NGCF, as in its published code
 
@@ -80,15 +81,9 @@ class Propagation(tf_keras.layers.Layer):
     """
 
     def __init__(
-        self,
-        graph: BipartiteGraph,
-        dim: int,
-        num_layers: int,
-        *,
-        jit_compile: bool = False,
-        **kwargs: Any,
+        self, graph: BipartiteGraph, dim: int, num_layers: int, *, jit_compile: bool = False
     ) -> None:
-        super().__init__(dtype=tf.float32, **kwargs)
+        super().__init__(dtype=tf.float32)
         self.graph, self.num_layers = graph, num_layers
         self.dim = dim  # of the embeddings
         self._compiled = tf.function(self._propagate, jit_compile=jit_compile)
@@ -139,9 +134,7 @@ class Ngcf(Propagation):
         for number, name in enumerate(("sum_weights", "product_weights"), 1):
             for layer in range(num_layers):
                 initial = glorot((seed, 100 * number + layer))
-                weight = self.add_weight(
-                    name=f"{name}_{layer}", shape=(dim, dim), initializer=initial
-                )
+                weight = self.add_weight(f"{name}_{layer}", (dim, dim), initializer=initial)
                 setattr(self, f"{name}_{layer}", weight)  # its name in a checkpoint
 
     def _propagate(self, queries: tf.Tensor, candidates: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -167,9 +160,7 @@ def _combine(
     return tf.nn.leaky_relu(message, _SLOPE)
 
 
-def _by_segments(
-    sources: np.ndarray, targets: np.ndarray, shape: tuple[int, int]
-) -> Callable[[], NeighbourSum]:
+def _by_segments(sources: np.ndarray, targets: np.ndarray, shape: tuple[int, int]) -> Make:
     """Makes sums of rows [sources, D] by target, edge by edge, in the order of the targets."""
     order = np.lexsort((sources, targets))
     source_ids, target_ids = (tf.constant(ids[order], tf.int64) for ids in (sources, targets))
@@ -178,9 +169,7 @@ def _by_segments(
     )
 
 
-def _by_matrix(
-    sources: np.ndarray, targets: np.ndarray, shape: tuple[int, int]
-) -> Callable[[], NeighbourSum]:
+def _by_matrix(sources: np.ndarray, targets: np.ndarray, shape: tuple[int, int]) -> Make:
     """Makes the same as the product with a matrix of zeros and ones, [targets, sources]."""
     order = np.lexsort((sources, targets))
     places = tf.constant(np.stack([targets[order], sources[order]], axis=1), tf.int64)
@@ -202,9 +191,7 @@ def _inverse_root(degrees: np.ndarray) -> tf.Tensor:
     return tf.constant(roots[:, None], tf.float32)
 
 
-def _with_adjoint(
-    forward: Callable[[], NeighbourSum], adjoint: Callable[[], NeighbourSum]
-) -> NeighbourSum:
+def _with_adjoint(forward: Make, adjoint: Make) -> NeighbourSum:
     """The sum, whose gradient is the sum in the other direction.
 
     A graph cannot take a matrix from outside, so each trace makes its own; the gradient is one.

@@ -48,6 +48,8 @@ def export_bundle(
     raw_ids = all_ids(data, model, "query")
     graph = make_query_model(raw_ids.to_pylist(), model.query_tower, queries, model.temperature)
     draw = np.random.default_rng(_SAMPLES_SEED)
+    seen = data.positives("train", "validation")
+    nothing = np.full(len(model.query_tower.cold_ids), seen.offsets[-1])
     return write_bundle(
         bundle_dir,
         candidates,
@@ -57,7 +59,7 @@ def export_bundle(
         ),
         sample_queries=queries[np.sort(draw.permutation(len(queries))[:_SAMPLES])],
         query_ids=raw_ids,
-        seen=_seen(data, model),
+        seen=SeenLists(np.concatenate([seen.offsets, nothing]), seen.candidate_ids),
         manifest=_manifest(data, model, candidates, config, Path(run_dir)),
     )
 
@@ -83,12 +85,6 @@ def all_ids(data: RetrievalData, model: TwoTower, side: str) -> pa.Array:
     """Raw ids by dense id, then those that the tower knows by their attributes alone."""
     vocabulary, tower = getattr(data, f"{side}_vocabulary"), getattr(model, f"{side}_tower")
     return pa.concat_arrays([vocabulary.raw_ids, tower.cold_ids])
-
-
-def _seen(data: RetrievalData, model: TwoTower) -> SeenLists:
-    seen = data.positives("train", "validation")
-    nothing = np.full(len(model.query_tower.cold_ids), seen.offsets[-1])
-    return SeenLists(np.concatenate([seen.offsets, nothing]), seen.candidate_ids)
 
 
 def _manifest(

@@ -33,19 +33,12 @@ TopK = Callable[[list[str]], Iterable[tuple[Sequence[str], Sequence[float]]]]
 
 
 class Ranker(NamedTuple):
-    """Somebody who ranks in place of scoring all candidates, such as the index of a version.
+    """Somebody who ranks in place of scoring all candidates, such as the index of a version."""
 
-    Attributes:
-      source: what it is, for messages.
-      candidate_ids: raw ids of its corpus, [N].
-      vectors: float32 [N, D], what it scores them by.
-      top_k: ranks, and leaves out what is to be left out.
-    """
-
-    source: str
-    candidate_ids: Sequence[str]
-    vectors: np.ndarray
-    top_k: TopK
+    source: str  # what it is, for messages
+    candidate_ids: Sequence[str]  # raw ids of its corpus, [N]
+    vectors: np.ndarray  # float32 [N, D], what it scores them by
+    top_k: TopK  # ranks, and leaves out what is to be left out
 
 
 def recommend(config: RecommendConfig, ranker: Ranker | None = None) -> schema.Manifest:
