@@ -127,7 +127,7 @@ def _seconds(times: pd.Series) -> np.ndarray:
     return times.to_numpy(np.int64)
 
 
-def _check_whole(missing: Any, column: str, what: str) -> None:
+def _check_whole(missing: Any, column: Any, what: str) -> None:
     if missing.any():
         raise ValueError(
             f"column {column!r} must have {what} in every row, got {missing.sum()} rows without "

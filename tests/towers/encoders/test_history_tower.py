@@ -64,7 +64,7 @@ def test_of_long_histories_a_sample_is_read():
     query, positive, tower = 0, 2, make_tower(length=3)
     tower.items.assign(np.eye(N, DIM, dtype=np.float32))  # only candidates 0 … 3 can be seen
     pair = tf.constant([query], tf.int64), tf.constant([positive], tf.int64)
-    draws = [tower.embed(pair[0], positives=pair[1], seed=(1, step))[0] for step in range(300)]
+    draws = [tower.embed(pair[0], positives=pair[1], seed=(1, step))[0] for step in range(100)]
     draws, root = np.array(draws), np.sqrt(len(CHOSEN[query]) - 1)
     assert (draws[:, [2, 3]] == 0).all()  # the positive, and what it never chose
     assert np.isclose(draws[..., None], [0, root / 2, root / 3], atol=1e-5).any(-1).all()
