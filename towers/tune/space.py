@@ -74,16 +74,19 @@ def make_space(config: TuneConfig) -> tuple[list[Knob], dict[str, Any]]:
     if config.reduction == "sum":
         ranges["l2"] = L2_OF_SUMS
     ranges = {name: text for name, text in ranges.items() if text and name not in config.given}
-    knobs = [parse(name, text, types[name]) for name, text in (ranges | requested).items()]
-    single = {knob.name: knob.values[0] for knob in knobs if len(set(knob.values)) == 1}
-    searched = [knob for knob in knobs if knob.name not in single]
-    for knob in searched:
+    knobs: list[Knob] = []
+    single: dict[str, Any] = {}
+    for name, text in (ranges | requested).items():
+        knob = parse(name, text, types[name])
+        if len(set(knob.values)) == 1:
+            single[name] = knob.values[0]
+        else:
+            for_cosines = name == "temperature" and name not in requested
+            knobs.append(knob._replace(for_cosines=for_cosines))
+    for knob in knobs:
         for value in knob.values:  # what no training may have is an error before the first one
             train_config(config, single | {knob.name: value}, config.output)
-    return [
-        knob._replace(for_cosines=knob.name == "temperature" and knob.name not in requested)
-        for knob in searched
-    ], single
+    return knobs, single
 
 
 def suggest(
@@ -100,12 +103,13 @@ def suggest(
 
 def train_config(config: TuneConfig, params: dict[str, Any], run: str) -> TrainConfig:
     """The settings of one training: those of the study, and over them some by name of a knob."""
-    settings = {name: value for name, value in params.items() if not name.startswith(METHOD)}
-    options = config.method_options | {
-        name.removeprefix(METHOD): _as_text(value)
-        for name, value in params.items()
-        if name.startswith(METHOD)
-    }
+    settings: dict[str, Any] = {}
+    options = config.method_options
+    for name, value in params.items():
+        if name.startswith(METHOD):
+            options[name.removeprefix(METHOD)] = _as_text(value)
+        else:
+            settings[name] = value
     pairs = tuple(f"{name}={value}" for name, value in options.items())
     return dataclasses.replace(config.base, **settings, run=run, options=pairs)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -252,10 +253,8 @@ def test_knobs_follow_k():
 
 
 @pytest.fixture(scope="module")
-def run(prepared, tmp_path_factory):
-    directory = tmp_path_factory.mktemp("audit") / "run"
-    train(TrainConfig(data=str(prepared), run=str(directory), dim=8, batch_size=64, epochs=2))
-    return directory
+def run(trained, tmp_path_factory):
+    return shutil.copytree(trained[0].run, tmp_path_factory.mktemp("audit") / "run")
 
 
 @pytest.fixture(scope="module")

@@ -19,25 +19,20 @@ from towers.evaluation.settings import CompareConfig, EvaluateConfig
 from towers.evaluation.significance import compare_paired, holm, permutation_test
 from towers.metrics.definitions import half_width, mean_metrics
 from towers.metrics.held_out import HeldOut
-from towers.training.settings import TrainConfig
 from towers.training.train import train
 
 HOSTILE = "<b>second$x$"
 
 
-def trained(prepared, run, **settings):
-    settings = {"normalize": True, "temperature": 0.2, "jit_compile": False} | settings
-    train(TrainConfig(data=str(prepared), run=str(run), dim=4, epochs=1, **settings))
-    evaluate(EvaluateConfig(data=str(prepared), run=str(run), ks=(5, 10)))
-    return run
-
-
 @pytest.fixture(scope="module")
-def runs(prepared, tmp_path_factory):
+def runs(prepared, trained, tmp_path_factory):
     """Two trained runs, and a copy of the first in which users have the hits of others."""
     root = tmp_path_factory.mktemp("runs")
-    first = trained(prepared, root / "first")
-    second = trained(prepared, root / HOSTILE, learning_rate=1e-6)
+    config, _ = trained
+    first, second = shutil.copytree(config.run, root / "first"), root / HOSTILE
+    train(dataclasses.replace(config, run=str(second), epochs=1, learning_rate=1e-6))
+    for run in (first, second):
+        evaluate(EvaluateConfig(data=str(prepared), run=str(run), ks=(5, 10)))
     third = shutil.copytree(first, root / "third")
     hits = read_hits(third)
     order = np.random.default_rng(0).permutation(len(hits.hits))
