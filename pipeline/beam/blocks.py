@@ -40,9 +40,12 @@ def by_range(ids: np.ndarray, partitions: int) -> Iterator[tuple[int, np.ndarray
     return partition(np.arange(len(ids)), partition_of(ids, partitions), partitions)
 
 
-def repartition(rows: np.ndarray, side: str, partitions: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Sends a block's rows to the key ranges of their id on `side`."""
-    return partition(rows, partition_of(rows[side], partitions), partitions)
+def repartition(
+    rows: np.ndarray, side: str, partitions: int, first: int = 0
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Sends a block's rows to the key ranges of their id on `side`, counted from `first`."""
+    for part, places in by_range(rows[side], partitions):
+        yield first + part, rows[places]
 
 
 def join(blocks: Iterable[np.ndarray]) -> np.ndarray:

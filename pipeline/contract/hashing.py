@@ -78,10 +78,7 @@ def split_sizes(
     rint(train_ratio · n) rows (half to even), but at least one, are not test; the last
     rint(validation_ratio · those) of them are validation, where at least one stays train.
 
-    Args:
-      num_rows: int [Q], rows of each query.
-      train_ratio: in (0, 1], the share of rows that are not test.
-      validation_ratio: in [0, 1), the share of those that are validation.
+    `num_rows` is int [Q], rows of each query; for the ratios see `split_codes`.
     """
     if not 0 < train_ratio <= 1:
         raise ValueError(f"train_ratio must be above 0 and at most 1, got {train_ratio}.")

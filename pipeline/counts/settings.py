@@ -55,11 +55,6 @@ class FrequenciesConfig(SourceConfig):
             raise ValueError("--decay needs --previous, the counts that decay.")
 
     @property
-    def required_columns(self) -> tuple[str, ...]:
-        """The settings of columns that may not be empty."""
-        return ("item_column",)
-
-    @property
     def needs_timestamps(self) -> bool:
         """Whether event time decides the step."""
         return self.step_seconds > 0

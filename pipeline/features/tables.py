@@ -40,11 +40,6 @@ class TableConfig(SourceConfig):
     user_column: str = ""
     timestamp_column: str = ""
 
-    @property
-    def required_columns(self) -> tuple[str, ...]:
-        """The settings of columns that may not be empty."""
-        return ("item_column",)
-
 
 class Table(NamedTuple):
     """A table of attributes, and how to read it."""

@@ -51,7 +51,9 @@ def assemble(
         )
         for number in (1, 0):  # candidates, then queries
             side, first = schema.SIDES[number], number * config.partitions
-            by_side = rows | f"By{side}" >> beam.FlatMap(_by_slot, side, config.partitions, first)
+            by_side = rows | f"By{side}" >> beam.FlatMap(
+                repartition, side, config.partitions, first
+            )
             rows = (
                 {"rows": by_side, "dense": ranked["dense"]}
                 | f"Join{side}" >> beam.CoGroupByKey()
@@ -100,13 +102,6 @@ def _count_range(
     return slot, pa.table([ids, prints, *counts.T], names)
 
 
-def _by_slot(
-    rows: np.ndarray, side: str, partitions: int, first: int
-) -> Iterator[tuple[int, np.ndarray]]:
-    for part, some in repartition(rows, side, partitions):
-        yield first + part, some
-
-
 def _replace_range(
     element: tuple[int, dict[str, Iterable[Any]]], side: str
 ) -> Iterator[np.ndarray]:
@@ -132,8 +127,7 @@ def _write_shard(
 ) -> None:
     rows = join(blocks)
     rows = rows[np.lexsort((rows["candidate"], rows["query"], rows["order"]))]
-    split, number = divmod(number, num_shards)
-    name = schema.shard_name(schema.SPLITS[split], number, num_shards)
+    shard = Shard(*divmod(number, num_shards), len(rows), 0)
+    name = shard.name(num_shards)
     size = write_shard(out / name, rows, columns)
-    shard = Shard(split, number, len(rows), size)
-    write_json(written, name, shard._asdict())
+    write_json(written, name, shard._replace(bytes=size)._asdict())

@@ -20,7 +20,7 @@ class Shard(NamedTuple):
     bytes: int
 
     def name(self, num_shards: int) -> str:
-        """The file."""
+        """The name of the file."""
         return schema.shard_name(schema.SPLITS[self.split], self.number, num_shards)
 
 
@@ -75,12 +75,13 @@ def write_dataset_metadata(
         of_split = {shard.number: shard for shard in shards if shard.split == code}
         if not of_split:
             continue
-        for number in set(range(num_shards)) - set(of_split):
-            (directory / schema.shard_name(split, number, num_shards)).touch()
+        all_shards = [of_split.get(n, Shard(code, n, 0, 0)) for n in range(num_shards)]
+        for shard in all_shards:
+            (directory / shard.name(num_shards)).touch()  # those without rows are not there yet
         info = tfds.core.SplitInfo(
             name=split,
-            shard_lengths=[of_split[n].rows if n in of_split else 0 for n in range(num_shards)],
-            num_bytes=sum(shard.bytes for shard in of_split.values()),
+            shard_lengths=[shard.rows for shard in all_shards],
+            num_bytes=sum(shard.bytes for shard in all_shards),
             filename_template=template,
         )
         infos.append(info)

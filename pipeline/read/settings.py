@@ -34,7 +34,8 @@ class SourceConfig:
         Raises:
           ValueError: a field breaks its rule; the message names rule, value and remedy.
         """
-        require_all(self, "must be given", "source", "output", *self.required_columns)
+        columns = (name for name in ("user_column", "item_column") if getattr(type(self), name))
+        require_all(self, "must be given", "source", "output", *columns)  # no default, not required
         require_all(self, "must be in [0, 1]", "max_bad_share")
         require_all(self, "must be at least 1", "partitions")
         require(len(self.delimiter) <= 1, "delimiter", "must be one character", self.delimiter)
@@ -44,11 +45,6 @@ class SourceConfig:
             f"must be one of {tuple(EPOCH_UNITS)} or a pattern such as %Y-%m-%d",
             self.timestamp_format,
         )
-
-    @property
-    def required_columns(self) -> tuple[str, ...]:
-        """The settings of columns that may not be empty."""
-        return ("user_column", "item_column")
 
     @property
     def needs_timestamps(self) -> bool:

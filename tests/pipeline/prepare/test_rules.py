@@ -19,9 +19,8 @@ from pipeline.prepare.split import assign_splits
 
 def run(log, tmp_path, **settings):
     pq.write_table(log, tmp_path / "log.parquet")
-    config = PrepareConfig(
-        source=str(tmp_path / "log.parquet"), output=str(tmp_path / "out"), **settings
-    )
+    paths = {"source": str(tmp_path / "log.parquet"), "output": str(tmp_path / "out")}
+    config = PrepareConfig(**paths, **({"partitions": 3} | settings))
     return prepare(config), tmp_path / "out"
 
 
