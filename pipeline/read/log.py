@@ -98,7 +98,7 @@ def read_source(
 ) -> Read:
     """Reads and validates all pieces; `check_read` tells afterwards what became of the rows.
 
-    Each key comes many times, and an id once for each block that holds it.
+    Each key comes many times, and an id at least once for each block that holds it.
 
     Args:
       pieces: from `find_pieces`.
