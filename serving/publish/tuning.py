@@ -229,9 +229,8 @@ class Sweep:
             yield self.settings[0]
         else:
             for share in _MOST_REORDERED:
-                self.settings.append(
-                    self.measure(self.index.num_leaves, self.index.reordering(share))
-                )
+                num_reordered = self.index.reordering(share)
+                self.settings.append(self.measure(self.index.num_leaves, num_reordered))
                 yield self.settings[-1]
 
     def measure(self, leaves: int, num_reordered: int, **options: int) -> Setting:

@@ -62,16 +62,10 @@ class Corpus:
         self, request: RetrieveRequest, shared: FilterRows, query_ids: Sequence[str]
     ) -> Filters:
         """The filters of some queries of a request."""
-        return Filters(
-            self.num_candidates,
-            shared.excluded,
-            shared.allowed,
-            [
-                self.seen_rows(query_id) if request.exclude_seen else _NO_ROWS
-                for query_id in query_ids
-            ],
-            request.min_score,
-        )
+        wanted = request.exclude_seen
+        seen = [self.seen_rows(query_id) if wanted else _NO_ROWS for query_id in query_ids]
+        excluded, allowed, _ = shared
+        return Filters(self.num_candidates, excluded, allowed, seen, request.min_score)
 
     def seen_rows(self, query_id: str) -> np.ndarray:
         """Rows that the query had in training, int64, in the order of its list; [] if unknown."""

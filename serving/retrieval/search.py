@@ -125,21 +125,15 @@ def results(
             f"{', ...' if len(unknown) > 3 else ''}."
         )
     best = _of_known(queries, index, hits, corpus)
-    popular = unknown_queries == "popular"
-    for query in unknown if popular else ():
+    fallback = "popular" if unknown_queries == "popular" else ""
+    for query in unknown if fallback else ():
         best[query] = corpus.popular_rows(queries.filters, query, queries.request.k)
-    return [
-        RetrieveResult(
-            query_id=query_id,
-            known=bool(known),
-            fallback="popular" if popular and not known else "",
-            candidate_ids=corpus.names(rows),
-            scores=scores.astype(float).tolist(),
-        )
-        for query_id, known, (rows, scores) in zip(
-            queries.query_ids, queries.known, best, strict=True
-        )
-    ]
+    answers = []
+    for query_id, known, (rows, scores) in zip(queries.query_ids, queries.known, best, strict=True):
+        names, values = corpus.names(rows), scores.astype(float).tolist()
+        shown = "" if known else fallback
+        answers.append(RetrieveResult(query_id, bool(known), shown, names, values))
+    return answers
 
 
 def _of_known(

@@ -47,15 +47,11 @@ class BatchedVersion:
         )
         alone = options._replace(max_batch_size=1)
         on_predict = partial(metrics.batch, model, PREDICT)
-        self._predict: dict[str, Batcher[Arrays, dict[str, np.ndarray]]] = {
-            name: Batcher(
-                threads,
-                partial(loaded.run_all, name),
-                options if signature.by_rows else alone,
-                on_predict,
-            )
-            for name, signature in loaded.signatures.items()
-        }
+        self._predict: dict[str, Batcher[Arrays, dict[str, np.ndarray]]] = {}
+        for name, signature in loaded.signatures.items():
+            knobs = options if signature.by_rows else alone
+            run = partial(loaded.run_all, name)
+            self._predict[name] = Batcher(threads, run, knobs, on_predict)
         on_retrieve = partial(metrics.batch, model, RETRIEVE)
         # Nothing here refers back to this object: it is freed with its last reference.
         answer_all = partial(_answer_all, loaded, config.unknown_queries)
@@ -137,10 +133,8 @@ class BatchedVersion:
 
     def close(self) -> None:
         """Frees the version, once nothing runs that its last requests did not wait for."""
-        for predict in self._predict.values():
-            predict.wait_until_idle()
-        self._retrieve.wait_until_idle()
-        self._score_all.wait_until_idle()
+        for batcher in (*self._predict.values(), self._retrieve, self._score_all):
+            batcher.wait_until_idle()
         self.loaded.close()
 
 
@@ -169,9 +163,8 @@ def _known(outcome: RetrieveResponse | Exception) -> Any:
 def _num_queries(request: RetrieveRequest) -> int:
     """Queries of a request, before it is looked at any further."""
     columns = [request.query_ids, *(request.features or {}).values()]
-    return max(
-        (len(column) for column in columns if isinstance(column, Sequence | np.ndarray)), default=0
-    )
+    sizes = [len(column) for column in columns if isinstance(column, Sequence | np.ndarray)]
+    return max(sizes, default=0)
 
 
 def _check_results(rows: int, k: int) -> None:

@@ -207,12 +207,8 @@ def _is_dense(proto: meta_graph_pb2.SignatureDef) -> bool:
 
 
 def _as_array(tensor: tf.Tensor) -> np.ndarray:
-    value = tensor.numpy()
-    if isinstance(value, np.ndarray):
-        return value
-    array = np.empty((), object if isinstance(value, bytes) else np.asarray(value).dtype)
-    array[()] = value
-    return array
+    value = tensor.numpy()  # of a scalar it is a number or bytes
+    return np.asarray(value, object if isinstance(value, bytes) else None)
 
 
 def _refusal(error: tf.errors.OpError) -> ServiceError:

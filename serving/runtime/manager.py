@@ -128,7 +128,7 @@ class ModelManager:
         if self._thread.ident:
             self._thread.join()
         for model in self.served.models.values():
-            self._retire(model, list(model.available))
+            self.served.retire(model, list(model.available))
         self._free()
 
     # --- the thread --------------------------------------------------------------------------
@@ -161,7 +161,7 @@ class ModelManager:
             model.settled = False
             self._load(model, wanted[0])
         model.settled = True
-        self._retire(model, model.surplus())
+        self.served.retire(model, model.surplus())
         self._free()
         if self._prune_versions and self._unkept is None:  # the next start may want what goes
             self._prune(model)
@@ -186,7 +186,7 @@ class ModelManager:
         gone = [model for name, model in self.served.models.items() if name not in models]
         self.served.models = models
         for model in gone:
-            self._retire(model, list(model.available))
+            self.served.retire(model, list(model.available))
 
     def _find(self, model: ModelVersions) -> list[VersionFiles]:
         before, absence = model.statuses, model.absence
@@ -212,10 +212,6 @@ class ModelManager:
             return
         self.served.serve(model, number, servable)
         self._report(model, logging.INFO, "loaded", number, "", start)
-
-    def _retire(self, model: ModelVersions, numbers: Sequence[int]) -> None:
-        for number in numbers:
-            self.served.retire(model, number)
 
     def _free(self) -> None:
         unused = self.served.take_unused()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from serving.errors import InvalidRequest, NotFound, Unavailable
 from serving.runtime.batched_version import BatchedVersion
@@ -71,13 +71,14 @@ class ServedModels:
             model.available[number] = PinnedVersion(model, number, servable)
             model.report(number, State.AVAILABLE)
 
-    def retire(self, model: ModelVersions, number: int) -> None:
-        """Takes a version out of service; those that have pinned it keep it."""
+    def retire(self, model: ModelVersions, numbers: Sequence[int]) -> None:
+        """Takes versions out of service; requests that have pinned one keep it."""
         with self.lock:
-            version = model.available.pop(number)
-            version.retired = True
-            model.report(number, State.UNLOADING)
-            self._retired.append(version)
+            for number in numbers:
+                version = model.available.pop(number)
+                version.retired = True
+                model.report(number, State.UNLOADING)
+                self._retired.append(version)
 
     def take_unused(self) -> list[PinnedVersion]:
         """The retired versions that no request uses any more, each once; they may be freed."""

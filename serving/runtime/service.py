@@ -252,14 +252,12 @@ class Service:
             finally:
                 del refusal
         else:
-            self._answered(caller, time.monotonic() - start)
+            seconds = time.monotonic() - start
+            self.metrics.answered(caller.model, caller.api, caller.entrypoint, seconds)
+            if self.config.log_requests:
+                event(_log, logging.INFO, "answered", **caller._asdict(), seconds=seconds)
         finally:
             self._under_way -= 1
-
-    def _answered(self, caller: _Caller, seconds: float) -> None:
-        self.metrics.answered(caller.model, caller.api, caller.entrypoint, seconds)
-        if self.config.log_requests:
-            event(_log, logging.INFO, "answered", **caller._asdict(), seconds=seconds)
 
     def _refusal(self, error: Exception, caller: _Caller) -> ServiceError:
         """What the client is told; a fault of ours is logged with its stack trace."""

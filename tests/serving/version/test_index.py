@@ -1,5 +1,7 @@
+import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -101,3 +103,25 @@ def test_no_queries_have_no_rows(vectors):
     for index in (ExactIndex(vectors, 7), ScannIndex(vectors, 7)):
         rows, scores = index.search(tf.zeros([0, 6]))
         assert rows.shape == scores.shape == (0, 7)
+
+
+def test_native_log_lines_of_a_build_are_shown_only_where_it_fails(vectors, capfd, monkeypatch):
+    ScannIndex(vectors, k=3).release()
+    assert capfd.readouterr().err == ""
+
+    class Failing:
+        def __init__(self, *_):
+            pass
+
+        def score_brute_force(self):
+            return self
+
+        def build(self):
+            os.write(2, b"why it fails\n")
+            raise RuntimeError("no searcher")
+
+    monkeypatch.setattr(index_module, "_scann_ops", lambda: SimpleNamespace(builder=Failing))
+    with pytest.raises(RuntimeError, match="no searcher"):
+        ScannIndex(vectors[:50], k=3)
+    os.write(2, b"afterwards\n")
+    assert capfd.readouterr().err == "why it fails\nafterwards\n"
