@@ -110,7 +110,7 @@ def _tune_scann(
     index = best.index
     index.leaves_to_search, index.num_reordered = chosen.parameters
     report = {
-        "kind": index.kind,
+        "kind": "tree, quantised" if index.num_leaves else "scan",
         **chosen.described(),
         "recall": round(judged.recall, 4),
         "recall_when_chosen": round(chosen.measured.recall, 4),

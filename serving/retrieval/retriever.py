@@ -235,17 +235,12 @@ class Retriever:
             ends = _ends([queries.query_ids for queries in requests])
             parts = np.split(outputs[served_model.EMBEDDING].numpy(), ends)
             knowns = np.split(outputs[served_model.KNOWN].numpy(), ends)
-        return [  # of no requests at all there is one empty part
-            EmbeddedQueries(
-                queries.request,
-                queries.query_ids,
-                part,
-                known,
-                self.corpus.filters(queries.request, queries.filter_rows, queries.query_ids),
-                queries.filter_rows.unknown_ids,
-            )
-            for queries, part, known in zip(requests, parts, knowns, strict=False)
-        ]
+        embedded = []
+        # Of no requests at all there is one empty part.
+        for (request, ids, _, shared), part, known in zip(requests, parts, knowns, strict=False):
+            filters = self.corpus.filters(request, shared, ids)
+            embedded.append(EmbeddedQueries(request, ids, part, known, filters, shared.unknown_ids))
+        return embedded
 
     def _search(self, requests: Sequence[EmbeddedQueries]) -> list[Hits | None]:
         """The K results of the index that each request names, one search for each index."""

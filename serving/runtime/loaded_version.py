@@ -21,6 +21,7 @@ from serving.errors import (
 from serving.retrieval.requests import MAX_NUMBER
 from serving.retrieval.retriever import Retriever
 from serving.runtime.signature import Signature
+from serving.version import warmup_requests
 from serving.version.served_model import TOP_K
 from serving.version.versions import SAVED_MODEL, Version, VersionFiles
 
@@ -149,6 +150,39 @@ class LoadedVersion:
         _log.warning("%s: %r has outputs not by rows, it is not batched.", self.path, name)
         self.not_by_rows.add(name)
         return False
+
+    def warm_up(self, max_batch_size: int) -> None:
+        """Runs the recorded requests, and every signature with 1 and the most rows.
+
+        The first run of a function traces and allocates, ScaNN builds its searcher: no client
+        pays for that. A version that fails here is not served.
+
+        Raises:
+          ValueError: a request cannot be read, or is refused.
+          ServiceError: the version fails.
+        """
+        for number, request in enumerate(warmup_requests.read(self.path), start=1):
+            name = request.model_spec.signature_name or TOP_K
+            try:
+                inputs = {key: tf.make_ndarray(tensor) for key, tensor in request.inputs.items()}
+                self.run(name, self.fit(name, inputs))
+            except (ServiceError, TypeError, ValueError) as error:
+                place = self.path / warmup_requests.WARMUP
+                raise ValueError(f"request {number} in {place} is refused: {error}") from error
+        if self.retriever is not None:
+            self.retriever.warm_up()
+        for signature in self.signatures.values():
+            for rows in (1, max_batch_size):
+                made_up = signature.made_up(rows)
+                if made_up is None:
+                    continue
+                try:
+                    self.run(signature.name, made_up)
+                except ServiceError as error:
+                    if self.retriever is not None:
+                        raise
+                    # Zeros may mean nothing to the model of somebody else.
+                    _log.info("%s: %r is not warmed up: %s", self.path, signature.name, error)
 
     def close(self) -> None:
         """Frees it; call it after the last request."""

@@ -25,7 +25,6 @@ from serving.runtime.manager import ModelManager
 from serving.runtime.model_config import ModelConfig
 from serving.runtime.process import limit_tensorflow
 from serving.runtime.signature import Signature
-from serving.runtime.warming import warm_up
 from serving.settings import ServeConfig
 from serving.version.status import VersionStatus
 from serving.version.versions import VersionFiles
@@ -76,7 +75,9 @@ class Service:
         self._leaving = self._draining = False
         self._under_way = 0
         self.metrics.watched.queue_depth = lambda: self._threads.waiting_rows
-        self.metrics.watched.statuses = self._statuses
+        self.metrics.watched.statuses = lambda: {
+            name: list(model.statuses.values()) for name, model in self._served.models.items()
+        }
         self.metrics.watched.ready = lambda: self.ready
 
     def start(self, wait_seconds: float = 0) -> None:
@@ -279,14 +280,10 @@ class Service:
         """The name as a label of metrics: clients may send any."""
         return model if model in self._served.models else ""
 
-    def _statuses(self) -> dict[str, list[VersionStatus]]:
-        models = self._served.models
-        return {name: list(model.statuses.values()) for name, model in models.items()}
-
     def _load(self, model: str, files: VersionFiles) -> BatchedVersion:
         loaded = LoadedVersion(files, self.config.index)
         try:
-            warm_up(loaded, self.config.max_batch_size)
+            loaded.warm_up(self.config.max_batch_size)
         except Exception:
             loaded.close()
             raise

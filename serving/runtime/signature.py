@@ -47,9 +47,9 @@ class Signature:
           InvalidRequest: names, dtypes, shapes or numbers of rows do not fit.
         """
         if inputs.keys() != self.inputs.keys():
-            raise InvalidRequest(
-                f"Signature {self.name!r} takes {self._shown()}, got inputs {_names(inputs)}."
-            )
+            takes = ", ".join(f"{name!r}: {_shown(spec)}" for name, spec in self.inputs.items())
+            got = ", ".join(repr(name[:80]) for name in list(inputs)[:20]) or "none"
+            raise InvalidRequest(f"Signature {self.name!r} takes {takes}, got inputs {got}.")
         arrays = {name: self._fit_one(spec, inputs[name]) for name, spec in self.inputs.items()}
         if self.by_rows and len({len(array) for array in arrays.values()}) > 1:
             rows = ", ".join(f"{name} {len(array)}" for name, array in arrays.items())
@@ -64,6 +64,19 @@ class Signature:
         """Equal for inputs whose rows can be joined."""
         return tuple(inputs[name].shape[1:] for name in self.inputs)
 
+    def made_up(self, rows: int) -> dict[str, np.ndarray] | None:
+        """Zeros and empty strings that fit; None where other sizes than the rows are open too."""
+        inputs = {}
+        for name, spec in self.inputs.items():
+            shape = spec.shape.as_list() if spec.shape.rank is not None else [None]
+            if self.by_rows:
+                shape[0] = rows
+            if None in shape:
+                return None
+            dtype = spec.dtype.as_numpy_dtype
+            inputs[name] = np.full(shape, b"" if dtype is object else 0, dtype)
+        return inputs
+
     def _fit_one(self, spec: tf.TensorSpec, value: Any) -> np.ndarray:
         got = _as_array(value)
         array = _as_bytes(value) if spec.dtype == tf.string else got
@@ -74,9 +87,6 @@ class Signature:
                 f"got {_dtype_name(got)} {list(got.shape)}."
             )
         return array
-
-    def _shown(self) -> str:
-        return ", ".join(f"{name!r}: {_shown(spec)}" for name, spec in self.inputs.items())
 
 
 def _spec(name: str, info: meta_graph_pb2.TensorInfo) -> tf.TensorSpec:
@@ -118,8 +128,3 @@ def _dtype_name(array: np.ndarray) -> str:
 def _shown(spec: tf.TensorSpec) -> str:
     shape = "" if spec.shape.rank is None else f" {spec.shape.as_list()}".replace("None", "any")
     return f"{spec.dtype.name}{shape}"
-
-
-def _names(inputs: Mapping[str, Any]) -> str:
-    shown = ", ".join(repr(name[:80]) for name in list(inputs)[:20])
-    return shown or "none"

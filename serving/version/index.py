@@ -32,8 +32,6 @@ _ANISOTROPY = 0.2  # weighs errors along the vector more (Guo et al., ICML 2020,
 class ExactIndex(tf.Module):
     """Scores every candidate. The vectors are a variable: a GraphDef ends at 2 GB."""
 
-    kind = "exact"
-
     def __init__(self, vectors: np.ndarray, k: int) -> None:
         super().__init__(name="exact_index")
         self.k = min(k, len(vectors))
@@ -111,11 +109,6 @@ class ScannIndex(tf.Module):
         self._state = _build_searcher(
             np.asarray(vectors), self.k, self.num_leaves, self.num_reordered
         )
-
-    @property
-    def kind(self) -> str:
-        """How it searches, for the report."""
-        return "tree, quantised" if self.num_leaves else "scan"
 
     def reordering(self, per_result: float) -> int:
         """So many reordered candidates for each of the K results, as far as there are any."""

@@ -131,12 +131,12 @@ def look_at(number: int, path: Path, last_stamp: Hashable = None) -> VersionFile
         try:
             manifest = schema.read_manifest(path, "version")
             check_files(path, manifest.files)
+            return VersionFiles(number, path, manifest, stamp)
         except (ValueError, OSError) as error:
-            return VersionFiles(number, path, None, stamp, str(error))
+            problem = str(error)
         except (TypeError, LookupError, AttributeError) as error:  # fields of other kinds
             problem = f"{path / schema.MANIFEST} is not a manifest of a version ({error!r})."
-            return VersionFiles(number, path, None, stamp, problem)
-        return VersionFiles(number, path, manifest, stamp)
+        return VersionFiles(number, path, None, stamp, problem)
     if not (path / SAVED_MODEL).is_file():
         problem = f"{path} has neither {schema.MANIFEST} nor {SAVED_MODEL}: a copy under way?"
     elif _is_ours(path):

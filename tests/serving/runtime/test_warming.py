@@ -7,7 +7,6 @@ from saved_models import write_affine
 from tensorflow_serving.apis import prediction_log_pb2
 
 from serving.runtime.loaded_version import LoadedVersion
-from serving.runtime.warming import warm_up
 from serving.version.versions import look_at
 from serving.version.warmup_requests import WARMUP
 
@@ -55,7 +54,7 @@ def test_recorded_requests_are_replayed_first(affine):
     x = np.array([[1, 2]], np.float32)
     record(affine, ("", {"x": x}), ("total", {"x": 2 * x}))
     loaded = load(affine)
-    warm_up(loaded, 4)
+    loaded.warm_up(4)
     assert loaded.runs[:2] == [
         ("serving_default", {"x": [[1, 2]]}),
         ("total", {"x": [[2, 4]]}),
@@ -64,7 +63,7 @@ def test_recorded_requests_are_replayed_first(affine):
 
 def test_every_signature_runs_with_one_row_and_with_a_full_batch(affine):
     loaded = load(affine)
-    warm_up(loaded, 4)
+    loaded.warm_up(4)
     rows = {name: [] for name in loaded.signatures}
     for name, inputs in loaded.runs:
         rows[name].append(len(inputs["x"]))
@@ -74,7 +73,7 @@ def test_every_signature_runs_with_one_row_and_with_a_full_batch(affine):
 
 def test_a_published_version_is_run_on_all_its_paths(small):
     loaded = load(small.version)
-    warm_up(loaded, 16)
+    loaded.warm_up(16)
     sizes = {name: set() for name in loaded.signatures}
     for name, inputs in loaded.runs:
         sizes[name] |= {len(values) for values in inputs.values()}
@@ -92,14 +91,14 @@ def test_a_published_version_is_run_on_all_its_paths(small):
 def test_a_recorded_request_that_fails_stops_the_version(affine, signature, inputs, message):
     record(affine, (signature, inputs))
     with pytest.raises(ValueError, match=message):
-        warm_up(load(affine), 4)
+        load(affine).warm_up(4)
 
 
 def test_a_file_that_is_no_record_stops_the_version(affine):
     (affine / WARMUP).parent.mkdir(exist_ok=True)
     (affine / WARMUP).write_bytes(b"not a TFRecord")
     with pytest.raises(ValueError, match="must be a TFRecord of PredictionLog"):
-        warm_up(load(affine), 4)
+        load(affine).warm_up(4)
 
 
 def test_other_kinds_of_requests_are_left_out(affine):
@@ -109,5 +108,5 @@ def test_other_kinds_of_requests_are_left_out(affine):
     with tf.io.TFRecordWriter(str(affine / WARMUP)) as file:
         file.write(log.SerializeToString())
     loaded = load(affine)
-    warm_up(loaded, 4)
+    loaded.warm_up(4)
     assert loaded.runs
