@@ -237,9 +237,10 @@ class Retriever:
             knowns = np.split(outputs[served_model.KNOWN].numpy(), ends)
         embedded = []
         # Of no requests at all there is one empty part.
-        for (request, ids, _, shared), part, known in zip(requests, parts, knowns, strict=False):
-            filters = self.corpus.filters(request, shared, ids)
-            embedded.append(EmbeddedQueries(request, ids, part, known, filters, shared.unknown_ids))
+        for queries, part, known in zip(requests, parts, knowns, strict=False):
+            request, names, _, shared = queries
+            filters, unknown_ids = self.corpus.filters(request, shared, names), shared.unknown_ids
+            embedded.append(EmbeddedQueries(request, names, part, known, filters, unknown_ids))
         return embedded
 
     def _search(self, requests: Sequence[EmbeddedQueries]) -> list[Hits | None]:

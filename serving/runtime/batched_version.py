@@ -133,7 +133,8 @@ class BatchedVersion:
 
     def close(self) -> None:
         """Frees the version, once nothing runs that its last requests did not wait for."""
-        for batcher in (*self._predict.values(), self._retrieve, self._score_all):
+        batchers: list[Batcher] = [*self._predict.values(), self._retrieve, self._score_all]
+        for batcher in batchers:
             batcher.wait_until_idle()
         self.loaded.close()
 

@@ -68,7 +68,7 @@ class Signature:
         """Zeros and empty strings that fit; None where other sizes than the rows are open too."""
         inputs = {}
         for name, spec in self.inputs.items():
-            shape = spec.shape.as_list() if spec.shape.rank is not None else [None]
+            shape: list[Any] = [None] if spec.shape.rank is None else spec.shape.as_list()
             if self.by_rows:
                 shape[0] = rows
             if None in shape:
