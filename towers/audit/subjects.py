@@ -10,7 +10,6 @@ loss of pair a puts on candidate j. One backward pass gives all of them, for any
 from __future__ import annotations
 
 import dataclasses
-import functools
 import statistics
 import time
 from typing import Any
@@ -197,11 +196,9 @@ class Stopwatch:
 
     def __init__(self, subject: Subject, batches: Batches) -> None:
         self._subject, self._batches = subject, batches
-        self._look_up = tf.function(functools.partial(_look_up, subject))
-        self._differentiate = tf.function(
-            functools.partial(_differentiate, subject),
-            jit_compile=subject.method.faster_with_xla,
-        )
+        xla = subject.method.faster_with_xla
+        self._graph = tf.function(self._look_up)
+        self._compiled = tf.function(self._differentiate, jit_compile=xla)
         self.seconds(0)  # compiles
 
     def seconds(self, step: int) -> float:
@@ -209,10 +206,9 @@ class Stopwatch:
         batch = self._subject.batch(step % len(self._batches.pairs), step, whole=True)
         first, second = split_seed(self._batches.draw_seed(0, step))
         started = time.perf_counter()
-        results = self._differentiate(batch, *self._look_up(batch, first), second)
-        for tensor in tf.nest.flatten(results):
-            if tensor is not None:
-                tensor.numpy()  # waits for it
+        results = self._compiled(batch, *self._graph(batch, first), second)
+        for tensor in filter(tf.is_tensor, tf.nest.flatten(results)):
+            tensor.numpy()  # waits for it
         return time.perf_counter() - started
 
     def compare(self, baseline: Stopwatch, steps: int) -> tuple[float, float]:
@@ -224,32 +220,28 @@ class Stopwatch:
         ratio = statistics.median(own / base for base, own in pairs)
         return statistics.median(own for _, own in pairs), ratio
 
+    def _look_up(self, batch: Batch, seed: tf.Tensor) -> tuple[Candidates | None, list[tf.Tensor]]:
+        """The steps before the loss, and the embeddings that get a gradient."""
+        encoders, proposed = self._subject.encoders(batch), self._subject.propose(batch, seed)
+        looked_up = [encoders.query, encoders.positive, encoders.corpus()]
+        return proposed, looked_up + ([encoders.candidates(proposed.ids)] if proposed else [])
 
-def _look_up(
-    subject: Subject, batch: Batch, seed: tf.Tensor
-) -> tuple[Candidates | None, list[tf.Tensor]]:
-    """The steps before the loss, and the embeddings that get a gradient."""
-    encoders, proposed = subject.encoders(batch), subject.propose(batch, seed)
-    looked_up = [encoders.query, encoders.positive, encoders.corpus()]
-    return proposed, looked_up + ([encoders.candidates(proposed.ids)] if proposed else [])
-
-
-def _differentiate(
-    subject: Subject,
-    batch: Batch,
-    proposed: Candidates | None,
-    looked_up: list[tf.Tensor],
-    seed: tf.Tensor,
-) -> Any:
-    """The loss, and its gradients by what was looked up; None by what it does not need."""
-    with tf.GradientTape() as tape:
-        tape.watch(looked_up)
-        query, positive, corpus, *rows = looked_up
-        encoders = subject.encoders(batch)._replace(
-            query=query,
-            positive=positive,
-            corpus=lambda: corpus,
-            candidates=lambda ids: rows[0],  # of what was proposed: no loss asks for others
-        )
-        loss = tf.reduce_mean(subject.method.loss(encoders, batch, proposed, seed=seed))
-    return loss, tape.gradient(loss, looked_up)
+    def _differentiate(
+        self,
+        batch: Batch,
+        proposed: Candidates | None,
+        looked_up: list[tf.Tensor],
+        seed: tf.Tensor,
+    ) -> Any:
+        """The loss, and its gradients by what was looked up; None by what it does not need."""
+        with tf.GradientTape() as tape:
+            tape.watch(looked_up)
+            query, positive, corpus, *rows = looked_up
+            encoders = self._subject.encoders(batch)._replace(
+                query=query,
+                positive=positive,
+                corpus=lambda: corpus,
+                candidates=lambda ids: rows[0],  # of what was proposed: no loss asks for others
+            )
+            loss = tf.reduce_mean(self._subject.method.loss(encoders, batch, proposed, seed=seed))
+        return loss, tape.gradient(loss, looked_up)

@@ -35,7 +35,6 @@ log = logging.getLogger(__name__)
 STUDY = "study.json"  # the configuration, and the fingerprint of the data
 STORAGE = "study.sqlite3"  # Optuna's record of the trials
 _LOCK = ".lock"
-_FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 # What a study may go on with although it is not what it began with.
 _FREE = (
@@ -144,19 +143,23 @@ def _search(
     config: TuneConfig, study: optuna.Study, knobs: list[Knob], fixed: dict[str, Any]
 ) -> dict[str, Any]:
     """Runs trials until there are enough; the reports are renewed after each."""
-    started = time.monotonic()
-    result = write_reports(config, study, knobs, fixed)
-    _remove_runs(config, result)
-    while len(study.get_trials(deepcopy=False, states=_FINISHED)) < config.trials:
+    started, trial = time.monotonic(), None
+    while True:
+        result = write_reports(config, study, knobs, fixed)
+        if trial:
+            log_progress(config, result, trial.number)
+        _remove_runs(config, result)
+        states = [trial["state"] for trial in result["trials"] if trial["state"] != "running"]
+        if len(states) >= config.trials:
+            return result
         if config.timeout and time.monotonic() - started > config.timeout:
             log.info("tune: the time is over; the same command goes on with more --timeout.")
-            break
-        states = [trial["state"] for trial in result["trials"] if trial["state"] != "running"]
+            return result
         if len(states) >= config.startup_trials and set(states) == {"failed"}:
-            break  # so many do not fail for their settings
+            return result  # so many do not fail for their settings
         trials = study.get_trials(deepcopy=False)
         running = [trial for trial in trials if trial.state is TrialState.RUNNING]
-        unfinished = [trial.number for trial in trials if trial.state not in _FINISHED]
+        unfinished = [trial.number for trial in trials if not trial.state.is_finished()]
         # Draws depend on the number of the trial, not on what this process drew before.
         number = unfinished[0] if unfinished else len(trials)
         seed = (config.seed * 1_000_003 + number) % 2**32
@@ -164,10 +167,6 @@ def _search(
         # One that was running when a process was killed goes on; Optuna would leave it.
         trial = optuna.Trial(study, running[0]._trial_id) if running else study.ask()
         _run_trial(config, study, trial, knobs, fixed)
-        result = write_reports(config, study, knobs, fixed)
-        log_progress(config, result, trial.number)
-        _remove_runs(config, result)
-    return result
 
 
 def _run_trial(

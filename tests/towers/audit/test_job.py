@@ -130,7 +130,7 @@ def test_weights_give_the_gradient_by_the_query(frozen, name, eagerly):
     assert np.abs(gradient).max() > 1e-3
 
 
-def test_the_full_softmax_is_itself(frozen):
+def test_the_full_softmax_is_itself(frozen, eagerly):
     found, sums = measured(frozen, "full_softmax", draws=3)
     assert abs(found["bias"]["value"]) < 1e-6
     assert abs(found["noise"]["value"]) < 1e-9
@@ -141,6 +141,7 @@ def test_the_full_softmax_is_itself(frozen):
     assert sums.ranked.sum() + sums.seen.sum() == pytest.approx(sums.pairs.sum())
 
 
+@pytest.mark.long
 def test_bias_of_ssl_pop_falls_as_the_batch_grows(frozen):
     small, _ = measured(frozen, "ssl_pop", batch_size=32, draws=16)
     large, _ = measured(frozen, "ssl_pop", batch_size=512, draws=16)
@@ -166,6 +167,7 @@ def test_ssl_looks_at_popular_candidates_and_corrected_methods_do_not(frozen):
     assert bir["top_share"]["value"] > 1.3 * pop["top_share"]["value"]
 
 
+@pytest.mark.long
 def test_fewer_kept_of_the_same_draws_are_harder(frozen):
     found = [measured(frozen, "dns_mn", num_kept=m, num_negatives=20)[0] for m in (1, 4, 20)]
     top = [one["top_share"]["value"] for one in found]

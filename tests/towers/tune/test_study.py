@@ -190,6 +190,7 @@ def test_a_finished_study_goes_on_with_more_trials_only(config):
     assert [one["epochs"] for one in anew["trials"]] == [1]
 
 
+@pytest.mark.long
 def test_what_is_hopeless_is_ended_early(config, make_prepared):
     """Trial 0 takes the default, which learns; most of the range learns nothing."""
     pairs = [(q, c) for q in range(40) for c in range(60) if q % 4 == c % 4]
