@@ -188,7 +188,7 @@ def test_cold_items_are_ranked_by_their_attributes(checkerboard):
         jit_compile=False,
     )
     model.compile(optimizer=towers.CoupledAdam(0.05))
-    model.fit(data.train(60), epochs=12, verbose=0)
+    model.fit(data.train(60), epochs=8, verbose=0)
     scores = model.query_embeddings().numpy() @ model.candidate_tower.embed_cold().numpy().T
     even = np.array([int(raw) % 2 == 0 for raw in data.query_vocabulary.raw_ids.to_pylist()])
     assert (scores[even, 0] > scores[even, 1] + 1).all()
