@@ -7,6 +7,7 @@ the first step, and in the first step after `end_epoch` or, for aobpr, after so 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import ClassVar
 
 import tensorflow as tf
@@ -23,6 +24,14 @@ from samplers.selection.weights import harmonic_number, softmax_weights
 from samplers.state import renewed_variable
 
 
+def _run_if(condition: tf.Tensor, action: Callable[[], None]) -> None:
+    def run() -> tf.Tensor:
+        action()
+        return tf.constant(True)
+
+    tf.cond(condition, run, lambda: tf.constant(False))
+
+
 @dataclasses.dataclass(eq=False, kw_only=True)
 class RenewedMethod(PrisU):
     """Importance weights as in pris_u, over draws from a state that is renewed once an epoch."""
@@ -34,12 +43,11 @@ class RenewedMethod(PrisU):
     def refresh(self, encoders: Encoders, *, seed: tf.Tensor) -> None:
         """Renews the state in the first step, and in the first one of every epoch."""
 
-        def renew() -> tf.Tensor:
+        def renew() -> None:
             self._renew(encoders, seed)
             self._due.assign(False)
-            return tf.constant(True)
 
-        tf.cond(self._due, renew, lambda: tf.constant(False))
+        _run_if(self._due, renew)
 
     def end_epoch(self, encoders: Encoders) -> None:
         """Lets the next step renew the state."""
@@ -55,8 +63,8 @@ class AdaSirU(RenewedMethod):
 
     Chen et al., WWW 2022, doi:10.1145/3485447.3512075, Algorithm 1 with a uniform proposal:
         loss_b = Σ_j p_bj L_bj, p_b = softmax_j(s_uj - log w_uj), eq. (1)
-    over uniform draws from the pool of the query, see `QueryPool`; w_uj is the weight with which
-    j came into the pool, by the scores at the end of the last epoch.
+    over uniform draws from the pool of the query; w_uj is the weight with which j came into the
+    pool, by the scores at the end of the last epoch, see `QueryPool`.
 
     Differs: the published code adds log w where eq. (1) subtracts it (`add_log_weights`).
     """
@@ -66,17 +74,12 @@ class AdaSirU(RenewedMethod):
     pool_size: int = 200  # P, candidates in the pool of each query
     add_log_weights: bool = False  # s + log w for s - log w, as in the published code
 
-    _keep_proposed = False  # whether `select` needs the K_c of the last renewal
+    _keep_proposed = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._pool = QueryPool(
-            self.num_queries,
-            self.pool_size,
-            self._proposal,
-            keep_proposed=self._keep_proposed,
-            seen=self.seen,
-        )
+        size, proposal, keep = self.pool_size, self._proposal, self._keep_proposed
+        self._pool = QueryPool(self.num_queries, size, proposal, keep_proposed=keep, seen=self.seen)
 
     def propose(self, query: tf.Tensor, batch: Batch, *, seed: tf.Tensor) -> Candidates:
         return self._pool.sample(batch.query_ids, self.num_negatives, seed=seed)
@@ -119,7 +122,6 @@ class AdaSirW(AdaSirU):
     _keep_proposed = True
 
     def select(self, encoders: Encoders, batch: Batch, proposed: Candidates) -> Candidates:
-        """All candidates, and J(rank) of the row."""
         assert self._pool.proposed is not None
         ids = tf.gather(self._pool.proposed, batch.query_ids)  # [B, P]
         scores = candidate_scores(encoders.query, encoders.candidates(ids))
@@ -150,18 +152,12 @@ class AoBpr(PerQueryMethod):
 
     def refresh(self, encoders: Encoders, *, seed: tf.Tensor) -> None:
         """Orders the candidates anew in the first step, and every N log N draws."""
-
-        def renew() -> tf.Tensor:
-            self._sampler.renew(encoders.corpus())
-            return tf.constant(True)
-
-        tf.cond(self._sampler.due, renew, lambda: tf.constant(False))
+        _run_if(self._sampler.due, lambda: self._sampler.renew(encoders.corpus()))
 
     def propose(self, query: tf.Tensor, batch: Batch, *, seed: tf.Tensor) -> Candidates:
         return self._sampler.sample(query, self.num_negatives, seed=seed)
 
     def update(self, batch: Batch) -> None:
-        """Counts the draws of the step."""
         self._sampler.count(tf.size(batch.query_ids) * self.num_negatives)
 
 

@@ -59,21 +59,20 @@ def build(
     seen: Seen | None = None,
     **options: Any,
 ) -> Method:
-    """Makes the method of that name, a `tf.Module` whose state checkpoints.
+    """Makes a method, a `tf.Module` whose state checkpoints.
 
         method = samplers.build("dns_mn", num_candidates=41_000, num_kept=4)
         losses = method(encoders, batch, seed=tf.constant([10, step], tf.int64))  # [B]
 
     Args:
-      name: a key of `METHODS`.
-      frequency: [N], train rows of each candidate; not every method needs it.
-      num_candidates: N; not every method needs it.
-      num_queries: the number of dense query ids; methods with state for each query need it.
+      name: a key of `METHODS`; its `needs` says which of the next three it cannot do without.
+      frequency: [N], train rows of each candidate.
+      num_candidates: N.
+      num_queries: the number of dense query ids.
       fingerprints: int64 [N], hashes of the raw ids of the candidates; correct_sfx uses them.
       targets: what a teacher ranks highest; full_softmax alone learns from one.
       seen: the train positives of every query, where they are to be left out of its negatives.
-      **options: fields of that method's dataclass. Text such as "0.5" or "true" is converted,
-        so that options may come from a command line.
+      **options: fields of that method's dataclass, also as text such as "0.5" or "true".
 
     Raises:
       ValueError: the name or an option is unknown, or an option has a wrong value.
@@ -85,13 +84,8 @@ def build(
         if option not in known:
             raise ValueError(_unknown(f"option of {name}", option, sorted(known)))
     given = {option: _parsed(option, value, known[option]) for option, value in options.items()}
-    given |= {
-        "frequency": frequency,
-        "num_candidates": num_candidates,
-        "num_queries": num_queries,
-        "fingerprints": fingerprints,
-        "seen": seen,
-    }
+    given |= {"frequency": frequency, "num_candidates": num_candidates, "seen": seen}
+    given |= {"num_queries": num_queries, "fingerprints": fingerprints}
     if targets is None:
         return METHODS[name](**given)
     if METHODS[name] is not FullSoftmax:
@@ -134,11 +128,8 @@ def _parsed(option: str, value: Any, kind: str) -> Any:
 
 
 def _fits(value: Any, kinds: list[str]) -> bool:
-    """Whether a value, no text, is of one of the types; whole numbers are floats too."""
-    if value is None:
-        return "None" in kinds
+    """Whether a value, not a text, is of one of the types; whole numbers are floats too."""
     if isinstance(value, (bool, np.bool_)):
         return "bool" in kinds
-    if isinstance(value, (int, np.integer)):
-        return "int" in kinds or "float" in kinds
-    return isinstance(value, (float, np.floating)) and "float" in kinds
+    types = {"None": type(None), "int": (int, np.integer), "float": (float, int, np.number)}
+    return any(isinstance(value, types.get(kind, ())) for kind in kinds)

@@ -43,7 +43,6 @@ class FullSoftmax(Method):
         require(temperature > 0, "teacher_temperature", "above 0", temperature)
 
     def with_seen(self, batch: Batch, proposed: Candidates | None) -> Batch:
-        """What was seen is a column of the corpus."""
         if self.seen is None:
             return batch
         return batch._replace(seen=padded(self.seen.pairs(batch.query_ids)))
@@ -51,7 +50,6 @@ class FullSoftmax(Method):
     def loss(
         self, encoders: Encoders, batch: Batch, proposed: Candidates | None, *, seed: tf.Tensor
     ) -> tf.Tensor:
-        """log Σ_j e^(s_uj) - s_ui over the corpus j: float32 [B]."""
         corpus = encoders.corpus()
         valid = _unseen_or_own(batch, tf.range(tf.shape(corpus, tf.int64)[0]))
         wanted = positive_scores(encoders.query, encoders.positive)
@@ -93,14 +91,11 @@ class TargetTable(tf.Module):
     A query that the teacher ranks nothing for has what it chose alone.
 
     Args:
-      targets: what it is made of.
+      targets: what it is made of; a ValueError where the shapes do not go together.
       weight: λ.
       temperature: τ_t; below 1, the head of the teacher's ranking counts for more.
       num_chosen: S, how many of what a query chose one step looks at: all where it has no more,
         otherwise S neighbours in `chosen` from a random place on, each as likely as any other.
-
-    Raises:
-      ValueError: the shapes do not go together.
     """
 
     def __init__(
@@ -154,15 +149,12 @@ class DistilledSoftmax(FullSoftmax):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        weight, temperature, size = self.teacher_weight, self.teacher_temperature, self.num_chosen
         self._table = TargetTable(
-            self.targets,
-            weight=self.teacher_weight,
-            temperature=self.teacher_temperature,
-            num_chosen=self.num_chosen,
+            self.targets, weight=weight, temperature=temperature, num_chosen=size
         )
 
     def propose(self, query: tf.Tensor, batch: Batch, *, seed: tf.Tensor) -> Candidates:
-        """The targets and log t_ui: [B, S + T]."""
         return self._table.of(batch.query_ids, seed=seed)
 
     def with_seen(self, batch: Batch, proposed: Candidates | None) -> Batch:
@@ -171,7 +163,6 @@ class DistilledSoftmax(FullSoftmax):
     def loss(
         self, encoders: Encoders, batch: Batch, proposed: Candidates | None, *, seed: tf.Tensor
     ) -> tf.Tensor:
-        """log Σ_j e^(s_uj) - Σ_i t_ui s_ui over the corpus j: float32 [B]."""
         assert proposed is not None
         query, targets = encoders.query, at_least_float32(encoders.candidates(proposed.ids))
         weights = tf.cast(tf.exp(proposed.log_q), targets.dtype)

@@ -29,7 +29,7 @@ class Dns(PerQueryMethod):
     _num_kept = 1
 
     def select(self, encoders: Encoders, batch: Batch, proposed: Candidates) -> Candidates:
-        """The candidates of each row with the highest scores; others where too few are valid."""
+        """The highest scores of each row; others where too few are valid."""
         scores = candidate_scores(encoders.query, encoders.candidates(proposed.ids))
         valid = self._valid(batch, proposed.ids)
         if valid is not None:

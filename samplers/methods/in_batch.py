@@ -63,8 +63,7 @@ class SslPop(Ssl):
     """Sampled softmax over the batch, corrected by the popularity of its candidates.
 
     Fan et al., CIKM 2023, doi:10.1145/3583780.3614789, eq. (1)-(2): log pop_j is taken from
-    every score, because a candidate is in the batch in proportion to its train rows. Its log
-    popularity comes from `frequency`, or with the batch.
+    every score, because a candidate is in the batch in proportion to its train rows.
     """
 
     positive_correction: bool = False  # the positive is no sample, in any column: arXiv 2507.09331
@@ -100,11 +99,9 @@ class SslPop(Ssl):
 class CorrectSfx(Ssl):
     """As ssl_pop, with the popularity estimated from the stream of batches.
 
-    Yi et al., RecSys 2019, doi:10.1145/3298689.3346996: log p_j is that of one over the mean
-    number of steps between two batches that hold candidate j, see `StreamingFrequency`.
-
-    The estimates that a loss uses hold its own batch already. They are computed in the loss
-    and written by `update` after the step, so that a loss can be taken without a trace.
+    Yi et al., RecSys 2019, doi:10.1145/3298689.3346996, see `StreamingFrequency`. The estimates
+    that a loss uses hold its own batch already. They are computed in the loss and written by
+    `update` after the step, so that a loss can be taken without a trace.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("num_candidates",)
@@ -125,7 +122,7 @@ class CorrectSfx(Ssl):
         ids = np.arange(self.num_candidates) if self.fingerprints is None else self.fingerprints
         self.estimates = StreamingFrequency(
             ids,
-            num_buckets=2 * self.num_candidates if self.num_buckets is None else self.num_buckets,
+            num_buckets=self.num_buckets or 2 * self.num_candidates,
             num_hashes=self.num_hashes,
             primes=(4993, 4999, 5003, 5009, 5011) if self.published_buckets else None,
             alpha=self.alpha,
@@ -133,7 +130,6 @@ class CorrectSfx(Ssl):
         )
 
     def update(self, batch: Batch) -> None:
-        """Writes the estimates after this batch."""
         self.estimates.update(batch.candidate_ids, valid=batch.valid)
 
     def _log_q(self, batch: Batch) -> tf.Tensor:
@@ -165,14 +161,11 @@ class Mns(Ssl):
         self._sampler = UniformSampler(self.num_candidates)
 
     def propose(self, query: tf.Tensor, batch: Batch, *, seed: tf.Tensor) -> Candidates:
-        """The uniform candidates: [B′]."""
-        size = tf.size(batch.query_ids) if self.num_uniform is None else self.num_uniform
-        return self._sampler.sample([size], seed=seed)
+        return self._sampler.sample([self.num_uniform or tf.size(batch.query_ids)], seed=seed)
 
     def loss(
         self, encoders: Encoders, batch: Batch, proposed: Candidates | None, *, seed: tf.Tensor
     ) -> tf.Tensor:
-        """log Σ_j e^(s_uj - log q_j) - (s_ui - log pop_i) over B + B′ columns: float32 [B]."""
         assert proposed is not None
         whole = batch.columns
         ids = tf.concat([whole.candidate_ids, proposed.ids], axis=0)
@@ -197,10 +190,7 @@ class Mns(Ssl):
     def log_mixture(
         self, log_pop: tf.Tensor, num_batch: tf.Tensor, num_uniform: tf.Tensor
     ) -> tf.Tensor:
-        """log q of candidates with these log pop [C] as draws from the mixture: [C].
-
-        That of a candidate without train rows is its share of the uniform part.
-        """
+        """log q of candidates with these log pop [C] as draws from the mixture: [C]."""
         sizes = tf.cast(tf.stack([num_batch, num_uniform]), tf.float32)
         log_shares = tf.math.log(sizes / tf.reduce_sum(sizes))
         if self.swap_shares:

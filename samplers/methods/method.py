@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from dataclasses import field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -28,7 +28,7 @@ def require(holds: bool, name: str, rule: str, got: Any) -> None:
 
 
 def require_above_0(name: str, value: float) -> None:
-    """Raises a ValueError that names the option where it is not above 0 and finite."""
+    """As `require`."""
     require(0 < value < float("inf"), name, "above 0 and finite", value)
 
 
@@ -36,18 +36,16 @@ def require_above_0(name: str, value: float) -> None:
 class Method(tf.Module):
     """Base of the methods: `method(encoders, batch, seed=seed)` is the loss of each row, [B].
 
-    A method proposes, scores, selects or weighs, and takes the loss. The steps that it overrides
-    are `refresh`, `propose` and `select`, for candidates beyond those of the batch, and `loss`.
-    Only `loss` has a gradient. A trainer that keeps look-ups out of its compiled region calls
-    the steps by hand, in the order of `__call__`, see `split_seed`.
+    The steps that a method overrides are `refresh`, `propose` and `select`, for candidates beyond
+    those of the batch, and `loss`, which alone has a gradient. A trainer that keeps look-ups out
+    of its compiled region calls the steps by hand, in the order of `__call__`.
 
     On several replicas each has the loss of its rows, which are a part of a larger batch. Where
     rows are negatives of each other, the negatives are the positives of all: `Batch.columns`.
 
     A subclass is a dataclass whose further fields are its options; the comment on the line of a
-    field is its documentation, and an int is at least 1. What it needs of the data it names in
-    `needs`. State lives in `tf.Variable`s made in `__post_init__`, so that it checkpoints with
-    the model.
+    field is its documentation, and an int is at least 1. State lives in `tf.Variable`s made in
+    `__post_init__`, so that it checkpoints with the model.
     """
 
     needs: ClassVar[tuple[str, ...]] = ()  # of "frequency", "num_candidates", "num_queries"
@@ -55,15 +53,11 @@ class Method(tf.Module):
     row_by_row: ClassVar[bool] = False  # `select` and `loss` of a row look at no other row
     excludes_seen: ClassVar[bool] = False  # its paper draws no train positive of the query
 
-    frequency: np.ndarray = dataclasses.field(default=_NOT_GIVEN, repr=False)  # [N], train rows
-    num_candidates: int = dataclasses.field(default=_NOT_GIVEN, repr=False)  # N
-    num_queries: int = dataclasses.field(default=_NOT_GIVEN, repr=False)
-    fingerprints: np.ndarray = dataclasses.field(
-        default=_NOT_GIVEN, repr=False
-    )  # int64 [N], hashes of the raw ids
-    seen: Seen | None = dataclasses.field(
-        default=_NOT_GIVEN, repr=False
-    )  # is left out of negatives
+    frequency: np.ndarray = field(default=_NOT_GIVEN, repr=False)  # [N], train rows
+    num_candidates: int = field(default=_NOT_GIVEN, repr=False)  # N
+    num_queries: int = field(default=_NOT_GIVEN, repr=False)
+    fingerprints: np.ndarray = field(default=_NOT_GIVEN, repr=False)  # int64 [N], of the raw ids
+    seen: Seen | None = field(default=_NOT_GIVEN, repr=False)  # is left out of negatives
 
     def __post_init__(self) -> None:
         super().__init__(name=type(self).__name__.lower())
@@ -72,10 +66,10 @@ class Method(tf.Module):
                 raise ValueError(
                     f"{type(self).__name__} needs {what}=, got None: pass {_DATA[what]}"
                 )
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if value is not None and str(field.type).startswith("int"):
-                require(value >= 1, field.name, "at least 1", value)
+        for option in dataclasses.fields(self):
+            value = getattr(self, option.name)
+            if value is not None and str(option.type).startswith("int"):
+                require(value >= 1, option.name, "at least 1", value)
         for name, remedy in (
             ("frequency", "give candidates without train rows a 0"),
             ("fingerprints", "pass one for each candidate, by dense id"),
@@ -89,15 +83,9 @@ class Method(tf.Module):
                 )
 
     def __call__(self, encoders: Encoders, batch: Batch, *, seed: tf.Tensor) -> tf.Tensor:
-        """The loss of each row.
+        """The loss of each row: float32 [B], weighted, 0 for padding, not reduced.
 
-        Args:
-          encoders: the towers.
-          batch: the observed pairs, B of them.
-          seed: int [2], the only source of randomness.
-
-        Returns:
-          float32 [B], weighted, 0 for padding, not reduced.
+        `seed`, int [2], is the only source of randomness.
         """
         first, second = split_seed(seed)  # of refresh and propose, and of the loss
         detached = without_gradient(encoders)
@@ -109,10 +97,10 @@ class Method(tf.Module):
         return self.loss(encoders, batch, proposed, seed=second)
 
     def refresh(self, encoders: Encoders, *, seed: tf.Tensor) -> None:
-        """Renews state that depends on the towers, where it is missing or old; else does nothing.
+        """Renews state that depends on the towers, where it is missing or old.
 
-        The first thing in a step. Uses neither the query nor the positive of `encoders`. What
-        it writes does not depend on how often it is called.
+        The first thing in a step; called again, it writes the same. `query` and `positive` of
+        `encoders` are not used.
         """
 
     def propose(self, query: tf.Tensor, batch: Batch, *, seed: tf.Tensor) -> Candidates | None:
@@ -125,17 +113,15 @@ class Method(tf.Module):
     def select(self, encoders: Encoders, batch: Batch, proposed: Candidates) -> Candidates:
         """Of the proposed candidates, those that the loss embeds; all of them by default.
 
-        Runs before the look-up of the rows that get a gradient, outside the compiled region, so
-        that the loss and its gradient cost as much as the candidates that are left. Embeds with
-        `encoders`, which have no gradient here. A function of its arguments and the state.
+        Runs outside the compiled region, with `encoders` that have no gradient, so that the loss
+        and its gradient cost as much as the candidates that are left.
         """
         return proposed
 
     def with_seen(self, batch: Batch, proposed: Candidates | None) -> Batch:
         """The batch as `loss` needs it: with which of the shared columns its queries have seen.
 
-        The columns are those of the batch and what `select` returned. Before `loss`, in a trainer
-        that calls the steps by hand, and outside of what XLA compiles.
+        The columns are those of the batch and what `select` returned. Not to be compiled by XLA.
         """
         if self.seen is None:
             return batch
@@ -167,14 +153,9 @@ class Method(tf.Module):
 def without_gradient(encoders: Encoders) -> Encoders:
     """The same towers, through whose embeddings no gradient flows."""
 
-    def detach(embed: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
-        return lambda *ids: tf.stop_gradient(embed(*ids))
+    def detached(part: Any) -> Any:
+        if callable(part):
+            return lambda *ids: tf.stop_gradient(part(*ids))
+        return None if part is None else tf.stop_gradient(part)
 
-    return Encoders(
-        query=tf.stop_gradient(encoders.query),
-        positive=tf.stop_gradient(encoders.positive),
-        candidates=detach(encoders.candidates),
-        corpus=detach(encoders.corpus),
-        queries=None if encoders.queries is None else detach(encoders.queries),
-        whole=None if encoders.whole is None else tf.stop_gradient(encoders.whole),
-    )
+    return Encoders(*map(detached, encoders))

@@ -42,7 +42,7 @@ class MixingMethod(SslPop):
     ) -> tf.Tensor:
         """γ · (loss over the columns) + (1 - γ) · (loss over the mixtures): float32 [B]."""
         if self.gamma == 1:
-            return weigh_rows(self._batch_losses(encoders, batch), batch)
+            return super().loss(encoders, batch, proposed, seed=seed)
         losses = (1 - self.gamma) * self._mixture_losses(encoders, batch, seed)
         if self.gamma > 0:
             losses += self.gamma * self._batch_losses(encoders, batch)
@@ -93,20 +93,18 @@ class Bmns(MixingMethod):
     def _mixture_logsumexp(
         self, encoders: Encoders, batch: Batch, log_q: tf.Tensor, seed: tf.Tensor
     ) -> tf.Tensor:
-        weights = mixing_weights(
-            log_q, self.num_mixed, seed, alpha=self.alpha, correct=self.correct_weights
-        )
-        valid = self._valid(batch)
+        correct, valid = self.correct_weights, self._valid(batch)
+        weights = mixing_weights(log_q, self.num_mixed, seed, alpha=self.alpha, correct=correct)
+        query, candidates = encoders.query, encoders.columns
         if valid is not None:
-            scores = masked_mixture_scores(
-                encoders.query, encoders.columns, weights, valid, block_size=self.block_size
-            )
+            size = self.block_size
+            scores = masked_mixture_scores(query, candidates, weights, valid, block_size=size)
             return _logsumexp(scores)
-        candidates = at_least_float32(encoders.columns)
+        candidates = at_least_float32(candidates)
         mixed = tf.matmul(tf.cast(weights, candidates.dtype), candidates)  # [K, D]
         nothing = tf.reduce_all(weights == 0)  # no column to mix
         bias = tf.where(nothing, -float("inf"), tf.zeros([self.num_mixed]))
-        return dot_logsumexp(encoders.query, mixed, bias, block_size=self.block_size)
+        return dot_logsumexp(query, mixed, bias, block_size=self.block_size)
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
@@ -114,7 +112,7 @@ class PositiveMixing(MixingMethod):
     """Virtual negatives that mix the positive of a row into one candidate of the batch.
 
     Fan et al., CIKM 2023, doi:10.1145/3583780.3614789, eq. (8), after MixGCF (Huang et al., KDD
-    2021), to compare with bmns: the loss of `MixingMethod` with
+    2021): the loss of `MixingMethod` with
         m_uk = α_k s_ui + (1 - α_k) s_uj(k), α_k ~ U(0, 1), j(k) a uniform column of the batch.
     """
 

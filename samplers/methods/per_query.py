@@ -48,13 +48,11 @@ class PerQueryMethod(Method):
         return self._proposal.sample([tf.size(batch.query_ids), self.num_negatives], seed=seed)
 
     def with_seen(self, batch: Batch, proposed: Candidates | None) -> Batch:
-        """The batch as it is: draws are looked up in `seen`."""
-        return batch
+        return batch  # draws are looked up in `seen`
 
     def loss(
         self, encoders: Encoders, batch: Batch, proposed: Candidates | None, *, seed: tf.Tensor
     ) -> tf.Tensor:
-        """Σ_j p_bj L_bj, times the weight that `select` gave the row: float32 [B]."""
         assert proposed is not None
         scores = candidate_scores(encoders.query, encoders.candidates(proposed.ids))
         losses = self._pair_losses(positive_scores(encoders.query, encoders.positive), scores)
@@ -88,10 +86,9 @@ def log_frequency_sampler(frequency: np.ndarray) -> PopularitySampler:
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class Bpr(PerQueryMethod):
-    """Pairwise ranking against uniform negatives.
+    """Pairwise ranking against uniform negatives: the mean over them of -log σ(s_ui - s_uj).
 
-    Rendle et al., UAI 2009, arXiv 1205.2618: loss_b = -log σ(s_ui - s_uj), j uniform. The mean
-    over the draws where there are several.
+    Rendle et al., UAI 2009, arXiv 1205.2618.
     """
 
 
@@ -99,8 +96,7 @@ class Bpr(PerQueryMethod):
 class Pns(PerQueryMethod):
     """Pairwise ranking against popular negatives: bpr with j drawn ∝ f_j^0.75.
 
-    The popularity-based sampler of Chen et al., WWW 2022, doi:10.1145/3485447.3512075,
-    section 2.2.
+    Chen et al., WWW 2022, doi:10.1145/3485447.3512075, section 2.2.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("frequency",)
@@ -159,7 +155,6 @@ class PrisU(PerQueryMethod):
     def _weights(
         self, losses: tf.Tensor, scores: tf.Tensor, log_q: tf.Tensor, valid: tf.Tensor | None
     ) -> tf.Tensor:
-        """Self-normalised importance weights, by whatever log Q the negatives came."""
         return softmax_weights(scores - log_q, valid=valid)
 
 

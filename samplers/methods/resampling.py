@@ -46,13 +46,13 @@ class Bir(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        rule = f"one of {', '.join(_WEIGHTS)}"
+        require(self.weights in _WEIGHTS, "weights", rule, repr(self.weights))
         if self.block_size is not None and not self.systematic:
             raise ValueError(
                 f"systematic must be True with block_size, got block_size={self.block_size}: "
                 "independent draws need all scores of a row; leave one of the two out."
             )
-        rule = f"one of {', '.join(_WEIGHTS)}"
-        require(self.weights in _WEIGHTS, "weights", rule, repr(self.weights))
         if self.block_size is not None and self.weights != "published":
             raise ValueError(
                 f"weights must be published with block_size, got {self.weights!r}: leave one of "
@@ -69,51 +69,43 @@ class Bir(Method):
         self, encoders: Encoders, batch: Batch, proposed: Candidates | None, *, seed: tf.Tensor
     ) -> tf.Tensor:
         """log(e^(s_ui) + Σ_j n_uj e^(s_uj)) - s_ui, or that of other `weights`: float32 [B]."""
-        losses, _ = self._batch_losses(encoders, batch, self._draws(num_rows(batch.columns)), seed)
+        n = self.num_resampled or num_rows(batch.columns)
+        losses, _ = self._losses_over_draws(encoders, batch, n, seed)
         return weigh_rows(losses, batch)
 
-    def _draws(self, rows: tf.Tensor) -> tf.Tensor | int:
-        return rows if self.num_resampled is None else self.num_resampled
-
-    def _batch_losses(
-        self, encoders: Encoders, batch: Batch, n: tf.Tensor | int, seed: tf.Tensor
-    ) -> tuple[tf.Tensor, Resampling]:
-        whole = batch.columns
-        log_q = without_padding(self._popularity.of_batch(whole), whole)
-        ids = whole.candidate_ids
-        return self._column_losses(encoders, batch, encoders.columns, ids, log_q, n, seed)
-
-    def _column_losses(
+    def _losses_over_draws(
         self,
         encoders: Encoders,
         batch: Batch,
-        candidates: tf.Tensor,
-        ids: tf.Tensor,
-        log_q: tf.Tensor,
         n: tf.Tensor | int,
         seed: tf.Tensor,
-        first: tf.Tensor | int = 0,
+        cache: Candidates | None = None,
     ) -> tuple[tf.Tensor, Resampling]:
-        """The loss of each row over draws from some columns, [B], and the draws."""
+        """The loss of each row over n draws from the batch, or from a cache: [B]; and the draws."""
+        whole, first = batch.columns, 0
+        if cache is None:
+            ids, candidates = whole.candidate_ids, encoders.columns
+            log_q = without_padding(self._popularity.of_batch(whole), whole)
+        else:
+            ids, candidates = cache.ids, encoders.candidates(cache.ids)
+            log_q, first = self._popularity.of_ids(ids), tf.size(whole.candidate_ids)
+        hits = self.mask_accidental_hits
         resampling = Resampling(
             encoders.query,
             candidates,
             log_q,
             n,
             seed,
-            valid=hit_filter(
-                batch, ids, mask_accidental_hits=self.mask_accidental_hits, first=first
-            ),
+            valid=hit_filter(batch, ids, mask_accidental_hits=hits, first=first),
             systematic=self.systematic,
             block_size=self.block_size,
             part=batch.part,
         )
         positive = positive_scores(encoders.query, encoders.positive)
         if self.weights == "equal":
-            mean, drawn = resampling.mean_score(encoders.query, candidates)
+            mean, drawn = resampling.mean_score()
             return tf.where(drawn, mean - positive, tf.zeros_like(positive)), resampling
-        importance = self.weights == "importance"
-        log_total = resampling.log_total(encoders.query, candidates, importance=importance)
+        log_total = resampling.log_total(importance=self.weights == "importance")
         return resampled_softmax_loss(log_total, positive), resampling
 
 
@@ -153,19 +145,10 @@ class Xir(Bir):
     ) -> tf.Tensor:
         """λ · (bir on the cache) + (1 - λ) · (bir on the batch): float32 [B]."""
         assert proposed is not None
-        n = self._draws(tf.maximum(num_rows(batch.columns) // 2, 1))
+        n = self.num_resampled or tf.maximum(num_rows(batch.columns) // 2, 1)
         first, second = split_seed_in_step(seed, 2)
-        on_batch, from_batch = self._batch_losses(encoders, batch, n, first)
-        on_cache, from_cache = self._column_losses(
-            encoders,
-            batch,
-            encoders.candidates(proposed.ids),
-            proposed.ids,
-            self._popularity.of_ids(proposed.ids),
-            n,
-            second,
-            first=tf.size(batch.columns.candidate_ids),
-        )
+        on_batch, from_batch = self._losses_over_draws(encoders, batch, n, first)
+        on_cache, from_cache = self._losses_over_draws(encoders, batch, n, second, proposed)
         self.cache.record(
             tf.concat([batch.columns.candidate_ids, proposed.ids], axis=0),
             tf.concat([r.column_sums(batch.valid) for r in (from_batch, from_cache)], axis=0),
@@ -175,9 +158,7 @@ class Xir(Bir):
 
     @property
     def counted(self) -> tuple[tf.Variable, ...]:
-        """The draws of the step."""
         return (self.cache.drawn,)
 
     def update(self, batch: Batch) -> None:
-        """Adds the draws of the step to the occurrences."""
         self.cache.update()

@@ -63,24 +63,18 @@ class SlAtK(Method):
         self.epoch = state_variable(tf.zeros([], tf.int64), "epoch")
 
     def propose(self, query: tf.Tensor, batch: Batch, *, seed: tf.Tensor) -> Candidates:
-        """The negatives: [N]."""
         return self._sampler.sample([self.num_negatives], seed=seed)
 
     def loss(
         self, encoders: Encoders, batch: Batch, proposed: Candidates | None, *, seed: tf.Tensor
     ) -> tf.Tensor:
-        """σ((s_ui - β_u) / τ_w) · log(1 + Σ_j e^(s_uj - s_ui)): float32 [B]."""
         assert proposed is not None
+        first, hits = tf.size(batch.candidate_ids), self.mask_accidental_hits
         log_total = dot_logsumexp(
             encoders.query,
             encoders.candidates(proposed.ids),
             tf.zeros([tf.size(proposed.ids)]),
-            valid=hit_filter(
-                batch,
-                proposed.ids,
-                mask_accidental_hits=self.mask_accidental_hits,
-                first=tf.size(batch.candidate_ids),
-            ),
+            valid=hit_filter(batch, proposed.ids, mask_accidental_hits=hits, first=first),
             block_size=self.block_size,
         )
         positive = positive_scores(encoders.query, encoders.positive)
@@ -95,11 +89,7 @@ class SlAtK(Method):
         return weigh_rows(weight * losses, batch)
 
     def end_epoch(self, encoders: Encoders) -> None:
-        """Estimates β after the first epoch and every `refresh_epochs` epochs after it.
-
-        Raises:
-          ValueError: the towers do not embed queries by id.
-        """
+        """Estimates β after the first epoch and every `refresh_epochs` epochs after it."""
         if encoders.queries is None:
             raise ValueError(
                 "sl_at_k needs the embeddings of all queries, got none: pass queries= with the "

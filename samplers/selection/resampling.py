@@ -40,9 +40,8 @@ class Resampling:
       n: draws for each query.
       seed: int [2].
       valid: which columns a row may draw; None for all.
-      systematic: as in `resample`.
+      systematic, part: as in `resample`.
       block_size: columns scored at once; None for all. Needs systematic draws.
-      part: where the rows are a part of a batch, which.
     """
 
     def __init__(
@@ -58,6 +57,7 @@ class Resampling:
         block_size: int | None = None,
         part: Part | None = None,
     ) -> None:
+        self._with_gradient = query, candidates
         self._query = tf.stop_gradient(at_least_float32(query))
         self._candidates = tf.stop_gradient(at_least_float32(candidates))
         self._log_q = tf.cast(tf.stop_gradient(log_q), self._query.dtype)
@@ -70,37 +70,28 @@ class Resampling:
         scores = self._masked(scores, tf.range(self._num_columns))
         self._draw = resample(scores, self._log_q, n, seed, systematic, part)
 
-    def mean_score(self, query: tf.Tensor, candidates: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def mean_score(self) -> tuple[tf.Tensor, tf.Tensor]:
         """(1/m) Σ_j n_bj q_b · v_j, with gradients, and whether m = Σ_j n_bj is above 0: [B] each.
 
-        Needs all columns at once. Arguments as of `log_total`.
+        Needs all columns at once.
         """
+        query, candidates = self._with_gradient
         counts = tf.cast(self._draw.counts, self._query.dtype)
         drawn = tf.reduce_sum(counts, axis=1)
-        means = tf.matmul(
-            tf.math.divide_no_nan(counts, drawn[:, None]), at_least_float32(candidates)
-        )
+        shares = tf.math.divide_no_nan(counts, drawn[:, None])
+        means = tf.matmul(shares, at_least_float32(candidates))
         return positive_scores(query, means), drawn > 0
 
-    def log_total(
-        self, query: tf.Tensor, candidates: tf.Tensor, *, importance: bool = False
-    ) -> tf.Tensor:
+    def log_total(self, *, importance: bool = False) -> tf.Tensor:
         """log Σ_j n_bj e^(q_b · v_j), [B], with gradients for the queries and the candidates.
 
-        Args:
-          query: [B, D].
-          candidates: [C, D], both as they were given, with gradient.
-          importance: divide each term by m w_bj, with m = Σ_j n_bj and w the weights of the draws,
-            which are constants; needs all columns at once.
+        With `importance` each term is divided by m w_bj, with m = Σ_j n_bj and w the weights of
+        the draws, which are constants; needs all columns at once.
         """
-        if self._block_size is not None:
-            return dot_logsumexp(
-                query,
-                candidates,
-                tf.zeros_like(self._log_q),
-                counted=self._counted,
-                block_size=self._block_size,
-            )
+        (query, candidates), size = self._with_gradient, self._block_size
+        if size is not None:
+            bias = tf.zeros_like(self._log_q)
+            return dot_logsumexp(query, candidates, bias, counted=self._counted, block_size=size)
         # The terms follow from the weights of the draw without another exponential:
         # e^s = e^(s - log q) · q. Relative to the largest q there is no overflow.
         known = tf.math.is_finite(self._log_q)
@@ -121,8 +112,7 @@ class Resampling:
     def column_sums(self, rows: tf.Tensor | None = None) -> tf.Tensor:
         """How often each column is drawn by all rows, or those where bool [B] is True.
 
-        Returns:
-          float32 [C], whole numbers: exact where they are below 2^24.
+        Whole numbers as float32 [C], exact where they are below 2^24.
         """
 
         def sums(counts: tf.Tensor) -> tf.Tensor:
@@ -137,13 +127,9 @@ class Resampling:
         def write(columns: tf.Tensor, carry: tuple[()]) -> Any:
             return carry, sums(self._counted.counts(self._scores(columns), columns))
 
-        _, blocks = fold_columns(
-            write,
-            (),
-            self._num_columns,
-            self._block_size,
-            writes=(tf.float32, [self._block_size]),
-        )
+        size = self._block_size
+        writes = (tf.float32, [size])
+        _, blocks = fold_columns(write, (), self._num_columns, size, writes=writes)
         return blocks.concat()[: self._num_columns]
 
     def _scores(self, columns: tf.Tensor) -> tf.Tensor:
@@ -180,13 +166,8 @@ class Resampling:
             masses = masses_of(self._scores(columns), columns)
             return carry, tf.reduce_sum(masses, axis=1)
 
-        _, sums = fold_columns(
-            write,
-            (),
-            size,
-            block_size,
-            writes=(tf.int32, [self._query.shape[0]]),
-        )
+        writes = (tf.int32, [self._query.shape[0]])
+        _, sums = fold_columns(write, (), size, block_size, writes=writes)
         sums = sums.stack()  # [blocks, B]
         before = tf.cumsum(sums, exclusive=True)
         total = before[-1] + sums[-1]
