@@ -9,14 +9,7 @@ import tensorflow as tf
 
 
 def bpr_loss(positive_scores: tf.Tensor, negative_scores: tf.Tensor) -> tf.Tensor:
-    """How far each negative is from being ranked under the positive.
-
-    Rendle et al., UAI 2009, BPR-OPT:
-        loss_bj = -log σ(s_b - s_bj)
-
-    Args:
-      positive_scores: [B], each query with its positive.
-      negative_scores: [B, N], each query with its negatives.
+    """BPR-OPT: loss_bj = -log σ(s_b - s_bj), from scores [B] and [B, N].
 
     Returns:
       [B, N], not reduced; log 2 where the scores are equal.
@@ -35,14 +28,7 @@ def soft_bpr_loss(
     For scores that are dot products it is BPR against the mix α e_i + (1 - α) e_j of positive
     and negative, eq. (5).
 
-    Differs: the paper prints eq. (10) without the minus.
-
-    Args:
-      positive_scores: [B], each query with its positive.
-      negative_scores: [B, N], each query with its negatives.
-      soft_factor: 1 - α, above 0 and at most 1, where it is `bpr_loss`.
-
-    Returns:
-      [B, N], not reduced; log 2 where the scores are equal.
+    Differs: the paper prints eq. (10) without the minus. `soft_factor` is 1 - α, above 0 and at
+    most 1, where it is `bpr_loss`; shapes and start value are those of `bpr_loss`.
     """
     return bpr_loss(soft_factor * positive_scores, soft_factor * negative_scores)

@@ -97,11 +97,9 @@ def positive_corrected_loss(
     Args:
       query: [B, D].
       candidates: [C, D], C >= B, the positive of row b in column b.
-      positive, first: as in `in_batch_softmax_loss`.
-      log_q: [C], log-probability of each column; -inf as in `in_batch_softmax_loss`.
+      log_q, positive, first, block_size: as in `in_batch_softmax_loss`.
       valid: which columns are negatives of a row; False where another column holds its positive;
         None for all but its own.
-      block_size: columns scored at once; None for all.
 
     Returns:
       [B], not reduced; 0 for a row without negatives; (1 - 1/N)·log(N·(C - 1)) when all scores
@@ -136,10 +134,7 @@ def resampled_softmax_loss(log_total: tf.Tensor, positive: tf.Tensor) -> tf.Tens
 
     Chen et al., NeurIPS 2022, eq. (3), with the -log that it lacks in print:
         loss_b = log(e^(s_b) + Σ_j n_bj e^(s_bj)) - s_b
-
-    Args:
-      log_total: [B], log Σ_j n_bj e^(s_bj); -inf for a row without negatives.
-      positive: [B], the score of the positive.
+    from log_total_b = log Σ_j n_bj e^(s_bj), -inf for a row without negatives, and s_b: [B] each.
 
     Returns:
       [B], not reduced; log(1 + Σ_j n_bj) when all scores are equal, 0 without negatives.

@@ -100,14 +100,8 @@ def logsumexp_of_parts(
 ) -> tf.Tensor:
     """As `dot_logsumexp` with counts, where the terms of the sum are known already.
 
-    Args:
-      query: [B, D].
-      candidates: [C, D].
-      parts: [B, C], n_bj e^(q_b · v_j - level_b), without gradient.
-      level: [B].
-
-    Returns:
-      [B], level + log Σ_j parts_bj; the gradients are those of log Σ_j n_bj e^(q_b · v_j).
+    From level [B] and parts [B, C], n_bj e^(q_b · v_j - level_b), both without gradient, it is
+    level + log Σ_j parts_bj, [B]; the gradients are those of log Σ_j n_bj e^(q_b · v_j).
     """
 
     @tf.custom_gradient
@@ -134,19 +128,11 @@ def fold_columns(
     *,
     writes: tuple[tf.DType, list[int | None]] | None = None,
 ) -> Any:
-    """carry = step(columns int32 [block_size], carry), for block after block.
+    """carry = step(columns int32 [block_size], carry), for block after block; the last carry.
 
-    The last block may hold columns that do not exist, see `take_columns`.
-
-    Args:
-      step: what is done with a block.
-      carry: what the first step gets.
-      num_columns: C.
-      block_size: columns of a block.
-      writes: type and shape of what each step returns beside its carry, (carry, value).
-
-    Returns:
-      The last carry; with `writes` also all values, a TensorArray.
+    The last block may hold columns that do not exist, see `take_columns`. With `writes`, the type
+    and shape of a value, each step returns (carry, value), and all values, a TensorArray, come
+    with the last carry.
     """
     blocks = (num_columns + block_size - 1) // block_size
     values: Any = ()

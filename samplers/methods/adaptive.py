@@ -20,7 +20,7 @@ from samplers.proposals.adaptive_oversampling import AdaptiveOversampler
 from samplers.proposals.kernel_tree import KernelTree
 from samplers.proposals.popularity import PopularitySampler
 from samplers.proposals.query_pool import QueryPool
-from samplers.selection.weights import harmonic_number, softmax_weights
+from samplers.selection.weights import harmonic_number
 from samplers.state import renewed_variable
 
 
@@ -90,8 +90,7 @@ class AdaSirU(RenewedMethod):
     def _weights(
         self, losses: tf.Tensor, scores: tf.Tensor, log_q: tf.Tensor, valid: tf.Tensor | None
     ) -> tf.Tensor:
-        if self.add_log_weights:
-            return softmax_weights(scores + log_q, valid=valid)
+        log_q = -log_q if self.add_log_weights else log_q
         return super()._weights(losses, scores, log_q, valid)
 
 

@@ -82,80 +82,58 @@ class SoftTargets(NamedTuple):
     offsets: np.ndarray  # int64 [Q + 1], where those of each query begin and end
 
 
-class TargetTable(tf.Module):
-    """The distribution over candidates that a softmax is trained towards, for each query.
-
-    Hinton et al., 2015, arXiv 1503.02531, with the teacher cut off after its first T candidates as
-    in Tang and Wang, KDD 2018, doi:10.1145/3219819.3220021:
-        t_u = (1 - λ) · uniform over what u chose + λ · softmax over those T of score / τ_t
-    A query that the teacher ranks nothing for has what it chose alone.
-
-    Args:
-      targets: what it is made of; a ValueError where the shapes do not go together.
-      weight: λ.
-      temperature: τ_t; below 1, the head of the teacher's ranking counts for more.
-      num_chosen: S, how many of what a query chose one step looks at: all where it has no more,
-        otherwise S neighbours in `chosen` from a random place on, each as likely as any other.
-    """
-
-    def __init__(
-        self, targets: SoftTargets, *, weight: float, temperature: float, num_chosen: int
-    ) -> None:
-        super().__init__(name="target_table")
-        ids, scores, chosen, offsets = (np.asarray(part) for part in targets)
-        if ids.ndim != 2 or ids.shape != scores.shape or len(offsets) != len(ids) + 1:
-            raise ValueError(
-                "targets must have ids and scores of shape [Q, T] and Q + 1 offsets, got "
-                f"{list(ids.shape)}, {list(scores.shape)} and {len(offsets)}."
-            )
-        logits = np.where(ids >= 0, scores.astype(np.float64) / temperature, -np.inf)
-        highest = logits.max(axis=1, keepdims=True, initial=-np.inf)
-        parts = np.exp(logits - np.where(np.isfinite(highest), highest, 0.0))
-        total = parts.sum(axis=1, keepdims=True)
-        taught = np.divide(parts, total, out=np.zeros_like(parts), where=total > 0)
-        self._ids = tf.constant(np.maximum(ids, 0).astype(np.int64))
-        self._taught = tf.constant((weight * taught).astype(np.float32))
-        self._share = tf.constant(np.where(total[:, 0] > 0, 1 - weight, 1.0).astype(np.float32))
-        self._chosen = tf.constant(np.append(chosen, 0).astype(np.int64))
-        self._offsets = tf.constant(offsets.astype(np.int64))
-        self._num_chosen = num_chosen
-
-    def of(self, query_ids: tf.Tensor, *, seed: tf.Tensor) -> Candidates:
-        """The targets of some rows: ids [B, S + T], and log t as their log_q, -inf for none."""
-        first = tf.gather(self._offsets, query_ids)
-        sizes = tf.gather(self._offsets, query_ids + 1) - first
-        draws = tf.random.stateless_uniform(tf.shape(query_ids), seed, dtype=tf.float64)
-        start = tf.cast(draws * tf.cast(sizes, tf.float64), tf.int64)  # below sizes
-        step = tf.range(self._num_chosen, dtype=tf.int64)
-        places = first[:, None] + (start[:, None] + step) % tf.maximum(sizes, 1)[:, None]
-        looked_at = tf.cast(tf.clip_by_value(sizes, 1, self._num_chosen), tf.float32)
-        share = (tf.gather(self._share, query_ids) / looked_at)[:, None]
-        weights = tf.where(step < sizes[:, None], share, 0.0)
-        ids = tf.concat([tf.gather(self._chosen, places), tf.gather(self._ids, query_ids)], axis=1)
-        all_weights = tf.concat([weights, tf.gather(self._taught, query_ids)], axis=1)
-        return Candidates(ids, tf.math.log(all_weights))
-
-
 @dataclasses.dataclass(eq=False, kw_only=True)
 class DistilledSoftmax(FullSoftmax):
     """Softmax over all candidates towards what a query chose and what a teacher ranks highest.
 
-    A row is not about its own positive but about all of its query, so one row for each does:
-        loss = log Σ_j e^(s_uj) - Σ_i t_ui s_ui over the corpus j, t_u from `TargetTable`
-    `seen` leaves nothing out: what a query chose is wanted.
+    Hinton et al., 2015, arXiv 1503.02531, with the teacher cut off after its first T candidates as
+    in Tang and Wang, KDD 2018, doi:10.1145/3219819.3220021. A row is not about its own positive
+    but about all of its query, so one row for each does:
+        loss = log Σ_j e^(s_uj) - Σ_i t_ui s_ui over the corpus j
+        t_u = (1 - λ) · uniform over what u chose + λ · softmax over those T of score / τ_t
+    With τ_t below 1 the head of the teacher's ranking counts for more. A query that the teacher
+    ranks nothing for has what it chose alone. Of that, one step looks at all where there are at
+    most S, otherwise at S neighbours in `chosen` from a random place on, each as likely as any
+    other. `seen` leaves nothing out: what a query chose is wanted.
     """
 
     targets: SoftTargets
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        weight, temperature, size = self.teacher_weight, self.teacher_temperature, self.num_chosen
-        self._table = TargetTable(
-            self.targets, weight=weight, temperature=temperature, num_chosen=size
-        )
+        ids, scores, chosen, offsets = (np.asarray(part) for part in self.targets)
+        if ids.ndim != 2 or ids.shape != scores.shape or len(offsets) != len(ids) + 1:
+            raise ValueError(
+                "targets must have ids and scores of shape [Q, T] and Q + 1 offsets, got "
+                f"{list(ids.shape)}, {list(scores.shape)} and {len(offsets)}."
+            )
+        logits = np.where(ids >= 0, scores.astype(np.float64) / self.teacher_temperature, -np.inf)
+        highest = logits.max(axis=1, keepdims=True, initial=-np.inf)
+        parts = np.exp(logits - np.where(np.isfinite(highest), highest, 0.0))
+        total = parts.sum(axis=1, keepdims=True)
+        taught = np.divide(parts, total, out=np.zeros_like(parts), where=total > 0)
+        self._ids = tf.constant(np.maximum(ids, 0).astype(np.int64))
+        self._taught = tf.constant((self.teacher_weight * taught).astype(np.float32))
+        share = np.where(total[:, 0] > 0, 1 - self.teacher_weight, 1.0)
+        self._share = tf.constant(share.astype(np.float32))
+        self._chosen = tf.constant(np.append(chosen, 0).astype(np.int64))
+        self._offsets = tf.constant(offsets.astype(np.int64))
 
     def propose(self, query: tf.Tensor, batch: Batch, *, seed: tf.Tensor) -> Candidates:
-        return self._table.of(batch.query_ids, seed=seed)
+        """The targets of some rows: ids [B, S + T], and log t as their log_q, -inf for none."""
+        query_ids = batch.query_ids
+        first = tf.gather(self._offsets, query_ids)
+        sizes = tf.gather(self._offsets, query_ids + 1) - first
+        draws = tf.random.stateless_uniform(tf.shape(query_ids), seed, dtype=tf.float64)
+        start = tf.cast(draws * tf.cast(sizes, tf.float64), tf.int64)  # below sizes
+        step = tf.range(self.num_chosen, dtype=tf.int64)
+        places = first[:, None] + (start[:, None] + step) % tf.maximum(sizes, 1)[:, None]
+        looked_at = tf.cast(tf.clip_by_value(sizes, 1, self.num_chosen), tf.float32)
+        share = (tf.gather(self._share, query_ids) / looked_at)[:, None]
+        weights = tf.where(step < sizes[:, None], share, 0.0)
+        ids = tf.concat([tf.gather(self._chosen, places), tf.gather(self._ids, query_ids)], axis=1)
+        all_weights = tf.concat([weights, tf.gather(self._taught, query_ids)], axis=1)
+        return Candidates(ids, tf.math.log(all_weights))
 
     def with_seen(self, batch: Batch, proposed: Candidates | None) -> Batch:
         return batch

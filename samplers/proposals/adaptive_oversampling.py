@@ -46,7 +46,7 @@ class AdaptiveOversampler(tf.Module):
         return self.draws >= self._interval
 
     def renew(self, corpus: tf.Tensor) -> None:
-        """Orders the candidates by each factor; `corpus` is their embeddings, [N, D]."""
+        """Orders the candidates by each factor of their embeddings, [N, D]."""
         factors = tf.transpose(tf.cast(corpus, tf.float32))  # [D, N]
         order = tf.argsort(factors, axis=1, direction="DESCENDING")
         self.orders.assign(tf.cast(order, tf.int64))
@@ -54,14 +54,10 @@ class AdaptiveOversampler(tf.Module):
         self.draws.assign(0)
 
     def count(self, draws: tf.Tensor) -> None:
-        """Notes that so many candidates were drawn."""
         self.draws.assign_add(tf.cast(draws, tf.int64))
 
     def sample(self, query: tf.Tensor, num_negatives: int, *, seed: tf.Tensor) -> Candidates:
-        """Draws for each query: [B, D] → [B, N].
-
-        log_q is the log-probability of the draw of both factor and rank.
-        """
+        """Draws for each query, [B, D] → [B, N]; log_q is that of both factor and rank."""
         query = tf.cast(query, tf.float32)
         shape = [tf.shape(query)[0], num_negatives]
         first, second = split_seed(seed)
@@ -83,9 +79,9 @@ class AdaptiveOversampler(tf.Module):
 
     def _draw_ranks(self, draws: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Ranks by e^(-r / λ), and their log-probabilities: int64 and float32 [B, N]."""
-        scale, last = self._rank_scale, self._num_candidates - 1
+        scale = self._rank_scale
         mass = -math.expm1(-self._num_candidates / scale)  # of all ranks, times 1 - e^(-1 / λ)
         rank = tf.cast(-scale * tf.math.log1p(-draws * mass), tf.int64)
-        rank = tf.minimum(rank, last)
+        rank = tf.minimum(rank, self._num_candidates - 1)
         first = math.log(-math.expm1(-1.0 / scale) / mass)
         return rank, first - tf.cast(rank, tf.float32) / scale

@@ -30,8 +30,7 @@ class CandidateCache(tf.Module):
         as the published code does; from the corpus before the first step.
 
     Attributes:
-      occurrences: int64 [N], o.
-      drawn: int64 [N], draws of the last loss.
+      occurrences, drawn: int64 [N], o and the draws of the last loss.
     """
 
     def __init__(self, frequency: np.ndarray, *, from_drawn: bool = False) -> None:
@@ -39,9 +38,8 @@ class CandidateCache(tf.Module):
         start = tf.constant(np.isfinite(log_pop(frequency)).astype(np.int64))
         self.occurrences = state_variable(start, "occurrences")
         self.drawn = renewed_variable(tf.zeros_like(start), "drawn")
-        self._last_drawn = (
-            state_variable(tf.zeros_like(start), "last_drawn") if from_drawn else None
-        )
+        nothing = tf.zeros_like(start)
+        self._last_drawn = state_variable(nothing, "last_drawn") if from_drawn else None
 
     def sample(self, size: int, *, seed: tf.Tensor) -> Candidates:
         """The cache of a step: ids [C] and log(o_j / Σ o), a function of state and seed."""
@@ -73,7 +71,6 @@ class CandidateCache(tf.Module):
         self.drawn.assign(tf.cast(sums, tf.int64))
 
     def update(self) -> None:
-        """Adds the draws of the step to the occurrences."""
         self.occurrences.assign_add(self.drawn)
         if self._last_drawn is not None:
             self._last_drawn.assign(self.drawn)

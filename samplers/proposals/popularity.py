@@ -50,12 +50,7 @@ def log_pop(counts: np.ndarray) -> np.ndarray:
 
 
 class PopularityTable:
-    """log pop of candidates, see `log_pop`.
-
-    Args:
-      method: the name of the method that asks, for its error.
-      frequency: [N], train rows of each candidate; None where log pop comes with every batch.
-    """
+    """log pop of candidates, see `log_pop`, or where `frequency` is None that of each batch."""
 
     def __init__(self, method: str, frequency: np.ndarray | None) -> None:
         self._method = method
@@ -68,11 +63,7 @@ class PopularityTable:
         return self.of_ids(batch.candidate_ids)
 
     def of_ids(self, ids: tf.Tensor) -> tf.Tensor:
-        """float32, of candidates by dense id, of any shape.
-
-        Raises:
-          ValueError: there are no counts.
-        """
+        """float32, of candidates by dense id, of any shape; a ValueError without counts."""
         if self._table is None:
             raise ValueError(
                 f"{self._method} needs frequency=, got None: pass the number of train rows of "
@@ -87,11 +78,7 @@ class PopularitySampler:
     By inversion of the cumulative distribution, in float64, so that rare candidates of a large
     corpus keep their share. Candidates of weight 0 are never drawn.
 
-    Args:
-      weights: [N], at least 0, not all 0; the errors are those of `log_pop`.
-
-    Attributes:
-      log_q: float32 [N], log-probability of each candidate; -inf where the weight is 0.
+    `log_q` [N] and the errors are those of `log_pop` of the weights [N].
     """
 
     def __init__(self, weights: np.ndarray) -> None:
@@ -102,10 +89,9 @@ class PopularitySampler:
     def sample(self, shape: tf.Tensor | Sequence[Any], *, seed: tf.Tensor) -> Candidates:
         """Independent draws of a shape, such as [C] or [B, N], from a seed, int [2]."""
         draws = tf.random.stateless_uniform(shape, seed, dtype=tf.float64)  # below 1
-        places = tf.searchsorted(
-            self._cumulative, tf.reshape(draws, [-1]), side="right", out_type=tf.int64
-        )
-        ids = tf.reshape(places, tf.shape(draws))
+        points = tf.reshape(draws, [-1])
+        ids = tf.searchsorted(self._cumulative, points, side="right", out_type=tf.int64)
+        ids = tf.reshape(ids, tf.shape(draws))
         return Candidates(ids, tf.gather(self.log_q, ids))
 
 
@@ -117,7 +103,6 @@ class UniformSampler:
 
     def sample(self, shape: tf.Tensor | Sequence[Any], *, seed: tf.Tensor) -> Candidates:
         """As `PopularitySampler.sample`; log_q is -log N everywhere."""
-        ids = tf.random.stateless_uniform(
-            shape, seed, minval=0, maxval=self.num_candidates, dtype=tf.int64
-        )
-        return Candidates(ids, tf.fill(tf.shape(ids), -math.log(self.num_candidates)))
+        size = self.num_candidates
+        ids = tf.random.stateless_uniform(shape, seed, minval=0, maxval=size, dtype=tf.int64)
+        return Candidates(ids, tf.fill(tf.shape(ids), -math.log(size)))

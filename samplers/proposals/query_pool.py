@@ -26,14 +26,12 @@ class QueryPool(tf.Module):
       num_queries: Q, one pool for each.
       pool_size: P, of K_c and of the pool.
       proposal: draws K_c.
-      keep_proposed: whether to remember K_c, to estimate ranks with it.
+      keep_proposed: whether to remember the last K_c in `proposed`, to estimate ranks with it.
       seen: what a pool leaves out, unless all of K_c is; None for nothing.
 
     Attributes:
       ids: int64 [Q, P], the pools.
       log_weights: float32 [Q, P], log w of each.
-      proposed: int64 [Q, P], the last K_c, or None.
-      filled: bool, whether there was a renewal.
     """
 
     def __init__(
@@ -58,27 +56,15 @@ class QueryPool(tf.Module):
         self.filled = renewed_variable(tf.constant(False), "filled")
 
     def sample(self, query_ids: tf.Tensor, num_negatives: int, *, seed: tf.Tensor) -> Candidates:
-        """Uniform draws, with replacement, from the pools of queries [B]: [B, N].
-
-        log_q is log w, the log-probability with which resampling drew the candidate.
-        """
-        places = tf.random.stateless_uniform(
-            [tf.size(query_ids), num_negatives],
-            seed,
-            minval=0,
-            maxval=self._pool_size,
-            dtype=tf.int64,
-        )
+        """Uniform draws with replacement from the pools of queries [B]: [B, N]; log_q is log w."""
+        shape, size = [tf.size(query_ids), num_negatives], self._pool_size
+        places = tf.random.stateless_uniform(shape, seed, minval=0, maxval=size, dtype=tf.int64)
         rows = tf.broadcast_to(query_ids[:, None], tf.shape(places))
         where = tf.stack([rows, places], axis=-1)  # [B, N, 2]
         return Candidates(tf.gather_nd(self.ids, where), tf.gather_nd(self.log_weights, where))
 
     def renew(self, encoders: Encoders, *, seed: tf.Tensor) -> None:
-        """Resamples every pool by the scores of now, in blocks of queries.
-
-        Raises:
-          ValueError: `encoders` cannot embed queries by id.
-        """
+        """Resamples every pool by the scores of now, in blocks of queries."""
         if encoders.queries is None:
             raise ValueError(
                 "A pool for each query needs Encoders.queries, got None: pass a callable from "
@@ -93,10 +79,10 @@ class QueryPool(tf.Module):
             self._renew_rows(rows, queries(rows), encoders.candidates, block_seed)
             return (start + _BLOCK,)
 
-        def more(start: tf.Tensor) -> tf.Tensor:
-            return start < self._num_queries
-
-        tf.while_loop(more, renew_block, (tf.constant(0, tf.int64),), parallel_iterations=1)
+        start = (tf.constant(0, tf.int64),)
+        tf.while_loop(
+            lambda start: start < self._num_queries, renew_block, start, parallel_iterations=1
+        )
         self.filled.assign(True)
 
     def _renew_rows(self, rows: tf.Tensor, query: tf.Tensor, embed: Embed, seed: tf.Tensor) -> None:
@@ -112,11 +98,10 @@ class QueryPool(tf.Module):
         log_weights = tf.nn.log_softmax(logits)
         uniform = tf.random.stateless_uniform(shape, seeds[1])
         places = draw_by_mass(tf.exp(log_weights), uniform)  # R'
-        old_or_new = tf.random.stateless_uniform(
-            shape, seeds[2], minval=0, maxval=2 * self._pool_size, dtype=tf.int64
-        )
-        column = tf.broadcast_to(tf.range(self._pool_size, dtype=tf.int64), tf.shape(places))
-        chosen = tf.where(self.filled, old_or_new, column + self._pool_size)
+        end = 2 * self._pool_size
+        old_or_new = tf.random.stateless_uniform(shape, seeds[2], 0, end, tf.int64)
+        all_new = tf.range(self._pool_size, 2 * self._pool_size, dtype=tf.int64)
+        chosen = tf.where(self.filled, old_or_new, all_new)
         for state, new in ((self.ids, drawn.ids), (self.log_weights, log_weights)):
             new = tf.gather(new, places, batch_dims=1)
             both = tf.concat([tf.gather(state, rows), new], axis=1)  # [b, 2 P]

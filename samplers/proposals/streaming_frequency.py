@@ -24,9 +24,6 @@ class StreamingFrequency(tf.Module):
     a candidate came some 1 / α times, because the start counts as much as all that comes after it.
     `published_start` has it so.
 
-    A candidate stands in bucket `hash_buckets(fingerprints, ...)` of each array. State that a
-    batch job has estimated over the same arrays is taken over by `assign`.
-
     Args:
       fingerprints: int64 [N], of the raw id of each candidate, or any other different numbers.
       num_buckets: H, of each hash array.
@@ -38,13 +35,8 @@ class StreamingFrequency(tf.Module):
 
     Attributes:
       step: int64, t.
-      last_step: int64 [A · H], a, array after array.
-      interval: float32 [A · H], b.
-      weight: float32 [A · H], w.
+      last_step, interval, weight: [A · H], a, b and w, array after array.
       buckets: int64 [N, A], the bucket of each candidate in each array.
-
-    Raises:
-      ValueError: alpha is outside (0, 1].
     """
 
     def __init__(
@@ -68,36 +60,27 @@ class StreamingFrequency(tf.Module):
         self.alpha, self._shape = alpha, (num_hashes, num_buckets)
         self.buckets = tf.constant(buckets)
         self.step = state_variable(tf.zeros([], tf.int64), "step")
-        self.last_step = state_variable(tf.zeros(num_hashes * num_buckets, tf.int64), "last_step")
-        self.interval = state_variable(tf.ones(num_hashes * num_buckets), "interval")
-        self._published_start = published_start
-        start = tf.fill([num_hashes * num_buckets], float(published_start))
-        self.weight = state_variable(start, "weight")
+        size, self._published_start = [num_hashes * num_buckets], published_start
+        self.last_step = state_variable(tf.zeros(size, tf.int64), "last_step")
+        self.interval = state_variable(tf.ones(size), "interval")
+        self.weight = state_variable(tf.fill(size, float(published_start)), "weight")
 
     def log_q_with(self, ids: tf.Tensor) -> tf.Tensor:
-        """log p after a step whose batch holds these candidates, int64 [B]: float32 [B].
-
-        Reads the state and does not write it.
-        """
+        """log p after a step whose batch holds these candidates, [B]; the state stays."""
         return -tf.math.log(tf.reduce_max(self._updated(ids)[1], axis=1))
 
     def update(self, ids: tf.Tensor, *, valid: tf.Tensor | None = None) -> None:
-        """Writes the state after a step whose batch holds these candidates, int64 [B].
-
-        Args:
-          ids: the candidates of the batch.
-          valid: bool [B], False for padding; None for no padding.
-        """
+        """Writes the state after a step whose batch holds these candidates, [B]."""
         if valid is not None:
             ids = tf.boolean_mask(ids, valid)
         places, interval, weight = self._updated(ids)
         step = self.step.assign_add(1)
-        # A bucket that is there several times is written several times, with the same value.
+        last_step = tf.fill(tf.shape(places), step)
         places = tf.reshape(places, [-1])
-        self.interval.scatter_update(tf.IndexedSlices(tf.reshape(interval, [-1]), places))
-        self.weight.scatter_update(tf.IndexedSlices(tf.reshape(weight, [-1]), places))
-        steps = tf.fill(tf.shape(places), step)
-        self.last_step.scatter_update(tf.IndexedSlices(steps, places))
+        # A bucket that is there several times is written several times, with the same value.
+        news = ((self.interval, interval), (self.weight, weight), (self.last_step, last_step))
+        for variable, values in news:
+            variable.scatter_update(tf.IndexedSlices(tf.reshape(values, [-1]), places))
 
     def assign(
         self,
@@ -107,12 +90,10 @@ class StreamingFrequency(tf.Module):
         interval: np.ndarray,
         weight: np.ndarray | None = None,
     ) -> None:
-        """Takes over estimates made elsewhere, for the same fingerprints, sizes and hashes.
+        """Takes over estimates made elsewhere, for the same fingerprints: arrays [A, H].
 
-        Without `weight`, or with the published start, they weigh 1.
-
-        Raises:
-          ValueError: the arrays have not the shape [A, H], or hold impossible values.
+        Without `weight`, or with the published start, they weigh 1. A ValueError where the
+        arrays have another shape or hold impossible values.
         """
         last_step, interval = np.asarray(last_step), np.asarray(interval)
         settled = weight is None or self._published_start
@@ -156,11 +137,6 @@ def hash_buckets(fingerprints: np.ndarray, *, num_buckets: int, num_hashes: int)
     bucket_h(f) = mix(f xor mix(h)) mod num_buckets for h = 0, 1, ..., all unsigned of 64 bits
     and mix the splitmix64 step of Steele, Lea and Flood, OOPSLA 2014,
     doi:10.1145/2660193.2660195. It is fixed: estimates of other programs rest on it.
-
-    Args:
-      fingerprints: int64 [N].
-      num_buckets: of each array.
-      num_hashes: A, the number of arrays.
     """
     keys = np.ascontiguousarray(fingerprints, np.int64).view(np.uint64)[:, None]
     arrays = _mix(np.arange(num_hashes, dtype=np.uint64))[None, :]

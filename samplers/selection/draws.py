@@ -49,7 +49,7 @@ def resample(
       scores: [B, C]; -inf where a column must not be drawn.
       log_q: [C] or [B, C]; a column with -inf, which no sampler draws, is not drawn either.
       n: draws for each row.
-      seed: int [2], the only source of randomness.
+      seed: int [2].
       systematic: which of the two.
       part: where the rows are a part of a batch, which: each has the draws that it has in it.
     """
@@ -85,13 +85,8 @@ def first_points(like: tf.Tensor, seed: tf.Tensor, part: Part | None = None) -> 
 def integer_masses(weights: tf.Tensor, rounding: tf.Tensor, *, num_columns: tf.Tensor) -> tf.Tensor:
     """Integers in proportion to weights, whose sum over all columns of a row fits an int32.
 
-    Args:
-      weights: [B, c], a part of the columns or all of them, from 0 to 1.
-      rounding: [c], uniform numbers.
-      num_columns: C, the number of all columns.
-
-    Returns:
-      int32 [B, c], 0 where the weight is 0.
+    From weights [B, c] of some of the `num_columns` columns, between 0 and 1, and uniform numbers
+    [c]: int32 [B, c], 0 where the weight is 0.
     """
     scale = _RANGE / tf.cast(num_columns, tf.float32)
     return tf.cast(weights * scale + rounding[None, :], tf.int32)  # rounds down
@@ -104,7 +99,7 @@ def systematic_counts(
     n: tf.Tensor | int,
     first: tf.Tensor,
 ) -> tf.Tensor:
-    """How many of the points (i + u) / n fall into each column.
+    """How many of the points (i + u) / n, i < n, fall into each column: float32 [B, c].
 
     Args:
       before: int32 [B], the sum of the masses of the columns before these.
@@ -112,9 +107,6 @@ def systematic_counts(
       total: int32 [B], the sum over all columns.
       n: the number of points.
       first: [B], u.
-
-    Returns:
-      float32 [B, c].
     """
     draws = tf.cast(n, tf.float32)
     for_each = tf.math.divide_no_nan(draws, tf.cast(total, tf.float32))[:, None]
@@ -141,8 +133,7 @@ def _multinomial(
     """Counts of n independent draws, [B, C], by binary search in the cumulative masses."""
     shape = tf.shape(cumulative)
     rows, columns = shape[0], shape[1]
-    bits = for_rows(lambda size: uniform_bits([size, n], seed), rows, part)
-    bits = tf.cast(bits, tf.int64)
+    bits = tf.cast(for_rows(lambda size: uniform_bits([size, n], seed), rows, part), tf.int64)
     # A uniform integer below the total; the remainder would not be uniform.
     scaled = bits * tf.cast(total, tf.int64)[:, None]
     target = tf.cast(tf.bitwise.right_shift(scaled, tf.constant(32, tf.int64)), tf.int32)

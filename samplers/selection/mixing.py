@@ -29,19 +29,11 @@ def symmetric_beta(shape: Any, alpha: float, seed: tf.Tensor) -> tf.Tensor:
 def mixing_weights(
     log_q: tf.Tensor, num_mixed: int, seed: tf.Tensor, *, alpha: float | None, correct: bool
 ) -> tf.Tensor:
-    """ŵ_k = softmax_j(w_kj - log q_j), w_kj ~ U(0, 1) or Beta(α, α).
+    """ŵ_k = softmax_j(w_kj - log q_j), w_kj ~ U(0, 1) or Beta(α, α): float32 [K, C].
 
     Fan et al., CIKM 2023, doi:10.1145/3583780.3614789, eq. (5), or eq. (3) where not corrected.
-
-    Args:
-      log_q: [C]; columns with -inf have no part in any mixture.
-      num_mixed: K, the number of mixtures.
-      seed: int [2].
-      alpha: α of Beta(α, α); None for U(0, 1), which is Beta(1, 1).
-      correct: whether to take log q from the weights.
-
-    Returns:
-      float32 [K, C], without gradient; rows add up to 1, or to 0 if there is nothing to mix.
+    Without gradient. Columns of log_q [C] with -inf have no part in any mixture; rows add up to
+    1, or to 0 if there is nothing to mix.
     """
     shape = [num_mixed, tf.size(log_q)]
     draws = uniform_numbers(shape, seed) if alpha is None else symmetric_beta(shape, alpha, seed)
@@ -66,15 +58,8 @@ def masked_mixture_scores(
     Mixtures of scores and not of embeddings, because each row has mixtures of its own: B·C·K
     products in place of C·K·D. The backward pass scores the columns again.
 
-    Args:
-      query: [B, D].
-      candidates: [C, D].
-      weights: [K, C], without gradient.
-      valid: which columns a row may use.
-      block_size: columns scored at once; None for all.
-
-    Returns:
-      [B, K], float32 or float64; -inf for a row without valid columns.
+    From queries [B, D], candidates [C, D] and weights [K, C], which get no gradient: float32 or
+    float64 [B, K]; -inf for a row without valid columns. `block_size` columns are scored at once.
     """
     num_columns = tf.shape(candidates)[0]
     size = num_columns if block_size is None else block_size
@@ -90,10 +75,8 @@ def masked_mixture_scores(
             values, weights, used = parts(candidates, columns)
             scores = tf.matmul(query, values, transpose_b=True)
             scores = tf.where(used, scores, tf.zeros_like(scores))
-            return (
-                carry[0] + tf.matmul(scores, weights),
-                carry[1] + tf.matmul(tf.cast(used, scores.dtype), weights),
-            )
+            mass = tf.matmul(tf.cast(used, scores.dtype), weights)
+            return carry[0] + tf.matmul(scores, weights), carry[1] + mass
 
         nothing = tf.zeros([tf.shape(query)[0], tf.shape(by_column)[1]], query.dtype)
         total, mass = fold_columns(add, (nothing, nothing), num_columns, size)
@@ -108,12 +91,9 @@ def masked_mixture_scores(
                 by_block = tf.matmul(by_score, query, transpose_a=True)
                 return by_query + tf.matmul(by_score, values), by_block
 
+            nothing, writes = tf.zeros_like(query), (query.dtype, [None, query.shape[1]])
             by_query, by_candidates = fold_columns(
-                add_gradient,
-                tf.zeros_like(query),
-                num_columns,
-                size,
-                writes=(query.dtype, [None, query.shape[1]]),
+                add_gradient, nothing, num_columns, size, writes=writes
             )
             return by_query, by_candidates.concat()[:num_columns]
 

@@ -28,8 +28,7 @@ def running_top_k(
       masked: int64 [M, 2], pairs of a row and a column whose score is -inf; None for none.
 
     Returns:
-      Scores and columns int64, both [B, min(k, C)], best first; -inf where only masked columns
-      are left.
+      Scores, and columns int64, best first: [B, min(k, C)]; -inf where all others are masked.
     """
     num_columns, k = tf.shape(candidates, tf.int64)[0], tf.convert_to_tensor(k)
     block_size = tf.cast(block_size, tf.int64)

@@ -42,12 +42,8 @@ class Seen:
     def hits(self, query_ids: tf.Tensor, column_ids: tf.Tensor) -> tf.Tensor:
         """Which columns, shared by the queries of a batch, hold what a query has seen.
 
-        Args:
-          query_ids: int64 [B].
-          column_ids: int64 [C], the candidate of each column.
-
-        Returns:
-          int64 [H, 2], (row, column), filled up with `padded`.
+        From queries [B] and the candidate of each column [C]: int64 [H, 2], (row, column), filled
+        up with `padded`.
         """
         pairs = self.pairs(query_ids)
         order = tf.argsort(column_ids)

@@ -29,15 +29,11 @@ def num_rows(batch: Batch) -> tf.Tensor:
 def hit_filter(
     batch: Batch, column_ids: tf.Tensor, *, mask_accidental_hits: bool, first: tf.Tensor | int = 0
 ) -> Callable[[tf.Tensor], tf.Tensor] | None:
-    """Which of the columns shared by a batch each row may use as negatives.
+    """Which of the columns shared by a batch, ids int64 [C], each row may use as negatives.
 
-    Leaves out, where `batch.seen` is given, what the query of the row has seen.
-
-    Args:
-      batch: the observed pairs.
-      column_ids: int64 [C], the candidate of each column.
-      mask_accidental_hits: also leave out columns that hold the row's own positive.
-      first: the number of the first of these columns in `batch.seen`.
+    Leaves out, where `batch.seen` is given, what the query of the row has seen; and, with
+    `mask_accidental_hits`, columns that hold the row's own positive. `first` is the number of the
+    first of these columns in `batch.seen`.
 
     Returns:
       A function: consecutive columns, int32 [c] → bool [B, c], of which those from C on do not
@@ -71,25 +67,16 @@ def _marked(seen: tf.Tensor, first: tf.Tensor, shape: tf.Tensor) -> tf.Tensor:
 def per_query_mask(
     batch: Batch, ids: tf.Tensor, *, mask_accidental_hits: bool, seen: Seen | None = None
 ) -> tf.Tensor | None:
-    """The candidates drawn for each query that it may use as negatives.
+    """The candidates drawn for each query, int64 [B, N], that it may use as negatives.
 
-    Args:
-      batch: the observed pairs.
-      ids: int64 [B, N], candidates drawn for each row.
-      mask_accidental_hits: leave out draws of the row's own positive.
-      seen: leave out what the query has seen.
-
-    Returns:
-      bool [B, N], or None where every candidate may be used.
+    Leaves out the row's own positive, what the query has seen, or both: bool [B, N], or None
+    where every candidate may be used.
     """
-    masks = []
-    if mask_accidental_hits:
-        masks.append(ids != batch.candidate_ids[:, None])
-    if seen is not None:
-        masks.append(~seen.holds(batch.query_ids, ids))
-    if not masks:
-        return None
-    return masks[0] & masks[1] if len(masks) > 1 else masks[0]
+    valid = ids != batch.candidate_ids[:, None] if mask_accidental_hits else None
+    if seen is None:
+        return valid
+    unseen = ~seen.holds(batch.query_ids, ids)
+    return unseen if valid is None else valid & unseen
 
 
 def weigh_rows(loss: tf.Tensor, batch: Batch) -> tf.Tensor:

@@ -1,4 +1,7 @@
-"""How much each negative of a row counts, and each row: weights without gradient."""
+"""How much each negative of a row counts, and each row: weights without gradient.
+
+`valid`, bool [B, N], is False where a candidate is no negative of the row; None for all valid.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +17,10 @@ def equal_weights(like: tf.Tensor, *, valid: tf.Tensor | None = None) -> tf.Tens
 
 
 def softmax_weights(logits: tf.Tensor, *, valid: tf.Tensor | None = None) -> tf.Tensor:
-    """e^(x_bj) / Σ_k e^(x_bk) over the valid negatives of each row.
+    """e^(x_bj) / Σ_k e^(x_bk) over the valid negatives of each row, from finite logits: [B, N].
 
-    Args:
-      logits: [B, N], finite; for self-normalised importance weights scores - log_q, as in
-        Lian et al., "Personalized Ranking with Importance Sampling", WWW 2020.
-      valid: bool [B, N], False where a candidate is no negative of the row; None for all valid.
-
-    Returns:
-      [B, N], without gradient; rows sum to 1, and to 0 where no negative is valid.
+    Without gradient; rows sum to 1, and to 0 where no negative is valid. Of scores - log_q these
+    are self-normalised importance weights: Lian et al., WWW 2020, doi:10.1145/3366423.3380187.
     """
     logits = tf.stop_gradient(logits)
     if valid is None:
@@ -40,14 +38,10 @@ def adaptive_temperature(
     Shi et al., WWW 2023, doi:10.1145/3543507.3583223, eq. (15)-(16):
         τ_b = sqrt(Var_j L_bj / (2 ρ))
     To second order, the divergence of softmax(L / τ) from uniform is Var_j L / (2 τ²) = ρ.
-
-    Args:
-      losses: [B, N].
-      rho: above 0, -log β for the OPAUC(β) that is meant.
-      valid: bool [B, N], False where a candidate is no negative of the row; None for all valid.
+    ρ is above 0, and -log β for the OPAUC(β) that is meant.
 
     Returns:
-      [B, 1], without gradient; 0 for a row whose losses are all equal.
+      [B, 1] from losses [B, N], without gradient; 0 for a row whose losses are all equal.
     """
     losses = tf.stop_gradient(losses)
     weights = equal_weights(losses, valid=valid)

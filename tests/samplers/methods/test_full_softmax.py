@@ -5,7 +5,7 @@ from table_encoders import seen_by, seen_hits
 
 import samplers
 from samplers.methods.by_name import build
-from samplers.methods.full_softmax import SoftTargets, TargetTable
+from samplers.methods.full_softmax import SoftTargets
 
 SEED = tf.constant([3, 4], tf.int64)
 NONE = -1
@@ -59,9 +59,11 @@ def dense(query, *, weight, temperature):
     return result
 
 
-def drawn(table, queries, seed=SEED):
-    """t_u of all nine candidates, as the table gives it."""
-    found = table.of(tf.constant(queries, tf.int64), seed=seed)
+def drawn(queries, **options):
+    """t_u of all nine candidates, as the method proposes it."""
+    method = build("full_softmax", targets=targets(), **options)
+    ids = tf.constant(queries, tf.int64)
+    found = method.propose(tf.zeros([len(queries), 3]), samplers.Batch(ids, ids), seed=SEED)
     result = np.zeros((len(queries), 9))
     weights = np.exp(found.log_q.numpy())
     for row in range(len(queries)):
@@ -72,14 +74,13 @@ def drawn(table, queries, seed=SEED):
 @pytest.mark.parametrize("temperature", [0.4, 2.0])
 @pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
 def test_targets_are_what_was_chosen_and_what_the_teacher_ranks(weight, temperature):
-    table = TargetTable(targets(), weight=weight, temperature=temperature, num_chosen=5)
+    options = {"teacher_weight": weight, "teacher_temperature": temperature, "num_chosen": 5}
     expected = [dense(u, weight=weight, temperature=temperature) for u in (3, 0, 2, 1, 0)]
-    np.testing.assert_allclose(drawn(table, [3, 0, 2, 1, 0]), expected, atol=1e-6)
+    np.testing.assert_allclose(drawn([3, 0, 2, 1, 0], **options), expected, atol=1e-6)
 
 
 def test_of_many_chosen_a_step_looks_at_some_and_all_are_as_likely():
-    table = TargetTable(targets(), weight=0.3, temperature=1.0, num_chosen=2)
-    draws = drawn(table, [1] * 3000)
+    draws = drawn([1] * 3000, teacher_weight=0.3, teacher_temperature=1.0, num_chosen=2)
     assert set(np.count_nonzero(draws[:, CHOSEN[1]], axis=1)) == {2}
     np.testing.assert_allclose(draws.sum(axis=1), 1, rtol=1e-6)
     np.testing.assert_allclose(
