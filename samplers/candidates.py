@@ -68,3 +68,12 @@ class Encoders(NamedTuple):
     def columns(self) -> tf.Tensor:
         """The embeddings of the positives of `Batch.columns`: [C, D]."""
         return self.positive if self.whole is None else self.whole
+
+    def queries_for(self, user: str) -> Embed:
+        """`queries`; a ValueError that names who needs them where they are missing."""
+        if self.queries is None:
+            raise ValueError(
+                f"{user} needs Encoders.queries, got None: pass a callable from dense query ids "
+                "to their embeddings."
+            )
+        return self.queries

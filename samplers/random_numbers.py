@@ -9,9 +9,7 @@ import tensorflow as tf
 
 from samplers.candidates import Part
 
-# Where seeds are and are made: TensorFlow reads them there also for a draw on a GPU, which would
-# have to hand over each, and wait.
-HOST = "CPU:0"
+HOST = "CPU:0"  # where TensorFlow reads seeds, also for a draw on a GPU: they are made there
 
 
 def uniform_bits(shape: tf.Tensor | Sequence[Any], seed: tf.Tensor) -> tf.Tensor:

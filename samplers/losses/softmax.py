@@ -44,7 +44,6 @@ def in_batch_softmax_loss(
         first + b.
       positive_log_q: [B], the log-probability of the positive where it is not log_q[:B].
       valid: which columns are negatives of a row; the positive stays. None for all.
-      positive_twice: whether to count the positive a second time.
       block_size: columns scored at once; None for all.
 
     Returns:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -37,8 +37,8 @@ def dot_logsumexp(
 
     The gradient is written by hand: with p_bj the share of column j in the sum of row b it is
     Σ_j p_bj v_j for q_b and Σ_b p_bj q_b for v_j, two products and no further pass over [B, C].
-    With `block_size` the backward pass computes p again, block by block, and the memory taken is
-    that of [B, block_size] and not of [B, C]; values and gradients are the same.
+    With `block_size` the backward pass computes p again, block by block, and takes the memory of
+    [B, block_size] and not of [B, C].
 
     Where `valid` is False, n is 0 or the bias is -inf, a column is not in the sum. A row whose
     sum is empty has the value -inf and, where nothing flows back into it, no gradient.
@@ -90,8 +90,8 @@ def dot_logsumexp(
     if block_size is None:
         return _all_at_once(exponents_of)(query, candidates)
     if counted is not None:
-        highest = tf.cast(tf.stop_gradient(counted.highest), query.dtype)
-        counted = Counted(counted.counts, highest)
+        highest = tf.stop_gradient(counted.highest)
+        counted = counted._replace(highest=tf.cast(highest, query.dtype))
     return _by_block(exponents_of, counted, block_size)(query, candidates)
 
 
@@ -126,7 +126,7 @@ def fold_columns(
     num_columns: tf.Tensor,
     block_size: tf.Tensor | int,
     *,
-    writes: tuple[tf.DType, list[int | None]] | None = None,
+    writes: tuple[tf.DType, Sequence[int | None]] | None = None,
 ) -> Any:
     """carry = step(columns int32 [block_size], carry), for block after block; the last carry.
 
@@ -147,11 +147,9 @@ def fold_columns(
         return block + 1, carry, values
 
     # One at a time: the memory of several blocks together is what this is there to save.
+    start = (tf.constant(0), carry, values)
     _, carry, values = tf.while_loop(
-        lambda block, *_: block < blocks,
-        body,
-        (tf.constant(0), carry, values),
-        parallel_iterations=1,
+        lambda block, *_: block < blocks, body, start, parallel_iterations=1
     )
     return carry if writes is None else (carry, values)
 
@@ -211,19 +209,15 @@ def _by_block(
         def add(columns: tf.Tensor, carry: Any) -> Any:
             highest, total = carry
             _, scores, exponents = exponents_of(query, candidates, columns)
-            if counted is None:
-                of_block = tf.maximum(tf.reduce_max(exponents, axis=1), exponents.dtype.min)
-            else:
-                of_block = counted.highest
+            of_block = tf.reduce_max(exponents, axis=1) if counted is None else counted.highest
             higher = tf.maximum(highest, of_block)
             parts = parts_of(scores, exponents, higher, columns)
             total = total * tf.exp(highest - higher) + tf.reduce_sum(parts, axis=1)
             return higher, total
 
         nothing = tf.zeros_like(query[:, 0])
-        highest, total = fold_columns(
-            add, (nothing + query.dtype.min, nothing), num_columns, block_size
-        )
+        start = (nothing + query.dtype.min, nothing)
+        highest, total = fold_columns(add, start, num_columns, block_size)
         result = highest + tf.math.log(total)
 
         def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -237,12 +231,9 @@ def _by_block(
                 by_block = _transposed_product(parts, weighted, values)
                 return by_query + tf.matmul(parts, values), by_block
 
+            start, writes = tf.zeros_like(query), (query.dtype, [block_size, candidates.shape[1]])
             by_query, by_candidates = fold_columns(
-                add_gradient,
-                tf.zeros_like(query),
-                num_columns,
-                block_size,
-                writes=(query.dtype, [block_size, candidates.shape[1]]),
+                add_gradient, start, num_columns, block_size, writes=writes
             )
             return by_query * upstream[:, None], by_candidates.concat()[:num_columns]
 

@@ -50,7 +50,6 @@ class RenewedMethod(PrisU):
         _run_if(self._due, renew)
 
     def end_epoch(self, encoders: Encoders) -> None:
-        """Lets the next step renew the state."""
         self._due.assign(True)
 
     def _renew(self, encoders: Encoders, seed: tf.Tensor) -> None:
@@ -136,10 +135,9 @@ class AdaSirW(AdaSirU):
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class AoBpr(PerQueryMethod):
-    """Pairwise ranking against negatives that a factor of the query ranks high.
+    """As bpr, against negatives that a factor of the query ranks high: `AdaptiveOversampler`.
 
-    Rendle and Freudenthaler, WSDM 2014, doi:10.1145/2556195.2556248: bpr with j from
-    `AdaptiveOversampler`. The mean over the draws where there are several.
+    Rendle and Freudenthaler, WSDM 2014, doi:10.1145/2556195.2556248.
     """
 
     rank_scale: float = 500.0  # λ of the rank r drawn ∝ e^(-r/λ), above 0

@@ -131,9 +131,7 @@ def _fits(value: Any, kinds: list[str]) -> bool:
     """Whether a value, not a text, is of one of the types; whole numbers are floats too."""
     if isinstance(value, (bool, np.bool_)):
         return "bool" in kinds
-    types = {
-        "None": type(None),
-        "int": (int, np.integer),
-        "float": (float, int, np.floating, np.integer),
-    }
-    return any(isinstance(value, types.get(kind, ())) for kind in kinds)
+    whole = isinstance(value, (int, np.integer))
+    number = whole or isinstance(value, (float, np.floating))
+    fits = {"None": value is None, "int": whole, "float": number}
+    return any(fits.get(kind, False) for kind in kinds)

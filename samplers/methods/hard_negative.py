@@ -55,11 +55,8 @@ class DnsMn(Dns):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.num_kept > self.num_negatives:
-            raise ValueError(
-                f"num_kept must be at most num_negatives = {self.num_negatives}, "
-                f"got {self.num_kept}: keep fewer candidates or draw more."
-            )
+        most = self.num_negatives
+        require(self.num_kept <= most, "num_kept", f"at most num_negatives = {most}", self.num_kept)
         self._num_kept = self.num_kept
 
     def _weights(
@@ -83,11 +80,8 @@ class SoftBpr(Dns):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.soft_factor <= 1:
-            raise ValueError(
-                f"soft_factor must be above 0 and at most 1, got {self.soft_factor}: it is 1 - α, "
-                "with α the share of the positive in the mixed negative."
-            )
+        factor = self.soft_factor
+        require(0 < factor <= 1, "soft_factor", "above 0 and at most 1", factor)
 
     def _pair_losses(self, positive: tf.Tensor, negative: tf.Tensor) -> tf.Tensor:
         return soft_bpr_loss(positive, negative, soft_factor=self.soft_factor)

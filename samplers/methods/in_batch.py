@@ -34,7 +34,6 @@ class Ssl(Method):
     def loss(
         self, encoders: Encoders, batch: Batch, proposed: Candidates | None, *, seed: tf.Tensor
     ) -> tf.Tensor:
-        """log Σ_j e^(s_uj - log q_j) - (s_ui - log q_i) over the batch columns j: float32 [B]."""
         return weigh_rows(self._batch_losses(encoders, batch), batch)
 
     def _batch_losses(self, encoders: Encoders, batch: Batch) -> tf.Tensor:
@@ -72,8 +71,8 @@ class SslPop(Ssl):
         super().__post_init__()
         if self.positive_correction and self.positive_twice:
             raise ValueError(
-                "positive_correction takes the positive out of the sum, positive_twice puts it "
-                "in twice, got both True: choose one."
+                "positive_correction takes the positive out of the sum, positive_twice puts it in "
+                "twice, got both True: choose one."
             )
         self._popularity = PopularityTable(type(self).__name__, self.frequency)
 
@@ -119,9 +118,8 @@ class CorrectSfx(Ssl):
                 "num_buckets and num_hashes must be left out with published_buckets, got "
                 f"{self.num_buckets} and {self.num_hashes}."
             )
-        ids = np.arange(self.num_candidates) if self.fingerprints is None else self.fingerprints
         self.estimates = StreamingFrequency(
-            ids,
+            np.arange(self.num_candidates) if self.fingerprints is None else self.fingerprints,
             num_buckets=self.num_buckets or 2 * self.num_candidates,
             num_hashes=self.num_hashes,
             primes=(4993, 4999, 5003, 5009, 5011) if self.published_buckets else None,
@@ -193,8 +191,7 @@ class Mns(Ssl):
         """log q of candidates with these log pop [C] as draws from the mixture: [C]."""
         sizes = tf.cast(tf.stack([num_batch, num_uniform]), tf.float32)
         log_shares = tf.math.log(sizes / tf.reduce_sum(sizes))
-        if self.swap_shares:
-            log_shares = log_shares[::-1]
+        log_shares = log_shares[::-1] if self.swap_shares else log_shares
         from_uniform = log_shares[1] - math.log(self.num_candidates)
         parts = [log_shares[0] + log_pop, tf.fill(tf.shape(log_pop), from_uniform)]
         return tf.reduce_logsumexp(tf.stack(parts), axis=0)

@@ -22,7 +22,7 @@ _NOT_GIVEN: Any = None  # of the data, which is there where `needs` has it
 
 
 def require(holds: bool, name: str, rule: str, got: Any) -> None:
-    """Raises a ValueError where the value of an option breaks a rule: "name must be rule"."""
+    """Raises a ValueError, "name must be rule, got ...", unless it holds."""
     if not holds:
         raise ValueError(f"{name} must be {rule}, got {got}.")
 
@@ -70,16 +70,12 @@ class Method(tf.Module):
             value = getattr(self, option.name)
             if value is not None and str(option.type).startswith("int"):
                 require(value >= 1, option.name, "at least 1", value)
-        for name, remedy in (
-            ("frequency", "give candidates without train rows a 0"),
-            ("fingerprints", "pass one for each candidate, by dense id"),
-        ):
-            value = getattr(self, name)
-            given = value is not None and self.num_candidates is not None
-            if given and np.shape(value) != (self.num_candidates,):
+        for name in ("frequency", "fingerprints"):
+            value, size = getattr(self, name), self.num_candidates
+            if value is not None and size is not None and np.shape(value) != (size,):
                 raise ValueError(
-                    f"{name} must have shape [num_candidates] = [{self.num_candidates}], "
-                    f"got {list(np.shape(value))}: {remedy}."
+                    f"{name} must have shape [num_candidates] = [{size}], got "
+                    f"{list(np.shape(value))}: pass a number, which may be 0, for each candidate."
                 )
 
     def __call__(self, encoders: Encoders, batch: Batch, *, seed: tf.Tensor) -> tf.Tensor:

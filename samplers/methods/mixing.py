@@ -25,8 +25,8 @@ class MixingMethod(SslPop):
                                         - (s_ui - log pop_i)]
     over K virtual negatives with scores m_uk, shared by all queries.
 
-    Differs: eq. (6) has no positive in the second sum, so that it can fall without bound: the
-    published code has it, and so has this (`positive_in_mixture`).
+    Differs: eq. (6) has no positive in the second sum, so that it can fall without bound; the
+    published code has it.
     """
 
     gamma: float = 0.2  # γ, weight of the loss over the batch columns, in [0, 1]
@@ -40,7 +40,6 @@ class MixingMethod(SslPop):
     def loss(
         self, encoders: Encoders, batch: Batch, proposed: Candidates | None, *, seed: tf.Tensor
     ) -> tf.Tensor:
-        """γ · (loss over the columns) + (1 - γ) · (loss over the mixtures): float32 [B]."""
         if self.gamma == 1:
             return super().loss(encoders, batch, proposed, seed=seed)
         losses = (1 - self.gamma) * self._mixture_losses(encoders, batch, seed)

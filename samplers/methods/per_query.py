@@ -26,9 +26,8 @@ from samplers.selection.weights import (
 class PerQueryMethod(Method):
     """What the per-query methods share: loss_b = Σ_j p_bj L_bj over negatives of its own.
 
-    A method draws the negatives in `propose`, here from the proposal; may thin them out in
-    `select`; compares each with the positive in `_pair_losses`, here BPR; and weighs what is left
-    in `_weights`, here equally. Where no negative of a row is valid, its loss is 0.
+    Here they are drawn from the proposal, compared by BPR and weighed equally. Where no negative
+    of a row is valid, its loss is 0.
     """
 
     row_by_row: ClassVar[bool] = True
@@ -73,9 +72,8 @@ class PerQueryMethod(Method):
         return equal_weights(losses, valid=valid)
 
     def _valid(self, batch: Batch, ids: tf.Tensor) -> tf.Tensor | None:
-        return per_query_mask(
-            batch, ids, mask_accidental_hits=self.mask_accidental_hits, seen=self.seen
-        )
+        hits = self.mask_accidental_hits
+        return per_query_mask(batch, ids, mask_accidental_hits=hits, seen=self.seen)
 
 
 def log_frequency_sampler(frequency: np.ndarray) -> PopularitySampler:

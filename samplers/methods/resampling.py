@@ -17,8 +17,6 @@ from samplers.random_numbers import split_seed_in_step
 from samplers.selection.resampling import Resampling
 from samplers.selection.validity import hit_filter, num_rows, weigh_rows, without_padding
 
-_WEIGHTS = ("published", "equal", "importance")
-
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class Bir(Method):
@@ -46,8 +44,8 @@ class Bir(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        rule = f"one of {', '.join(_WEIGHTS)}"
-        require(self.weights in _WEIGHTS, "weights", rule, repr(self.weights))
+        known = ("published", "equal", "importance")
+        require(self.weights in known, "weights", f"one of {', '.join(known)}", repr(self.weights))
         if self.block_size is not None and not self.systematic:
             raise ValueError(
                 f"systematic must be True with block_size, got block_size={self.block_size}: "
@@ -68,7 +66,6 @@ class Bir(Method):
     def loss(
         self, encoders: Encoders, batch: Batch, proposed: Candidates | None, *, seed: tf.Tensor
     ) -> tf.Tensor:
-        """log(e^(s_ui) + Σ_j n_uj e^(s_uj)) - s_ui, or that of other `weights`: float32 [B]."""
         n = self.num_resampled or num_rows(batch.columns)
         losses, _ = self._losses_over_draws(encoders, batch, n, seed)
         return weigh_rows(losses, batch)
@@ -131,9 +128,9 @@ class Xir(Bir):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        share, redraw = self.cache_weight, self.redraw
+        share, known = self.cache_weight, ("corpus", "drawn")
         require(0 <= share <= 1, "cache_weight", "between 0 and 1", share)
-        require(redraw in ("corpus", "drawn"), "redraw", "corpus or drawn", repr(redraw))
+        require(self.redraw in known, "redraw", "corpus or drawn", repr(self.redraw))
         self.cache = CandidateCache(self.frequency, from_drawn=self.redraw == "drawn")
 
     def propose(self, query: tf.Tensor, batch: Batch, *, seed: tf.Tensor) -> Candidates:
@@ -143,7 +140,6 @@ class Xir(Bir):
     def loss(
         self, encoders: Encoders, batch: Batch, proposed: Candidates | None, *, seed: tf.Tensor
     ) -> tf.Tensor:
-        """λ · (bir on the cache) + (1 - λ) · (bir on the batch): float32 [B]."""
         assert proposed is not None
         n = self.num_resampled or tf.maximum(num_rows(batch.columns) // 2, 1)
         first, second = split_seed_in_step(seed, 2)

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 import tensorflow as tf
 
-from samplers.candidates import Batch, Candidates, Embed, Encoders
+from samplers.candidates import Batch, Candidates, Encoders
 from samplers.losses.scores import at_least_float32, positive_scores
 from samplers.losses.softmax import resampled_softmax_loss
 from samplers.losses.streamed_softmax import dot_logsumexp
@@ -34,9 +34,8 @@ class SlAtK(Method):
     Differs: the negatives are drawn once for the batch, not for each row. β_u is the K-th best
     over the corpus, or, with `num_estimated`, the score at the same quantile of that many
     candidates; the paper takes the positives of u and sampled negatives. Until the first
-    estimate, at the end of the first epoch, all weights are 1. The published code leaves the
-    positive out of the sum (`positive_in_sum`), and has a gradient through the weight
-    (`weight_gradient`).
+    estimate, at the end of the first epoch, all weights are 1. `positive_in_sum` and
+    `weight_gradient` are for the published code.
     """
 
     faster_with_xla: ClassVar[bool] = False
@@ -90,21 +89,15 @@ class SlAtK(Method):
 
     def end_epoch(self, encoders: Encoders) -> None:
         """Estimates β after the first epoch and every `refresh_epochs` epochs after it."""
-        if encoders.queries is None:
-            raise ValueError(
-                "sl_at_k needs the embeddings of all queries, got none: pass queries= with the "
-                "encoders."
-            )
-        if int(self.epoch.read_value()) % self.refresh_epochs == 0:
-            self._estimate(encoders.candidates, encoders.queries)
+        embed_queries = encoders.queries_for("sl_at_k")
+        epoch = int(self.epoch.read_value())
         self.epoch.assign_add(1)
-
-    def _estimate(self, embed_candidates: Embed, embed_queries: Embed) -> None:
+        if epoch % self.refresh_epochs:
+            return
         size = min(self.num_estimated or self.num_candidates, self.num_candidates)
-        # Evenly spaced in the order of counts, so that every level of popularity has its share,
-        # and no random numbers are needed.
+        # Evenly spaced in the order of counts, so that every popularity has its share.
         ids = np.arange(size, dtype=np.int64) * self.num_candidates // size
-        candidates = at_least_float32(embed_candidates(tf.constant(ids)))
+        candidates = at_least_float32(encoders.candidates(tf.constant(ids)))
         rank = max(1, round(self.k * size / self.num_candidates))
         best = []
         for start in range(0, self.num_queries, _BLOCK):

@@ -18,11 +18,7 @@ class AdaptiveOversampler(tf.Module):
         rank r with p(r) ∝ e^(-r / λ), r = 0 … N - 1
         factor f with p(f | q) ∝ |q_f| σ_f, σ_f the deviation of factor f over the candidates
         the candidate at rank r of factor f, from the top if q_f > 0, else from the bottom
-    The orders are renewed every N log N draws.
-
-    Args:
-      num_candidates: N.
-      rank_scale: λ, above 0.
+    The orders are renewed every N log N draws. `rank_scale` is λ, above 0.
 
     Attributes:
       orders: int64 [D, N], the candidates by descending value of each factor.

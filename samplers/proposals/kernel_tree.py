@@ -21,10 +21,7 @@ class KernelTree(tf.Module):
     Differs: the top levels of the tree are one step, a choice among at most 256 subtrees whose
     masses are one matrix product for all draws of a batch; the probabilities are the same.
 
-    Args:
-      num_candidates: N.
-      alpha: α, at least 0.
-      leaf_size: candidates in a leaf. The memory is about 4 N D² / leaf_size bytes.
+    The memory is about 4 N D² / leaf_size bytes.
 
     Attributes:
       leaves: float32 [leaves, leaf_size, D], the embeddings v that the tree was made of.
@@ -67,8 +64,8 @@ class KernelTree(tf.Module):
         shape = [len(self.sums) + 1, tf.shape(query)[0], num_negatives]
         draws = tf.unstack(tf.random.stateless_uniform(shape, seed))
         roots = tf.range(tf.shape(self.sums[0], tf.int64)[0])
-        masses = tf.matmul(squares, self.sums[0], transpose_b=True)
-        masses = self._alpha * masses + self._count(roots, 0)
+        masses = self._alpha * tf.matmul(squares, self.sums[0], transpose_b=True)
+        masses += self._count(roots, 0)
         node = draw_by_mass(masses, draws[0])
         mass = tf.gather(masses, node, batch_dims=1)
         for level in range(1, len(self.sums)):
@@ -96,7 +93,7 @@ class KernelTree(tf.Module):
     def _draw_in_leaf(
         self, query: tf.Tensor, leaf: tf.Tensor, draws: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Candidates of leaves, and their masses: int64 and float32 [B, N]."""
+        """Candidates of leaves, and their masses: [B, N]."""
         scores = tf.linalg.matvec(tf.gather(self.leaves, leaf), query[:, None, :])
         masses = self._alpha * tf.square(scores) + 1.0  # [B, N, leaf_size]
         places = tf.range(self._leaf_size, dtype=tf.int64)

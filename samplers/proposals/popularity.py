@@ -22,11 +22,8 @@ def log_pop(counts: np.ndarray) -> np.ndarray:
 
         log_pop([1, 0, 3])  # log .25, -inf, log .75
 
-    Args:
-      counts: [N], train rows of each candidate by dense id; at least one above 0.
-
-    Returns:
-      float32 [N], -inf for candidates without train rows; computed in float64.
+    From the train rows [N] of each candidate by dense id: float32 [N], computed in float64, -inf
+    for candidates without train rows.
 
     Raises:
       ValueError: counts is not a vector, or has negative, non-finite or only zero entries.

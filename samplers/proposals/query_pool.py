@@ -65,12 +65,7 @@ class QueryPool(tf.Module):
 
     def renew(self, encoders: Encoders, *, seed: tf.Tensor) -> None:
         """Resamples every pool by the scores of now, in blocks of queries."""
-        if encoders.queries is None:
-            raise ValueError(
-                "A pool for each query needs Encoders.queries, got None: pass a callable from "
-                "dense query ids to their embeddings."
-            )
-        queries: Embed = encoders.queries
+        queries = encoders.queries_for("A pool for each query")
 
         def renew_block(start: tf.Tensor) -> tuple[tf.Tensor]:
             rows = tf.range(start, tf.minimum(start + _BLOCK, self._num_queries), dtype=tf.int64)

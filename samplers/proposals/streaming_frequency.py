@@ -22,14 +22,13 @@ class StreamingFrequency(tf.Module):
 
     Differs: the paper's b = (1 - α) b + α (t - a) is this with w = 1 throughout: p is near 1 until
     a candidate came some 1 / α times, because the start counts as much as all that comes after it.
-    `published_start` has it so.
+    `published_start` has it so, by starting with w = 1.
 
     Args:
       fingerprints: int64 [N], of the raw id of each candidate, or any other different numbers.
-      num_buckets: H, of each hash array.
+      num_buckets: H, of each hash array; see `hash_buckets`.
       num_hashes: A, number of hash arrays.
       alpha: α, in (0, 1].
-      published_start: starts with w = 1.
       primes: the buckets of a candidate are its fingerprint modulo each of these instead, in as
         many arrays; None for `hash_buckets`.
 
@@ -95,16 +94,14 @@ class StreamingFrequency(tf.Module):
         Without `weight`, or with the published start, they weigh 1. A ValueError where the
         arrays have another shape or hold impossible values.
         """
-        last_step, interval = np.asarray(last_step), np.asarray(interval)
-        settled = weight is None or self._published_start
-        weight = np.ones(self._shape) if settled else np.asarray(weight)
+        if weight is None or self._published_start:
+            weight = np.ones(self._shape)
         arrays = {"last_step": last_step, "interval": interval, "weight": weight}
         for name, values in arrays.items():
             if values.shape != self._shape:
                 raise ValueError(
                     f"{name} must have shape [num_hashes, num_buckets] = {list(self._shape)}, "
-                    f"got {list(values.shape)}: build the method with the sizes that the "
-                    "estimates were made with."
+                    f"got {list(values.shape)}: build the method with the sizes of the estimates."
                 )
         if not (np.isfinite(interval).all() and (interval > 0).all()):
             raise ValueError(f"interval must be above 0 and finite, got {interval.min()}.")

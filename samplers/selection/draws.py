@@ -1,6 +1,6 @@
 """Resampling: how often each column comes up in draws by the softmax of its scores.
 
-Only the counts of a draw enter a loss, so no ids are drawn. Pure and without gradient.
+Only counts enter a loss, so no ids are drawn. Pure and without gradient.
 """
 
 from __future__ import annotations
@@ -50,7 +50,6 @@ def resample(
       log_q: [C] or [B, C]; a column with -inf, which no sampler draws, is not drawn either.
       n: draws for each row.
       seed: int [2].
-      systematic: which of the two.
       part: where the rows are a part of a batch, which: each has the draws that it has in it.
     """
     scores = tf.stop_gradient(tf.convert_to_tensor(scores))
@@ -112,8 +111,7 @@ def systematic_counts(
     for_each = tf.math.divide_no_nan(draws, tf.cast(total, tf.float32))[:, None]
 
     def points_below(sums: tf.Tensor) -> tf.Tensor:
-        # The conversion of sums, their product with a constant, the difference and the rounding
-        # up are all monotonic, in float32 too, so that no count is negative. As u < 1, the
+        # All steps are monotonic, in float32 too, so that no count is negative. As u < 1, the
         # first one is 0.
         points = tf.math.ceil(tf.cast(sums, tf.float32) * for_each - first[:, None])
         points = tf.minimum(points, draws)

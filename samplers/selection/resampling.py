@@ -29,9 +29,8 @@ from samplers.selection.draws import (
 class Resampling:
     """n draws from the columns for each query with weights softmax_j(q_b · v_j - log q_j).
 
-    The draws are without gradient, `log_total` has one. They do not depend on `block_size` but
-    for the rounding of scores; in blocks, the cumulative sums of `resample` go on from
-    block to block.
+    The draws, without gradient, do not depend on `block_size` but for the rounding of scores; in
+    blocks, the cumulative sums of `resample` go on from block to block.
 
     Args:
       query: [B, D].

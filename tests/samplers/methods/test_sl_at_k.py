@@ -131,5 +131,5 @@ def test_wrong_arguments_are_errors(options, text):
 
 
 def test_missing_query_embeddings_are_named():
-    with pytest.raises(ValueError, match="needs the embeddings of all queries"):
+    with pytest.raises(ValueError, match=r"sl_at_k needs Encoders\.queries"):
         method_of().end_epoch(towers(np.zeros((6, 3)), np.zeros((9, 3)))._replace(queries=None))
