@@ -1,8 +1,4 @@
-"""Methods whose draws follow the model: pools, ranks by factor, a kernel tree.
-
-Their state depends on the towers and is renewed by `refresh`, the first thing in a step: before
-the first step, and in the first step after `end_epoch` or, for aobpr, after so many draws.
-"""
+"""Methods whose draws follow the model: pools, ranks by factor, a kernel tree."""
 
 from __future__ import annotations
 
@@ -64,8 +60,6 @@ class AdaSirU(RenewedMethod):
         loss_b = Σ_j p_bj L_bj, p_b = softmax_j(s_uj - log w_uj), eq. (1)
     over uniform draws from the pool of the query; w_uj is the weight with which j came into the
     pool, by the scores at the end of the last epoch, see `QueryPool`.
-
-    Differs: the published code adds log w where eq. (1) subtracts it (`add_log_weights`).
     """
 
     needs: ClassVar[tuple[str, ...]] = ("num_candidates", "num_queries")
@@ -111,8 +105,6 @@ class AdaSirW(AdaSirU):
         loss_b = J(rank_b) · Σ_j p_bj L_bj, J(r) = Σ_{k ≤ r} 1/k
         rank_b = floor((N - 1) · #{k in K_u: s_uk > s_ui} / |K_u|) + 1
     with the uniform draws K_u that the pool was last renewed from.
-
-    Differs: the published code counts those below the positive (`count_below`).
     """
 
     count_below: bool = False  # s_uk < s_ui for s_uk > s_ui, as in the published code

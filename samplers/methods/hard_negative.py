@@ -45,8 +45,6 @@ class DnsMn(Dns):
     Shi et al., WWW 2023, doi:10.1145/3543507.3583223, Algorithm 1:
         loss_b = (1/M) Σ_{j in the top M of N} -log σ(s_ui - s_uj)
     With all n₋ negatives for the draws and M = β n₋ it is the estimator of OPAUC(β), eq. (12).
-
-    Differs: the published code sums over the M candidates (`sum_over_kept`).
     """
 
     num_negatives: int = 200  # N, uniform draws for each pair

@@ -114,9 +114,6 @@ class Xir(Bir):
         loss = λ · (bir on the cache) + (1 - λ) · (bir on the batch)
     with B/2 draws from each, and in the cache with weights softmax_c(s_uc - log pop_c) too.
     The occurrences that the cache is drawn by grow by all draws of the step: `CandidateCache`.
-
-    Differs: the published code draws the cache from the candidates that the last step drew
-    (`redraw="drawn"`), the paper from the corpus.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("frequency",)

@@ -34,8 +34,7 @@ class SlAtK(Method):
     Differs: the negatives are drawn once for the batch, not for each row. β_u is the K-th best
     over the corpus, or, with `num_estimated`, the score at the same quantile of that many
     candidates; the paper takes the positives of u and sampled negatives. Until the first
-    estimate, at the end of the first epoch, all weights are 1. `positive_in_sum` and
-    `weight_gradient` are for the published code.
+    estimate, at the end of the first epoch, all weights are 1.
     """
 
     faster_with_xla: ClassVar[bool] = False

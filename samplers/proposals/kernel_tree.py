@@ -50,8 +50,10 @@ class KernelTree(tf.Module):
         corpus = tf.pad(corpus, [[0, missing], [0, 0]])
         leaves = tf.reshape(corpus, [self._num_leaves, self._leaf_size, corpus.shape[1]])
         self.leaves.assign(leaves)
-        sums = _upper_triangle(tf.matmul(leaves, leaves, transpose_a=True))
-        sums = _double_off_diagonal(sums, corpus.shape[1])
+        # Doubled off the diagonal: a product with a triangle is then that of whole matrices.
+        dim = corpus.shape[1]
+        doubled = tf.concat([[1.0] + [2.0] * (dim - 1 - row) for row in range(dim)], axis=0)
+        sums = _upper_triangle(tf.matmul(leaves, leaves, transpose_a=True)) * doubled
         self.sums[-1].assign(sums)
         for level in reversed(self.sums[:-1]):
             sums = sums[0::2] + sums[1::2]
@@ -108,8 +110,3 @@ class KernelTree(tf.Module):
 def _upper_triangle(matrices: tf.Tensor) -> tf.Tensor:
     """Symmetric matrices [..., D, D] without the repetition: [..., D (D + 1) / 2]."""
     return tf.concat([matrices[..., row, row:] for row in range(matrices.shape[-1])], axis=-1)
-
-
-def _double_off_diagonal(triangles: tf.Tensor, dim: int) -> tf.Tensor:
-    """[..., D (D + 1) / 2], so that its product with a triangle is that of whole matrices."""
-    return triangles * tf.concat([[1.0] + [2.0] * (dim - 1 - row) for row in range(dim)], axis=0)

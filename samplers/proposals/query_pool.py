@@ -46,13 +46,10 @@ class QueryPool(tf.Module):
         super().__init__(name="query_pool")
         self._seen = seen
         self._num_queries, self._pool_size, self._proposal = num_queries, pool_size, proposal
-
-        def zeros(dtype: tf.DType, name: str) -> tf.Variable:
-            return renewed_variable(tf.zeros([num_queries, pool_size], dtype), name)
-
-        self.ids = zeros(tf.int64, "ids")  # int32 has no kernels for this on a GPU
-        self.log_weights = zeros(tf.float32, "log_weights")
-        self.proposed = zeros(tf.int64, "proposed") if keep_proposed else None
+        nothing = tf.zeros([num_queries, pool_size], tf.int64)  # int32 has no GPU kernels for this
+        self.ids = renewed_variable(nothing, "ids")
+        self.log_weights = renewed_variable(tf.cast(nothing, tf.float32), "log_weights")
+        self.proposed = renewed_variable(nothing, "proposed") if keep_proposed else None
         self.filled = renewed_variable(tf.constant(False), "filled")
 
     def sample(self, query_ids: tf.Tensor, num_negatives: int, *, seed: tf.Tensor) -> Candidates:

@@ -23,8 +23,7 @@ def running_top_k(
     Args:
       query: [B, D].
       candidates: [C, D].
-      k: columns of each row.
-      block_size: columns scored at once, at least 1.
+      k, block_size: columns of each row, and columns scored at once, at least 1.
       masked: int64 [M, 2], pairs of a row and a column whose score is -inf; None for none.
 
     Returns:

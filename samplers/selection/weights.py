@@ -5,9 +5,8 @@
 
 from __future__ import annotations
 
+import numpy as np
 import tensorflow as tf
-
-_EULER_GAMMA = 0.5772156649015329
 
 
 def equal_weights(like: tf.Tensor, *, valid: tf.Tensor | None = None) -> tf.Tensor:
@@ -62,7 +61,6 @@ def loss_weights(
 def harmonic_number(rank: tf.Tensor) -> tf.Tensor:
     """J(r) = Σ_{k=1..r} 1/k, the weight of a positive at rank r: float32, same shape.
 
-    Weston, Bengio and Usunier, IJCAI 2011 (WSABIE). Through the digamma function, so that it
-    costs the same at every rank.
+    Weston, Bengio and Usunier, IJCAI 2011 (WSABIE). It costs the same at every rank.
     """
-    return tf.math.digamma(tf.cast(rank, tf.float32) + 1.0) + _EULER_GAMMA
+    return tf.math.digamma(tf.cast(rank, tf.float32) + 1.0) + np.euler_gamma
