@@ -162,8 +162,8 @@ class RetrievalData:
           Dicts of query_id and candidate_id, int64 [B], and weight, float32 [B], if there is one.
         """
         require(batch_size >= 1, "batch_size", "must be at least 1", batch_size)
-        require(seed >= 0, "seed", "must be at least 0", seed)
-        require(first_step >= 0, "first_step", "must be at least 0", first_step)
+        if min(seed, first_step) < 0:
+            raise ValueError(f"seed, first_step must be at least 0, got {seed}, {first_step}.")
         columns = self.arrays("train")
         names = (schema.QUERY_ID, schema.CANDIDATE_ID, schema.WEIGHT)
         used = {name: columns[name] for name in names if name in columns}
