@@ -54,6 +54,13 @@ def join(blocks: Iterable[np.ndarray]) -> np.ndarray:
     return np.concatenate(blocks) if blocks else np.empty(0, ROW)
 
 
+def begins(*columns: np.ndarray) -> np.ndarray:
+    """Which rows of sorted columns, [n] each, differ from the row before: bool [n]."""
+    new = np.ones(len(columns[0]), bool)
+    new[1:] = np.any([column[1:] != column[:-1] for column in columns], axis=0)
+    return new
+
+
 def drop_duplicates(rows: np.ndarray, weights: str = "first") -> np.ndarray:
     """Keeps the earliest row of each (query, candidate), by split, time, then source order.
 
@@ -65,10 +72,7 @@ def drop_duplicates(rows: np.ndarray, weights: str = "first") -> np.ndarray:
         (rows["order"], rows["timestamp"], rows["split"], rows["candidate"], rows["query"])
     )
     rows = rows[by_pair]
-    new = np.ones(len(rows), bool)
-    new[1:] = (rows["query"][1:] != rows["query"][:-1]) | (
-        rows["candidate"][1:] != rows["candidate"][:-1]
-    )
+    new = begins(rows["query"], rows["candidate"])
     kept = rows[new]
     if weights != "first" and len(kept):
         same_split = rows["split"] == kept["split"][np.cumsum(new) - 1]

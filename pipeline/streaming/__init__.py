@@ -1,5 +1,6 @@
 """`twotower frequencies --streaming`: the streaming estimate of correct-sfx.
 
-`estimator` (the recursion), `job`, `micro_batch` (one bounded run), `steps`, `order`, `snapshots`,
-`watch`; `unbounded` for endless collections. Imports `counts.settings`, `prepare` and below.
+`job` (one run, or the watch of a source), `micro_batch` (one bounded run), `order`, `steps`,
+`snapshots`, `estimator` (the recursion); `unbounded` for endless collections. Imports
+`counts.settings`, `prepare` and below.
 """

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import apache_beam as beam
 import numpy as np
 
-from pipeline.beam.blocks import partition
+from pipeline.beam.blocks import begins, partition
 from pipeline.contract import hashing, schema
 
 # a, b and w of a bucket
@@ -50,7 +50,7 @@ class Buckets(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Estimator:
-    """Sizes and weight of the estimates, how their buckets travel, and what they start from."""
+    """Sizes and weight of the estimates, and what they start from."""
 
     num_buckets: int  # H, of each hash array
     num_hashes: int  # A, hash arrays
@@ -118,42 +118,39 @@ def advance(state: np.ndarray, buckets: np.ndarray, steps: np.ndarray, alpha: fl
             f"steps must not lie before the last one of their bucket, got {steps[late[0]]} after "
             f"{before[late[0]]}: they were given out of order."
         )
-    new = np.ones(len(steps), bool)
-    new[1:] = (buckets[1:] != buckets[:-1]) | (steps[1:] != steps[:-1])
-    new &= steps > before
-    buckets, steps, before = buckets[new], steps[new], before[new]
+    new = begins(buckets, steps) & (steps > before)
+    buckets, steps, before, state = buckets[new], steps[new], before[new], state.copy()
     if not len(steps):
-        return state.copy()
-    first = np.flatnonzero(np.r_[True, buckets[1:] != buckets[:-1]][: len(buckets)])
-    before[1:] = steps[:-1]
-    present = buckets[first]
-    before[first] = state["last_step"][present]
-    ends = np.append(first[1:], len(buckets))
-    state = state.copy()
+        return state
+    first = begins(buckets)
+    intervals = (steps - np.where(first, before, np.roll(steps, 1))).astype(np.float64)
+    starts = np.flatnonzero(first)
+    ends = np.append(starts[1:], len(buckets))
+    present = buckets[starts]
+    means, weights = _means(state[present], intervals, starts, ends, alpha)
     state["last_step"][present] = steps[ends - 1]
-    intervals = (steps - before).astype(np.float64)
-    means, weights = _means(state[present], intervals, first, ends, alpha)
     state["interval"][present], state["weight"][present] = means, weights
     return state
 
 
 def _means(
-    state: np.ndarray, intervals: np.ndarray, first: np.ndarray, ends: np.ndarray, alpha: float
+    state: np.ndarray, intervals: np.ndarray, starts: np.ndarray, ends: np.ndarray, alpha: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """b and w after intervals[first : ends] of each bucket, STATE [m]: float64 [m] both."""
-    by_length = np.argsort(first - ends, kind="stable")
-    lengths = (ends - first)[by_length]
+    """b and w after intervals[starts : ends] of each bucket, STATE [m]: float64 [m] both."""
+    by_length = np.argsort(starts - ends, kind="stable")
+    starts, lengths = starts[by_length], (ends - starts)[by_length]
     rounds = int(lengths[WIDE - 1]) if len(lengths) >= WIDE else 0
     longer = np.searchsorted(-lengths, -np.arange(rounds), side="left")  # buckets in each round
     means, weights = state["interval"][by_length], state["weight"][by_length]
-    first, keep = first[by_length], 1 - alpha
+    keep = 1 - alpha
     for number, count in enumerate(longer):
         weights[:count] = keep * weights[:count] + alpha
-        change = intervals[first[:count] + number] - means[:count]
+        change = intervals[starts[:count] + number] - means[:count]
         means[:count] += alpha / weights[:count] * change
     for place in range(np.searchsorted(-lengths, -rounds, side="left")):
         mean, weight = float(means[place]), float(weights[place])
-        for interval in intervals[first[place] + rounds : first[place] + lengths[place]].tolist():
+        start, end = starts[place] + rounds, starts[place] + lengths[place]
+        for interval in intervals[start:end].tolist():
             weight = keep * weight + alpha
             mean += alpha / weight * (interval - mean)
         means[place], weights[place] = mean, weight
@@ -171,9 +168,7 @@ def distinct(block: Block) -> Block:
     """Each candidate of a step once, by fingerprint and step, rows added up."""
     order = np.lexsort((block.steps, block.fingerprints))
     steps, prints, rows = (column[order] for column in block)
-    new = np.ones(len(steps), bool)
-    new[1:] = (prints[1:] != prints[:-1]) | (steps[1:] != steps[:-1])
-    first = np.flatnonzero(new)
+    first = np.flatnonzero(begins(prints, steps))
     return Block(steps[first], prints[first], np.add.reduceat(rows, first) if len(rows) else rows)
 
 
@@ -199,17 +194,12 @@ class EstimateFrequencies(beam.PTransform):
 
 
 def advance_range(
-    key: int,
-    blocks: Iterable[np.ndarray],
-    estimator: Estimator,
-    state: np.ndarray | None = None,
+    key: int, blocks: Iterable[np.ndarray], estimator: Estimator, state: np.ndarray | None = None
 ) -> Buckets:
     """The buckets of one range after some steps.
 
     Args:
-      key: array · ranges + range.
-      blocks: int64 [n, 3] of bucket, step and rows each, at least one.
-      estimator: sizes and start.
+      key, blocks: from `Estimator.by_range`; at least one block.
       state: STATE [m], before the steps; None: that of the start.
     """
     array, number = divmod(key, estimator.num_ranges)

@@ -1,13 +1,40 @@
-"""`twotower frequencies --streaming`: streaming frequencies of a log, or of one that goes on."""
+"""`twotower frequencies --streaming`: streaming frequencies of a log, or of one that goes on.
+
+Each look at a watched source runs a bounded job over its new files and commits a snapshot.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from glob import escape, glob
+from itertools import count
+
+from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.beam.options import beam_options
 from pipeline.contract import schema
+from pipeline.contract.files import checksum
 from pipeline.counts.settings import FrequenciesConfig
 from pipeline.read.consumed import check_not_repeated, input_files
-from pipeline.read.discover import find_pieces, with_demo_columns
+from pipeline.read.discover import Piece, file_pieces, find_pieces, is_readable, with_demo_columns
 from pipeline.streaming.micro_batch import write_snapshot
-from pipeline.streaming.snapshots import describe, find_previous, only_writer
-from pipeline.streaming.watch import watch
+from pipeline.streaming.snapshots import (
+    Input,
+    Snapshot,
+    describe,
+    find_previous,
+    only_writer,
+    stamp_of,
+)
+
+log = logging.getLogger(__name__)
+_NAP = 0.2  # seconds between two looks for a signal
 
 
 def estimate(
@@ -29,13 +56,148 @@ def estimate(
     """
     options = beam_options(beam_arguments or [], vars(config))
     config = with_demo_columns(config)
-    if config.watch:
-        with only_writer(config.output):
-            return watch(config, options)
-    pieces = find_pieces(config)
+    pieces = [] if config.watch else find_pieces(config)
     with only_writer(config.output):
         previous = find_previous(config)
+        if config.watch:
+            last = watch(config, previous, options)
+            return last.manifest if last else None
         inputs = describe(input_files(config))
         if previous and not config.allow_repeated_files:
             check_not_repeated({file.path: file.recorded() for file in inputs}, previous.consumed)
         return write_snapshot(pieces, inputs, previous, config, options).manifest
+
+
+def watch(
+    config: FrequenciesConfig, snapshot: Snapshot | None, options: PipelineOptions
+) -> Snapshot | None:
+    """Looks for new files again and again, until there were `max_polls` looks or a signal.
+
+    SIGINT and SIGTERM end it between two jobs; a second one at once. Whenever it ends, the next
+    one goes on from the last snapshot, which is what it returns.
+
+    Raises:
+      ValueError: a file is wrong. The last snapshot stays as it was, so that a new watch reads
+        the files of this look again.
+    """
+    if config.source.startswith("tfds:"):
+        raise ValueError("--watch needs files, got a TFDS name; give --source a directory.")
+    watcher = Watcher(config)
+    with _signals() as signals:
+        for look in count(1):
+            files = watcher.new_files(snapshot)
+            log.info("frequencies: look %d: %d new file(s) in %s", look, len(files), config.source)
+            if files:
+                snapshot = write_snapshot(watcher.pieces(files), files, snapshot, config, options)
+            if not signals and look != config.max_polls:
+                _sleep(config.poll_seconds, signals)
+            if signals or look == config.max_polls:
+                break
+    return snapshot
+
+
+class Watcher:
+    """Looks for files that are not in the snapshot to go on from."""
+
+    def __init__(self, config: FrequenciesConfig) -> None:
+        self._config = config
+        self._compared: dict[str, tuple[int, ...]] = {}  # files that need no look until they change
+        self._types: dict[str, tuple[str, str]] = {}  # column → its kind, and the file that says so
+
+    def new_files(self, snapshot: Snapshot | None) -> list[Input]:
+        """The complete files that are not in the snapshot, in the order of their names.
+
+        A file with the content of one that was read before is left out, and said so once.
+
+        Raises:
+          ValueError: a file that was read before has another content now.
+        """
+        consumed = snapshot.consumed if snapshot else []
+        read = {file["file"]: file for file in consumed}
+        unknown = []
+        for path in map(os.path.abspath, complete_files(self._config)):
+            stamp = stamp_of(path)
+            if not stamp or self._compared.get(path) == stamp:
+                continue
+            if path not in read:
+                unknown.append(path)
+                continue
+            if stamp[0] != read[path]["bytes"] or checksum(path) != read[path]["checksum"]:
+                raise ValueError(
+                    f"{path} has changed since it was read: its old rows are in the snapshot; "
+                    "write new rows to a new file, or begin a new stream with --overwrite."
+                )
+            self._compared[path] = stamp
+        files = describe(unknown)
+        if self._config.allow_repeated_files:
+            return files
+        known = {file["checksum"]: file["file"] for file in consumed}
+        new = []
+        for file in files:
+            where = known.setdefault(file.checksum, file.path)
+            if where == file.path:
+                new.append(file)
+                continue
+            self._compared[file.path] = file.stamp
+            log.warning(
+                "frequencies: %s is left out: its content is that of %s; "
+                "--allow_repeated_files counts it all the same.",
+                file.path,
+                where,
+            )
+        return new
+
+    def pieces(self, files: list[Input]) -> list[Piece]:
+        """What there is to read in new files.
+
+        Raises:
+          ValueError: a file cannot be read, lacks a column, or has one of another kind than the
+            files before it.
+        """
+        pieces: list[Piece] = []
+        for file in files:
+            pieces += file_pieces(file.path, 0, self._config, len(pieces), self._types)
+        if not pieces and not self._config.allow_empty_files:
+            raise ValueError(f"{files[0].path} holds no rows; --allow_empty_files goes on without.")
+        return pieces
+
+
+def complete_files(config: FrequenciesConfig) -> list[str]:
+    """The readable files of a source, in order; none that is hidden or has an unknown ending.
+
+    Raises:
+      ValueError: the source is no pattern, and nothing is there.
+    """
+    source = config.source
+    if not os.path.exists(source) and source == escape(source):
+        raise ValueError(f"{source} does not exist; check --source.")
+    pattern = os.path.join(escape(source), "*") if os.path.isdir(source) else source
+    return [path for path in sorted(glob(pattern)) if is_readable(path)]
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Signals that ask for the end are collected in a list; the second one interrupts."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received  # only the main thread hears signals
+        return
+
+    def receive(number: int, frame: object) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+        log.info("frequencies: ends when no job is under way; once more ends at once")
+
+    before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _sleep(seconds: float, signals: list[int]) -> None:
+    end = time.monotonic() + seconds
+    while not signals and time.monotonic() < end:
+        time.sleep(min(_NAP, max(0.0, end - time.monotonic())))

@@ -32,31 +32,11 @@ from pipeline.contract.files import describe_files
 from pipeline.counts.settings import FrequenciesConfig, StartedConfig
 from pipeline.read.discover import Piece, files_in
 from pipeline.read.log import DEAD_LETTERS, check_read, read_tally
+from pipeline.streaming import snapshots, steps
 from pipeline.streaming.estimator import FEW, FILES, STATE, Estimator, assemble, occurrences
-from pipeline.streaming.order import chunks, order_events, stage_events, time_range
-from pipeline.streaming.snapshots import (
-    Input,
-    Position,
-    Snapshot,
-    keep_newest,
-    next_directory,
-    rule_of,
-    stamp_of,
-    write_pending,
-)
-from pipeline.streaming.steps import (
-    APPLIED,
-    LATE,
-    NEVER,
-    PENDING,
-    Periods,
-    Split,
-    advance_rows,
-    split_by_rows,
-    split_by_time,
-    staged_buckets,
-    staged_late,
-)
+from pipeline.streaming.order import chunks, event_times, order_events, stage_events
+from pipeline.streaming.snapshots import Input, Position, Snapshot
+from pipeline.streaming.steps import APPLIED, LATE, NEVER, PENDING, Periods
 
 log = logging.getLogger(__name__)
 _RECORDED = ("delimiter", "max_bad_share", "max_ahead_seconds", "allowed_lateness_seconds")
@@ -75,18 +55,55 @@ def write_snapshot(
       ValueError: what `check_read` raises, no good row has come so far, or a file changed while
         it was read; there is no new snapshot then.
     """
-    snapshot = _run(pieces, inputs, previous, config, options)
+    directory = snapshots.next_directory(config.output)
+    before = previous.position if previous else Position()
+    with Staging(str(directory), overwrite=False) as staging:
+        reading = StartedConfig(**vars(config), started=int(time.time()))
+        events = stage_events(pieces, reading, options, staging)
+        read = _check_read(inputs, config, staging)
+        split: steps.Split
+        if config.step_seconds:
+            after, periods = _times(before, previous, config, staging)
+            rows = chunks([*events, *([previous.pending] if previous else [])])
+            split = partial(steps.split_by_time, periods=periods)
+        else:
+            rows = chunks(order_events(events, config.partitions, options, staging))
+            total = before.rows + sum(chunk.stop - chunk.start for chunk in rows)
+            after = before._replace(step=-(-total // config.batch_size))
+            split = partial(steps.split_by_rows, rows_before=before.rows, size=config.batch_size)
+        estimator = Estimator(
+            num_buckets=config.num_buckets,
+            num_hashes=config.num_hashes,
+            alpha=config.alpha,
+            ranges=config.partitions,
+            previous=str(previous.path) if previous else "",
+        )
+        steps.advance_rows(rows, split, estimator, options, staging)
+        counts = read["counts"] | _write_state(estimator, config, staging)
+        _check_counts(counts, previous, config)
+        after = after._replace(rows=before.rows + counts[APPLIED])
+        if not counts["bad"]:
+            (staging.out / DEAD_LETTERS).unlink(missing_ok=True)
+        manifest = _manifest(counts, after, pieces, inputs, previous, config, staging)
+        manifest.write(staging.out)
+        staging.commit()
+    snapshot = Snapshot(directory.resolve(), manifest)
     # Of a run that failed under this number; its rows were read again.
     snapshot.path.with_name(f"{snapshot.path.name}.{DEAD_LETTERS}").unlink(missing_ok=True)
     begun = previous is None or previous.path.parent != snapshot.path.parent
-    keep_newest(config.output, 1 if begun and config.overwrite else config.keep_snapshots)
-    counts, position = snapshot.manifest.counts, snapshot.position
+    snapshots.keep_newest(config.output, 1 if begun and config.overwrite else config.keep_snapshots)
+    _tell(snapshot, len(inputs))
+    return snapshot
+
+
+def _tell(snapshot: Snapshot, num_files: int) -> None:
+    counts = dict(snapshot.manifest.counts)
     log.info(
         "frequencies: %d file(s), %s rows: %s; step %d, snapshot %s",
-        len(inputs),
-        f"{counts['read']:,}",
-        ", ".join(f"{rows:,} {name}" for name, rows in counts.items() if name != "read"),
-        position.step,
+        num_files,
+        f"{counts.pop('read'):,}",
+        ", ".join(f"{rows:,} {name}" for name, rows in counts.items()),
+        snapshot.position.step,
         snapshot.path,
     )
     few, touched = (snapshot.manifest.details["buckets"][name] for name in ("few", "touched"))
@@ -98,82 +115,36 @@ def write_snapshot(
         f"{touched:,}",
         FEW,
     )
-    return snapshot
-
-
-def _run(
-    pieces: list[Piece],
-    inputs: list[Input],
-    previous: Snapshot | None,
-    config: FrequenciesConfig,
-    options: PipelineOptions,
-) -> Snapshot:
-    directory = next_directory(config.output)
-    before = previous.position if previous else Position()
-    with Staging(str(directory), overwrite=False) as staging:
-        reading = StartedConfig(**vars(config), started=int(time.time()))
-        events = stage_events(pieces, reading, options, staging)
-        read = _check_read(inputs, config, staging)
-        if config.step_seconds:
-            after, periods = _times(before, previous, config, staging)
-            todo = chunks([*events, *([previous.pending] if previous else [])])
-            split: Split = partial(split_by_time, periods=periods)
-        else:
-            rows = before.rows + sum(chunk.stop - chunk.start for chunk in chunks(events))
-            after = before._replace(step=-(-rows // config.batch_size))
-            todo = chunks(order_events(events, config.partitions, options, staging))
-            split = partial(split_by_rows, rows_before=before.rows, size=config.batch_size)
-        estimator = Estimator(
-            num_buckets=config.num_buckets,
-            num_hashes=config.num_hashes,
-            alpha=config.alpha,
-            ranges=config.partitions,
-            previous=str(previous.path) if previous else "",
-        )
-        advance_rows(todo, split, estimator, options, staging)
-        counts = read["counts"] | _write_state(estimator, config, staging)
-        _check_rows(counts, previous, config)
-        _check_late(counts, before, config)
-        after = after._replace(rows=before.rows + counts[APPLIED])
-        if not counts["bad"]:
-            (staging.out / DEAD_LETTERS).unlink(missing_ok=True)
-        manifest = _manifest(counts, after, pieces, inputs, previous, config, staging)
-        manifest.write(staging.out)
-        staging.commit()
-    return Snapshot(directory.resolve(), manifest)
 
 
 def _times(
     before: Position, previous: Snapshot | None, config: FrequenciesConfig, staging: Staging
 ) -> tuple[Position, Periods]:
     """How far the stream comes with the staged rows, and what becomes of rows by their time."""
-    seconds = config.step_seconds
-    oldest, newest = time_range(staging) or (None, None)
-    times = [time for time in (newest, before.newest) if time is not None]
-    periods = Periods(seconds, 0, NEVER, NEVER, config.partitions)  # all rows are pending
-    if not times:
-        return before, periods
-    after = before._replace(newest=max(times))
-    last = (max(times) - config.allowed_lateness_seconds) // seconds
-    if before.origin is not None and before.period is not None:
-        origin, last = before.origin, max(last, before.period)
-        periods = periods._replace(oldest=before.period)
-    else:
-        firsts = [] if oldest is None else [oldest // seconds]
+    seconds, times = config.step_seconds, event_times(staging)
+    newest = max([*times, *([] if before.newest is None else [before.newest])], default=None)
+    if newest is None:  # the stream has no row yet
+        return before, Periods(seconds, 0, NEVER, NEVER, config.partitions)
+    after = before._replace(newest=newest)
+    last = (newest - config.allowed_lateness_seconds) // seconds
+    if before.origin is None:
+        periods = [time // seconds for time in times]
         if previous and previous.manifest.counts[PENDING]:
-            firsts.append(int(np.load(previous.pending, mmap_mode="r")[:, 1].min()))
-        origin = min(firsts)
-    if last < origin:
-        return after, periods
-    after = after._replace(step=last - origin + 1, origin=origin)
-    return after, periods._replace(origin=origin, last=last)
+            periods.append(int(np.load(previous.pending, mmap_mode="r")[:, 1].min()))
+        origin, oldest = min(periods), NEVER
+    else:
+        origin, oldest = before.origin, before.origin + before.step - 1
+        last = max(last, oldest)
+    if last >= origin:
+        after = after._replace(step=last - origin + 1, origin=origin)
+    return after, Periods(seconds, origin, oldest, last, config.partitions)
 
 
 def _write_state(
     estimator: Estimator, config: FrequenciesConfig, staging: Staging
 ) -> dict[str, int]:
     """Writes the arrays and pending rows of the snapshot; what became of the good rows."""
-    state, rows = assemble(estimator, staged_buckets(staging))
+    state, rows = assemble(estimator, steps.staged_buckets(staging))
     if rows.min() != rows.max():
         raise AccountingError(
             f"the hash arrays counted {rows.tolist()} rows: rows were lost or made twice"
@@ -183,13 +154,13 @@ def _write_state(
     pending = 0
     if config.step_seconds:
         blocks = sorted(staging.stage(PENDING).glob("*.npy"))  # in the order of their rows
-        pending = write_pending(staging.out / schema.STREAMING_PENDING, blocks)
-    return {APPLIED: int(rows[0]), LATE: sum(staged_late(staging).values()), PENDING: pending}
+        pending = snapshots.write_pending(staging.out / schema.STREAMING_PENDING, blocks)
+    return {APPLIED: int(rows[0]), LATE: sum(steps.staged_late(staging).values()), PENDING: pending}
 
 
 def _check_read(inputs: list[Input], config: FrequenciesConfig, staging: Staging) -> dict[str, Any]:
     """As `check_read`, but empty is a file of this run, not any of the source."""
-    changed = [file.path for file in inputs if stamp_of(file.path) != file.stamp]
+    changed = [file.path for file in inputs if snapshots.stamp_of(file.path) != file.stamp]
     if changed:
         raise ValueError(
             f"{changed[0]} changed while it was read; write files under another name, such as "
@@ -213,21 +184,21 @@ def _check_read(inputs: list[Input], config: FrequenciesConfig, staging: Staging
     return read
 
 
-def _check_rows(
+def _check_counts(
     counts: dict[str, int], previous: Snapshot | None, config: FrequenciesConfig
 ) -> None:
-    """Rows read, and those that were pending, are applied, pending, late or never were good."""
+    """Rows read, and those that were pending, are applied, pending, late or never were good.
+
+    Raises:
+      ValueError: no row is left, or most are late: then a time before them was wrong.
+    """
     rows_in = counts["read"] + (previous.manifest.counts[PENDING] if previous else 0)
     names = ("bad", "below_threshold", APPLIED, LATE, PENDING)
     check_sum("advancing the stream", rows_in, counts, names)
     if previous is None and not counts[APPLIED] + counts[PENDING] and counts["read"]:
         raise ValueError(f"no row of {config.source} is left: {counts}; check --rating_threshold.")
-
-
-def _check_late(counts: dict[str, int], before: Position, config: FrequenciesConfig) -> None:
-    """Raises ValueError where most rows are late: then a time before them was wrong."""
-    if counts[LATE] > config.max_late_share * counts["read"]:
-        newest = np.datetime64(before.newest or 0, "s")
+    if previous and counts[LATE] > config.max_late_share * counts["read"]:
+        newest = np.datetime64(previous.position.newest, "s")
         raise ValueError(
             f"{counts[LATE]} of {counts['read']} rows are late, more than --max_late_share "
             f"{config.max_late_share:g}: the stream has seen a row of {newest}; if that time is "
@@ -245,28 +216,26 @@ def _manifest(
     staging: Staging,
 ) -> schema.Manifest:
     late: Counter[str] = Counter()
-    for piece, rows in staged_late(staging).items():
+    for piece, rows in steps.staged_late(staging).items():
         late[pieces[piece].path] += rows
-    mean = after.rows / after.step if after.step else 0.0
     weight = np.load(staging.out / schema.STREAMING_WEIGHT, mmap_mode="r")
+    by_time = after.rows / after.step if after.step else 0.0
     staging.sweep()
     return schema.Manifest(
         kind="streaming_frequency",
         source=config.source,
-        configuration=rule_of(config)
+        configuration=snapshots.rule_of(config)
         | {name: getattr(config, name) for name in _RECORDED}
         | {"format_version": schema.FORMAT_VERSION},
         counts=counts,
         files=describe_files(staging.out),
         details=after._asdict()
         | {
-            "rows_per_step": mean if config.step_seconds else float(config.batch_size),
+            "rows_per_step": by_time if config.step_seconds else float(config.batch_size),
             "buckets": occurrences(weight, config.alpha),
             "previous": previous.manifest.fingerprint if previous else None,
             "late": dict(sorted(late.items())),
-            "consumed": [
-                *(previous.consumed if previous else []),
-                *(file.recorded() for file in inputs),
-            ],
+            "consumed": (previous.consumed if previous else [])
+            + [file.recorded() for file in inputs],
         },
     )

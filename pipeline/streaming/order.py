@@ -16,8 +16,8 @@ import apache_beam as beam
 import numpy as np
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from pipeline.beam.options import finish, running
-from pipeline.beam.staging import Staging, read_json, write_block, write_json
+from pipeline.beam.options import finish, running, spread
+from pipeline.beam.staging import Staging, read_all, read_json, write_block, write_json
 from pipeline.read.discover import Piece
 from pipeline.read.log import read_source
 from pipeline.read.settings import SourceConfig
@@ -63,23 +63,20 @@ def stage_events(
     out = staging.stage("events")
     with running(options) as pipeline:
         read = read_source(pipeline, pieces, config, staging, key="order")
-        events = (
+        finish(
             read.rows
-            | "Events" >> beam.MapTuple(_events)
+            | "Events"
+            >> beam.MapTuple(lambda part, rows: (part, rows[list(EVENT.names or ())].astype(EVENT)))
             | "GroupEvents" >> beam.GroupByKey()
             | "StageEvents" >> beam.MapTuple(partial(_stage_events, out=out))
         )
-        finish(events)
     return sorted(map(str, out.glob("*.npy")))
 
 
-def time_range(staging: Staging) -> tuple[int, int] | None:
-    """The earliest and the latest event time that `stage_events` staged; None without events."""
-    staged = staging.stage("events")
-    ranges = [read_json(staged, path.stem) for path in staged.glob("*.json")]
-    if not ranges:
-        return None
-    return min(times["oldest"] for times in ranges), max(times["newest"] for times in ranges)
+def event_times(staging: Staging) -> list[int]:
+    """Event times that `stage_events` staged, the earliest and the latest among them."""
+    staged = read_all(staging.stage("events"))
+    return [times[name] for times in staged.values() for name in ("oldest", "newest")]
 
 
 def order_events(
@@ -93,15 +90,12 @@ def order_events(
     samples = [read_json(staged, Path(path).stem)["sample"] for path in paths]
     cuts = find_cuts([tuple(event) for sample in samples for event in sample], ranges)
     with running(options) as pipeline:
-        ordered = (
-            pipeline
-            | "Staged" >> beam.Create(paths, reshuffle=False)
-            | "SpreadStaged" >> beam.Reshuffle()
+        finish(
+            spread(pipeline, "Staged", paths)
             | "Cut" >> beam.FlatMap(_cut, cuts)
             | "GroupRanges" >> beam.GroupByKey()
             | "StageOrdered" >> beam.MapTuple(partial(_stage_ordered, out=out))
         )
-        finish(ordered)
     return sorted(map(str, out.glob("*.npy")))
 
 
@@ -122,26 +116,18 @@ def find_cuts(sample: list[tuple[int, int, int]], ranges: int) -> list[tuple[int
     return [sample[place][:2] for place in firsts]
 
 
-def _events(part: int, rows: np.ndarray) -> tuple[int, np.ndarray]:
-    events = np.empty(len(rows), EVENT)
-    for name in EVENT.names or ():
-        events[name] = rows[name]
-    return part, events
-
-
 def _in_order(blocks: Iterable[np.ndarray]) -> np.ndarray:
     events = np.concatenate(list(blocks))
     return events[np.lexsort((events["order"], events["timestamp"]))]
 
 
 def _stage_events(part: int, blocks: Iterable[np.ndarray], out: Path) -> str:
-    events = _in_order(blocks)
-    name, step = f"{part:05d}", -(-len(events) // SAMPLES)
-    sample = [
-        (int(event["timestamp"]), int(event["order"]), min(step, len(events) - place))
-        for place, event in zip(range(0, len(events), step), events[::step], strict=True)
-    ]
-    times = events["timestamp"]
+    events, name = _in_order(blocks), f"{part:05d}"
+    places = np.arange(0, len(events), -(-len(events) // SAMPLES))
+    sizes = np.diff(np.append(places, len(events)))
+    times, order = events["timestamp"], events["order"]
+    columns = (times[places].tolist(), order[places].tolist(), sizes.tolist())
+    sample = list(zip(*columns, strict=True))
     write_json(out, name, {"oldest": int(times[0]), "newest": int(times[-1]), "sample": sample})
     write_block(out, name, events)
     return name

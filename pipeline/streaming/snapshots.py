@@ -24,19 +24,20 @@ from pipeline.counts.settings import FrequenciesConfig
 from pipeline.read.log import DEAD_LETTERS
 
 _LOCK = ".lock"
+_SHARED = ["item_column", "timestamp_column", "timestamp_format", "rating_threshold"]
+_SHARED += ["num_hashes", "num_buckets", "alpha", "step_seconds"]
 
 
 class Input(NamedTuple):
     """A file to read, as it is before it is read."""
 
     path: str  # absolute
-    bytes: int
     checksum: str
-    stamp: tuple[int, ...]  # tells whether the file was written since
+    stamp: tuple[int, ...]  # its size first; tells whether the file was written since
 
     def recorded(self) -> dict[str, Any]:
         """What snapshots remember of a file that was read."""
-        return {"file": self.path, "bytes": self.bytes, "checksum": self.checksum}
+        return {"file": self.path, "bytes": self.stamp[0], "checksum": self.checksum}
 
 
 def stamp_of(path: str) -> tuple[int, ...]:
@@ -53,9 +54,7 @@ def describe(paths: list[str]) -> list[Input]:
     files = [os.path.abspath(path) for path in paths]
     stamps = [stamp_of(file) for file in files]
     with ThreadPoolExecutor() as pool:
-        sums = list(pool.map(checksum, files))
-    described = zip(files, stamps, sums, strict=True)
-    return [Input(file, stamp[0], digest, stamp) for file, stamp, digest in described]
+        return list(map(Input, files, pool.map(checksum, files), stamps))
 
 
 class Position(NamedTuple):
@@ -65,11 +64,6 @@ class Position(NamedTuple):
     rows: int = 0  # that were applied in all steps
     origin: int | None = None  # the period of event time that is step 1, where time decides
     newest: int | None = None  # latest event time seen, s since 1970
-
-    @property
-    def period(self) -> int | None:
-        """The period of the last step; None before the first step."""
-        return None if self.origin is None else self.origin + self.step - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,19 +93,10 @@ class Snapshot:
 
 def rule_of(config: FrequenciesConfig) -> dict[str, Any]:
     """The settings that all runs of one stream share; they stand in the manifest."""
-    by_time = config.step_seconds > 0
     rated = config.rating_threshold is not None
-    return {
-        "item_column": config.item_column,
-        "timestamp_column": config.timestamp_column,
-        "timestamp_format": config.timestamp_format,
-        "rating_threshold": config.rating_threshold,
+    return {name: getattr(config, name) for name in _SHARED} | {
         "rating_column": config.rating_column if rated else None,
-        "num_hashes": config.num_hashes,
-        "num_buckets": config.num_buckets,
-        "alpha": config.alpha,
-        "step_seconds": config.step_seconds,
-        "batch_size": None if by_time else config.batch_size,
+        "batch_size": None if config.step_seconds else config.batch_size,
     }
 
 
@@ -207,13 +192,11 @@ def only_writer(output: str) -> Iterator[None]:
 
 def write_pending(path: Path, blocks: list[Path]) -> int:
     """Joins staged files of pending rows, int64 [n, 3] each, one at a time; their rows in all."""
-    sizes = [len(np.load(block, mmap_mode="r")) for block in blocks]
-    rows = 0
+    parts, rows = [np.load(block, mmap_mode="r") for block in blocks], 0
+    header = {"descr": "<i8", "fortran_order": False, "shape": (sum(map(len, parts)), 3)}
     with open(path, "wb") as file:
-        header = {"descr": "<i8", "fortran_order": False, "shape": (sum(sizes), 3)}
         np.lib.format.write_array_header_1_0(file, header)
-        for block in blocks:
-            pending = np.load(block)
-            rows += int(pending[:, 2].sum())
-            file.write(pending.tobytes())
+        for part in parts:
+            rows += int(part[:, 2].sum())
+            file.write(part.tobytes())
     return rows

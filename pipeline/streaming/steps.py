@@ -10,8 +10,9 @@ import numpy as np
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.beam.blocks import partition
-from pipeline.beam.options import finish, running
-from pipeline.beam.staging import Staging, read_json, write_block, write_json
+from pipeline.beam.options import finish, running, spread
+from pipeline.beam.staging import Staging, read_all, write_block, write_json
+from pipeline.prepare.shards import shard_of
 from pipeline.streaming.estimator import Block, Buckets, EstimateFrequencies, Estimator, distinct
 from pipeline.streaming.order import EVENT, Chunk
 
@@ -58,14 +59,13 @@ def split_by_time(chunk: Chunk, periods: Periods) -> Iterator[Sorted]:
         yield (APPLIED, 0), Block(steps - periods.origin + 1, prints, counts)
     later = np.stack([block.fingerprints, block.steps, block.rows], axis=1)[~now]
     # Ranges of fingerprints that, one after the other, are in their order.
-    high = (later[:, 0].astype(np.uint64) ^ np.uint64(1 << 63)) >> np.uint64(32)
-    parts = ((high * np.uint64(periods.ranges)) >> np.uint64(32)).astype(np.int64)
-    for part, rows in partition(later, parts, periods.ranges):
+    unsigned = later[:, 0].astype(np.uint64) ^ np.uint64(1 << 63)
+    for part, rows in partition(later, shard_of(unsigned, periods.ranges), periods.ranges):
         yield (PENDING, part), rows
 
 
 def advance_rows(
-    todo: list[Chunk],
+    chunks: list[Chunk],
     split: Split,
     estimator: Estimator,
     options: PipelineOptions,
@@ -73,15 +73,10 @@ def advance_rows(
 ) -> None:
     """Stages the buckets that change, the rows that stay pending, and how many are late."""
     out = {name: staging.stage(name) for name in (APPLIED, PENDING, LATE)}
-    if not todo:
+    if not chunks:
         return
     with running(options) as pipeline:
-        rows = (
-            pipeline
-            | "Chunks" >> beam.Create(todo, reshuffle=False)
-            | "SpreadChunks" >> beam.Reshuffle()
-            | "Split" >> beam.FlatMap(split)
-        )
+        rows = spread(pipeline, "Chunks", chunks) | "Split" >> beam.FlatMap(split)
         applied = (
             rows
             | "Applied" >> beam.Filter(lambda element: element[0][0] == APPLIED)
@@ -117,11 +112,10 @@ def _stage_buckets(buckets: Buckets, out: Path) -> str:
 def staged_buckets(staging: Staging) -> Iterator[Buckets]:
     """The buckets that changed."""
     staged = staging.stage(APPLIED)
-    for path in sorted(staged.glob("*.npy")):
-        yield Buckets(**read_json(staged, path.stem), state=np.load(path))
+    for name, described in read_all(staged).items():
+        yield Buckets(**described, state=np.load(staged / f"{name}.npy"))
 
 
 def staged_late(staging: Staging) -> dict[int, int]:
     """The late rows of each piece that has some."""
-    staged = staging.stage(LATE)
-    return {int(path.stem): read_json(staged, path.stem) for path in sorted(staged.glob("*.json"))}
+    return {int(piece): rows for piece, rows in read_all(staging.stage(LATE)).items()}

@@ -25,7 +25,7 @@ from streaming_log import (
 )
 
 from pipeline.contract import schema
-from pipeline.streaming import micro_batch, watch
+from pipeline.streaming import job, micro_batch
 from pipeline.streaming.job import estimate
 
 
@@ -46,7 +46,7 @@ def test_watching_equals_one_run(tmp_path, parts, expected, monkeypatch, caplog)
 
     for name in (".part-9.parquet", "part-9.parquet.partial", "part-9.csv.tmp", "notes.txt"):
         (source / name).write_bytes(b"not yet")
-    monkeypatch.setattr(watch, "_sleep", arrive)
+    monkeypatch.setattr(job, "_sleep", arrive)
     manifest = estimate(watched(source, tmp_path / "out", max_polls=5))
     assert state_of(tmp_path / "out") == expected
     names = [Path(one["file"]).name for one in manifest.details["consumed"]]
@@ -178,14 +178,14 @@ def test_dead_letters_outlive_their_snapshot(tmp_path):
 
 def test_a_signal_ends_the_watch_between_two_jobs(tmp_path, monkeypatch):
     source = write_parts(tmp_path / "log", make_rows(300), 2)
-    original, calls = watch.write_snapshot, []
+    original, calls = job.write_snapshot, []
 
     def signalled(*arguments):
         os.kill(os.getpid(), signal.SIGTERM)
         calls.append(1)
         return original(*arguments)
 
-    monkeypatch.setattr(watch, "write_snapshot", signalled)
+    monkeypatch.setattr(job, "write_snapshot", signalled)
     numbers = (signal.SIGTERM, signal.SIGINT)
     before = [signal.getsignal(number) for number in numbers]
     manifest = estimate(watched(source, tmp_path / "out"))  # no max_polls: the signal ends it
