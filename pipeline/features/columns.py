@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import reduce
 from typing import NamedTuple
 
 import numpy as np
@@ -39,29 +40,18 @@ def describe(column: pa.ChunkedArray, kind: str, train: np.ndarray) -> Statistic
         counts = pa.Table.from_arrays(columns, schema=_COUNTED)
     if kind == "numeric":
         moments = Moments.of(seen.drop_null().to_numpy())
-    missing, trained = sizes == 0, sizes[train]
+    trained = sizes[train]
     longest = int(trained.max(initial=0)) if kind == "multi" else 0
-    return Statistics(
-        counts, moments, longest, int((trained == 0).sum()), int(missing.sum()), len(train)
-    )
+    train_missing, missing = (int((known == 0).sum()) for known in (trained, sizes))
+    return Statistics(counts, moments, longest, train_missing, missing, len(train))
 
 
 def merge(parts: Iterable[Statistics]) -> Statistics:
     """The statistics of all ids from those of disjoint sets of them."""
-    parts = list(parts)
-    counts = pa.concat_tables([part.counts for part in parts])
-    counts = counts.group_by(schema.VALUE).aggregate([(schema.COUNT, "sum")])
-    moments = Moments()
-    for part in parts:
-        moments = moments.plus(part.moments)
-    return Statistics(
-        counts.select([schema.VALUE, f"{schema.COUNT}_sum"]).rename_columns(_COUNTED.names),
-        moments,
-        max(part.max_length for part in parts),
-        sum(part.train_missing for part in parts),
-        sum(part.missing for part in parts),
-        sum(part.ids for part in parts),
-    )
+    counts, moments, lengths, *numbers = zip(*parts, strict=True)
+    added = pa.concat_tables(counts).group_by(schema.VALUE).aggregate([(schema.COUNT, "sum")])
+    added = added.select([schema.VALUE, f"{schema.COUNT}_sum"]).rename_columns(_COUNTED.names)
+    return Statistics(added, reduce(Moments.plus, moments), max(lengths), *map(sum, numbers))
 
 
 def rank_values(counts: pa.Table, min_count: int) -> pa.Table:

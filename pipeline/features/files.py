@@ -30,55 +30,50 @@ class WriteFeatures(beam.PTransform):
       specs: side → the columns of its feature files.
       firsts: side → the dense id of the first row of every shard of its vocabulary.
       cold: side → the number of shards for ids without interactions.
-      partitions: slots of a side.
       out: directory of the feature files and of the vocabularies of columns.
     """
 
     specs: dict[str, list[schema.FeatureSpec]]
     firsts: dict[str, list[int]]
     cold: dict[str, int]
-    partitions: int
     out: Path
 
     def expand(self, paths: beam.PCollection) -> beam.PCollection:
         rows = paths | "Encode" >> beam.FlatMap(self._encode)
-        shards = paths.pipeline | "Shards" >> beam.Create(list(self._keys()))
+        marks: list[tuple[Key, None]] = [  # a shard that gets no rows is written too
+            ((schema.SIDES.index(side), cold, shard), None)
+            for side in self.specs
+            for cold, number in enumerate((len(self.firsts[side]), self.cold[side]))
+            for shard in range(number)
+        ]
         return (
-            (rows, shards | "Empty" >> beam.Map(lambda key: (key, None)))
+            (rows, paths.pipeline | "Marks" >> beam.Create(marks))
             | "EveryShard" >> beam.Flatten()
             | "GroupShards" >> beam.GroupByKey()
             | "WriteShard" >> beam.MapTuple(self._write)
         )
 
-    def _keys(self) -> Iterator[Key]:
-        """Every shard: one that gets no rows is written too."""
-        for side in self.specs:
-            for cold, number in enumerate((len(self.firsts[side]), self.cold[side])):
-                for shard in range(number):
-                    yield schema.SIDES.index(side), cold, shard
-
     def _encode(self, path: str) -> Iterator[tuple[Key, pa.Table]]:
-        number = int(Path(path).stem) // self.partitions
-        side = schema.SIDES[number]
-        joined = pq.read_table(path)
-        dense = joined[DENSE].to_numpy()
+        name = Path(path).stem
+        side, joined = name.split("-")[0], pq.read_table(path)
+        dense, prints = (joined[column].to_numpy() for column in (DENSE, schema.FINGERPRINT))
         table, unknown = self._encode_table(joined, side, dense >= 0)
-        write_json(Path(path).parent, f"unknown-{Path(path).stem}", unknown)
+        write_json(Path(path).parent, f"unknown-{name}", unknown)
+        firsts, num_cold = self.firsts[side], self.cold[side]
         known, rest = np.flatnonzero(dense >= 0), np.flatnonzero(dense < 0)
-        shards = np.searchsorted(self.firsts[side], dense[known], "right") - 1
-        for shard, rows in partition(known, shards, len(self.firsts[side])):
-            yield (number, 0, shard), table.take(pa.array(rows))
-        if len(rest):
-            prints = joined[schema.FINGERPRINT].to_numpy()[rest].view(np.uint64)
-            for shard, rows in partition(rest, shard_of(prints, self.cold[side]), self.cold[side]):
-                yield (number, 1, shard), table.take(pa.array(rows))
+        shards = np.searchsorted(firsts, dense[known], "right") - 1
+        cold_shards = shard_of(prints[rest].view(np.uint64), num_cold)
+        parts = ((known, shards, len(firsts)), (rest, cold_shards, num_cold))
+        for cold, arguments in enumerate(parts):
+            for shard, rows in partition(*arguments):
+                yield (schema.SIDES.index(side), cold, shard), table.take(pa.array(rows))
 
     def _encode_table(
         self, joined: pa.Table, side: str, known: np.ndarray
     ) -> tuple[pa.Table, list[int]]:
         """Dense id, raw id and all columns; of each how many values of known ids are unknown."""
-        columns = {DENSE: joined[DENSE], schema.RAW_ID: joined[schema.RAW_ID].cast(pa.string())}
-        arrays, names, unknown = list(columns.values()), list(columns), []
+        arrays = [joined[DENSE], joined[schema.RAW_ID].cast(pa.string())]
+        names, unknown = [DENSE, schema.RAW_ID], []
         for number, spec in enumerate(self.specs[side]):
             vocabulary = pq.read_table(self.out / spec.vocabulary) if spec.vocabulary else None
             encoded, unseen = encode(joined[str(number)], spec, vocabulary)
@@ -89,11 +84,8 @@ class WriteFeatures(beam.PTransform):
 
     def _write(self, key: Key, tables: Iterable[pa.Table | None]) -> str:
         side, cold, shard = schema.SIDES[key[0]], key[1], key[2]
-        name = (
-            schema.cold_features_name(side, shard, self.cold[side])
-            if cold
-            else schema.features_name(side, shard, len(self.firsts[side]))
-        )
+        name_of = schema.cold_features_name if cold else schema.features_name
+        name = name_of(side, shard, self.cold[side] if cold else len(self.firsts[side]))
         table = pa.concat_tables([self._empty(side), *without_mark(tables, name)]).combine_chunks()
         if cold:
             table = table.sort_by(schema.RAW_ID).drop_columns([DENSE])
@@ -110,6 +102,5 @@ class WriteFeatures(beam.PTransform):
 
     def _empty(self, side: str) -> pa.Table:
         fields = [(DENSE, pa.int64()), (schema.RAW_ID, TEXT)]
-        for number, spec in enumerate(self.specs[side]):
-            fields.append((str(number), VALUE_TYPES[spec.kind]))
+        fields += [(str(n), VALUE_TYPES[spec.kind]) for n, spec in enumerate(self.specs[side])]
         return self._encode_table(pa.schema(fields).empty_table(), side, np.empty(0, bool))[0]

@@ -6,10 +6,9 @@ by codes and writes one row an id. Ids of a table without interactions become ro
 """
 
 import dataclasses
-import itertools
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,8 @@ import pyarrow.parquet as pq
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.beam.accounting import check_sum
-from pipeline.beam.options import finish, running
-from pipeline.beam.staging import Staging, load_block, read_json, write_json
+from pipeline.beam.options import finish, running, spread
+from pipeline.beam.staging import Staging, load_block, read_all, read_json, write_json
 from pipeline.contract import schema
 from pipeline.features.columns import Statistics, merge, rank_values
 from pipeline.features.files import WriteFeatures
@@ -78,15 +77,13 @@ def write_features(
         specs[side] = _specs(table, ids, staging)
     write = WriteFeatures(
         specs,
-        {side: [shard.first for shard in shards[side]] for side in tables},
-        {side: -(-rows[side]["cold"] // config.rows_per_shard) for side in tables},
-        config.partitions,
-        staging.out,
+        firsts={side: [shard.first for shard in shards[side]] for side in tables},
+        cold={side: -(-rows[side]["cold"] // config.rows_per_shard) for side in tables},
+        out=staging.out,
     )
     joined = sorted(map(str, staging.stage("joined").glob("*.parquet")))
     with running(options) as pipeline:
-        spread = pipeline | "Joined" >> beam.Create(joined) | "SpreadJoined" >> beam.Reshuffle()
-        finish(spread | "WriteFeatures" >> write)
+        finish(spread(pipeline, "Joined", joined) | "WriteFeatures" >> write)
     details = {side: _details(tables[side], specs[side], rows[side], staging) for side in tables}
     return {schema.FEATURES: details}
 
@@ -101,35 +98,25 @@ def _join(
 ) -> None:
     """Pieces of tables and vocabularies → joined values by slot, and specs of columns."""
     pieces = [(side, piece) for side, table in tables.items() for piece in table.pieces]
+    vocabularies = [shard for side in tables for shard in shards[side]]
     read, joined = staging.stage("tables"), staging.stage("joined")
     with running(options) as pipeline:
-        values = (
-            pipeline
-            | "Pieces" >> beam.Create(pieces)
-            | "SpreadPieces" >> beam.Reshuffle()
-            | "Read" >> beam.ParDo(ReadTable(tables, config.partitions, read))
-        )
-        dense = (
-            pipeline
-            | "Vocabularies" >> beam.Create(list(itertools.chain(*shards.values())))
-            | "SpreadVocabularies" >> beam.Reshuffle()
-            | "LoadVocabulary" >> beam.FlatMap(load_vocabulary, config.partitions)
-        )
-        train = (
-            pipeline
-            | "Blocks" >> beam.Create(blocks)
-            | "SpreadBlocks" >> beam.Reshuffle()
+        ids = {
+            "values": spread(pipeline, "Pieces", pieces)
+            | "Read" >> beam.ParDo(ReadTable(tables, config.partitions, read)),
+            "known": spread(pipeline, "Vocabularies", vocabularies)
+            | "LoadVocabulary" >> beam.FlatMap(load_vocabulary, config.partitions),
+            "train": spread(pipeline, "Blocks", blocks)
             | "LoadBlock" >> beam.Map(load_block)
-            | "TrainIds" >> beam.FlatMap(train_ids, config, list(tables))
-        )
-        summaries = (
-            {"values": values, "dense": dense, "train": train}
+            | "TrainIds" >> beam.FlatMap(train_ids, config, list(tables)),
+        }
+        finish(
+            ids
             | "JoinById" >> beam.CoGroupByKey()
             | "JoinSlot" >> beam.FlatMap(join_slot, tables, config.partitions, joined)
             | "ByColumn" >> beam.GroupByKey()
             | "Summarise" >> beam.MapTuple(partial(_summarise, tables, config, staging.out, read))
         )
-        finish(summaries)
 
 
 def _summarise(
@@ -172,14 +159,6 @@ def _specs(table: Table, ids: int, staging: Staging) -> list[schema.FeatureSpec]
     return specs
 
 
-def _staged(kind: str, table: Table, staging: Staging) -> Iterator[Any]:
-    """The results of a kind of the slots of a table."""
-    directory, partitions = staging.stage("joined"), table.config.partitions
-    for path in sorted(directory.glob(f"{kind}-*.json")):
-        if int(path.stem.split("-")[1]) // partitions == schema.SIDES.index(table.side):
-            yield read_json(directory, path.stem)
-
-
 def _check_joined(table: Table, ids: int, train_rows: int, staging: Staging) -> dict[str, int]:
     """What became of the rows of a table, and whether all ids met it.
 
@@ -189,7 +168,7 @@ def _check_joined(table: Table, ids: int, train_rows: int, staging: Staging) -> 
     where = f"the {table.side} features"
     counts = _check_read(table, staging)
     conflicts: list[str] = []
-    for tally in _staged("tally", table, staging):
+    for tally in read_all(staging.stage("joined"), f"tally-{table.side}-*").values():
         conflicts += tally.pop("conflicts")
         counts.update(tally)
     if conflicts:
@@ -210,13 +189,11 @@ def _check_joined(table: Table, ids: int, train_rows: int, staging: Staging) -> 
 
 def _check_read(table: Table, staging: Staging) -> Counter[str]:
     """The counts `read` and `bad` of a table, and its dead letters in one file."""
-    source = table.config.source
-    staged, counts, files = staging.stage("tables"), Counter(read=0, bad=0), Counter[str]()
-    tallies = sorted(staged.glob(f"{table.side}-*.json"))
-    number = {"read": len(tallies)}
-    check_sum(f"reading {source}", len(table.pieces), number, number, "pieces")
-    for path in tallies:
-        tally = read_json(staged, path.stem)
+    source, staged = table.config.source, staging.stage("tables")
+    counts, files = Counter(read=0, bad=0), Counter[str]()
+    tallies = read_all(staged, f"{table.side}-*")
+    check_sum(f"reading {source}", len(table.pieces), {"read": len(tallies)}, unit="pieces")
+    for tally in tallies.values():
         if tally["problem"]:
             raise ValueError(tally["problem"])
         counts.update(read=tally["read"], bad=tally["bad"])
@@ -227,7 +204,7 @@ def _check_read(table: Table, staging: Staging) -> Counter[str]:
     if counts["read"] == 0 or (empty and not table.config.allow_empty_files):
         where = empty[0] if empty else source
         raise ValueError(f"{where} holds no rows; check {table.flag}, or --allow_empty_files.")
-    letters = [path.with_suffix(".jsonl") for path in tallies]
+    letters = [staged / f"{name}.jsonl" for name in tallies]
     hint = f"is the kind of a column another ({table.flag[:-1]}_kinds)? "
     name = f"{table.side}_features_{DEAD_LETTERS}"
     check_bad(letters, name, counts, table.config, staging, hint)
@@ -246,9 +223,10 @@ def _details(
     for key, expected in (("features", "ids"), ("features_cold", "cold")):
         paths = sorted(staging.out.glob(f"{table.side}_{key}-*.parquet"))
         written = {"rows": sum(pq.read_metadata(path).num_rows for path in paths)}
-        check_sum(f"writing the {table.side} {key}", rows[expected], written, written, "ids")
+        check_sum(f"writing the {table.side} {key}", rows[expected], written, unit="ids")
         files[key] = [path.name for path in paths]
-    unknown = np.sum(list(_staged("unknown", table, staging)), axis=0)
+    staged = read_all(staging.stage("joined"), f"unknown-{table.side}-*")
+    unknown = np.sum(list(staged.values()), axis=0)
     return {
         "source": table.config.source,
         "rows": {name: rows[name] for name in ("read", "bad", "duplicates", "joined", "cold")},

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.beam.accounting import look_up
-from pipeline.beam.blocks import partition, partition_of
+from pipeline.beam.blocks import begins, by_range
 from pipeline.beam.staging import write_json
 from pipeline.contract import schema
 from pipeline.features.columns import Statistics, describe
@@ -22,7 +22,7 @@ from pipeline.prepare.split import assign_splits
 from pipeline.prepare.vocabulary import write_table
 
 DENSE = "dense"  # column of joined values: dense id, -1 for an id without interactions
-Known = tuple[np.ndarray, np.ndarray, pa.Array]  # fingerprints, dense ids, raw ids, [n] each
+_KNOWN = pa.schema([(schema.FINGERPRINT, pa.int64()), (schema.RAW_ID, TEXT), (DENSE, pa.int64())])
 
 
 class VocabularyShard(NamedTuple):
@@ -43,14 +43,15 @@ def vocabulary_shards(out: Path, side: str) -> list[VocabularyShard]:
     return shards
 
 
-def load_vocabulary(shard: VocabularyShard, partitions: int) -> Iterator[tuple[int, Known]]:
-    """The ids of a shard by slot."""
-    table = pq.read_table(shard.path, columns=[schema.FINGERPRINT, schema.RAW_ID]).combine_chunks()
-    prints, raw = table[schema.FINGERPRINT].to_numpy(), table[schema.RAW_ID].cast(TEXT)
+def load_vocabulary(shard: VocabularyShard, partitions: int) -> Iterator[tuple[int, pa.Table]]:
+    """The ids of a shard by slot: fingerprint, raw id and dense id of each."""
+    table = pq.read_table(shard.path, columns=[schema.FINGERPRINT, schema.RAW_ID])
+    dense = pa.chunked_array([np.arange(shard.first, shard.first + shard.rows)])
+    columns = [table[schema.FINGERPRINT], table[schema.RAW_ID].cast(TEXT), dense]
+    known = pa.Table.from_arrays(columns, schema=_KNOWN)
     slot = schema.SIDES.index(shard.side) * partitions
-    parts = partition_of(prints, partitions)
-    for part, rows in partition(np.arange(len(prints)), parts, partitions):
-        yield slot + part, (prints[rows], shard.first + rows, raw.take(rows).combine_chunks())
+    for part, rows in by_range(known[schema.FINGERPRINT].to_numpy(), partitions):
+        yield slot + part, known.take(pa.array(rows)).combine_chunks()
 
 
 def train_ids(
@@ -61,9 +62,8 @@ def train_ids(
     rows = rows[rows["split"] == schema.SPLITS.index("train")]
     for side in sides:
         slot = schema.SIDES.index(side) * config.partitions
-        parts = partition_of(rows[side], config.partitions)
-        for part, ids in partition(rows[side], parts, config.partitions):
-            yield slot + part, ids
+        for part, places in by_range(rows[side], config.partitions):
+            yield slot + part, rows[side][places]
 
 
 def join_slot(
@@ -78,53 +78,48 @@ def join_slot(
     became of the rows of the table.
     """
     slot, grouped = element
-    side = slot // partitions
+    side, part = divmod(slot, partitions)
     table = tables[schema.SIDES[side]]
     blocks = [values_schema(table).empty_table(), *grouped["values"]]
     values, duplicates, conflicts = distinct_rows(pa.concat_tables(blocks).combine_chunks())
-    no_ids: Known = np.empty(0, np.int64), np.empty(0, np.int64), pa.array([], TEXT)
-    all_prints, all_dense, all_raw = zip(no_ids, *grouped["dense"], strict=True)
-    prints, dense = np.concatenate(all_prints), np.concatenate(all_dense)
-    raw = pa.concat_arrays(all_raw)
+    known = pa.concat_tables([_KNOWN.empty_table(), *grouped["known"]]).combine_chunks()
+    prints, given = (ids[schema.FINGERPRINT].to_numpy() for ids in (known, values))
     train_rows = np.concatenate([np.empty(0, np.int64), *grouped["train"]])
-    train = np.isin(prints, train_rows)
-    have = values[schema.FINGERPRINT].to_numpy()
-    places, hit = look_up(prints, have)
+    places, hit = look_up(prints, given)
     joined = values.take(pa.array(places, mask=~hit))
-    other = pc.not_equal(joined[schema.RAW_ID], raw).fill_null(False)  # of one fingerprint
-    conflicts += raw.filter(other.combine_chunks()).to_pylist()
-    cold = np.ones(len(have), bool)
-    cold[places[hit]] = False
-    rest = values.filter(pa.array(cold))
-    all_dense = pa.array(np.r_[dense, np.full(len(rest), -1)])
-    staged = pa.concat_tables([joined, rest]).append_column(DENSE, all_dense)
-    write_table(staged.combine_chunks(), out / f"{slot:05d}.parquet")
+    other = pc.not_equal(joined[schema.RAW_ID], known[schema.RAW_ID])  # of one fingerprint
+    conflicts += known[schema.RAW_ID].filter(other).to_pylist()
+    rest = values.filter(pa.array(~np.isin(given, prints)))
+    dense = pa.chunked_array([*known[DENSE].chunks, np.full(len(rest), -1)])
+    staged = pa.concat_tables([joined, rest]).append_column(DENSE, dense)
+    name = f"{table.side}-{part:05d}"
+    write_table(staged.combine_chunks(), out / f"{name}.parquet")
     tally = {
-        "ids": len(prints),
+        "ids": len(known),
         "duplicates": duplicates,
         "joined": int(hit.sum()),
         "cold": len(rest),
         "train": len(train_rows),
         "conflicts": sorted(conflicts)[:1],
     }
-    write_json(out, f"tally-{slot:05d}", tally)
+    write_json(out, f"tally-{name}", tally)
+    train = np.isin(prints, train_rows)
     for number, kind in enumerate(table.kinds.values()):
         yield (side, number), describe(joined[str(number)], kind, train)
 
 
 def distinct_rows(values: pa.Table) -> tuple[pa.Table, int, list[str]]:
     """Each id once by fingerprint, rows that repeat one, ids whose rows are not equal."""
-    prints = values[schema.FINGERPRINT].to_numpy()
-    order = np.argsort(prints, kind="stable")
-    values, prints = values.take(pa.array(order)).combine_chunks(), prints[order]
-    repeated = np.r_[False, prints[1:] == prints[:-1]][: len(prints)]
-    later = np.flatnonzero(repeated)
-    first, second = (values.take(pa.array(rows)) for rows in (later - 1, later))
+    order = np.argsort(values[schema.FINGERPRINT].to_numpy(), kind="stable")
+    values = values.take(pa.array(order)).combine_chunks()
+    first = begins(values[schema.FINGERPRINT].to_numpy())
+    later = np.flatnonzero(~first)
+    before, repeated = (values.take(pa.array(rows)) for rows in (later - 1, later))
     same = np.ones(len(later), bool)
     for name in values.column_names:
-        same &= _equal(first[name], second[name])
-    conflicts = second[schema.RAW_ID].filter(pa.array(~same)).to_pylist()
-    return values.filter(pa.array(~repeated)), len(later), conflicts
+        same &= _equal(before[name], repeated[name])
+    conflicts = repeated[schema.RAW_ID].filter(pa.array(~same)).to_pylist()
+    return values.filter(pa.array(first)), len(later), conflicts
 
 
 def _equal(first: pa.ChunkedArray, second: pa.ChunkedArray) -> np.ndarray:

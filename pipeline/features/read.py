@@ -7,7 +7,7 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 
-from pipeline.beam.blocks import partition, partition_of
+from pipeline.beam.blocks import by_range
 from pipeline.beam.staging import write_json
 from pipeline.contract import schema
 from pipeline.contract.files import write_atomically
@@ -37,7 +37,7 @@ class ReadTable(beam.DoFn):
 
     def process(self, element: tuple[str, Piece]) -> Iterator[tuple[int, pa.Table]]:
         side, piece = element
-        num_read, problem = 0, ""
+        num_read, problem, name = 0, "", f"{side}-{piece.number:06d}"
         letters: list[DeadLetter] = []
         first = schema.SIDES.index(side) * self._partitions
         try:
@@ -45,14 +45,12 @@ class ReadTable(beam.DoFn):
                 num_read += size
                 letters += bad
                 prints = values[schema.FINGERPRINT].to_numpy()
-                parts = partition_of(prints, self._partitions)
-                for part, rows in partition(np.arange(len(prints)), parts, self._partitions):
+                for part, rows in by_range(prints, self._partitions):
                     yield first + part, values.take(pa.array(rows))
         except ValueError as error:
             problem = str(error)
-        name = f"{side}-{piece.number:06d}"
-        lines = [letter.as_json() + "\n" for letter in sorted(letters)]
-        write_atomically(self._out / f"{name}.jsonl", "".join(lines))
+        lines = "".join(letter.as_json() + "\n" for letter in sorted(letters))
+        write_atomically(self._out / f"{name}.jsonl", lines)
         tally = {"path": piece.path, "read": num_read, "bad": len(letters), "problem": problem}
         write_json(self._out, name, tally)
 

@@ -50,15 +50,13 @@ def infer_kind(column_type: pa.DataType) -> str:
         column_type = column_type.value_type
     if types.is_null(column_type):
         return ""
-    if is_list(column_type):
-        if infer_kind(column_type.value_type) in ("", "categorical"):
-            return "multi"
-    elif types.is_integer(column_type) or types.is_boolean(column_type) or is_text(column_type):
+    if is_list(column_type) and infer_kind(column_type.value_type) in ("", "categorical"):
+        return "multi"
+    if types.is_integer(column_type) or types.is_boolean(column_type) or is_text(column_type):
         return "categorical"
-    else:
-        number = (types.is_floating, types.is_decimal, types.is_date, types.is_timestamp)
-        if any(is_kind(column_type) for is_kind in number):
-            return "numeric"
+    numbers = (types.is_floating, types.is_decimal, types.is_date, types.is_timestamp)
+    if any(is_kind(column_type) for is_kind in numbers):
+        return "numeric"
     raise TypeError
 
 

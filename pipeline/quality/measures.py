@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow.parquet as pq
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from pipeline.beam.blocks import partition, partition_of
-from pipeline.beam.options import finish, running
-from pipeline.beam.staging import Staging, load_block, read_json, write_json
+from pipeline.beam.blocks import by_range
+from pipeline.beam.options import finish, running, spread
+from pipeline.beam.staging import Staging, load_block, read_all, write_json
 from pipeline.contract import schema
 from pipeline.prepare.settings import PrepareConfig
 from pipeline.prepare.split import assign_splits
@@ -77,9 +77,7 @@ def measure_blocks(
     out = staging.stage("measures")
     with running(options) as pipeline:
         rows = (
-            pipeline
-            | "Blocks" >> beam.Create(blocks)
-            | "Spread" >> beam.Reshuffle()
+            spread(pipeline, "Blocks", blocks)
             | "Load" >> beam.Map(load_block)
             | "Split" >> beam.MapTuple(lambda part, rows: (part, assign_splits(rows, config)))
         )
@@ -91,10 +89,7 @@ def measure_blocks(
             | "MeasureCandidates" >> beam.MapTuple(partial(_measure_candidates, out=out))
         )
         finish(queries, candidates)
-    by_query, by_candidate = (
-        [read_json(out, path.stem) for path in sorted(out.glob(f"{side}-*.json"))]
-        for side in schema.SIDES
-    )
+    by_query, by_candidate = (list(read_all(out, f"{side}-*").values()) for side in schema.SIDES)
     sizes = np.sum([part["splits"] for part in by_query], axis=0).tolist()
     splits = dict(zip(schema.SPLITS, sizes, strict=True))
     return _add_up(splits, [part["histogram"] for part in by_query], by_candidate)
@@ -116,8 +111,7 @@ def _count_candidates(
     prints, codes = np.unique(rows["candidate"], return_inverse=True)
     train = np.bincount(codes, rows["split"] == 0, len(prints))
     counts = np.stack([np.bincount(codes, minlength=len(prints)), train], 1).astype(np.int64)
-    parts = partition_of(prints, partitions)
-    for part, places in partition(np.arange(len(prints)), parts, partitions):
+    for part, places in by_range(prints, partitions):
         yield part, (prints[places], counts[places])
 
 
