@@ -62,7 +62,8 @@ def _not_interactive() -> Iterator[None]:
 
 def spread(pipeline: beam.Pipeline, name: str, values: Iterable[Any]) -> beam.PCollection:
     """The values, each for the next worker that is free."""
-    return pipeline | name >> beam.Create(values) | f"Spread{name}" >> beam.Reshuffle()
+    created = pipeline | name >> beam.Create(values, reshuffle=False)
+    return created | f"Spread{name}" >> beam.Reshuffle()
 
 
 def finish(*branches: beam.PCollection) -> None:
