@@ -8,9 +8,21 @@ from __future__ import annotations
 
 import importlib
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 os.environ["TF_USE_LEGACY_KERAS"] = "1"  # read when tf.keras is first used; TFRS needs Keras 2
+
+if TYPE_CHECKING:
+    from towers.data.dataframe import from_dataframe as from_dataframe
+    from towers.data.interactions import RetrievalData as RetrievalData
+    from towers.data.interactions import open_data as open_data
+    from towers.metrics.full_corpus_metrics import FullCorpusMetrics as FullCorpusMetrics
+    from towers.metrics.held_out import HeldOut as HeldOut
+    from towers.model.optimizers import CoupledAdam as CoupledAdam
+    from towers.model.optimizers import staircase_decay as staircase_decay
+    from towers.model.retrieval_task import RetrievalTask as RetrievalTask
+    from towers.model.two_tower import TwoTower as TwoTower
+    from towers.training.earlier_run import soft_targets as soft_targets
 
 _HOMES = {
     "CoupledAdam": "towers.model.optimizers",

@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 import tensorflow as tf
 
 from pipeline.contract import schema
-from pipeline.contract.settings import require
 from samplers.selection.seen import Seen
 from towers.data.attributes import Features, no_features
 from towers.data.epochs import epoch_dataset
@@ -161,7 +160,8 @@ class RetrievalData:
         Returns:
           Dicts of query_id and candidate_id, int64 [B], and weight, float32 [B], if there is one.
         """
-        require(batch_size >= 1, "batch_size", "must be at least 1", batch_size)
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
         if min(seed, first_step) < 0:
             raise ValueError(f"seed, first_step must be at least 0, got {seed}, {first_step}.")
         columns = self.arrays("train")

@@ -10,7 +10,6 @@ from typing import Any
 import tensorflow as tf
 
 from pipeline.contract import schema
-from pipeline.contract.settings import require
 from samplers.candidates import Batch, Candidates, Encoders
 from samplers.methods.by_name import METHODS, build
 from samplers.methods.full_softmax import SoftTargets
@@ -310,8 +309,12 @@ def _drop_seed(seed: tf.Tensor) -> tf.Tensor:
 
 
 def _check(dim: int, temperature: float, seed: int, init_stddev: float, reduction: str) -> None:
-    require(dim >= 1, "dim", "must be at least 1", dim)
-    require(temperature > 0, "temperature", "must be above 0", temperature)
-    require(seed >= 0, "seed", "must be at least 0", seed)
-    require(init_stddev >= 0, "init_stddev", "must be at least 0", init_stddev)
-    require(reduction in _REDUCTIONS, "reduction", f"must be one of {_REDUCTIONS}", reduction)
+    """Arguments of Python, so that no error speaks of flags."""
+    if dim < 1:
+        raise ValueError(f"dim must be at least 1, got {dim}.")
+    if not temperature > 0:
+        raise ValueError(f"temperature must be above 0, got {temperature}.")
+    if min(seed, init_stddev) < 0:
+        raise ValueError(f"seed, init_stddev must be at least 0, got {seed}, {init_stddev}.")
+    if reduction not in _REDUCTIONS:
+        raise ValueError(f"reduction must be one of {_REDUCTIONS}, got {reduction!r}.")
