@@ -10,8 +10,9 @@ import base64
 import hashlib
 import re
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from starlette.convertors import IntegerConvertor, StringConvertor, register_url_convertor
@@ -37,6 +38,7 @@ PAGES = {"/": "explorer.html", "/docs": "openapi.html"}  # files beside this one
 
 _MAX_LISTED = 1000  # ids in one answer
 Endpoint = Callable[[Request], Awaitable[Response]]
+_Body = TypeVar("_Body")
 
 
 class _Name(StringConvertor):
@@ -114,10 +116,7 @@ class _RestApi:
     async def predict(self, request: Request) -> Response:
         call, version = request.state.call, request.path_params
         model, max_rows = version["model"], self._service.config.max_rows
-        with counted(self._service, call, PREDICT, model):
-            content = await read_body(request)
-            size = len(content) // BYTES_A_VALUE
-            body = await aside(size, lambda: codec.parse_predict(content))
+        size, body = await self._read(request, PREDICT, codec.parse_predict)
 
         async def decode(signature: Signature) -> Inputs:
             with self._service.metrics.timed("decode", model, PREDICT):
@@ -140,10 +139,8 @@ class _RestApi:
     async def retrieve(self, request: Request) -> Response:
         call, version = request.state.call, request.path_params
         model, max_rows = version["model"], self._service.config.max_rows
-        with counted(self._service, call, RETRIEVE, model):
-            body = await read_body(request)
-            size = len(body) // BYTES_A_VALUE
-            question = await aside(size, lambda: parse_retrieve(body, max_rows))
+        parse = partial(parse_retrieve, max_rows=max_rows)
+        _, question = await self._read(request, RETRIEVE, parse)
 
         async def encode(response: RetrieveResponse, deadline: float) -> bytes:
             values = 2 * sum(len(result.scores) for result in response.results)
@@ -177,6 +174,15 @@ class _RestApi:
             return {"query_id": query_id, "total": len(seen), "candidate_ids": seen[:limit]}
 
         return self._about(request, "history", history)
+
+    async def _read(
+        self, request: Request, api: str, parse: Callable[[bytearray], _Body]
+    ) -> tuple[int, _Body]:
+        """The values that a body may have, and what it says; a refusal of it is counted."""
+        with counted(self._service, request.state.call, api, request.path_params["model"]):
+            content = await read_body(request)
+            size = len(content) // BYTES_A_VALUE
+            return size, await aside(size, lambda: parse(content))
 
     def _about(
         self, request: Request, api: str, describe: Callable[[Retriever], dict[str, Any]]
