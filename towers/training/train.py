@@ -191,7 +191,7 @@ def _callbacks(
 
 
 class _EpochLine(tf_keras.callbacks.Callback):
-    """One line for each epoch, where no terminal shows a progress bar."""
+    """Prints one line for each epoch, where no terminal shows a progress bar."""
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._began = time.monotonic()
@@ -199,7 +199,9 @@ class _EpochLine(tf_keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         values = ", ".join(f"{name} {float(value):.4f}" for name, value in (logs or {}).items())
         seconds = time.monotonic() - self._began
-        log.info("epoch %d of %d, %.0f s: %s", epoch + 1, self.params["epochs"], seconds, values)
+        print(
+            f"epoch {epoch + 1} of {self.params['epochs']}, {seconds:.0f} s: {values}", flush=True
+        )
 
 
 def _announce(
