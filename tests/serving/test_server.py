@@ -370,6 +370,7 @@ def test_a_process_ends_well_on_sigterm(small):
 
 
 @pytest.mark.long
+@pytest.mark.clock  # ports
 def test_a_killed_process_starts_again_on_its_port(small):
     process, address = start(small.models)
     with process:

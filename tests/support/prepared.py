@@ -1,6 +1,11 @@
-"""Reads prepared data back without any of the code under test."""
+"""Reads prepared data back without any of the code under test, and kills a job that makes it."""
 
 import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +21,29 @@ def digest(directory):
         for path in sorted(root.rglob("*"))
         if path.is_file()
     }
+
+
+def kill_once_there(script, arguments, directory, pattern):
+    """SIGKILL for all processes of a command as soon as a file of that pattern is there.
+
+    Args:
+      script: Python, which slows the command down so that there is a moment to kill in.
+      arguments: of the command.
+    """
+    job = subprocess.Popen(
+        [sys.executable, "-c", script, *map(str, arguments)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd=Path(__file__).parents[2],
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 60
+    while not any(Path(directory).glob(pattern)):
+        assert job.poll() is None, "the job ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.killpg(job.pid, signal.SIGKILL)
+    job.wait()
 
 
 def examples(directory, split, *columns):

@@ -50,6 +50,7 @@ def settings(source, out, **others):
 
 
 @pytest.mark.long
+@pytest.mark.clock  # ports
 def test_the_same_bytes_from_a_cluster_of_which_a_worker_is_killed(
     cluster, source, expected, tmp_path
 ):

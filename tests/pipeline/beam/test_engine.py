@@ -1,15 +1,8 @@
 """The same input gives the same bytes however the work is cut; a killed job leaves nothing."""
 
-import os
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
-
 import pyarrow.parquet as pq
 import pytest
-from prepared import digest
+from prepared import digest, kill_once_there
 
 from pipeline.beam.staging import Staging
 from pipeline.contract import schema
@@ -67,7 +60,6 @@ def test_a_killed_job_leaves_nothing_that_looks_finished(source, expected, tmp_p
     """SIGKILL as soon as a stage has begun to write; the next run then succeeds."""
     out = tmp_path / "out"
     flags = [f"--{name}={value}" for name, value in SETTINGS.items()] + ["--partitions=3"]
-    command = [sys.executable, "-m", "twotower", "prepare", "--source", source]
     # The writer of blocks waits after its first file, so that there is a moment to kill in.
     slow = (
         "import sys, time, twotower\n"
@@ -77,22 +69,9 @@ def test_a_killed_job_leaves_nothing_that_looks_finished(source, expected, tmp_p
         "    setattr(room, name, wait)\n"
         "sys.exit(twotower.main(sys.argv[1:]))\n"
     )
-    job = subprocess.Popen(
-        [sys.executable, "-c", slow, *command[3:], "--output", str(out), *flags],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        cwd=Path(schema.__file__).parents[2],
-        start_new_session=True,
-    )
-    partial = tmp_path / "out.partial"
+    arguments = ["prepare", "--source", source, "--output", out, *flags]
     pattern = stage if "*" in stage else f"{stage}/*.npy"
-    deadline = time.monotonic() + 60
-    while not any(partial.glob(pattern)):
-        assert job.poll() is None, "the job ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    os.killpg(job.pid, signal.SIGKILL)
-    job.wait()
+    kill_once_there(slow, arguments, tmp_path / "out.partial", pattern)
     assert not out.exists()
     with pytest.raises(ValueError, match="no finished prepared data"):
         schema.read_manifest(out, "prepared")

@@ -2,11 +2,6 @@
 
 import json
 import math
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -14,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from prepared import digest
+from prepared import digest, kill_once_there
 
 import twotower
 from pipeline.contract import hashing, schema
@@ -182,7 +177,7 @@ def test_decay_in_closed_form(log, tmp_path):
 
 
 def test_a_count_that_decays_to_nothing_is_forgotten(tmp_path):
-    """1e-400 is no float; its log_q would be -inf."""
+    """1e-400 is not a float; its log_q would be -inf."""
     ids = np.array([3, 5, 8]), [b"a", b"b", b"c"]
     previous = [(ids, np.array([1e-200, 1.0, 1e-100]))]
     today = {"ids": [(ids[0][1:2], [b"b"])], "counts": [(ids[0][1:2], np.array([2]))]}
@@ -352,20 +347,8 @@ def test_a_killed_job_leaves_nothing_that_looks_finished(source, expected, tmp_p
         "merge.write_table = stop\n"
         "sys.exit(twotower.main(sys.argv[1:]))\n"
     )
-    job = subprocess.Popen(
-        [sys.executable, "-c", stop, "frequencies", "--source", source, "--output", out],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        cwd=Path(schema.__file__).parents[2],
-        start_new_session=True,
-    )
-    deadline = time.monotonic() + 60
-    while not any((tmp_path / "out.partial").glob("out/*.parquet")):
-        assert job.poll() is None, "the job ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    os.killpg(job.pid, signal.SIGKILL)
-    job.wait()
+    arguments = ["frequencies", "--source", source, "--output", out]
+    kill_once_there(stop, arguments, tmp_path / "out.partial", "out/*.parquet")
     assert not out.exists()
     with pytest.raises(ValueError, match="no finished frequencies data"):
         schema.read_manifest(out, "frequencies")

@@ -104,6 +104,7 @@ def test_workers_do_not_matter(tmp_path, parts, mode):
 
 
 @pytest.mark.long
+@pytest.mark.clock  # ports
 def test_a_cluster_gives_the_same_bytes(tmp_path, parts):
     distributed = pytest.importorskip("distributed")
     estimate(config_for(parts, tmp_path / "one", **BY_ROWS))

@@ -70,6 +70,7 @@ def alone(prepared, tmp_path_factory):
 
 
 @pytest.mark.long
+@pytest.mark.clock  # ports
 def test_two_workers_train_as_one_process_and_the_first_one_writes(prepared, alone, tmp_path):
     servers = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
     addresses = [f"127.0.0.1:{server.getsockname()[1]}" for server in servers]
