@@ -74,7 +74,7 @@ class ServeConfig:
         """Whether a header, `Bearer TOKEN`, lets a client in.
 
         Args:
-          authorization: the header; b"" where there is none.
+          authorization: the header; b"" if it is missing.
           admin: whether it asks for what only the admin token opens, where there is one.
         """
         token = (admin and self.admin_token) or self.token

@@ -139,7 +139,7 @@ class Bundle:
         return names
 
     def query_ids(self, limit: int) -> list[str]:
-        """The first raw ids of the queries that have a seen list; [] where there are none."""
+        """The first raw ids of the queries that have a seen list; [] if no query has one."""
         if self.num_queries is None:
             return []
         return read_raw_ids(self.path / schema.BUNDLE_QUERY_IDS)[:limit]

@@ -105,7 +105,7 @@ class FeatureSpec:
     The column has the name it has in the table. By kind it holds
 
     - categorical: int32, 0 where the value is missing or unknown, else its code;
-    - multi: list<int32>, the codes of the known values, each once; empty where there are none;
+    - multi: list<int32>, the codes of the known values, each once; empty if no value is known;
     - numeric: float32, (value - mean) / std, 0 where it is missing;
     - text: string, empty where it is missing.
     """
@@ -130,7 +130,7 @@ class FeatureSpec:
 def feature_specs(details: Mapping[str, Any], side: str) -> tuple[FeatureSpec, ...]:
     """The columns of a side's feature files, in order, by the details of the manifest.
 
-    There are none where the side has no table of attributes.
+    They are missing if the side has no table of attributes.
     """
     columns = details.get(FEATURES, {}).get(side, {}).get("columns", ())
     return tuple(FeatureSpec(**_known_fields(FeatureSpec, column)) for column in columns)

@@ -120,8 +120,8 @@ def _only(element: tuple[str, int, Any], kind: str) -> Iterator[tuple[int, Any]]
 class ReadPiece(beam.DoFn):
     """One piece → (kind, key, value): its rows and ids by range; stages dead letters and a tally.
 
-    A piece that is read again overwrites both. One that cannot be read to its end is told in the
-    tally: an exception would reach the user as a worker's stack trace, and differently from each
+    A piece that is read again overwrites both. The tally says which piece could not be read to its
+    end: an exception would reach the user as a worker's stack trace, and differently from each
     runner.
     """
 

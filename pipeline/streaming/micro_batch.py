@@ -4,8 +4,8 @@ Three pipelines one after the other: the log is read and staged; where rows deci
 are put in order; then every row gets its step, and each range of buckets is advanced from where the
 last snapshot left it, all steps of a bucket in one place and in order.
 
-Where event time decides the step, W = (latest event time seen) - allowed lateness is as far as the
-stream is complete. The step that holds W and those before it are applied; later rows are pending:
+Where event time decides the step, the stream is complete up to W = (latest event time seen) -
+allowed lateness. The step that holds W and those before it are applied; later rows are pending:
 they stay in the snapshot and a later run applies them. Rows of a step before the last applied one
 are late: they are counted and dropped. Rows of the last applied step itself may come in any run,
 because a bucket that has counted a step does not count it again. So files may be divided over runs

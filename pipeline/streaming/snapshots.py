@@ -104,7 +104,7 @@ def open_snapshot(path: str | os.PathLike[str], config: FrequenciesConfig) -> Sn
     """The snapshot at a path, or the newest one in a directory of them.
 
     Raises:
-      ValueError: there is none, or one of a stream with other settings.
+      ValueError: it is missing, or of a stream with other settings.
     """
     directory = [Path(path), *schema.snapshot_directories(path)][-1].resolve()
     manifest = schema.read_snapshot(directory)

@@ -246,6 +246,6 @@ def _transposed_product(parts: tf.Tensor, query: tf.Tensor, candidates: tf.Tenso
     """Pᵀ Q: [C, D] from P [B, C] and Q [B, D]."""
     product = tf.matmul(query, parts, transpose_a=True)  # [D, C]
     # On a CPU, XLA is six times slower at Pᵀ Q than at Qᵀ P, and would turn the one into the
-    # other. A factor of ones, but for embeddings beyond repair, keeps it from that.
+    # other. A factor of ones, unless the embeddings are not finite, keeps it from that.
     ones = tf.cast(tf.math.is_finite(candidates[:, 0]), product.dtype)
     return tf.transpose(product * ones[None, :])

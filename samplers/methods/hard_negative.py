@@ -107,7 +107,7 @@ class Warp(PerQueryMethod):
         require(0 <= self.margin < float("inf"), "margin", "at least 0 and finite", self.margin)
 
     def select(self, encoders: Encoders, batch: Batch, proposed: Candidates) -> Candidates:
-        """The first violator of each row, and J(rank) of the row, 0 where there is none."""
+        """The first violator of each row, and J(rank) of the row, 0 without a violator."""
         scores = candidate_scores(encoders.query, encoders.candidates(proposed.ids))
         threshold = positive_scores(encoders.query, encoders.positive) - self.margin
         # The positive outranks itself by rounding only, where two kernels sum in other orders.

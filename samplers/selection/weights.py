@@ -1,6 +1,6 @@
 """How much each negative of a row counts, and each row: weights without gradient.
 
-`valid`, bool [B, N], is False where a candidate is no negative of the row; None for all valid.
+`valid`, bool [B, N], is False where a candidate is not a negative of the row; None for all valid.
 """
 
 from __future__ import annotations

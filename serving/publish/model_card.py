@@ -52,7 +52,7 @@ def write(manifest: Manifest, bundle: Bundle, report: dict[str, Any]) -> str:
 
 
 def _table(title: str, values: dict[str, Any], otherwise: str) -> str:
-    """Names and values as a Markdown table, or a sentence where there are none."""
+    """Names and values as a Markdown table, or a sentence if there are no values."""
     if not values:
         return otherwise + "\n"
     rows = "".join(f"| {name} | {_text(value)} |\n" for name, value in sorted(values.items()))

@@ -93,7 +93,7 @@ def _with_call(app: ASGIApp, service: Service) -> ASGIApp:
 
 
 def _client_seconds(headers: dict[bytes, bytes]) -> float:
-    """The client's own limit, X-Timeout-Ms; infinity where there is none."""
+    """The client's own limit, X-Timeout-Ms; infinity if the header is missing."""
     given = headers.get(b"x-timeout-ms")
     if given is None:
         return math.inf
@@ -178,7 +178,7 @@ class _Body:
             await self._refuse(whole_number(length, _THROWN_AWAY * self._max_bytes) is not None)
 
     def _inflated(self, message: Message) -> bytes:
-        """A piece of a gzip body as it was before, as far as it is needed to see the limit."""
+        """A piece of a gzip body, unpacked to at most one byte above the limit."""
         assert self._inflating is not None
         left = self._max_bytes + 1 - self._read
         try:

@@ -126,7 +126,8 @@ class Guard(grpc.aio.ServerInterceptor):
             size = self._max_bytes if is_compressed else len(content)
             return await aside(size // BYTES_A_VALUE, parsed)
         except (DecodeError, zlib.error) as error:
-            raise InvalidRequest("The message is no protocol buffer of the right type.") from error
+            text = "The message is not a protocol buffer of the right type."
+            raise InvalidRequest(text) from error
 
     @contextlib.asynccontextmanager
     async def _in_time(self, text: str) -> AsyncIterator[None]:

@@ -66,7 +66,7 @@ class BatchedVersion:
         """Answers without batching.
 
         Raises:
-          InvalidRequest: there is none, another framework made the version.
+          InvalidRequest: another framework made the version, which has no retriever.
         """
         if self.loaded.retriever is None:
             raise InvalidRequest(

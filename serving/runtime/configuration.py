@@ -46,7 +46,7 @@ class Configuration:
         """
         self.root = Path(os.path.abspath(models))
         if not self.root.is_dir():
-            raise ValueError(f"models must be a directory, {models} is none.")
+            raise ValueError(f"models must be a directory, got {str(models)!r}.")
         self._file = config_file
         self._kept = Path(state_dir or models) / KEPT
         self._problem = ""

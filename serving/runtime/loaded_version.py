@@ -86,7 +86,7 @@ class LoadedVersion:
         """The signature of that name.
 
         Raises:
-          FailedPrecondition: there is none.
+          FailedPrecondition: the version has no such signature.
         """
         if name not in self.signatures:
             there = ", ".join(sorted(self.signatures))

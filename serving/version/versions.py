@@ -66,7 +66,7 @@ def find_version(models: str | Path, name: str, version: int = 0) -> Version:
     """The newest finished version of a model; the one of that number where it is not 0.
 
     Raises:
-      ValueError: there is none, its format is newer than this program, or files are damaged.
+      ValueError: the version is missing, of a newer format than this program, or damaged.
     """
     home = Path(models) / name
     numbered = numbered_directories(home)

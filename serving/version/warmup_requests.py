@@ -61,7 +61,7 @@ def write(model: Path, signatures: Mapping[str, Sequence[str]], bundle: Bundle) 
 
 
 def read(model: Path) -> Iterator[Any]:
-    """The `Predict` requests recorded with a SavedModel; of other kinds there is no API here.
+    """The `Predict` requests recorded with a SavedModel; this service has no API for other kinds.
 
     Raises:
       ValueError: the file is not such a record.

@@ -186,7 +186,7 @@ def _by_matrix(sources: np.ndarray, targets: np.ndarray, shape: tuple[int, int])
 
 
 def _inverse_root(degrees: np.ndarray) -> tf.Tensor:
-    """1 / sqrt(degree), 0 where there is none: float32 [V, 1]."""
+    """1 / sqrt(degree), 0 for a degree of 0: float32 [V, 1]."""
     roots = np.where(degrees > 0, np.maximum(degrees, 1) ** -0.5, 0)
     return tf.constant(roots[:, None], tf.float32)
 

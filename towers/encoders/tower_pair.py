@@ -12,7 +12,7 @@ from samplers.candidates import Batch, Encoders
 from towers.encoders.propagation import Propagation
 from towers.encoders.tower import Maybe, Rows, Tower, in_blocks
 
-Tables = dict[str, tf.Tensor]  # side → embeddings of the graph, empty where there is none
+Tables = dict[str, tf.Tensor]  # side → embeddings of the graph, empty without a graph
 
 
 class Embedded(NamedTuple):

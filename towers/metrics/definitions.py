@@ -49,7 +49,7 @@ def hit_rate(hits: np.ndarray, num_positives: np.ndarray, k: int) -> np.ndarray:
 
 
 def mrr(hits: np.ndarray, num_positives: np.ndarray, k: int) -> np.ndarray:
-    """1 / rank of the first positive in the top k, 0 where there is none."""
+    """1 / rank of the first positive in the top k, 0 without one."""
     del num_positives
     first = hits[:, :k].argmax(axis=1)
     return np.where(hits[:, :k].any(axis=1), 1 / (first + 1), 0.0)

@@ -252,7 +252,7 @@ def make_optimizer(name: str, learning_rate: Any, l2: float) -> CoupledOptimizer
     """The optimizer of a name in `OPTIMIZERS`.
 
     Raises:
-      ValueError: there is none of that name.
+      ValueError: no optimizer has that name.
     """
     known = ", ".join(OPTIMIZERS)
     require(name in OPTIMIZERS, "optimizer", f"must be one of {known}", name)
