@@ -314,7 +314,9 @@ def _check(dim: int, temperature: float, seed: int, init_stddev: float, reductio
         raise ValueError(f"dim must be at least 1, got {dim}.")
     if not temperature > 0:
         raise ValueError(f"temperature must be above 0, got {temperature}.")
-    if min(seed, init_stddev) < 0:
-        raise ValueError(f"seed, init_stddev must be at least 0, got {seed}, {init_stddev}.")
+    if seed < 0:
+        raise ValueError(f"seed must be at least 0, got {seed}.")
+    if init_stddev < 0:
+        raise ValueError(f"init_stddev must be at least 0, got {init_stddev}.")
     if reduction not in _REDUCTIONS:
         raise ValueError(f"reduction must be one of {_REDUCTIONS}, got {reduction!r}.")
