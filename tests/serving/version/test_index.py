@@ -67,7 +67,7 @@ def test_too_few_leaves_give_no_result_rather_than_a_wrong_one(vectors):
     assert rows.shape == scores.shape == (32, 60)
     rows, scores = rows.numpy(), scores.numpy()
     found = rows >= 0
-    assert found.any(axis=1).all()
+    assert found.any()  # of one query there may be none: its leaf may be empty
     assert not found.all()
     assert not scores[~found].any()
     for query, there in enumerate(found):

@@ -29,7 +29,7 @@ def fitted(data, precision, **settings):
     model = make_model(config, data)
     assert tf_keras.mixed_precision.global_policy().name == "float32"
     model.compile(optimizer=towers.CoupledAdam(0.05))
-    model.fit(data.train(60), epochs=20, verbose=0)
+    model.fit(data.train(60), epochs=12, verbose=0)
     return model
 
 

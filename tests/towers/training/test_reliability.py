@@ -125,7 +125,8 @@ def test_a_loss_that_is_no_number_changes_nothing_and_leaves_its_batch(
 
 
 @pytest.mark.parametrize(
-    ("jit_compile", "factor", "optimizer"), [(True, np.inf, "adam"), (False, np.nan, "lazy_adam")]
+    ("jit_compile", "factor", "optimizer"),
+    [pytest.param(True, np.inf, "adam", marks=pytest.mark.long), (False, np.nan, "lazy_adam")],
 )
 def test_a_step_with_a_gradient_that_is_not_finite_writes_nothing(
     data, jit_compile, factor, optimizer
@@ -174,18 +175,15 @@ def test_diverging_by_itself_is_told_in_one_line(prepared, tmp_path):
     assert not list((tmp_path / "run").glob("checkpoints/*"))
 
 
-def test_a_file_that_cannot_grow_ends_the_run_and_no_more(prepared, tmp_path):
+def test_a_file_that_cannot_grow_ends_the_run_and_no_more(prepared, one_epoch, finished, tmp_path):
     """EFBIG at the first checkpoint after the limit."""
-    whole = config_for(prepared, tmp_path / "whole", dim=64, epochs=2)
-    run = tmp_path / "run"
-    train(whole)
-    train(dataclasses.replace(whole, run=str(run), epochs=1))
+    config, run = dataclasses.replace(one_epoch, epochs=2), tmp_path / "run"
     before = last_of(run)
     with (
-        largest_file(20_000),
+        largest_file(8_000),
         pytest.raises(ValueError, match=f"{run} cannot be written: file too large; make room"),
     ):
-        train(dataclasses.replace(whole, run=str(run)))
+        train(config)
     assert_same(last_of(run), before)
     names = {path.name.split(".")[0] for path in (run / "checkpoints").iterdir()}
     record = json.loads((run / "training.json").read_text())
@@ -193,8 +191,8 @@ def test_a_file_that_cannot_grow_ends_the_run_and_no_more(prepared, tmp_path):
     assert not [name for name in names if name.endswith("_temp")]
     assert not list(run.glob(".*.json.*"))
     open_run(run, open_data(prepared))
-    train(dataclasses.replace(whole, run=str(run)))
-    assert_same(last_of(run), last_of(tmp_path / "whole"))
+    train(config)
+    assert_same(last_of(run), last_of(finished(2)))
 
 
 @pytest.fixture
@@ -311,14 +309,11 @@ def test_a_run_starts_from_the_vectors_of_another_by_raw_id(
     old = config_for(prepared, tmp_path / "old", epochs=1, tower=tower)
     train(old)
     later = make_prepared(grown(pairs), "later")
-    config = dataclasses.replace(
-        old, data=str(later), run=str(tmp_path / "new"), init_from=old.run, checkpoint_minutes=1e-9
-    )
+    config = dataclasses.replace(old, data=str(later), run=str(tmp_path / "new"), init_from=old.run)
     data, before = open_data(later), open_data(prepared)
-    # With a vanishing rate a trained run shows what it began with.
-    train(dataclasses.replace(config, epochs=1, learning_rate=1e-30))
-    model, _ = open_run(config.run, data)
-    drawn, (known, _) = make_model(config, data), open_run(old.run, before)
+    model, drawn = make_model(config, data), make_model(config, data)
+    start_from_run(config, model, data)
+    known, _ = open_run(old.run, before)
     new_ids = 0
     for side in schema.SIDES:
         tables = [getattr(one, f"{side}_tower").table.numpy() for one in (model, drawn, known)]
@@ -344,6 +339,10 @@ def test_a_run_that_started_from_another_goes_on_without_it(one_epoch, tmp_path,
         patch.setattr(TwoTower, "fit", lambda *args, **kwargs: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             train(cut)
+    began, known = last_of(tmp_path / "cut"), last_of(Path(old.run))
+    tables = [name for name in known if "_tower/table/.ATTRIBUTES" in name]
+    assert len(tables) == 2
+    assert_same({name: known[name] for name in tables}, {name: began[name] for name in tables})
     shutil.rmtree(old.run)
     train(cut)
     assert_same(last_of(tmp_path / "cut"), last_of(tmp_path / "whole"))

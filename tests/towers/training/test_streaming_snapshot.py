@@ -111,6 +111,14 @@ def checkpoint_of(run):
     return {name: reader.get_tensor(name) for name in names}
 
 
+@pytest.fixture(scope="module")
+def whole(prepared, snapshots, tmp_path_factory):
+    """A run of correct_sfx from the snapshot that was never interrupted: to be read or copied."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    train(config_for(prepared, run, f"streaming:{snapshots}"))
+    return run
+
+
 # --- correct_sfx ----------------------------------------------------------------------------
 
 
@@ -222,33 +230,26 @@ def interrupt_after(steps, monkeypatch):
     monkeypatch.setattr(RunRecorder, "on_train_batch_end", on_train_batch_end)
 
 
-@pytest.mark.parametrize(
-    ("method", "steps"),
-    [
-        ("correct_sfx", 20),
-        pytest.param("correct_sfx", 1, marks=pytest.mark.long),
-        pytest.param("ssl_pop", 1, marks=pytest.mark.long),
-    ],
-)
-def test_going_on_needs_no_stream(prepared, snapshots, log, tmp_path, monkeypatch, method, steps):
+@pytest.mark.parametrize("steps", [3, pytest.param(1, marks=pytest.mark.long)])
+def test_going_on_needs_no_stream(prepared, snapshots, whole, tmp_path, monkeypatch, steps):
     """A run that ends before or behind a checkpoint; the stream has gone on, then it is gone."""
     stream = tmp_path / "stream"
     shutil.copytree(snapshots, stream)
-    settings = {"method": method, "checkpoint_minutes": 1e-9 if steps > 1 else 60}
     source = f"streaming:{stream}"
-    train(config_for(prepared, tmp_path / "whole", source, **settings))
     with monkeypatch.context() as patch:
         interrupt_after(steps, patch)
+        minutes = 1e-9 if steps > 1 else 60
         with pytest.raises(KeyboardInterrupt):
-            train(config_for(prepared, tmp_path / "cut", source, **settings))
+            train(config_for(prepared, tmp_path / "cut", source, checkpoint_minutes=minutes))
+    assert (tmp_path / "cut" / "training.json").exists() == (steps > 1)
     shutil.copytree(stream / "00000001", stream / "00000002")
     interval = np.load(stream / "00000002" / schema.STREAMING_INTERVAL)
     np.save(stream / "00000002" / schema.STREAMING_INTERVAL, interval * 7)
     shutil.rmtree(stream / "00000001")
-    train(config_for(prepared, tmp_path / "cut", source, **settings))
-    whole, cut = checkpoint_of(tmp_path / "whole"), checkpoint_of(tmp_path / "cut")
-    assert whole.keys() == cut.keys()
-    for name, values in whole.items():
+    train(config_for(prepared, tmp_path / "cut", source))
+    expected, cut = checkpoint_of(whole), checkpoint_of(tmp_path / "cut")
+    assert expected.keys() == cut.keys()
+    for name, values in expected.items():
         assert values.tobytes() == cut[name].tobytes(), name
     shutil.rmtree(stream)
     record = json.loads((tmp_path / "cut" / "config.json").read_text())["configuration"]
@@ -256,10 +257,9 @@ def test_going_on_needs_no_stream(prepared, snapshots, log, tmp_path, monkeypatc
     evaluate(EvaluateConfig(data=str(prepared), run=str(tmp_path / "cut")))
 
 
-def test_another_stream_is_another_run(prepared, snapshots, tmp_path):
+def test_another_stream_is_another_run(prepared, snapshots, whole, tmp_path):
     shutil.copytree(snapshots, tmp_path / "other")
-    run = tmp_path / "run"
-    train(config_for(prepared, run, f"streaming:{snapshots}"))
+    run = shutil.copytree(whole, tmp_path / "run")
     with pytest.raises(ValueError, match=r"frequency .*snapshots/00000001.*other/00000001"):
         train(config_for(prepared, run, f"streaming:{tmp_path / 'other'}"))
     with pytest.raises(ValueError, match="holds a run with another configuration"):
@@ -337,8 +337,10 @@ def test_a_run_is_opened_with_the_counts_that_it_was_trained_with(
         on_train_end=lambda logs: trained.update(model=keep.model)
     )
     settings = {"method": "ssl_pop", "normalize": True, "popularity_power": 0.5}
-    train(config_for(prepared, tmp_path / "run", f"{kind}:{source}", **settings), [keep])
+    config = config_for(prepared, tmp_path / "run", f"{kind}:{source}", **settings)
+    train(config, [keep])
     shutil.rmtree(source)
+    assert train(config)["finished"]  # it goes on with the counts that it has kept
     (tmp_path / "run").rename(tmp_path / "moved")
     model, _ = open_run(tmp_path / "moved", data)
     expected = trained["model"]
