@@ -205,6 +205,7 @@ print("FAILED", *[name for name, code in CASES.items() if not passes(code)], sep
 """
 
 
+@pytest.mark.long
 def test_what_a_process_loads_besides_tensorflow():
     done = subprocess.run(
         [sys.executable, "-c", f"CASES = {WITH_TENSORFLOW!r}\n{COPIES}"],

@@ -100,6 +100,7 @@ def test_doctor_reports_as_json(capsys):
     assert "twotower[" not in json.dumps(findings)  # no such package on PyPI
 
 
+@pytest.mark.long
 def test_doctor_names_what_is_broken(monkeypatch):
     from towers import doctor
 

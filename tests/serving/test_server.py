@@ -358,6 +358,7 @@ def ask(address):
         return json.load(answer)["predictions"][0]["candidate_id"]
 
 
+@pytest.mark.long
 def test_a_process_ends_well_on_sigterm(small):
     process, address = start(small.models)
     with process:

@@ -35,8 +35,8 @@ def expected(source, tmp_path_factory):
 @pytest.mark.parametrize(
     ("partitions", "block_rows", "group", "mode"),
     [
-        (3, 37, 3000, "multi_threading"),
-        pytest.param(1, 1000, 250, "in_memory", marks=pytest.mark.long),
+        (3, 37, 3000, "in_memory"),
+        pytest.param(1, 1000, 250, "multi_threading", marks=pytest.mark.long),
         pytest.param(11, 1000, 250, "multi_processing", marks=pytest.mark.long),
     ],
 )

@@ -236,6 +236,7 @@ def test_the_command_reads_text_tables_of_both_sides(out, source, tmp_path, capl
     assert cold == {"raw_id": "x", "age": 9.0, "age:present": True, "city": 2}
 
 
+@pytest.mark.long
 @pytest.mark.real_data
 @pytest.mark.skipif(
     not TAFENG.exists(), reason=f"{TAFENG} is not there; set TWOTOWER_DATA to its parent"

@@ -83,7 +83,7 @@ COMPILED = [
     ("bmns", {"alpha": 0.4, "num_mixed": 5}),
     ("softmax_v", {"mask_accidental_hits": True, "tau": 0.5}),
 ]
-QUICK = [("bir", MASKED), ("softmax_v", {"mask_accidental_hits": True, "tau": 0.5})]
+QUICK = [("ssl_pop", MASKED), ("softmax_v", {"mask_accidental_hits": True, "tau": 0.5})]
 
 
 @pytest.mark.parametrize(

@@ -142,6 +142,7 @@ def test_wrong_settings_are_one_line(changes, text):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.long
 def test_a_study_from_the_command_line(config, tmp_path, capsys, caplog):
     """Repeated --space adds up; the printed command trains as the best trial did."""
     words = ["--data", config.data, "--output", str(tmp_path / "study"), "--method", "dns"]
