@@ -22,7 +22,7 @@ from starlette.types import ASGIApp
 
 from serving.errors import InvalidRequest
 from serving.rest import codec, openapi
-from serving.rest.guard import error_answer, guarded, read_body, refusal, unless_gone
+from serving.rest.guard import Bodies, error_answer, guarded, refusal, unless_gone
 from serving.rest.messages import encode_retrieve, parse_retrieve
 from serving.retrieval.requests import RetrieveResponse
 from serving.retrieval.retriever import Retriever
@@ -98,6 +98,7 @@ class _RestApi:
 
     def __init__(self, service: Service) -> None:
         self._service = service
+        self._bodies = Bodies(service.config.max_body_mb << 20)
 
     async def models(self, request: Request) -> Response:
         return _json(codec.dump({"models": self._service.models}))
@@ -180,7 +181,7 @@ class _RestApi:
     ) -> tuple[int, _Body]:
         """The values that a body may have, and what it says; a refusal of it is counted."""
         with counted(self._service, request.state.call, api, request.path_params["model"]):
-            content = await read_body(request)
+            content = await self._bodies.read(request)
             size = len(content) // BYTES_A_VALUE
             return size, await aside(size, lambda: parse(content))
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import math
 import time
 import zlib
-from collections.abc import Coroutine, Mapping
+from collections.abc import AsyncGenerator, Coroutine, Mapping
+from contextlib import ExitStack, suppress
 from typing import Any, NoReturn, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
@@ -40,12 +40,6 @@ _log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
 
 
-def guarded(app: ASGIApp, service: Service) -> ASGIApp:
-    """The routes, behind their limits on bodies, the token, and the id of each request."""
-    config = service.config
-    return _with_call(_with_token(_WithLimit(app, config.max_body_mb << 20), config), service)
-
-
 def refusal(error: Exception, name: str) -> Response:
     """What an exception in a request becomes; one that is a fault of ours is logged."""
     if isinstance(error, ServiceError):
@@ -60,8 +54,8 @@ def error_answer(status: int, message: str, headers: Mapping[str, str] | None = 
     return Response(dump({"error": message}), status, headers, "application/json")
 
 
-def _with_call(app: ASGIApp, service: Service) -> ASGIApp:
-    """Gives each request its `Call`, and answers where a layer inside refuses it."""
+def guarded(app: ASGIApp, service: Service) -> ASGIApp:
+    """The routes, where a request has its `Call` and the token, and a refusal its answer."""
     longest = service.config.deadline_ms / 1000.0
 
     async def layer(scope: Scope, receive: Receive, send: Send) -> None:
@@ -80,16 +74,24 @@ def _with_call(app: ASGIApp, service: Service) -> ASGIApp:
             await send(message)
 
         try:
-            with contextlib.suppress(ClientDisconnect), counted(service, call, ""):
+            with suppress(ClientDisconnect), counted(service, call, ""), ExitStack() as ending:
                 call = call._replace(deadline=start + min(longest, _client_seconds(headers)))
+                _check_token(scope["path"], headers, service.config)
                 # uvicorn leaves the body out of the answer to HEAD
                 method = "GET" if scope["method"] == "HEAD" else scope["method"]
-                scope = {**scope, "method": method, "state": {"call": call}}
-                await app(scope, receive, named)
+                state = {"call": call, "ending": ending}
+                await app({**scope, "method": method, "state": state}, receive, named)
         except Exception as error:
             await refusal(error, name)(scope, receive, named)
 
     return layer
+
+
+def _check_token(path: str, headers: dict[bytes, bytes], config: ServeConfig) -> None:
+    given, admin = headers.get(b"authorization", b""), path.endswith(ADMIN_VERBS)
+    if path not in OPEN_PATHS and not config.accepts(given, admin=admin):
+        text = "The header Authorization must be 'Bearer TOKEN'."
+        raise Refused(401, text, "UNAUTHENTICATED")
 
 
 def _client_seconds(headers: dict[bytes, bytes]) -> float:
@@ -103,114 +105,70 @@ def _client_seconds(headers: dict[bytes, bytes]) -> float:
     return milliseconds / 1000.0
 
 
-def _with_token(app: ASGIApp, config: ServeConfig) -> ASGIApp:
-    """Refuses a request without the token, but for the paths that are open."""
-
-    async def layer(scope: Scope, receive: Receive, send: Send) -> None:
-        path, given = scope["path"], dict(scope["headers"]).get(b"authorization", b"")
-        if path not in OPEN_PATHS and not config.accepts(given, admin=path.endswith(ADMIN_VERBS)):
-            text = "The header Authorization must be 'Bearer TOKEN'."
-            raise Refused(401, text, "UNAUTHENTICATED")
-        await app(scope, receive, send)
-
-    return layer
-
-
-class _WithLimit:
-    """Refuses a body that is too large, and a large one where others hold the memory.
+class Bodies:
+    """Reads the bodies of requests; refuses what is too large, and what others leave no room for.
 
     Attributes:
-      held: bytes that all large bodies hold now.
+      held: bytes of each large body that a request holds now.
     """
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
-        self._app = app
-        self.max_bytes = max_bytes
-        self.held = 0
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self.held: dict[object, int] = {}
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = dict(scope["headers"])
-        encoding = headers.get(b"content-encoding", b"identity")
-        if encoding not in (b"identity", b"gzip"):
+    async def read(self, request: Request) -> bytearray:
+        """The whole body, unpacked, as long as it comes before the deadline of the request."""
+        try:
+            async with asyncio.timeout(request.state.call.deadline - time.monotonic()):
+                return await self._whole(request)
+        except TimeoutError as error:
+            text = "The body did not arrive before the deadline."
+            raise Refused(408, text, "DEADLINE_EXCEEDED") from error
+
+    async def _whole(self, request: Request) -> bytearray:
+        headers, pieces, key = request.headers, request.stream(), object()
+        request.state.ending.callback(self.held.pop, key, None)
+        encoding = headers.get("content-encoding", "identity")
+        if encoding not in ("identity", "gzip"):
             raise Refused(415, "A body must be plain, or have the Content-Encoding gzip.")
-        body = _Body(receive, self, encoding == b"gzip")
+        unpacking = zlib.decompressobj(16 + zlib.MAX_WBITS) if encoding == "gzip" else None
+        most = _THROWN_AWAY * self._max_bytes
+        claimed = whole_number(headers.get("content-length", "0"), most)
+        if claimed is None or claimed > self._max_bytes:
+            await self._refuse(pieces, 0 if claimed is None else most)
+        body = bytearray()  # `request.body()` would keep it until there is an answer
+        async for piece in pieces:
+            body += await self._unpacked(piece, unpacking, len(body)) if unpacking else piece
+            if len(body) > self._max_bytes:
+                await self._refuse(pieces, most)
+            if len(body) > _SMALL_BODY:
+                self.held[key] = len(body)
+                if sum(self.held.values()) > _HELD * self._max_bytes:
+                    raise OutOfMemory("Too many large bodies are here already: try again later.")
+        if unpacking and not unpacking.eof:
+            raise Refused(400, "The body is not gzip: its end is missing.")
+        return body
+
+    async def _unpacked(self, piece: bytes, unpacking: Any, size: int) -> bytes:
+        """A piece of a body that has a size already, to at most one byte above the limit."""
+        most = min(self._max_bytes, _MAX_INFLATION * len(piece)) // BYTES_A_VALUE
+        left = self._max_bytes + 1 - size
         try:
-            await body.check(headers)
-            await self._app(scope, body, send)
-        finally:
-            self.held -= body.held
-
-
-class _Body:
-    """`receive` that gives up on a body that is too large, whatever length it claimed.
-
-    What comes of a body that is not much too large is thrown away first: a client that still
-    sends when the connection is closed does not see the answer.
-    """
-
-    def __init__(self, receive: Receive, limit: _WithLimit, is_gzip: bool) -> None:
-        self._receive = receive
-        self._inflating = zlib.decompressobj(16 + zlib.MAX_WBITS) if is_gzip else None
-        self._limit = limit
-        self._max_bytes = limit.max_bytes
-        self._read = self.held = 0
-
-    async def __call__(self) -> Message:
-        message = await self._receive()
-        if self._inflating and message["type"] == "http.request":
-            most = min(self._max_bytes, _MAX_INFLATION * len(message.get("body", b"")))
-            plain = await aside(most // BYTES_A_VALUE, lambda: self._inflated(message))
-            message = {**message, "body": plain}
-        self._read += len(message.get("body", b""))
-        if self._read > self._max_bytes:
-            await self._refuse(message.get("more_body"))
-        if self._read > _SMALL_BODY:
-            self._limit.held += self._read - self.held
-            self.held = self._read
-            if self._limit.held > _HELD * self._max_bytes:
-                raise OutOfMemory("Too many large bodies are here already: try again later.")
-        return message
-
-    async def check(self, headers: dict[bytes, bytes]) -> None:
-        """Refuses a claimed length above the limit."""
-        length = headers.get(b"content-length", b"0").decode("latin-1")
-        if whole_number(length, self._max_bytes) is None:
-            await self._refuse(whole_number(length, _THROWN_AWAY * self._max_bytes) is not None)
-
-    def _inflated(self, message: Message) -> bytes:
-        """A piece of a gzip body, unpacked to at most one byte above the limit."""
-        assert self._inflating is not None
-        left = self._max_bytes + 1 - self._read
-        try:
-            plain = self._inflating.decompress(message.get("body", b""), left)
+            return await aside(most, lambda: unpacking.decompress(piece, left))
         except zlib.error as error:
             raise Refused(400, f"The body is not gzip: {error}.") from error
-        if len(plain) < left and not (self._inflating.eof or message.get("more_body")):
-            raise Refused(400, "The body is not gzip: its end is missing.")
-        return plain
 
-    async def _refuse(self, is_more: bool | None) -> NoReturn:
-        with contextlib.suppress(TimeoutError):
+    async def _refuse(self, pieces: AsyncGenerator[bytes, None], left: int) -> NoReturn:
+        """Throws away what still comes, at most `left` bytes of it.
+
+        A client that still sends when the connection is closed does not see the answer.
+        """
+        with suppress(TimeoutError):
             async with asyncio.timeout(_THROWING_SECONDS):
-                while is_more and self._read <= _THROWN_AWAY * self._max_bytes:
-                    message = await self._receive()
-                    self._read += len(message.get("body", b""))
-                    is_more = message.get("more_body")
+                while left > 0 and (piece := await anext(pieces, None)) is not None:
+                    left -= len(piece)
         text = f"The body must be at most {self._max_bytes >> 20} MB (max_body_mb)."
         raise Refused(413, text, "RESOURCE_EXHAUSTED")
-
-
-async def read_body(request: Request) -> bytearray:
-    """The whole body, as long as it comes before the deadline of the request."""
-    body = bytearray()  # `request.body()` would keep it until there is an answer
-    try:
-        async with asyncio.timeout(request.state.call.deadline - time.monotonic()):
-            async for piece in request.stream():
-                body += piece
-    except TimeoutError as error:
-        text = "The body did not arrive before the deadline."
-        raise Refused(408, text, "DEADLINE_EXCEEDED") from error
-    return body
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, _Result]) -> _Result:
