@@ -14,7 +14,13 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
@@ -32,6 +38,7 @@ _PREFIX = ":tensorflow:serving:"
 _POOL = "twotower_batch_threads"
 _OUR_LABELS = {"model_name": "model", "API": "api"}
 _log = logging.getLogger(REQUESTS)
+disable_created_metrics()  # the times at which counters were made
 
 
 class Metrics:
@@ -87,11 +94,7 @@ class Metrics:
     ) -> None:
         """Counts and logs a request that was refused; the APIs call it for what they refuse.
 
-        Args:
-          error: what the client was told.
-          entrypoint: "REST" or "GRPC".
-          model, api: as far as they are known and exist; clients must not make up labels.
-          request_id: for the log.
+        `model` and `api` are names that exist, or empty: clients must not make up labels.
         """
         self._requests.labels(model, api, error.grpc).inc()
         self._refusals.labels(entrypoint, error.reason or error.grpc.lower()).inc()
@@ -132,7 +135,7 @@ class Metrics:
             *_counts("batching_session:wrapped_run_count", runs, "_count"),
         )
         tf_serving = "".join(f"{line}\n" for line in lines)
-        return generate_latest(_Plain(self._registry)) + tf_serving.encode()
+        return generate_latest(self._registry) + tf_serving.encode()
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(name, text, labels, registry=self._registry)
@@ -152,9 +155,8 @@ class _Watched(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """The three gauges."""
-        depth = GaugeMetricFamily("twotower_queue_depth", "Rows that wait to be run.")
-        depth.add_metric([], self.queue_depth())
-        yield depth
+        depth = self.queue_depth()
+        yield GaugeMetricFamily("twotower_queue_depth", "Rows that wait to be run.", depth)
         state = GaugeMetricFamily(
             "twotower_version_state",
             "State of a version: 10 start, 20 loading, 30 available, 40 unloading, 50 end.",
@@ -164,23 +166,7 @@ class _Watched(Collector):
             for status in statuses:
                 state.add_metric([model, str(status.version)], status.state)
         yield state
-        ready = GaugeMetricFamily("twotower_ready", "1 where the service is ready.")
-        ready.add_metric([], self.ready())
-        yield ready
-
-
-class _Plain(Collector):
-    """A registry without the times at which its counters were made."""
-
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self._registry = registry
-
-    def collect(self) -> Iterator[Metric]:
-        for metric in self._registry.collect():
-            metric.samples = [
-                sample for sample in metric.samples if not sample.name.endswith("_created")
-            ]
-            yield metric
+        yield GaugeMetricFamily("twotower_ready", "1 where the service is ready.", self.ready())
 
 
 def _samples(metric: Counter | Histogram) -> list[Sample]:
@@ -207,8 +193,7 @@ def _sizes(
         if part == "bucket":
             bound = float(sample.labels["le"]) * unit
             chosen["le"] = "+Inf" if math.isinf(bound) else f"{bound:.6g}"
-        if part != "created":
-            values[part, _text(chosen)] += sample.value * (unit if part == "sum" else 1.0)
+        values[part, _text(chosen)] += sample.value * (unit if part == "sum" else 1.0)
     yield f"# TYPE {_PREFIX}{name} histogram"
     for (part, text), value in values.items():
         yield f"{_PREFIX}{name}_{part}{text} {value:.15g}"

@@ -22,30 +22,23 @@ Search = Callable[..., tuple[tf.Tensor, tf.Tensor]]
 
 
 class Measured(NamedTuple):
-    """What came out of one setting.
+    """What came out of one setting."""
 
-    Attributes:
-      recall: mean over the queries.
-      error: standard error of that mean.
-      batch_ms: median time of a batch of 64.
-    """
-
-    recall: float
-    error: float
-    batch_ms: float
+    recall: float  # mean over the queries
+    error: float  # standard error of that mean
+    batch_ms: float  # median time of a batch of 64
 
 
 class Judge:
-    """Queries in batches of 64, with the lowest score that belongs into the top of each."""
+    """Queries in batches of 64, with the lowest score that belongs into the top of each.
+
+    Args:
+      queries: float32 [S, D], S at least 1.
+      exact: exact search, [B, D] → rows and scores [B, K].
+      at: the rank up to which results count, at most K.
+    """
 
     def __init__(self, queries: np.ndarray, exact: Search, at: int) -> None:
-        """Searches exactly.
-
-        Args:
-          queries: float32 [S, D], S at least 1.
-          exact: exact search, [B, D] → rows and scores [B, K].
-          at: the rank up to which results count, at most K.
-        """
         self.num_queries, self.at = len(queries), at
         whole = -(-len(queries) // BATCH) * BATCH  # the last batch is filled with the first
         filled = np.resize(queries, (whole, queries.shape[1]))

@@ -7,13 +7,12 @@ sample queries chooses, the other half has the last word and gives the recall th
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import math
 import time
 from collections.abc import Iterator
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -97,14 +96,12 @@ def _tune_scann(
         sweep = Sweep(index, choosing, options.target_recall)
         sweeps.append(sweep.settings)
         _log.info("ScaNN with %d leaves: built in %.1f s.", num_leaves, seconds[num_leaves])
-        if best is None:
-            best = sweep
-        elif sweep.fastest_ms > _FASTER * best.fastest_ms:
+        if best and sweep.fastest_ms > _FASTER * best.fastest_ms:
             index.release()
             break
-        else:
+        if best:
             best.index.release()
-            best = sweep
+        best = sweep
     assert best is not None, "there is a tree to try"
     chosen, judged = _choose(best, judging, options.target_recall)
     index = best.index
@@ -164,37 +161,26 @@ def _sample_queries(bundle: Bundle, seed: int) -> tuple[np.ndarray, str]:
     return np.asarray(rows[chosen]), source
 
 
-@dataclasses.dataclass(frozen=True)
-class Setting:
+class Setting(NamedTuple):
     """One way to search, and what it gave."""
 
     num_leaves: int
-    leaves_to_search: int
-    num_reordered: int
+    parameters: tuple[int, int]  # leaves searched, candidates reordered
     measured: Measured
-
-    @property
-    def parameters(self) -> tuple[int, int]:
-        """What a search takes."""
-        return self.leaves_to_search, self.num_reordered
-
-    def keeps(self, promise: float) -> bool:
-        """Whether its recall is above a promise by its standard error."""
-        return self.measured.recall - self.measured.error >= promise
 
     def described(self) -> dict[str, Any]:
         """For the report."""
         return {
             "num_leaves": self.num_leaves,
-            "leaves_to_search": self.leaves_to_search,
-            "num_reordered": self.num_reordered,
+            "leaves_to_search": self.parameters[0],
+            "num_reordered": self.parameters[1],
             "recall": round(self.measured.recall, 4),
             "batch_ms": round(self.measured.batch_ms, 4),
         }
 
 
 class Sweep:
-    """An index with the settings that were measured.
+    """The settings of an index, measured until more work finds little more.
 
     Attributes:
       index: the index.
@@ -203,7 +189,6 @@ class Sweep:
     """
 
     def __init__(self, index: ScannIndex, judge: Judge, promise: float) -> None:
-        """Measures settings on the queries of a judge, until more work finds little more."""
         self.index, self._judge, self._promise = index, judge, promise
         scalar = tf.TensorSpec([], tf.int32)
         embedding = tf.TensorSpec([None, index.dimensions], tf.float32)
@@ -214,9 +199,9 @@ class Sweep:
 
     @property
     def keeping(self) -> list[Setting]:
-        """The settings that keep the promise, the fastest first."""
-        keeping = [setting for setting in self.settings if setting.keeps(self._promise)]
-        return sorted(keeping, key=lambda setting: setting.measured.batch_ms)
+        """The settings with a recall above the promise by its standard error, fastest first."""
+        by_time = sorted(self.settings, key=lambda setting: setting.measured.batch_ms)
+        return [s for s in by_time if s.measured.recall - s.measured.error >= self._promise]
 
     @property
     def fastest_ms(self) -> float:
@@ -225,18 +210,17 @@ class Sweep:
 
     def strongest(self) -> Iterator[Setting]:
         """Settings with all leaves, slow and good, measured now; the last one finds the most."""
-        if not self.index.num_leaves:
+        index = self.index
+        if not index.num_leaves:
             yield self.settings[0]
-        else:
-            for share in _MOST_REORDERED:
-                num_reordered = self.index.reordering(share)
-                self.settings.append(self.measure(self.index.num_leaves, num_reordered))
-                yield self.settings[-1]
+            return
+        for share in _MOST_REORDERED:
+            self.settings.append(self.measure(index.num_leaves, index.reordering(share)))
+            yield self.settings[-1]
 
     def measure(self, leaves: int, num_reordered: int, **options: int) -> Setting:
-        """Measures one setting."""
         measured = self._judge.measure(self.search, leaves, num_reordered, **options)
-        return Setting(self.index.num_leaves, leaves, num_reordered, measured)
+        return Setting(self.index.num_leaves, (leaves, num_reordered), measured)
 
     def _steps(self) -> Iterator[tuple[int, int]]:
         """Leaves searched and candidates reordered; reads what came of the last one."""

@@ -115,23 +115,18 @@ class _RestApi:
         return _json(codec.encode_metadata(version["model"], number, signatures))
 
     async def predict(self, request: Request) -> Response:
-        call, version = request.state.call, request.path_params
-        model, max_rows = version["model"], self._service.config.max_rows
+        version, max_rows = request.path_params, self._service.config.max_rows
         size, body = await self._read(request, PREDICT, codec.parse_predict)
 
         async def decode(signature: Signature) -> Inputs:
-            with self._service.metrics.timed("decode", model, PREDICT):
-                return await aside(size, lambda: codec.decode_inputs(body, signature, max_rows))
+            return await aside(size, lambda: codec.decode_inputs(body, signature, max_rows))
 
         async def encode(prediction: Prediction, deadline: float) -> bytes:
             outputs = prediction.outputs
             values = sum(array.size for array in outputs.values())
-            with self._service.metrics.timed("encode", model, PREDICT):
-                return await aside(
-                    values, lambda: codec.encode_outputs(outputs, body.by_row, deadline)
-                )
+            return await aside(values, lambda: codec.encode_outputs(outputs, body.by_row, deadline))
 
-        name = body.signature or DEFAULT_SIGNATURE
+        name, call = body.signature or DEFAULT_SIGNATURE, request.state.call
         work = self._service.predict(
             inputs=decode, encode=encode, signature=name, **version, **call._asdict()
         )
@@ -139,14 +134,14 @@ class _RestApi:
 
     async def retrieve(self, request: Request) -> Response:
         call, version = request.state.call, request.path_params
-        model, max_rows = version["model"], self._service.config.max_rows
-        parse = partial(parse_retrieve, max_rows=max_rows)
+        parse = partial(parse_retrieve, max_rows=self._service.config.max_rows)
         _, question = await self._read(request, RETRIEVE, parse)
 
         async def encode(response: RetrieveResponse, deadline: float) -> bytes:
             values = 2 * sum(len(result.scores) for result in response.results)
-            with self._service.metrics.timed("encode", model, RETRIEVE):
-                return await aside(values, lambda: encode_retrieve(model, response, deadline))
+            return await aside(
+                values, lambda: encode_retrieve(version["model"], response, deadline)
+            )
 
         work = self._service.retrieve(request=question, encode=encode, **version, **call._asdict())
         return _json(await unless_gone(request, work))

@@ -50,10 +50,9 @@ def build(service: Service) -> grpc.aio.Server:
         ("grpc.max_metadata_size", 16 << 10),
     ]
     server = grpc.aio.server(interceptors=[Guard(service)], options=options)
-    prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
-        PredictionService(service), server
-    )
-    model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(service), server)
+    api = _GrpcApi(service)
+    prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(api, server)
+    model_service_pb2_grpc.add_ModelServiceServicer_to_server(api, server)
     health_pb2_grpc.add_HealthServicer_to_server(Health(service), server)
     return server
 
@@ -62,22 +61,25 @@ def _unimplemented(method: str) -> Callable[..., Awaitable[None]]:
     """A method of TensorFlow Serving that takes tf.Example."""
 
     async def refuse(self: object, request: object, call: Call) -> None:
-        text = (
-            f"{method} is not implemented: a retrieval model has no such signature, call Predict."
-        )
-        raise Refused(501, text, "UNIMPLEMENTED")
+        text = "is not implemented: a retrieval model has no such signature, call Predict."
+        raise Refused(501, f"{method} {text}", "UNIMPLEMENTED")
 
     return refuse
 
 
-class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
-    """`Predict` and `GetModelMetadata`; the methods on tf.Example are not implemented.
+class _GrpcApi(
+    prediction_service_pb2_grpc.PredictionServiceServicer,
+    model_service_pb2_grpc.ModelServiceServicer,
+):
+    """`PredictionService`, but for the methods on tf.Example, and `ModelService`.
 
-    `Guard` calls the methods of both services; it has a `Call` for them in place of a context.
+    `Guard` calls the methods; it has a `Call` for them in place of a context.
     """
 
     def __init__(self, service: Service) -> None:
         self._service = service
+        # A reload ends those that wait: there is always a thread for the next one.
+        self._reloads = ThreadPoolExecutor(2, "reload")
 
     async def Predict(  # noqa: N802 - names of the .proto
         self, request: predict_pb2.PredictRequest, call: Call
@@ -85,22 +87,18 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
         spec, wanted = request.model_spec, request.output_filter
         with counted(self._service, call, PREDICT):
             model = _model(spec)
-        max_rows, timed = self._service.config.max_rows, self._service.metrics.timed
+        max_rows = self._service.config.max_rows
 
         async def decode(signature: Signature) -> Inputs:
-            with timed("decode", spec.name, PREDICT):
-                codec.check_output_filter(wanted, signature)
-                return await aside(
-                    request.ByteSize() // BYTES_A_VALUE,
-                    lambda: codec.decode_inputs(request.inputs, signature, max_rows),
-                )
+            codec.check_output_filter(wanted, signature)
+            size = request.ByteSize() // BYTES_A_VALUE
+            return await aside(
+                size, lambda: codec.decode_inputs(request.inputs, signature, max_rows)
+            )
 
         async def encode(prediction: Prediction, _: float) -> predict_pb2.PredictResponse:
             size = sum(array.size for array in prediction.outputs.values())
-            with timed("encode", spec.name, PREDICT):
-                return await aside(
-                    size, lambda: codec.encode_prediction(spec.name, prediction, wanted)
-                )
+            return await aside(size, lambda: codec.encode_prediction(spec.name, prediction, wanted))
 
         name = spec.signature_name or DEFAULT_SIGNATURE
         return await self._service.predict(
@@ -123,15 +121,6 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
     Classify = _unimplemented("Classify")
     Regress = _unimplemented("Regress")
     MultiInference = _unimplemented("MultiInference")
-
-
-class ModelService(model_service_pb2_grpc.ModelServiceServicer):
-    """State of the versions, and which of them are to be served."""
-
-    def __init__(self, service: Service) -> None:
-        self._service = service
-        # A reload ends those that wait: there is always a thread for the next one.
-        self._reloads = ThreadPoolExecutor(2, "reload")
 
     async def GetModelStatus(  # noqa: N802
         self, request: get_model_status_pb2.GetModelStatusRequest, call: Call

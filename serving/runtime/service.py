@@ -7,7 +7,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from tensorflow.core.protobuf import meta_graph_pb2
@@ -35,6 +35,7 @@ _DRAIN_STEP = 0.01  # seconds between two looks at what is still under way
 _log = logging.getLogger(__name__)
 
 Inputs = Mapping[str, np.ndarray]
+_T = TypeVar("_T")
 
 
 class Prediction(NamedTuple):
@@ -142,10 +143,13 @@ class Service:
         async with self._accounted(caller, deadline) as latest:
             with self._served.pinned(model, version, label) as pinned:
                 described = pinned.loaded.signature(signature)
-                arrays = await inputs(described) if callable(inputs) else inputs
-                outputs = await pinned.predict(signature, arrays, latest)
+                if callable(inputs):
+                    inputs = await self._timed("decode", caller, inputs(described))
+                outputs = await pinned.predict(signature, inputs, latest)
                 prediction = Prediction(outputs, pinned.loaded.number, described)
-                return await encode(prediction, latest) if encode else prediction
+                if not encode:
+                    return prediction
+                return await self._timed("encode", caller, encode(prediction, latest))
 
     async def retrieve(
         self,
@@ -164,7 +168,9 @@ class Service:
         async with self._accounted(caller, deadline) as latest:
             with self._served.pinned(model, version, label) as pinned:
                 response = await pinned.retrieve(request, latest)
-                return await encode(response, latest) if encode else response
+                if not encode:
+                    return response
+                return await self._timed("encode", caller, encode(response, latest))
 
     def metadata(
         self, model: str, version: int | None = None, label: str | None = None
@@ -259,6 +265,10 @@ class Service:
                 event(_log, logging.INFO, "answered", **caller._asdict(), seconds=seconds)
         finally:
             self._under_way -= 1
+
+    async def _timed(self, stage: str, caller: _Caller, work: Awaitable[_T]) -> _T:
+        with self.metrics.timed(stage, caller.model, caller.api):
+            return await work
 
     def _refusal(self, error: Exception, caller: _Caller) -> ServiceError:
         """What the client is told; a fault of ours is logged with its stack trace."""
