@@ -22,14 +22,13 @@ from starlette.types import ASGIApp
 
 from serving.errors import InvalidRequest
 from serving.rest import codec, openapi
-from serving.rest.guard import Bodies, error_answer, guarded, refusal, unless_gone
+from serving.rest.guard import Bodies, error_answer, guarded, refusal, unless_gone, whole_number
 from serving.rest.messages import encode_retrieve, parse_retrieve
 from serving.retrieval.requests import RetrieveResponse
 from serving.retrieval.retriever import Retriever
 from serving.runtime.batched_version import PREDICT, RETRIEVE
-from serving.runtime.client_call import counted, whole_number
 from serving.runtime.process import BYTES_A_VALUE, aside
-from serving.runtime.service import DEFAULT_SIGNATURE, Inputs, Prediction, Service
+from serving.runtime.service import DEFAULT_SIGNATURE, Call, Inputs, Prediction, Service
 from serving.runtime.signature import Signature
 
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
@@ -104,18 +103,18 @@ class _RestApi:
         return _json(codec.dump({"models": self._service.models}))
 
     async def status(self, request: Request) -> Response:
-        version = request.path_params
-        with counted(self._service, request.state.call, "status", version["model"]):
-            return _json(codec.encode_status(self._service.status(**version)))
+        call = _call(request)
+        with self._service.counted(call, "status"):
+            return _json(codec.encode_status(self._service.status(call)))
 
     async def metadata(self, request: Request) -> Response:
-        version = request.path_params
-        with counted(self._service, request.state.call, "metadata", version["model"]):
-            number, signatures = self._service.metadata(**version)
-        return _json(codec.encode_metadata(version["model"], number, signatures))
+        call = _call(request)
+        with self._service.counted(call, "metadata"):
+            number, signatures = self._service.metadata(call)
+        return _json(codec.encode_metadata(call.model, number, signatures))
 
     async def predict(self, request: Request) -> Response:
-        version, max_rows = request.path_params, self._service.config.max_rows
+        call, max_rows = _call(request), self._service.config.max_rows
         size, body = await self._read(request, PREDICT, codec.parse_predict)
 
         async def decode(signature: Signature) -> Inputs:
@@ -126,24 +125,20 @@ class _RestApi:
             values = sum(array.size for array in outputs.values())
             return await aside(values, lambda: codec.encode_outputs(outputs, body.by_row, deadline))
 
-        name, call = body.signature or DEFAULT_SIGNATURE, request.state.call
-        work = self._service.predict(
-            inputs=decode, encode=encode, signature=name, **version, **call._asdict()
-        )
+        name = body.signature or DEFAULT_SIGNATURE
+        work = self._service.predict(call, decode, encode=encode, signature=name)
         return _json(await unless_gone(request, work))
 
     async def retrieve(self, request: Request) -> Response:
-        call, version = request.state.call, request.path_params
+        call = _call(request)
         parse = partial(parse_retrieve, max_rows=self._service.config.max_rows)
         _, question = await self._read(request, RETRIEVE, parse)
 
         async def encode(response: RetrieveResponse, deadline: float) -> bytes:
             values = 2 * sum(len(result.scores) for result in response.results)
-            return await aside(
-                values, lambda: encode_retrieve(version["model"], response, deadline)
-            )
+            return await aside(values, lambda: encode_retrieve(call.model, response, deadline))
 
-        work = self._service.retrieve(request=question, encode=encode, **version, **call._asdict())
+        work = self._service.retrieve(call, question, encode=encode)
         return _json(await unless_gone(request, work))
 
     async def samples(self, request: Request) -> Response:
@@ -175,7 +170,7 @@ class _RestApi:
         self, request: Request, api: str, parse: Callable[[bytearray], _Body]
     ) -> tuple[int, _Body]:
         """The values that a body may have, and what it says; a refusal of it is counted."""
-        with counted(self._service, request.state.call, api, request.path_params["model"]):
+        with self._service.counted(_call(request), api):
             content = await self._bodies.read(request)
             size = len(content) // BYTES_A_VALUE
             return size, await aside(size, lambda: parse(content))
@@ -184,12 +179,9 @@ class _RestApi:
         self, request: Request, api: str, describe: Callable[[Retriever], dict[str, Any]]
     ) -> Response:
         """What the retriever of a version knows without a search, as JSON."""
-        version = request.path_params
-        with (
-            counted(self._service, request.state.call, api, version["model"]),
-            self._service.retriever(**version) as retriever,
-        ):
-            content = {"model": version["model"], "version": retriever.version.number}
+        call = _call(request)
+        with self._service.counted(call, api), self._service.retriever(call) as retriever:
+            content = {"model": call.model, "version": retriever.version.number}
             return _json(codec.dump({**content, **describe(retriever)}))
 
     async def alive(self, request: Request) -> Response:
@@ -200,6 +192,11 @@ class _RestApi:
 
     async def metrics(self, request: Request) -> Response:
         return Response(self._service.metrics.exposition(), media_type=PROMETHEUS)
+
+
+def _call(request: Request) -> Call:
+    """The call of `guarded`, with the model and the version or label of the path."""
+    return request.state.call._replace(**request.path_params)
 
 
 def _json(content: bytes) -> Response:

@@ -18,9 +18,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from serving.errors import OutOfMemory, Refused, ServiceError
 from serving.rest.codec import dump
-from serving.runtime.client_call import REQUEST_ID, Call, counted, request_id, whole_number
 from serving.runtime.process import BYTES_A_VALUE, aside
-from serving.runtime.service import Service
+from serving.runtime.service import REQUEST_ID, Call, Service, request_id
 from serving.settings import ServeConfig
 
 ENTRYPOINT = "REST"
@@ -64,7 +63,7 @@ def guarded(app: ASGIApp, service: Service) -> ASGIApp:
         start = time.monotonic()
         headers = dict(scope["headers"])
         name = request_id(headers.get(REQUEST_ID.encode(), b"").decode("latin-1"))
-        call = Call(ENTRYPOINT, start + longest, name)
+        call = Call(deadline=start + longest, entrypoint=ENTRYPOINT, request_id=name)
 
         async def named(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -74,7 +73,7 @@ def guarded(app: ASGIApp, service: Service) -> ASGIApp:
             await send(message)
 
         try:
-            with suppress(ClientDisconnect), counted(service, call, ""), ExitStack() as ending:
+            with suppress(ClientDisconnect), service.counted(call, ""), ExitStack() as ending:
                 call = call._replace(deadline=start + min(longest, _client_seconds(headers)))
                 _check_token(scope["path"], headers, service.config)
                 # uvicorn leaves the body out of the answer to HEAD
@@ -169,6 +168,18 @@ class Bodies:
                     left -= len(piece)
         text = f"The body must be at most {self._max_bytes >> 20} MB (max_body_mb)."
         raise Refused(413, text, "RESOURCE_EXHAUSTED")
+
+
+def whole_number(text: str, most: int) -> int | None:
+    """What the digits say where it is at most `most`; None for anything else.
+
+    >>> whole_number("0042", 100), whole_number("9" * 5000, 100), whole_number("-1", 100)
+    (42, None, None)
+    """
+    digits = text.lstrip("0") or text[:1]
+    if not (text.isascii() and text.isdecimal()) or len(digits) > len(str(most)):
+        return None  # Python refuses to read thousands of digits
+    return number if (number := int(digits)) <= most else None
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, _Result]) -> _Result:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import math
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2_grpc
@@ -29,10 +29,9 @@ from serving.errors import InvalidRequest, Refused
 from serving.rpc import codec
 from serving.rpc.guard import Guard, Health
 from serving.runtime.batched_version import PREDICT
-from serving.runtime.client_call import Call, counted
 from serving.runtime.model_config import from_proto
 from serving.runtime.process import BYTES_A_VALUE, aside
-from serving.runtime.service import DEFAULT_SIGNATURE, Inputs, Prediction, Service
+from serving.runtime.service import DEFAULT_SIGNATURE, Call, Inputs, Prediction, Service
 from serving.runtime.signature import Signature
 
 _MAX_STREAMS = 100  # calls at the same time on one connection; more wait in the client
@@ -85,8 +84,8 @@ class _GrpcApi(
         self, request: predict_pb2.PredictRequest, call: Call
     ) -> predict_pb2.PredictResponse:
         spec, wanted = request.model_spec, request.output_filter
-        with counted(self._service, call, PREDICT):
-            model = _model(spec)
+        with self._service.counted(call, PREDICT):
+            call = _of_model(call, spec)
         max_rows = self._service.config.max_rows
 
         async def decode(signature: Signature) -> Inputs:
@@ -101,21 +100,19 @@ class _GrpcApi(
             return await aside(size, lambda: codec.encode_prediction(spec.name, prediction, wanted))
 
         name = spec.signature_name or DEFAULT_SIGNATURE
-        return await self._service.predict(
-            inputs=decode, signature=name, encode=encode, **model, **call._asdict()
-        )
+        return await self._service.predict(call, decode, signature=name, encode=encode)
 
     async def GetModelMetadata(  # noqa: N802
         self, request: get_model_metadata_pb2.GetModelMetadataRequest, call: Call
     ) -> get_model_metadata_pb2.GetModelMetadataResponse:
         spec = request.model_spec
-        with counted(self._service, call, "GetModelMetadata", spec.name):
+        with self._service.counted(call._replace(model=spec.name), "GetModelMetadata"):
             if set(request.metadata_field) != {codec.SIGNATURE_DEF}:
                 raise InvalidRequest(
                     f"metadata_field must be {codec.SIGNATURE_DEF!r}, "
                     f"got {str(list(request.metadata_field))[:80]}."
                 )
-            version, signatures = self._service.metadata(**_model(spec))
+            version, signatures = self._service.metadata(_of_model(call, spec))
         return codec.encode_metadata(spec.name, version, signatures)
 
     Classify = _unimplemented("Classify")
@@ -126,31 +123,29 @@ class _GrpcApi(
         self, request: get_model_status_pb2.GetModelStatusRequest, call: Call
     ) -> get_model_status_pb2.GetModelStatusResponse:
         spec = request.model_spec
-        with counted(self._service, call, "GetModelStatus", spec.name):
-            return codec.encode_status(self._service.status(**_model(spec)))
+        with self._service.counted(call._replace(model=spec.name), "GetModelStatus"):
+            return codec.encode_status(self._service.status(_of_model(call, spec)))
 
     async def HandleReloadConfigRequest(  # noqa: N802
         self, request: model_management_pb2.ReloadConfigRequest, call: Call
     ) -> model_management_pb2.ReloadConfigResponse:
-        now = time.monotonic()
-        deadline = now + _RELOAD_SECONDS if call.deadline is None else call.deadline
-        with counted(self._service, call, "ReloadConfig"):
+        seconds = call.deadline - time.monotonic()
+        seconds = _RELOAD_SECONDS if math.isinf(seconds) else max(0.0, seconds)
+        with self._service.counted(call, "ReloadConfig"):
             try:
                 configs = from_proto(request.config)
             except ValueError as error:
                 raise InvalidRequest(str(error)) from error
-            work = functools.partial(self._service.reload, configs, max(0.0, deadline - now))
+            work = functools.partial(self._service.reload, configs, seconds)
             await asyncio.get_running_loop().run_in_executor(self._reloads, work)
         return model_management_pb2.ReloadConfigResponse()  # its status says OK
 
 
-def _model(spec: model_pb2.ModelSpec) -> dict[str, Any]:
-    """The model and the version or label that a request asks for, as arguments of the service."""
+def _of_model(call: Call, spec: model_pb2.ModelSpec) -> Call:
+    """A call with the model and the version or label that its message names."""
     if not spec.name:
         raise InvalidRequest("model_spec must name a model, got none.")
     choice = spec.WhichOneof("version_choice")
-    return {
-        "model": spec.name,
-        "version": spec.version.value if choice == "version" else None,
-        "label": spec.version_label if choice == "version_label" else None,
-    }
+    version = spec.version.value if choice == "version" else None
+    label = spec.version_label if choice == "version_label" else None
+    return call._replace(model=spec.name, version=version, label=label)

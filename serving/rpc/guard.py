@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import functools
 import logging
+import math
 import time
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -16,9 +17,8 @@ from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from serving.errors import DeadlineExceeded, InvalidRequest, Refused, ServiceError
-from serving.runtime.client_call import REQUEST_ID, Call, counted, request_id
 from serving.runtime.process import BYTES_A_VALUE, aside
-from serving.runtime.service import Service
+from serving.runtime.service import REQUEST_ID, Call, Service, request_id
 
 ENTRYPOINT = "GRPC"
 RELOAD = "/tensorflow.serving.ModelService/HandleReloadConfigRequest"
@@ -66,14 +66,15 @@ class Guard(grpc.aio.ServerInterceptor):
         context: grpc.aio.ServicerContext,
     ) -> bytes:
         remaining, metadata = context.time_remaining(), dict(context.invocation_metadata() or ())
-        deadline = None if remaining is None else time.monotonic() + remaining
+        deadline = math.inf if remaining is None else time.monotonic() + remaining
         given = metadata.get(REQUEST_ID)
-        call = Call(ENTRYPOINT, deadline, request_id(given if isinstance(given, str) else None))
+        name = request_id(given if isinstance(given, str) else None)
+        call = Call(deadline=deadline, entrypoint=ENTRYPOINT, request_id=name)
         context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
         self._under_way += 1
         try:
             async with contextlib.AsyncExitStack() as stack:
-                with counted(self._service, call, ""):
+                with self._service.counted(call, ""):
                     self._check(metadata.get("authorization", ""), is_admin)
                     request = await self._request(handler.request_deserializer, messages, stack)
                 response = await handler.unary_unary(request, call)

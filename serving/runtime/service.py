@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
+import re
 import time
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 from tensorflow.core.protobuf import meta_graph_pb2
@@ -30,12 +33,24 @@ from serving.version.status import VersionStatus
 from serving.version.versions import VersionFiles
 
 DEFAULT_SIGNATURE = "serving_default"
+REQUEST_ID = "x-request-id"  # header of a request and of its answer
 
+_SAFE_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")  # nothing that could forge a line of a log
 _DRAIN_STEP = 0.01  # seconds between two looks at what is still under way
 _log = logging.getLogger(__name__)
 
 Inputs = Mapping[str, np.ndarray]
-_T = TypeVar("_T")
+
+
+class Call(NamedTuple):
+    """All of a request but its content."""
+
+    model: str = ""
+    version: int | None = None  # at most one of version and label; without, the newest version
+    label: str | None = None
+    deadline: float = math.inf  # `time.monotonic()` seconds; that of the service may be earlier
+    entrypoint: str = ""  # "REST" or "GRPC"; it and the id appear in metrics and logs
+    request_id: str = ""
 
 
 class Prediction(NamedTuple):
@@ -50,9 +65,7 @@ class Service:
     """Serves model versions; its methods are for the event loop unless they say otherwise.
 
     All refusals are `serving.errors.ServiceError`; another exception is a fault of ours.
-    Deadlines are absolute `time.monotonic()` seconds; the service's own (`deadline_ms`) holds
-    where it is earlier or none is given. `entrypoint` ("REST", "GRPC") and `request_id` appear
-    in metrics and logs. A cancelled call leaves the queue, its batch runs without it.
+    A cancelled call leaves the queue, its batch runs without it.
     """
 
     def __init__(self, config: ServeConfig) -> None:
@@ -106,27 +119,20 @@ class Service:
 
     async def predict(
         self,
-        model: str,
+        call: Call,
         inputs: Inputs | Callable[[Signature], Awaitable[Inputs]],
         *,
         signature: str = DEFAULT_SIGNATURE,
-        version: int | None = None,
-        label: str | None = None,
-        deadline: float | None = None,
-        entrypoint: str = "",
-        request_id: str = "",
         encode: Callable[[Prediction, float], Awaitable[Any]] | None = None,
     ) -> Any:
         """Runs a signature of a version, in one batch with what others ask of it.
 
         Args:
-          model: its name.
+          call: of which version, until when.
           inputs: an array for each input of the signature, or a function that makes them once
             version and signature are known (a JSON request has no dtypes); an InvalidRequest
             that it raises is passed on. Strings are object arrays of bytes (or str).
           signature: its name.
-          version, label: at most one of them; neither for the newest version.
-          deadline, entrypoint, request_id: see the class.
           encode: makes the answer from a prediction and the deadline, which holds for it, too.
 
         Returns:
@@ -139,68 +145,56 @@ class Service:
           FailedPrecondition: no such signature; the message names those there are.
           Overloaded, DeadlineExceeded, Unavailable: see `serving.errors`.
         """
-        caller = _Caller(model, PREDICT, entrypoint, request_id)
-        async with self._accounted(caller, deadline) as latest:
-            with self._served.pinned(model, version, label) as pinned:
-                described = pinned.loaded.signature(signature)
-                if callable(inputs):
-                    inputs = await self._timed("decode", caller, inputs(described))
-                outputs = await pinned.predict(signature, inputs, latest)
-                prediction = Prediction(outputs, pinned.loaded.number, described)
-                if not encode:
-                    return prediction
-                return await self._timed("encode", caller, encode(prediction, latest))
+        async with self._accounted(call, PREDICT) as (pinned, deadline):
+            described = pinned.loaded.signature(signature)
+            if callable(inputs):
+                with self.metrics.timed("decode", call.model, PREDICT):
+                    inputs = await inputs(described)
+            outputs = await pinned.predict(signature, inputs, deadline)
+            prediction = Prediction(outputs, pinned.loaded.number, described)
+            if not encode:
+                return prediction
+            with self.metrics.timed("encode", call.model, PREDICT):
+                return await encode(prediction, deadline)
 
     async def retrieve(
         self,
-        model: str,
+        call: Call,
         request: RetrieveRequest,
         *,
-        version: int | None = None,
-        label: str | None = None,
-        deadline: float | None = None,
-        entrypoint: str = "",
-        request_id: str = "",
         encode: Callable[[RetrieveResponse, float], Awaitable[Any]] | None = None,
     ) -> Any:
         """The best candidates of each query, a `RetrieveResponse`; otherwise as `predict`."""
-        caller = _Caller(model, RETRIEVE, entrypoint, request_id)
-        async with self._accounted(caller, deadline) as latest:
-            with self._served.pinned(model, version, label) as pinned:
-                response = await pinned.retrieve(request, latest)
-                if not encode:
-                    return response
-                return await self._timed("encode", caller, encode(response, latest))
+        async with self._accounted(call, RETRIEVE) as (pinned, deadline):
+            response = await pinned.retrieve(request, deadline)
+            if not encode:
+                return response
+            with self.metrics.timed("encode", call.model, RETRIEVE):
+                return await encode(response, deadline)
 
-    def metadata(
-        self, model: str, version: int | None = None, label: str | None = None
-    ) -> tuple[int, dict[str, meta_graph_pb2.SignatureDef]]:
+    def metadata(self, call: Call) -> tuple[int, dict[str, meta_graph_pb2.SignatureDef]]:
         """The version that answers, and its signatures by name; refusals as in `predict`."""
-        with self._served.pinned(model, version, label) as pinned:
+        with self._pinned(call) as pinned:
             signatures = pinned.loaded.signatures
             return pinned.loaded.number, {name: signatures[name].proto for name in signatures}
 
-    def status(
-        self, model: str, version: int | None = None, label: str | None = None
-    ) -> list[VersionStatus]:
+    def status(self, call: Call) -> list[VersionStatus]:
         """State of every version of a model that was looked at, newest first, or of one.
 
         Raises:
           NotFound: no such model or version.
           InvalidRequest: no such label.
         """
-        return self._served.status(model, version, label)
+        return self._served.status(call.model, call.version, call.label)
 
     @contextlib.contextmanager
-    def retriever(
-        self, model: str, version: int | None = None, label: str | None = None
-    ) -> Iterator[Retriever]:
+    def retriever(self, call: Call) -> Iterator[Retriever]:
         """The retriever of a version, for what it tells without a search; refusals as above.
 
         Raises:
           InvalidRequest: the version has none, another framework made it.
         """
-        with self._served.pinned(model, version, label) as pinned:
+        with self._pinned(call) as pinned:
             yield pinned.retriever
 
     def reload(self, configs: Sequence[ModelConfig], wait_seconds: float = 0) -> None:
@@ -235,23 +229,33 @@ class Service:
         self._threads.close()
         self._manager.close()
 
+    @contextlib.contextmanager
+    def counted(self, call: Call, api: str) -> Iterator[None]:
+        """Counts and logs what is refused inside, for what is not counted as a request."""
+        try:
+            yield
+        except ServiceError as error:
+            self._count(error, call, api)
+            raise
+
     @contextlib.asynccontextmanager
-    async def _accounted(self, caller: _Caller, deadline: float | None) -> AsyncIterator[float]:
-        """Around a request: its deadline, its metrics, its line in the log if it is refused."""
+    async def _accounted(self, call: Call, api: str) -> AsyncIterator[tuple[BatchedVersion, float]]:
+        """Around a request: version, deadline, metrics, and a line in the log if it is refused."""
         start = time.monotonic()
-        latest = start + self.config.deadline_ms / 1000.0
-        latest = latest if deadline is None else min(latest, deadline)
+        deadline = min(start + self.config.deadline_ms / 1000.0, call.deadline)
         self._under_way += 1
         try:
             if self._draining:
                 raise Unavailable("The service is shutting down.")
-            async with asyncio.timeout(latest - start):
-                yield latest
+            async with asyncio.timeout(deadline - start):
+                with self._pinned(call) as pinned:
+                    yield pinned, deadline
         except asyncio.CancelledError:
-            self.metrics.cancelled(self._known(caller.model), caller.api)
+            self.metrics.cancelled(self._known(call.model), api)
             raise
         except Exception as error:
-            refusal = self._refusal(error, caller)
+            refusal = _refusal(error, call.request_id)
+            self._count(refusal, call, api)
             try:  # an error that refers to itself would hold the request
                 if refusal is error:
                     raise
@@ -260,31 +264,20 @@ class Service:
                 del refusal
         else:
             seconds = time.monotonic() - start
-            self.metrics.answered(caller.model, caller.api, caller.entrypoint, seconds)
+            self.metrics.answered(call.model, api, call.entrypoint, seconds)
             if self.config.log_requests:
-                event(_log, logging.INFO, "answered", **caller._asdict(), seconds=seconds)
+                fields = {"model": call.model, "entrypoint": call.entrypoint}
+                fields["request_id"] = call.request_id
+                event(_log, logging.INFO, "answered", api=api, seconds=seconds, **fields)
         finally:
             self._under_way -= 1
 
-    async def _timed(self, stage: str, caller: _Caller, work: Awaitable[_T]) -> _T:
-        with self.metrics.timed(stage, caller.model, caller.api):
-            return await work
+    def _pinned(self, call: Call) -> contextlib.AbstractContextManager[BatchedVersion]:
+        return self._served.pinned(call.model, call.version, call.label)
 
-    def _refusal(self, error: Exception, caller: _Caller) -> ServiceError:
-        """What the client is told; a fault of ours is logged with its stack trace."""
-        if isinstance(error, ServiceError):
-            refusal = error
-        elif isinstance(error, TimeoutError):
-            refusal = DeadlineExceeded("There was no result before the deadline.")
-        elif isinstance(error, UnicodeEncodeError):  # JSON may hold half of a surrogate pair
-            refusal = InvalidRequest(f"Text must be Unicode: {error.reason}.")
-        else:
-            _log.exception("Request %s failed.", caller.request_id)
-            refusal = ServiceError("The service failed; its log says why.")
-        self.metrics.refused(
-            refusal, caller.entrypoint, self._known(caller.model), caller.api, caller.request_id
-        )
-        return refusal
+    def _count(self, error: ServiceError, call: Call, api: str) -> None:
+        model = self._known(call.model)
+        self.metrics.refused(error, call.entrypoint, model, api, call.request_id)
 
     def _known(self, model: str) -> str:
         """The name as a label of metrics: clients may send any."""
@@ -300,10 +293,18 @@ class Service:
         return BatchedVersion(model, loaded, self.config, self._threads, self.metrics)
 
 
-class _Caller(NamedTuple):
-    """Who asks for what, for metrics and logs."""
+def _refusal(error: Exception, request_id: str) -> ServiceError:
+    """What the client is told; a fault of ours is logged with its stack trace."""
+    if isinstance(error, ServiceError):
+        return error
+    if isinstance(error, TimeoutError):
+        return DeadlineExceeded("There was no result before the deadline.")
+    if isinstance(error, UnicodeEncodeError):  # JSON may hold half of a surrogate pair
+        return InvalidRequest(f"Text must be Unicode: {error.reason}.")
+    _log.exception("Request %s failed.", request_id)
+    return ServiceError("The service failed; its log says why.")
 
-    model: str
-    api: str
-    entrypoint: str
-    request_id: str
+
+def request_id(given: str | None) -> str:
+    """The client's id where it is safe to repeat, otherwise a new one."""
+    return given if given and _SAFE_ID.fullmatch(given) else uuid.uuid4().hex

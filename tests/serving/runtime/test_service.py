@@ -3,6 +3,7 @@ import contextlib
 import gc
 import json
 import logging
+import math
 import shutil
 import threading
 import time
@@ -27,7 +28,7 @@ from serving.retrieval.requests import RetrieveRequest
 from serving.runtime.batch_queue import Batcher
 from serving.runtime.loaded_version import LoadedVersion
 from serving.runtime.model_config import ModelConfig, VersionPolicy
-from serving.runtime.service import Service
+from serving.runtime.service import Call, Service
 from serving.settings import ServeConfig
 from serving.version.status import State
 from serving.version.versions import Version
@@ -141,7 +142,7 @@ def metric(service, start):
 
 
 def test_a_prediction_is_that_of_brute_force(shared, small):
-    prediction = run(shared.predict("twotower", ids("query 3", "query 5")))
+    prediction = run(shared.predict(Call("twotower"), ids("query 3", "query 5")))
     assert decoded(prediction) == [small.sample.best_ids(3)[:40], small.sample.best_ids(5)[:40]]
     assert prediction.version == 1
     assert prediction.signature.name == "serving_default"
@@ -152,14 +153,14 @@ def test_inputs_may_be_made_when_the_signature_is_known(shared, small):
         assert list(signature.inputs) == ["query_id"]
         return {"query_id": ["query 3"]}
 
-    prediction = run(shared.predict("twotower", decode, signature="query_embedding"))
+    prediction = run(shared.predict(Call("twotower"), decode, signature="query_embedding"))
     np.testing.assert_array_equal(prediction.outputs["embedding"][0], small.sample.queries[3])
 
 
 def test_requests_at_the_same_time_get_their_own_results(shared, small):
     async def client(query):
         for _ in range(5):
-            [best] = decoded(await shared.predict("twotower", ids(f"query {query}")))
+            [best] = decoded(await shared.predict(Call("twotower"), ids(f"query {query}")))
             assert best == small.sample.best_ids(query)[:40]
 
     async def main():
@@ -173,7 +174,9 @@ def test_requests_at_the_same_time_get_their_own_results(shared, small):
 @pytest.mark.parametrize("rows", [0, 1, 64, 65, 200])
 def test_more_rows_than_a_batch_holds_are_run_in_several(shared, small, rows):
     queries = [row % 20 for row in range(rows)]
-    prediction = run(shared.predict("twotower", ids(*(f"query {query}" for query in queries))))
+    prediction = run(
+        shared.predict(Call("twotower"), ids(*(f"query {query}" for query in queries)))
+    )
     assert prediction.outputs["score"].shape == (rows, 40)
     best = {query: small.sample.best_ids(query)[:40] for query in range(20)}
     assert decoded(prediction) == [best[query] for query in queries]
@@ -181,14 +184,14 @@ def test_more_rows_than_a_batch_holds_are_run_in_several(shared, small, rows):
 
 def test_more_rows_than_may_wait_are_refused(shared):
     with pytest.raises(InvalidRequest, match="at most 6400 rows, got 6401"):
-        run(shared.predict("twotower", ids(*["query 1"] * 6401)))
+        run(shared.predict(Call("twotower"), ids(*["query 1"] * 6401)))
 
 
 def test_a_refused_request_is_freed_with_its_error(shared):
     async def refused():
         inputs = ids("query 1" * 20_000)
         with contextlib.suppress(InvalidRequest):
-            await shared.predict("twotower", inputs)
+            await shared.predict(Call("twotower"), inputs)
             pytest.fail("an id of 140,000 letters is not refused")
         return weakref.ref(inputs["query_id"])
 
@@ -218,10 +221,12 @@ def test_a_refused_request_is_freed_with_its_error(shared):
     ],
 )
 def test_what_cannot_be_answered_is_refused(shared, request_, error, message):
-    arguments = {"model": "twotower", "inputs": ids("query 1"), **request_}
+    arguments = {"inputs": ids("query 1"), **request_}
+    fields = [name for name in arguments if name in Call._fields]
+    call = Call(**{"model": "twotower", **{name: arguments.pop(name) for name in fields}})
     with pytest.raises(error, match=message):
-        run(shared.predict(**arguments))
-    assert decoded(run(shared.predict("twotower", ids("query 1"))))
+        run(shared.predict(call, **arguments))
+    assert decoded(run(shared.predict(Call("twotower"), ids("query 1"))))
 
 
 def test_a_fault_of_ours_is_told_without_its_details(shared, caplog):
@@ -229,7 +234,7 @@ def test_a_fault_of_ours_is_told_without_its_details(shared, caplog):
         raise RuntimeError("secret")
 
     with pytest.raises(ServiceError, match=r"^The service failed; its log says why\.$") as told:
-        run(shared.predict("twotower", decode, request_id="r7"))
+        run(shared.predict(Call("twotower", request_id="r7"), decode))
     assert told.value.http == 500
     assert "Request r7 failed." in caplog.text
     assert "RuntimeError: secret" in caplog.text
@@ -240,7 +245,7 @@ def test_a_fault_of_ours_is_told_without_its_details(shared, caplog):
 
 def test_a_retrieval_filters_and_falls_back(shared, small):
     request = RetrieveRequest(["query 1", "nobody"], k=5, exclude_seen=True)
-    response = run(shared.retrieve("twotower", request))
+    response = run(shared.retrieve(Call("twotower"), request))
     assert response.version == 1
     known, unknown = response.results
     assert known.candidate_ids == small.sample.best_ids(1, small.sample.seen[1])[:5]
@@ -251,7 +256,7 @@ def test_a_retrieval_filters_and_falls_back(shared, small):
 def test_more_queries_than_a_batch_holds_are_searched_in_several(shared, small, queries):
     rows = [row % 20 for row in range(queries)]
     request = RetrieveRequest([f"query {query}" for query in rows], k=3, exclude=["none", "nil"])
-    response = run(shared.retrieve("twotower", request))
+    response = run(shared.retrieve(Call("twotower"), request))
     assert [result.query_id for result in response.results] == list(request.query_ids)
     assert [result.candidate_ids for result in response.results] == [
         small.sample.best_ids(query)[:3] for query in rows
@@ -271,7 +276,7 @@ def test_more_queries_than_a_batch_holds_are_searched_in_several(shared, small, 
 )
 def test_what_cannot_be_retrieved_is_refused(shared, request_, error, message):
     with pytest.raises(error, match=message):
-        run(shared.retrieve("twotower", request_))
+        run(shared.retrieve(Call("twotower"), request_))
 
 
 def test_one_bad_retrieval_does_not_hit_its_neighbours(shared, small):
@@ -283,7 +288,7 @@ def test_one_bad_retrieval_does_not_hit_its_neighbours(shared, small):
     ]
 
     async def main():
-        calls = [shared.retrieve("twotower", request) for request in requests * 3]
+        calls = [shared.retrieve(Call("twotower"), request) for request in requests * 3]
         return await asyncio.gather(*calls, return_exceptions=True)
 
     outcomes = run(main())
@@ -311,7 +316,7 @@ def looked_up(monkeypatch):
 def test_filters_are_looked_up_once_for_all_parts_of_a_request(shared, small, looked_up):
     best = small.sample.best_ids(1)
     request = RetrieveRequest(["query 1"] * 200, k=2, allow=best[2:50], exclude=best[3:4])
-    results = run(shared.retrieve("twotower", request)).results
+    results = run(shared.retrieve(Call("twotower"), request)).results
     assert [result.candidate_ids for result in results] == [[best[2], best[4]]] * 200
     assert looked_up == [49]
 
@@ -326,7 +331,7 @@ def test_filters_are_looked_up_once_for_all_parts_of_a_request(shared, small, lo
 )
 def test_sizes_are_seen_before_anything_is_looked_up(shared, looked_up, fields, message):
     with pytest.raises(InvalidRequest, match=message):
-        run(shared.retrieve("twotower", RetrieveRequest(**fields)))
+        run(shared.retrieve(Call("twotower"), RetrieveRequest(**fields)))
     assert looked_up == []
 
 
@@ -335,15 +340,15 @@ def test_the_deadline_covers_the_encoding(shared):
         assert deadline < time.monotonic() + 0.5
         await asyncio.sleep(3600)
 
+    def call():
+        return Call("twotower", deadline=time.monotonic() + 0.5)
+
     for work in (
-        shared.predict("twotower", ids("query 1"), encode=never, deadline=time.monotonic() + 0.5),
-        shared.retrieve(
-            *("twotower", RetrieveRequest(["query 1"])),
-            **{"encode": never, "deadline": time.monotonic() + 0.5},
-        ),
+        lambda: shared.predict(call(), ids("query 1"), encode=never),
+        lambda: shared.retrieve(call(), RetrieveRequest(["query 1"]), encode=never),
     ):
         with pytest.raises(DeadlineExceeded):
-            run(work)
+            run(work())
 
 
 def test_embeddings_are_retrieved_from_a_version_without_a_query_model(by_embedding, start):
@@ -352,21 +357,23 @@ def test_embeddings_are_retrieved_from_a_version_without_a_query_model(by_embedd
     queries = [row % 20 for row in range(19)]  # more than a batch
     for rows in (sample.queries[queries], sample.queries[queries].tolist()):
         request = RetrieveRequest(features={"embedding": rows}, k=4)
-        results = run(service.retrieve("twotower", request)).results
+        results = run(service.retrieve(Call("twotower"), request)).results
         expected = [sample.best_ids(query)[:4] for query in queries]
         assert [result.candidate_ids for result in results] == expected
     for wrong in ({"embedding": 3}, {"embedding": [[1.0]]}, {"x": [1], "y": [1, 2]}, {}):
         with pytest.raises(InvalidRequest, match="features must be"):
-            run(service.retrieve("twotower", RetrieveRequest(features=wrong)))
+            run(service.retrieve(Call("twotower"), RetrieveRequest(features=wrong)))
 
 
 def test_another_framework_has_no_retrieval(adder, start):
     service = start(adder)
     with pytest.raises(InvalidRequest, match="answers :predict alone"):
-        run(service.retrieve("adder", RetrieveRequest(["query 1"])))
-    prediction = run(service.predict("adder", {"x": np.ones((3, 2), np.float32)}))
+        run(service.retrieve(Call("adder"), RetrieveRequest(["query 1"])))
+    prediction = run(service.predict(Call("adder"), {"x": np.ones((3, 2), np.float32)}))
     np.testing.assert_array_equal(prediction.outputs["y"], np.full((3, 2), 2))
-    total = run(service.predict("adder", {"x": np.ones((100, 2), np.float32)}, signature="total"))
+    total = run(
+        service.predict(Call("adder"), {"x": np.ones((100, 2), np.float32)}, signature="total")
+    )
     assert total.outputs["total"] == 200
 
 
@@ -379,14 +386,14 @@ def test_overload_is_refused_at_once_and_passes(adder, start):
     async def main():
         async with Held(service):
             waiting = [
-                asyncio.create_task(service.predict("adder", {"x": X["x"] + number}))
+                asyncio.create_task(service.predict(Call("adder"), {"x": X["x"] + number}))
                 for number in range(4)
             ]
             await asyncio.sleep(0)
             with pytest.raises(Overloaded, match="4 rows wait already, at most 4 may"):
-                await service.predict("adder", X, entrypoint="GRPC")
+                await service.predict(Call("adder", entrypoint="GRPC"), X)
             with pytest.raises(Overloaded):
-                await service.predict("adder", {"x": np.zeros((3, 2), np.float32)})
+                await service.predict(Call("adder"), {"x": np.zeros((3, 2), np.float32)})
             assert metric(service, "twotower_queue_depth") == 4
         return await asyncio.gather(*waiting)
 
@@ -394,7 +401,7 @@ def test_overload_is_refused_at_once_and_passes(adder, start):
     assert [prediction.outputs["y"][0, 0] for prediction in predictions] == [1, 2, 3, 4]
     refusals = 'twotower_refusals_total{entrypoint="GRPC",reason="overloaded"}'
     assert metric(service, refusals) == 1
-    assert run(service.predict("adder", X)).outputs["amount"] == [1]
+    assert run(service.predict(Call("adder"), X)).outputs["amount"] == [1]
 
 
 def test_deadlines_and_clients_that_leave_take_nothing_with_them(adder, start):
@@ -404,10 +411,10 @@ def test_deadlines_and_clients_that_leave_take_nothing_with_them(adder, start):
         rows = metric(service, "twotower_batch_rows_sum")
         async with Held(service):
             late = asyncio.create_task(
-                service.predict("adder", X, deadline=time.monotonic() + 0.01)
+                service.predict(Call("adder", deadline=time.monotonic() + 0.01), X)
             )
-            leaves = asyncio.create_task(service.predict("adder", X))
-            stays = asyncio.create_task(service.predict("adder", X))
+            leaves = asyncio.create_task(service.predict(Call("adder"), X))
+            stays = asyncio.create_task(service.predict(Call("adder"), X))
             await asyncio.sleep(0)
             leaves.cancel()
             with pytest.raises(DeadlineExceeded, match="no result before the deadline"):
@@ -417,7 +424,7 @@ def test_deadlines_and_clients_that_leave_take_nothing_with_them(adder, start):
             assert not stays.done()
         await stays
         # The thread has measured the batch once it takes the next one.
-        await service.predict("adder", X)
+        await service.predict(Call("adder"), X)
         return metric(service, "twotower_batch_rows_sum") - rows
 
     # One row each of what stayed, of what the thread was held with, and perhaps of the last one.
@@ -431,21 +438,21 @@ def test_the_services_own_deadline_holds_without_one_of_the_client(adder, start)
 
     async def main():
         async with Held(service):
-            for deadline in (None, time.monotonic() + 3600):
+            for deadline in (math.inf, time.monotonic() + 3600):
                 with pytest.raises(DeadlineExceeded):
-                    await service.predict("adder", X, deadline=deadline)
+                    await service.predict(Call("adder", deadline=deadline), X)
 
     run(main())
 
 
 def test_scann_by_default_is_exact_for_all_where_a_version_has_none(without_scann, start):
     service = start(without_scann.models, index="scann")
-    predicted = run(service.predict("twotower", ids("query 3")))
-    response = run(service.retrieve("twotower", RetrieveRequest(["query 3"], k=5)))
+    predicted = run(service.predict(Call("twotower"), ids("query 3")))
+    response = run(service.retrieve(Call("twotower"), RetrieveRequest(["query 3"], k=5)))
     assert response.index == "exact"
     assert decoded(predicted) == [response.results[0].candidate_ids]
     with pytest.raises(InvalidRequest, match="version 1, which was published without") as error:
-        run(service.retrieve("twotower", RetrieveRequest(["query 3"], index="scann")))
+        run(service.retrieve(Call("twotower"), RetrieveRequest(["query 3"], index="scann")))
     assert str(without_scann.models) not in str(error.value)
 
 
@@ -458,7 +465,9 @@ def test_no_request_loads_an_index(small, models, start, monkeypatch):
     service = start(models)
     monkeypatch.setattr(Version, "load", None)
     for index in ("exact", "scann"):
-        response = run(service.retrieve("twotower", RetrieveRequest(["query 3"], index=index)))
+        response = run(
+            service.retrieve(Call("twotower"), RetrieveRequest(["query 3"], index=index))
+        )
         assert response.index == index
 
 
@@ -467,7 +476,7 @@ def test_draining_ends_what_runs_and_takes_nothing_new(adder, start):
 
     async def main():
         async with Held(service):
-            running = asyncio.create_task(service.predict("adder", X))
+            running = asyncio.create_task(service.predict(Call("adder"), X))
             await asyncio.sleep(0)
             draining = asyncio.create_task(service.drain(3600))
             await asyncio.sleep(0.03)
@@ -475,7 +484,7 @@ def test_draining_ends_what_runs_and_takes_nothing_new(adder, start):
             assert not service.ready
             assert service.alive
             with pytest.raises(Unavailable, match="shutting down"):
-                await service.predict("adder", X)
+                await service.predict(Call("adder"), X)
         prediction = await running
         await draining
         return prediction
@@ -490,7 +499,7 @@ def test_draining_gives_up_after_its_time(adder, start):
 
     async def main():
         async with Held(service):
-            running = asyncio.create_task(service.predict("adder", X))
+            running = asyncio.create_task(service.predict(Call("adder"), X))
             await asyncio.sleep(0)
             await service.drain(0.01)
             assert not running.done()
@@ -503,19 +512,23 @@ def test_draining_gives_up_after_its_time(adder, start):
 
 
 def test_metadata_and_status(shared):
-    version, signatures = shared.metadata("twotower")
+    version, signatures = shared.metadata(Call("twotower"))
     assert version == 1
     assert sorted(signatures) == ["embedding_search", "query_embedding", "serving_default"]
     assert list(signatures["serving_default"].inputs) == ["query_id"]
-    [status] = shared.status("twotower")
+    [status] = shared.status(Call("twotower"))
     assert (status.version, status.state, status.error_code) == (1, State.AVAILABLE, "OK")
-    assert shared.status("twotower", 1) == [status]
+    assert shared.status(Call("twotower", 1)) == [status]
     for call in (shared.metadata, shared.status):
         with pytest.raises(NotFound):
-            call("twotower", 2)
+            call(Call("twotower", 2))
         with pytest.raises(NotFound):
-            call("other")
+            call(Call("other"))
     assert shared.models == ["twotower"]
+
+
+def state(service, version):
+    return service.status(Call("shop", version))[0].state
 
 
 def test_no_request_fails_while_versions_are_swapped(without_scann, models, start):
@@ -526,10 +539,10 @@ def test_no_request_fails_while_versions_are_swapped(without_scann, models, star
 
     async def client(query):
         while not stop:
-            prediction = await service.predict("shop", ids(f"query {query}"))
+            prediction = await service.predict(Call("shop"), ids(f"query {query}"))
             assert decoded(prediction) == [expected[query]]
             request = RetrieveRequest([f"query {query}"], k=3, exclude_seen=True)
-            response = await service.retrieve("shop", request)
+            response = await service.retrieve(Call("shop"), request)
             assert len(response.results[0].candidate_ids) == 3
             answered.append((prediction.version, response.version))
 
@@ -568,18 +581,18 @@ def test_a_version_is_not_freed_under_a_batch_whose_clients_have_left(
     service = start(models)
 
     async def main():
-        client = asyncio.create_task(service.predict("shop", X))
+        client = asyncio.create_task(service.predict(Call("shop"), X))
         assert await asyncio.to_thread(running.wait, 60)
         client.cancel()
         with pytest.raises(asyncio.CancelledError):
             await client
         await asyncio.to_thread(put, adder / "adder" / "1", models, 2)
-        await until(lambda: service.status("shop", 1)[0].state == State.UNLOADING)
+        await until(lambda: service.status(Call("shop", 1))[0].state == State.UNLOADING)
         for _ in range(10):
             await asyncio.sleep(0.005)
-            assert service.status("shop", 1)[0].state == State.UNLOADING
+            assert service.status(Call("shop", 1))[0].state == State.UNLOADING
         gate.set()
-        await until(lambda: service.status("shop", 1)[0].state == State.END)
+        await until(lambda: service.status(Call("shop", 1))[0].state == State.END)
 
     run(main())
     [[outputs]] = outcome  # it could still be run
@@ -612,12 +625,14 @@ def test_what_is_replaced_is_freed(small, models, start, monkeypatch):
         for number in range(1, 4):
             if number > 1:
                 await asyncio.to_thread(put, small.version, models, number)
-            await until(lambda n=number: service.status("shop")[0].version == n)
-            await until(lambda n=number: service.status("shop", n)[0].state == State.AVAILABLE)
-            await service.predict("shop", ids("query 1"))
-            await service.retrieve("shop", RetrieveRequest(["query 1"], k=3))
+            await until(lambda n=number: service.status(Call("shop"))[0].version == n)
+            await until(
+                lambda n=number: service.status(Call("shop", n))[0].state == State.AVAILABLE
+            )
+            await service.predict(Call("shop"), ids("query 1"))
+            await service.retrieve(Call("shop"), RetrieveRequest(["query 1"], k=3))
             if number > 1:
-                await until(lambda n=number: service.status("shop", n - 1)[0].state == State.END)
+                await until(lambda n=number: state(service, n - 1) == State.END)
             counts.append(graphs())
         old = [gone for version in loaded[:2] for gone in version]
         await until(lambda: not any(gone() is not None for gone in old))
@@ -638,12 +653,12 @@ def test_a_version_that_fails_its_own_requests_is_not_served(adder, models, star
     put(broken, models, 2)
 
     async def main():
-        await until(lambda: any(status.version == 2 for status in service.status("shop")))
-        await until(lambda: service.status("shop", 2)[0].state == State.END)
-        return await service.predict("shop", X)
+        await until(lambda: any(status.version == 2 for status in service.status(Call("shop"))))
+        await until(lambda: service.status(Call("shop", 2))[0].state == State.END)
+        return await service.predict(Call("shop"), X)
 
     assert run(main()).version == 1
-    assert "TFRecord" in service.status("shop", 2)[0].error_message
+    assert "TFRecord" in service.status(Call("shop", 2))[0].error_message
 
 
 def test_a_config_file_chooses_models_and_labels(adder, models, tmp_path, start):
@@ -652,8 +667,8 @@ def test_a_config_file_chooses_models_and_labels(adder, models, tmp_path, start)
     shop = ModelConfig("shop", policy=VersionPolicy(latest=0), labels={"stable": 1})
     service = start(models, config_file=str(write_config(tmp_path / "models.config", [shop])))
     assert service.models == ["shop"]
-    assert run(service.predict("shop", X, label="stable")).version == 1
-    assert run(service.predict("shop", X)).version == 2
+    assert run(service.predict(Call("shop", label="stable"), X)).version == 1
+    assert run(service.predict(Call("shop"), X)).version == 2
 
 
 def test_a_service_that_cannot_start_says_why(tmp_path):
@@ -670,7 +685,7 @@ def test_before_a_version_is_there_the_service_is_alive_but_not_ready(tmp_path):
         assert service.alive
         assert not service.ready
         with pytest.raises(NotFound, match="there are: none"):
-            run(service.predict("shop", ids("query 1")))
+            run(service.predict(Call("shop"), ids("query 1")))
     finally:
         service.close()
     assert not service.alive
@@ -688,9 +703,9 @@ def requests_logged(caplog):
 def test_requests_are_counted_and_refusals_logged(adder, start, caplog, log_requests):
     service = start(adder, log_requests=log_requests)
     with caplog.at_level(logging.INFO, "serving"):
-        run(service.predict("adder", X, entrypoint="REST", request_id="good"))
+        run(service.predict(Call("adder", entrypoint="REST", request_id="good"), X))
         with pytest.raises(NotFound):
-            run(service.predict("x" * 1000, X, entrypoint="REST", request_id="bad"))
+            run(service.predict(Call("x" * 1000, entrypoint="REST", request_id="bad"), X))
     latency = ":tensorflow:serving:request_latency_count"
     labels = '{model_name="adder",API="predict",entrypoint="REST"}'
     assert metric(service, latency + labels) == 1
