@@ -22,12 +22,14 @@ class Row:
       options: of the method.
       paper: metric → the published value.
       method: its name in `samplers.METHODS`, where the row has another name.
+      hours: of one core for one seed, estimated.
     """
 
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     paper: Metrics = dataclasses.field(default_factory=dict)
     method: str = ""
+    hours: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,128 @@
+"""The page of the papers' tables: ours beside the published values, and what has not been run."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from benchmarks.paper_search import name_of, trials_of
+from benchmarks.paper_settings import TABLES, Table
+from benchmarks.paper_tables import LOG, NOTES, POPULARITY, ROOT, results_of, rows_of
+
+_CLOSE = 0.97  # a value is reproduced from this share of the published one on
+
+
+def render() -> str:
+    """The page of all tables."""
+    notes = noted()
+    parts = [
+        "# The papers' tables\n",
+        "Each cell is ours, beside it in brackets the published value; `±` is the standard "
+        "deviation over seeds. Bold: not below it. A value more than 3 % below it carries a `▼`. "
+        "Metrics are means over all test users of the ranking of the whole corpus, train items "
+        "left out; `ndcg_xir` is what the code of XIR and BMNS calls NDCG.\n",
+    ]
+    for (name, dataset), table in TABLES.items():
+        path = results_of(name, dataset)
+        rows = [row for row in rows_of(path) if row["method"] in (POPULARITY, *table.rows)]
+        parts.append(section(table, rows, path))
+        parts += trials(name, dataset)
+        if f"{name} {dataset}" in notes:
+            parts.append(notes[f"{name} {dataset}"] + "\n")
+    parts.append(f"## Figures\n\n{notes['figures']}\n")
+    return "\n".join([*parts, evaluations()])
+
+
+def noted() -> dict[str, str]:
+    """ "table dataset" → what is to be said about it."""
+    parts = NOTES.read_text().split("\n## ")[1:]
+    return {head: text.strip() for head, _, text in (part.partition("\n") for part in parts)}
+
+
+def section(table: Table, rows: list[dict[str, Any]], path: Path) -> str:
+    """One table, its settings, and what has not been run; of each method the longest runs."""
+    longest: dict[str, int] = {}
+    for row in rows:
+        longest[row["method"]] = max(row["epochs"], longest.get(row["method"], 0))
+    rows = [row for row in rows if row["epochs"] == longest[row["method"]]]
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(row["method"], []).append(row)
+    lines = [f"## {table.title}\n", f"In brackets: {table.paper}.\n"]
+    if groups:
+        heads = ["method", "epochs", "seeds", *table.metrics]
+        lines += [f"| {' | '.join(heads)} |", "|" + " --- |" * len(heads)]
+        order = [POPULARITY, *table.rows]
+        for method in sorted(groups, key=order.index):
+            some, epochs = groups[method], longest[method]
+            paper = table.rows[method].paper if method in table.rows else {}
+            values = [
+                cell([row["metrics"][m] for row in some], paper.get(m)) for m in table.metrics
+            ]
+            counts = [str(epochs or "–"), str(len(some) if epochs else "–")]
+            lines.append(f"| {' | '.join([f'`{method}`', *counts, *values])} |")
+        newest = max(rows, key=lambda row: row["date"])
+        lines.append(
+            f"\n{newest['date']}, commit {newest['commit']}, "
+            f"[results](../{path.relative_to(ROOT)}), such as by\n`{newest['command']}`.\n"
+        )
+    missing = [f"`{name}` {row.hours:g}" for name, row in table.rows.items() if name not in groups]
+    if missing:
+        lines.append(f"Not run, with the estimated CPU hours of a seed: {', '.join(missing)}.\n")
+    return "\n".join(lines)
+
+
+def trials(table: str, dataset: str) -> list[str]:
+    """What was tried on the validation part for the rows of a table."""
+    rows = rows_of(trials_of(table, dataset))
+    if not rows:
+        return []
+    lines = ["Tried on the validation part, which alone decides:\n"]
+    lines += ["| method | what differs | best epoch | recall@50 | ndcg@50 | CPU minutes |"]
+    lines += ["|" + " --- |" * 6]
+    best = {row["method"]: row for row in sorted(rows, key=_by_validation)}
+    for row in rows:
+        recall, ndcg = (f".{round(value * 10_000):04d}" for value in row["validation"].values())
+        recall = f"**{recall}**" if best[row["method"]] is row else recall
+        cells = (name_of(row["trial"]), row["best_epoch"], recall, ndcg)
+        minutes = round(row["cpu_seconds"] / 60)
+        lines.append(f"| `{row['method']}` | {' | '.join(map(str, cells))} | {minutes} |")
+    return ["\n".join(lines) + "\n"]
+
+
+def _by_validation(row: dict[str, Any]) -> float:
+    return row["validation"]["recall@50"]
+
+
+def evaluations() -> str:
+    """How often each row was measured on test."""
+    rows = rows_of(LOG)
+    counts: dict[tuple[str, str], Counter[str]] = {}
+    for row in rows:
+        counts.setdefault((row["table"], row["dataset"]), Counter())[row["method"]] += 1
+    lines = [
+        "## Measured on test\n",
+        "How often, repeated runs and checks included; the code logs each in "
+        f"[one file](../{LOG.relative_to(ROOT)}), since 2026-11-28.\n",
+        "| table | data set | measurements |",
+        "| --- | --- | --- |",
+    ]
+    for (table, dataset), methods in counts.items():
+        text = ", ".join(f"`{method}` {count}" for method, count in methods.items())
+        lines.append(f"| {table} | {dataset} | {text} |")
+    return "\n".join(lines) + "\n"
+
+
+def cell(values: list[float], paper: float | None) -> str:
+    """Ours ± deviation, and the paper's."""
+    mean = statistics.mean(values)
+    text = f".{round(mean * 10_000):04d}"
+    if len(values) > 1:
+        text += f" ± {statistics.stdev(values):.4f}".replace("0.", ".", 1)
+    if paper is None:
+        return text
+    mark = "▼" if mean < _CLOSE * paper else ""
+    text = f"**{text}**" if mean >= paper else f"{text}{mark}"
+    return f"{text} (.{round(paper * 10_000):04d})"
