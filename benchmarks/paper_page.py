@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.paper_search import name_of, trials_of
-from benchmarks.paper_settings import TABLES, Table
+from benchmarks.paper_settings import TABLES, Metrics, Table
 from benchmarks.paper_tables import LOG, NOTES, POPULARITY, ROOT, results_of, rows_of
 
 _CLOSE = 0.97  # a value is reproduced from this share of the published one on
@@ -46,32 +47,59 @@ def section(table: Table, rows: list[dict[str, Any]], path: Path) -> str:
     longest: dict[str, int] = {}
     for row in rows:
         longest[row["method"]] = max(row["epochs"], longest.get(row["method"], 0))
-    rows = [row for row in rows if row["epochs"] == longest[row["method"]]]
+    rows = [row for row in rows if stopped(row) or row["epochs"] == longest[row["method"]]]
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         groups.setdefault(row["method"], []).append(row)
     lines = [f"## {table.title}\n", f"In brackets: {table.paper}.\n"]
-    if groups:
-        heads = ["method", "epochs", "seeds", *table.metrics]
+    if groups or table.published:
+        heads = ["method", "epochs", "seeds", *table.metrics, "CPU minutes"]
         lines += [f"| {' | '.join(heads)} |", "|" + " --- |" * len(heads)]
-        order = [POPULARITY, *table.rows]
-        for method in sorted(groups, key=order.index):
-            some, epochs = groups[method], longest[method]
+        for method in (name for name in (POPULARITY, *table.rows) if name in groups):
             paper = table.rows[method].paper if method in table.rows else {}
-            values = [
-                cell([row["metrics"][m] for row in some], paper.get(m)) for m in table.metrics
-            ]
-            counts = [str(epochs or "–"), str(len(some) if epochs else "–")]
-            lines.append(f"| {' | '.join([f'`{method}`', *counts, *values])} |")
+            lines.append(f"| {' | '.join(cells(method, groups[method], table.metrics, paper))} |")
+        for method, paper in table.published.items():
+            values = [f"({digits(paper[m])})" if m in paper else "" for m in table.metrics]
+            lines.append(f"| {' | '.join([method, 'not built', '–', *values, '–'])} |")
+        lines.append("")
+    if groups:
         newest = max(rows, key=lambda row: row["date"])
         lines.append(
-            f"\n{newest['date']}, commit {newest['commit']}, "
+            f"{newest['date']}, commit {newest['commit']}, {newest.get('processor', 'two cores')}, "
             f"[results](../{path.relative_to(ROOT)}), such as by\n`{newest['command']}`.\n"
         )
-    missing = [f"`{name}` {row.hours:g}" for name, row in table.rows.items() if name not in groups]
+    missing = [name for name in table.rows if name not in groups]
     if missing:
-        lines.append(f"Not run, with the estimated CPU hours of a seed: {', '.join(missing)}.\n")
+        lines.append(f"Not run, with the estimated CPU hours of a seed: {costs(table, missing)}.\n")
     return "\n".join(lines)
+
+
+def stopped(row: dict[str, Any]) -> bool:
+    """Whether the validation part said when to stop, for each seed by itself."""
+    return bool(row["config"].get("validation_ratio"))
+
+
+def cells(
+    method: str, rows: list[dict[str, Any]], metrics: Sequence[str], paper: Metrics
+) -> list[str]:
+    """One line of a table: the seeds of a method."""
+    least, most = (limit(row["epochs"] for row in rows) for limit in (min, max))
+    epochs = f"{least}" if least == most else f"{least}-{most}"
+    values = [cell([row["metrics"][m] for row in rows], paper.get(m)) for m in metrics]
+    minutes = [row["cpu_seconds"] / 60 for row in rows if "cpu_seconds" in row]
+    shown = f"{statistics.mean(minutes):.0f}" if minutes else "–"
+    if method == POPULARITY:
+        return [f"`{method}`", "–", "–", *values, "–"]
+    return [f"`{method}`", epochs, str(len(rows)), *values, shown]
+
+
+def costs(table: Table, names: list[str]) -> str:
+    """Names of rows, each with the CPU hours of one seed, as far as an epoch was measured."""
+    texts = []
+    for name in names:
+        hours = table.epochs * table.seconds.get(name, 0.0) / 3600
+        texts.append(f"`{name}` {hours:.1f}" if hours else f"`{name}`")
+    return ", ".join(texts)
 
 
 def trials(table: str, dataset: str) -> list[str]:
@@ -84,11 +112,11 @@ def trials(table: str, dataset: str) -> list[str]:
     lines += ["|" + " --- |" * 6]
     best = {row["method"]: row for row in sorted(rows, key=_by_validation)}
     for row in rows:
-        recall, ndcg = (f".{round(value * 10_000):04d}" for value in row["validation"].values())
+        recall, ndcg = map(digits, row["validation"].values())
         recall = f"**{recall}**" if best[row["method"]] is row else recall
-        cells = (name_of(row["trial"]), row["best_epoch"], recall, ndcg)
+        shown = (name_of(row["trial"]), str(row["best_epoch"]), recall, ndcg)
         minutes = round(row["cpu_seconds"] / 60)
-        lines.append(f"| `{row['method']}` | {' | '.join(map(str, cells))} | {minutes} |")
+        lines.append(f"| `{row['method']}` | {' | '.join(shown)} | {minutes} |")
     return ["\n".join(lines) + "\n"]
 
 
@@ -118,11 +146,16 @@ def evaluations() -> str:
 def cell(values: list[float], paper: float | None) -> str:
     """Ours ± deviation, and the paper's."""
     mean = statistics.mean(values)
-    text = f".{round(mean * 10_000):04d}"
+    text = digits(mean)
     if len(values) > 1:
         text += f" ± {statistics.stdev(values):.4f}".replace("0.", ".", 1)
     if paper is None:
         return text
     mark = "▼" if mean < _CLOSE * paper else ""
     text = f"**{text}**" if mean >= paper else f"{text}{mark}"
-    return f"{text} (.{round(paper * 10_000):04d})"
+    return f"{text} ({digits(paper)})"
+
+
+def digits(value: float) -> str:
+    """Four decimals, without the zero before them."""
+    return f".{round(value * 10_000):04d}"

@@ -39,16 +39,15 @@ _OPTIONS = ("num_negatives", "soft_factor")  # of the method; the rest are setti
 # row and step does, which is how --l2 is meant. The row is H = 16, .005 and 0.
 _RATES: tuple[Trial, ...] = ({"learning_rate": 0.001}, {"learning_rate": 0.01})
 _L2: tuple[Trial, ...] = ({"l2": 1e-7}, {"l2": 1e-6})
+_POOLS: tuple[Trial, ...] = ({"num_negatives": 8}, {"num_negatives": 32}, {"num_negatives": 64})
 SEARCHES: Mapping[tuple[str, str], tuple[Trial, ...]] = {
-    ("sdns", "bpr"): ({}, *_RATES, *_L2),
-    ("sdns", "dns"): ({}, *_L2, *_RATES, {"num_negatives": 8}, {"num_negatives": 32}),
+    ("sdns", "bpr"): ({"learning_rate": 0.01}, {}, *_L2, {"learning_rate": 0.001}),
+    ("sdns", "dns"): ({}, *_L2, *_RATES, *_POOLS),
     ("sdns", "soft_bpr"): (
-        {},
-        *({"soft_factor": factor} for factor in (0.1, 0.05, 0.4)),
-        *_L2,
-        *_RATES,
-        {"num_negatives": 8},
-        {"num_negatives": 32},
+        *({"soft_factor": factor, "learning_rate": 0.01} for factor in (0.1, 0.2, 0.05, 0.4)),
+        *({"soft_factor": 0.1, "learning_rate": rate} for rate in (0.005, 0.001)),
+        *({"soft_factor": 0.1, "learning_rate": 0.01} | l2 for l2 in ({"l2": 1e-8}, *_L2)),
+        *({"soft_factor": 0.1, "learning_rate": 0.01} | pool for pool in _POOLS),
     ),
 }
 

@@ -43,6 +43,7 @@ class Table:
       runs: another table of the data set whose runs are these too; none: it has its own.
       published: methods that are not built here, and what the paper has for them.
       epochs: of the paper, or what is enough here.
+      seconds: row → CPU seconds of an epoch, measured, of rows that have not been run.
     """
 
     title: str
@@ -53,6 +54,7 @@ class Table:
     runs: str = ""
     published: Mapping[str, Metrics] = dataclasses.field(default_factory=dict)
     epochs: int = 100
+    seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 _MEAN = {

@@ -262,8 +262,12 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 
 
 def identity(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What tells two runs apart; settings of a table that have changed since do not."""
-    return row["method"], row["seed"], row["epochs"], row["config"].get("validation_ratio", 0.0)
+    """What tells two runs apart; settings of a table that have changed since do not.
+
+    Nor do epochs where the validation part says when to stop.
+    """
+    ratio = row["config"].get("validation_ratio", 0.0)
+    return row["method"], row["seed"], 0 if ratio else row["epochs"], ratio
 
 
 def rounded(metrics: Mapping[str, float]) -> dict[str, float]:
