@@ -21,7 +21,7 @@ class ServiceError(Exception):
     reason = ""
 
 
-class InvalidRequest(ServiceError):  # noqa: N818 - these are names of answers, not of faults
+class InvalidRequest(ServiceError, ValueError):  # noqa: N818 - names of answers, not of faults
     """The request itself is wrong; the same request fails again."""
 
     http, grpc = 400, "INVALID_ARGUMENT"

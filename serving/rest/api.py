@@ -47,7 +47,7 @@ class _Name(StringConvertor):
 
 
 class _Number(IntegerConvertor):
-    """A version; `ServedModels` says whether it can be one."""
+    """A version; the service says whether it can be one."""
 
     regex = "[0-9]{1,200}"
 

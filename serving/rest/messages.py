@@ -107,8 +107,6 @@ def parse_retrieve(body: bytes | bytearray, max_rows: int) -> RetrieveRequest:
         if len(mistakes) > _MAX_MISTAKES:
             lines.append(f"and {len(mistakes) - _MAX_MISTAKES} more")
         raise InvalidRequest("; ".join(lines)) from error
-    except ValueError as error:
-        raise InvalidRequest(str(error)) from error
 
 
 def encode_retrieve(model: str, response: RetrieveResponse, deadline: float = math.inf) -> bytes:

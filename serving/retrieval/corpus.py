@@ -12,6 +12,7 @@ import numpy as np
 
 from pipeline.contract import schema
 from pipeline.contract.bundle import read_raw_ids
+from serving.errors import InvalidRequest
 from serving.retrieval.filters import Filters
 from serving.retrieval.requests import RetrieveRequest
 
@@ -91,7 +92,7 @@ class Corpus:
         equally popular ones the lower row comes first.
 
         Raises:
-          ValueError: the version has neither.
+          InvalidRequest: the version has neither.
         """
         self.check_popularity()
         counts = self._path / schema.BUNDLE_CANDIDATE_COUNTS
@@ -102,9 +103,9 @@ class Corpus:
         return count, np.argsort(-count, kind="stable")
 
     def check_popularity(self) -> None:
-        """Raises ValueError where the version does not know which candidates are popular."""
+        """Raises InvalidRequest where the version does not know which candidates are popular."""
         if not self.has_popularity:
-            raise ValueError(
+            raise InvalidRequest(
                 f"unknown_queries 'popular' needs counts of the candidates, but the version "
                 f"has neither {schema.BUNDLE_CANDIDATE_COUNTS} nor seen lists: choose 'empty' or "
                 "'error', or export again with one of them in the bundle."

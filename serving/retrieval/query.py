@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 
-from serving.retrieval.requests import UnknownQuery
-from serving.retrieval.retriever import Result, Retriever
+from serving.retrieval.requests import RetrieveResult, UnknownQuery
+from serving.retrieval.retriever import Retriever
 from serving.retrieval.settings import QueryConfig
 
 
-def answer(config: QueryConfig) -> Result:
+def answer(config: QueryConfig) -> RetrieveResult:
     """Prints the best candidates of one query, as a table or as JSON, and returns them.
 
     Raises:
@@ -26,11 +26,12 @@ def answer(config: QueryConfig) -> Result:
             "training data, check the id or export a newer version."
         )
     history = retriever.history(config.query)
-    print(_json(config, retriever, result, history) if config.json else _table(result, history))
+    print(_json(config, retriever, result) if config.json else _table(result, history))
     return result
 
 
-def _json(config: QueryConfig, retriever: Retriever, result: Result, history: list[str]) -> str:
+def _json(config: QueryConfig, retriever: Retriever, result: RetrieveResult) -> str:
+    history = retriever.history(result.query_id)
     ranked = enumerate(zip(result.candidate_ids, result.scores, strict=True), start=1)
     content = {
         "query_id": result.query_id,
@@ -46,7 +47,7 @@ def _json(config: QueryConfig, retriever: Retriever, result: Result, history: li
     return json.dumps(content, indent=2, ensure_ascii=False)
 
 
-def _table(result: Result, history: list[str]) -> str:
+def _table(result: RetrieveResult, history: list[str]) -> str:
     """Rank, candidate id, score, a mark on what was seen; the query's history beside it."""
     width = max([len("candidate_id"), *map(len, result.candidate_ids)])
     rows = [f"rank  {'candidate_id':<{width}}  {'score':>9}  seen  "]

@@ -6,17 +6,18 @@ import dataclasses
 import math
 import reprlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from serving.errors import InvalidRequest, NotFound
 from serving.retrieval.settings import INDEXES, UNKNOWN_QUERIES
 from serving.version.served_model import EMBEDDING
 
 MAX_NUMBER = 1e15  # of an embedding; scores stay finite with vectors of any sensible size
 
 
-class UnknownQuery(LookupError):  # noqa: N818 - it names what happened, not a fault
+class UnknownQuery(NotFound, LookupError):  # noqa: N818 - the name of an answer
     """The version does not know a query, and was asked to say so."""
 
 
@@ -52,58 +53,48 @@ class RetrieveRequest:
 
     def __post_init__(self) -> None:
         if (self.query_ids is None) == (self.features is None):
-            raise ValueError("a request must have query_ids or features, and not both.")
+            raise InvalidRequest("a request must have query_ids or features, and not both.")
         for name in ("query_ids", "exclude", "allow"):
-            _check_ids(name, getattr(self, name))
-        if self.features is not None and not isinstance(self.features, Mapping):
-            raise ValueError(f"features must map names to values, got {_shown(self.features)}.")
-        if isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 1:
-            raise ValueError(f"k must be at least 1, got {_shown(self.k)}.")
-        if not isinstance(self.exclude_seen, bool):
-            raise ValueError(
-                f"exclude_seen must be true or false, got {_shown(self.exclude_seen)}."
-            )
-        _check_score(self.min_score)
-        _check_choice("index", self.index, INDEXES)
-        if self.unknown_queries is not None:
-            _check_choice("unknown_queries", self.unknown_queries, UNKNOWN_QUERIES)
+            ids, rule = getattr(self, name), "be a sequence of strings"
+            if ids is not None or name == "exclude":
+                is_list = isinstance(ids, Sequence) and not isinstance(ids, str | bytes)
+                _require(is_list, name, rule, ids)
+                for raw_id in ids:
+                    _require(isinstance(raw_id, str), name, rule, raw_id, " in it")
+        is_mapping = self.features is None or isinstance(self.features, Mapping)
+        _require(is_mapping, "features", "map names to values", self.features)
+        _require(type(self.k) is int and self.k >= 1, "k", "be at least 1", self.k)
+        is_bool = isinstance(self.exclude_seen, bool)
+        _require(is_bool, "exclude_seen", "be true or false", self.exclude_seen)
+        score = self.min_score
+        is_number = isinstance(score, int | float) and not isinstance(score, bool)
+        is_score = score is None or (is_number and math.isfinite(score))
+        _require(is_score, "min_score", "be a finite number", score)
+        _require(self.index in INDEXES, "index", f"be one of {', '.join(INDEXES)}", self.index)
+        choice, rule = self.unknown_queries, f"be one of {', '.join(UNKNOWN_QUERIES)}"
+        _require(choice is None or choice in UNKNOWN_QUERIES, "unknown_queries", rule, choice)
 
 
-@dataclasses.dataclass(frozen=True)
-class RetrieveResult:
-    """The answer to one query, best candidate first.
+class RetrieveResult(NamedTuple):
+    """The answer to one query, best candidate first."""
 
-    Attributes:
-      query_id: as asked; "" where features were given.
-      known: whether the model knows the query.
-      fallback: "popular" where the candidates are the most popular ones in place of an answer;
-        their scores are then counts of training rows. "" otherwise.
-      candidate_ids: raw ids, at most k.
-      scores: float, one for each candidate.
-    """
-
-    query_id: str
-    known: bool
-    fallback: str
-    candidate_ids: list[str]
+    query_id: str  # as asked; "" where features were given
+    known: bool  # whether the model knows the query
+    candidate_ids: list[str]  # raw ids, at most k
     scores: list[float]
+    # "popular" where these are the most popular candidates in place of an answer; their scores
+    # are then counts of training rows
+    fallback: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
 class RetrieveResponse:
-    """The answer to a request.
+    """The answer to a request."""
 
-    Attributes:
-      version: number of the version that answered.
-      index: which index it used where filters left enough of it, "exact" or "scann".
-      results: one for each query, in their order.
-      unknown_ids: how many different ids of `exclude` and `allow` are not in the corpus.
-    """
-
-    version: int
-    index: str
-    results: list[RetrieveResult]
-    unknown_ids: int = 0
+    version: int  # number of the version that answered
+    index: str  # which index it used where filters left enough of it, "exact" or "scann"
+    results: list[RetrieveResult]  # one for each query, in their order
+    unknown_ids: int = 0  # how many different ids of `exclude` and `allow` are not in the corpus
 
 
 def given_embeddings(features: Mapping[str, Any], dimensions: int) -> np.ndarray:
@@ -114,46 +105,26 @@ def given_embeddings(features: Mapping[str, Any], dimensions: int) -> np.ndarray
       dimensions: D.
 
     Raises:
-      ValueError: they are not that.
+      InvalidRequest: they are not that.
     """
     rule = f"features must be {{'{EMBEDDING}': numbers [B, {dimensions}]}}"
     if set(features) != {EMBEDDING}:
-        raise ValueError(f"{rule}, got the names {[str(name)[:40] for name in features][:5]}.")
+        raise InvalidRequest(f"{rule}, got the names {[str(name)[:40] for name in features][:5]}.")
     try:
         given = np.asarray(features[EMBEDDING], np.float64)
     except (ValueError, TypeError, OverflowError) as error:
-        raise ValueError(f"{rule}: they are not numbers in rows of one length.") from error
+        raise InvalidRequest(f"{rule}: they are not numbers in rows of one length.") from error
     if given.size == 0:
         given = given.reshape(0, dimensions)
     if given.ndim != 2 or given.shape[1] != dimensions:
-        raise ValueError(f"{rule}, got the shape {list(given.shape)}.")
+        raise InvalidRequest(f"{rule}, got the shape {list(given.shape)}.")
     if not (np.abs(given) <= MAX_NUMBER).all():
-        raise ValueError(f"{rule} of at most {MAX_NUMBER:g}, got a larger one or NaN.")
+        raise InvalidRequest(f"{rule} of at most {MAX_NUMBER:g}, got a larger one or NaN.")
     return given.astype(np.float32)
 
 
-def _check_choice(name: str, choice: Any, choices: tuple[str, ...]) -> None:
-    if choice not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {_shown(choice)}.")
-
-
-def _check_ids(name: str, ids: Any) -> None:
-    if ids is None and name != "exclude":
-        return
-    if not isinstance(ids, Sequence) or isinstance(ids, str | bytes):
-        raise ValueError(f"{name} must be a sequence of strings, got {_shown(ids)}.")
-    for raw_id in ids:
-        if not isinstance(raw_id, str):
-            raise ValueError(f"{name} must be a sequence of strings, got {_shown(raw_id)} in it.")
-
-
-def _check_score(score: Any) -> None:
-    is_number = isinstance(score, int | float) and not isinstance(score, bool)
-    if score is not None and not (is_number and math.isfinite(score)):
-        raise ValueError(f"min_score must be a finite number, got {_shown(score)}.")
-
-
-def _shown(value: Any) -> str:
-    """A value for a message, cut short: a client may send megabytes."""
-    text = reprlib.repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+def _require(is_so: bool, name: str, rule: str, value: Any, where: str = "") -> None:
+    if not is_so:
+        text = reprlib.repr(value)
+        text = text if len(text) <= 80 else text[:77] + "..."  # a client may send megabytes
+        raise InvalidRequest(f"{name} must {rule}, got {text}{where}.")

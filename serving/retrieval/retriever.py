@@ -7,16 +7,17 @@ import threading
 from collections.abc import Sequence, Sized
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from serving.errors import InvalidRequest, ServiceError
 from serving.retrieval.corpus import Corpus
 from serving.retrieval.requests import (
     RetrieveRequest,
     RetrieveResponse,
-    UnknownQuery,
+    RetrieveResult,
     given_embeddings,
 )
 from serving.retrieval.search import CheckedQueries, EmbeddedQueries, Hits, IndexSearch, results
@@ -27,16 +28,7 @@ from serving.version.versions import RETRIEVAL, Version, find_version
 _log = logging.getLogger(__name__)
 tf.config.experimental.enable_tensor_float_32_execution(False)  # scores of a GPU are exact, too
 
-Outcome = RetrieveResponse | ValueError | UnknownQuery
-
-
-class Result(NamedTuple):
-    """The answer to one query, best candidate first; empty where the query is unknown."""
-
-    query_id: str
-    known: bool
-    candidate_ids: list[str]
-    scores: list[float]
+Outcome = RetrieveResponse | ServiceError
 
 
 class Retriever:
@@ -96,7 +88,7 @@ class Retriever:
 
     def top_k(
         self, query_ids: Sequence[str], k: int, *, unknown_queries: str = "empty", **filters: Any
-    ) -> list[Result]:
+    ) -> list[RetrieveResult]:
         """The k best candidates of each query that no filter removes.
 
         Example:
@@ -113,10 +105,7 @@ class Retriever:
           with unknown_queries="popular" the most popular ones.
         """
         request = RetrieveRequest(query_ids, k=k, unknown_queries=unknown_queries, **filters)
-        return [
-            Result(result.query_id, result.known, result.candidate_ids, result.scores)
-            for result in self.answer(request).results
-        ]
+        return self.answer(request).results
 
     def answer(
         self, request: RetrieveRequest, *, unknown_queries: str = "empty"
@@ -124,7 +113,7 @@ class Retriever:
         """Answers one request; see `answer_all`.
 
         Raises:
-          ValueError: the version cannot do what the request asks for.
+          InvalidRequest: the version cannot do what the request asks for.
           UnknownQuery: it does not know a query, and that was to be an error.
         """
         [outcome] = self.answer_all([self.check(request)], unknown_queries=unknown_queries)
@@ -157,17 +146,17 @@ class Retriever:
         """Checks a request and looks up its filters, once for all of its queries.
 
         Raises:
-          ValueError: this version cannot do what the request asks for.
+          InvalidRequest: this version cannot do what the request asks for.
         """
         if request.features is not None and self.input != served_model.EMBEDDING:
-            raise ValueError(f"Version {self.version.number} takes query_ids, not features.")
+            raise InvalidRequest(f"Version {self.version.number} takes query_ids, not features.")
         if request.query_ids is not None and self.input != served_model.QUERY_ID:
-            raise ValueError(
+            raise InvalidRequest(
                 f"Version {self.version.number} was published without a query model, so query ids "
                 'mean nothing to it: ask with features {"embedding": [...]}.'
             )
         if request.exclude_seen and not (request.query_ids is not None and self.corpus.has_seen):
-            raise ValueError(
+            raise InvalidRequest(
                 f"exclude_seen needs seen lists, but version {self.version.number} was published "
                 "without: pass `exclude`, or export again with them."
             )
@@ -264,7 +253,7 @@ class Retriever:
         choice = queries.request.unknown_queries or unknown
         try:
             answers = results(queries, index, hits, self.corpus, choice)
-        except (ValueError, UnknownQuery) as error:
+        except ServiceError as error:
             return error
         return RetrieveResponse(self.version.number, index.kind, answers, queries.unknown_ids)
 

@@ -115,7 +115,7 @@ def results(
 
     Raises:
       UnknownQuery: there is one, and that is to be an error.
-      ValueError: there is one, and the version does not know what is popular.
+      InvalidRequest: there is one, and the version does not know what is popular.
     """
     unknown = np.flatnonzero(~queries.known).tolist()
     if unknown and unknown_queries == "error":
@@ -132,7 +132,7 @@ def results(
     for query_id, known, (rows, scores) in zip(queries.query_ids, queries.known, best, strict=True):
         names, values = corpus.names(rows), scores.astype(float).tolist()
         shown = "" if known else fallback
-        answers.append(RetrieveResult(query_id, bool(known), shown, names, values))
+        answers.append(RetrieveResult(query_id, bool(known), names, values, shown))
     return answers
 
 

@@ -29,7 +29,7 @@ from serving.errors import InvalidRequest, Refused
 from serving.rpc import codec
 from serving.rpc.guard import Guard, Health
 from serving.runtime.batched_version import PREDICT
-from serving.runtime.model_config import from_proto
+from serving.runtime.configuration import from_proto
 from serving.runtime.process import BYTES_A_VALUE, aside
 from serving.runtime.service import DEFAULT_SIGNATURE, Call, Inputs, Prediction, Service
 from serving.runtime.signature import Signature
@@ -132,10 +132,7 @@ class _GrpcApi(
         seconds = call.deadline - time.monotonic()
         seconds = _RELOAD_SECONDS if math.isinf(seconds) else max(0.0, seconds)
         with self._service.counted(call, "ReloadConfig"):
-            try:
-                configs = from_proto(request.config)
-            except ValueError as error:
-                raise InvalidRequest(str(error)) from error
+            configs = from_proto(request.config)
             work = functools.partial(self._service.reload, configs, seconds)
             await asyncio.get_running_loop().run_in_executor(self._reloads, work)
         return model_management_pb2.ReloadConfigResponse()  # its status says OK

@@ -6,14 +6,14 @@ import asyncio
 import dataclasses
 from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
-from serving.errors import InvalidRequest, NotFound, check_ids, check_rows
+from serving.errors import InvalidRequest, check_ids, check_rows
 from serving.monitoring.metrics import Metrics
-from serving.retrieval.requests import RetrieveRequest, RetrieveResponse, UnknownQuery
-from serving.retrieval.retriever import Retriever
+from serving.retrieval.requests import RetrieveRequest, RetrieveResponse
+from serving.retrieval.retriever import Outcome, Retriever
 from serving.retrieval.search import CheckedQueries
 from serving.runtime.batch_queue import Batcher, BatchOptions, BatchThreads
 from serving.runtime.loaded_version import Arrays, LoadedVersion, join
@@ -117,11 +117,8 @@ class BatchedVersion:
             raise InvalidRequest(
                 f"exclude and allow may have at most {MAX_FILTER_IDS} ids, got {filter_ids}."
             )
-        try:
-            size = filter_ids + rows * (_WIDTH if request.features else 1)
-            checked = await aside(size, partial(retriever.check, request))
-        except ValueError as error:
-            raise _known(error) from error
+        size = filter_ids + rows * (_WIDTH if request.features else 1)
+        checked = await aside(size, partial(retriever.check, request))
         alone = retriever.default_index != "exact" and retriever.scores_all(request)
         batcher = self._score_all if alone else self._retrieve
         responses = await _all(
@@ -141,24 +138,12 @@ class BatchedVersion:
 
 def _answer_all(
     loaded: LoadedVersion, unknown_queries: str, requests: Sequence[CheckedQueries]
-) -> list[RetrieveResponse | Exception]:
+) -> list[Outcome]:
     retriever = loaded.retriever
     assert retriever is not None
     if unknown_queries == "popular" and not retriever.corpus.has_popularity:
         unknown_queries = "empty"
-    outcomes = retriever.answer_all(requests, unknown_queries=unknown_queries)
-    return [_known(outcome) for outcome in outcomes]
-
-
-def _known(outcome: RetrieveResponse | Exception) -> Any:
-    """Errors of a retriever as those of a service."""
-    if isinstance(outcome, UnknownQuery):
-        return NotFound(str(outcome))
-    if isinstance(outcome, UnicodeEncodeError):  # JSON may hold half of a surrogate pair
-        return InvalidRequest(f"Text must be Unicode: {outcome.reason}.")
-    if isinstance(outcome, ValueError):
-        return InvalidRequest(str(outcome))
-    return outcome
+    return retriever.answer_all(requests, unknown_queries=unknown_queries)
 
 
 def _num_queries(request: RetrieveRequest) -> int:

@@ -6,6 +6,7 @@ is freed after the last of them. What is served goes away only when all that is 
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import logging
 import shutil
@@ -13,19 +14,28 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from serving.errors import Aborted, InvalidRequest, ServiceError, Unavailable
+from serving.errors import Aborted, InvalidRequest, Unavailable
 from serving.monitoring.logs import event
 from serving.runtime.batched_version import BatchedVersion
-from serving.runtime.configuration import Configuration
-from serving.runtime.model_config import ModelConfig
-from serving.runtime.model_versions import ModelVersions
-from serving.runtime.served_models import ServedModels
+from serving.runtime.configuration import Configuration, ModelConfig
+from serving.runtime.model_versions import ModelVersions, ServedModels
 from serving.version.status import State
 from serving.version.versions import VersionFiles
 
 _PRUNED = ".pruned-"  # a version is renamed before it is deleted: nobody reads half of it
 _MAX_ERROR = 1000  # characters of an error that a status keeps
 _log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(eq=False)
+class _Wanted:
+    """What is to be served, and how far that is: by the start, an edit of the file or a reload."""
+
+    configs: Sequence[ModelConfig]
+    to_keep: bool = False  # a reload that is not yet kept for the next start
+    is_adopted: bool = False
+    was_tried: bool = False  # a whole look at the disk followed
+    not_kept: str = ""  # why, where that failed
 
 
 class ModelManager:
@@ -63,12 +73,9 @@ class ModelManager:
         self._poll_seconds = poll_seconds
         self._prune_versions = prune_versions
         self._on_change = on_change
-        self._requested: Sequence[ModelConfig] | None = configuration.in_force()
-        self._discovers = self._requested is None
+        configs = configuration.in_force()
+        self._wanted = None if configs is None else _Wanted(configs)  # None: what is discovered
         self._looked = threading.Condition()
-        self._requests = self._answered = self._fulfilled = 0  # reloads and edits, counted
-        self._unkept: list[ModelConfig] | None = None  # a reload that is not fulfilled yet
-        self._not_kept = ""  # why the last one is not kept
         self._stopping = False
         self._was_ready = False
         self._thread = threading.Thread(target=self._watch, name="versions", daemon=True)
@@ -89,11 +96,12 @@ class ModelManager:
         Where models are discovered, one of which all versions are broken does not hold up the
         others; and a model that comes later does not take readiness away.
         """
+        wanted = self._wanted
         with self.served.lock:
             models = list(self.served.models.values())
             answers = any(model.available for model in models)
-            done = [model.available or (self._discovers and model.settled) for model in models]
-            self._was_ready |= answers and all(done) and self._requested is None
+            done = [model.available or (wanted is None and model.settled) for model in models]
+            self._was_ready |= answers and all(done) and (wanted is None or wanted.is_adopted)
             return self._was_ready and answers
 
     def wait_until_ready(self, seconds: float) -> bool:
@@ -109,15 +117,11 @@ class ModelManager:
         self._configuration.check_writable()
         with self._looked:
             self._configuration.note_file()
-            request = self._request(list(configs))
-            self._unkept, self._not_kept = list(configs), ""
+            reload = self._want(_Wanted(configs, to_keep=True))
             self.served.attention.set()
             if wait_seconds:
-                self._looked.wait_for(
-                    lambda: self._requests > request or self._is_over(request), wait_seconds
-                )
-                if refusal := self._refusal(request):
-                    raise refusal
+                self._looked.wait_for(lambda: self._is_over(reload), wait_seconds)
+                self._refuse_unless_kept(reload)
 
     def close(self) -> None:
         """Ends the thread, and frees everything; no request may be under way."""
@@ -135,14 +139,15 @@ class ModelManager:
 
     def _watch(self) -> None:
         while not self._stopping:
-            request = self._requests
+            wanted = self._wanted
             try:
                 self._look()
             except Exception:  # what cannot be read now may be readable the next time
                 _log.exception("Looking for versions in %s failed.", self._configuration.root)
             with self._looked:
-                self._answered = request
-                self._fulfil(request)
+                if wanted is not None and wanted is self._wanted:
+                    wanted.was_tried = True
+                    self._keep(wanted)
                 self._looked.notify_all()
             self.served.attention.wait(self._poll_seconds)
             self.served.attention.clear()
@@ -163,7 +168,8 @@ class ModelManager:
         model.settled = True
         self.served.retire(model, model.surplus())
         self._free()
-        if self._prune_versions and self._unkept is None:  # the next start may want what goes
+        is_kept = self._wanted is None or not self._wanted.to_keep
+        if self._prune_versions and is_kept:  # otherwise the next start may want what goes
             self._prune(model)
 
     def _adopt(self) -> None:
@@ -171,22 +177,23 @@ class ModelManager:
         with self._looked:
             if (edited := self._configuration.edited()) is not None:
                 self._take_edit(edited)
-            requested, self._requested = self._requested, None
-        models = dict(self.served.models)
-        if requested is not None:
-            self._discovers, before, models = False, models, {}
-            for config in requested:
-                model = before.get(config.name)
-                model = model or ModelVersions(config, self._configuration.path(config))
-                model.config, models[config.name] = config, model
-        elif self._discovers:
+            wanted = self._wanted
+        before, models = self.served.models, dict(self.served.models)
+        if wanted is None:
             root = self._configuration.root
             for name, path in self._configuration.discover():
                 models.setdefault(name, ModelVersions(ModelConfig(name), path, root))
-        gone = [model for name, model in self.served.models.items() if name not in models]
+        elif not wanted.is_adopted:
+            models = {}
+            for config in wanted.configs:
+                model = before.get(config.name)
+                model = model or ModelVersions(config, self._configuration.path(config))
+                model.config, models[config.name] = config, model
         self.served.models = models
-        for model in gone:
-            self.served.retire(model, list(model.available))
+        if wanted is not None:
+            wanted.is_adopted = True
+        for name in before.keys() - models.keys():
+            self.served.retire(before[name], list(before[name].available))
 
     def _find(self, model: ModelVersions) -> list[VersionFiles]:
         before, absence = model.statuses, model.absence
@@ -262,11 +269,10 @@ class ModelManager:
                 "it as it is, or choose another name."
             )
 
-    def _request(self, configs: list[ModelConfig]) -> int:
-        self._requests += 1
-        self._requested = configs
+    def _want(self, wanted: _Wanted) -> _Wanted:
+        self._wanted = wanted
         self._looked.notify_all()  # whoever waits for an earlier one
-        return self._requests
+        return wanted
 
     def _take_edit(self, configs: list[ModelConfig]) -> None:
         """The operator has edited the file."""
@@ -277,47 +283,44 @@ class ModelManager:
             _log.error("What is served stays as it is: %s", error)
             return
         self._configuration.place(configs)
-        self._request(configs)
-        self._unkept = None
+        self._want(_Wanted(configs))
         _log.info("The edited configuration is in force: %d models.", len(configs))
 
-    def _fulfil(self, request: int) -> None:
+    def _keep(self, wanted: _Wanted) -> None:
         """Keeps a reload for the next start once all that it wants is served."""
-        if self._unkept is None or self._requests != request:
-            return
-        if any(missing or not is_over for is_over, missing in map(self._outcome, self._unkept)):
+        if not wanted.to_keep or any(
+            missing or not is_over for is_over, missing in self._outcomes(wanted)
+        ):
             return
         try:
-            self._configuration.keep(self._unkept)
+            self._configuration.keep(wanted.configs)
+            wanted.to_keep = False
         except OSError as error:
             _log.error("A reload is not kept for the next start: %s", error)
             why = error.strerror or type(error).__name__
-            self._not_kept = f"The reload is in force, but not kept for the next start: {why}."
-            return
-        self._unkept, self._fulfilled = None, request
+            wanted.not_kept = f"The reload is in force, but not kept for the next start: {why}."
 
-    def _is_over(self, request: int) -> bool:
+    def _is_over(self, reload: _Wanted) -> bool:
         """Whether waiting for a reload does not help."""
-        if self._stopping or self._fulfilled >= request or self._not_kept:
+        if self._stopping or reload is not self._wanted or reload.not_kept or not reload.to_keep:
             return True
-        outcomes = map(self._outcome, self._unkept or ())
-        return self._answered >= request and any(
-            is_over and missing for is_over, missing in outcomes
+        return reload.was_tried and any(
+            is_over and missing for is_over, missing in self._outcomes(reload)
         )
 
-    def _refusal(self, request: int) -> ServiceError | None:
-        """Why a reload is not fulfilled; None where it is."""
-        if self._requests > request:
-            return Aborted("Another configuration came before all of this one was loaded.")
-        if self._fulfilled >= request:
-            return None
-        missing = [missing for _, missing in map(self._outcome, self._unkept or ()) if missing]
+    def _refuse_unless_kept(self, reload: _Wanted) -> None:
+        """Raises what is missing of a reload."""
+        if reload is not self._wanted:
+            raise Aborted("Another configuration came before all of this one was loaded.")
+        if not reload.to_keep:
+            return
         if self._stopping:
-            missing = ["The service is shutting down."]
-        return Unavailable((*missing, self._not_kept or "The reload has not begun yet.")[0])
+            raise Unavailable("The service is shutting down.")
+        missing = [missing for _, missing in self._outcomes(reload) if missing]
+        raise Unavailable((*missing, reload.not_kept or "The reload has not begun yet.")[0])
 
-    def _outcome(self, config: ModelConfig) -> tuple[bool, str]:
-        """Whether the reload of a model is over, and what is missing, "" for nothing."""
+    def _outcomes(self, wanted: _Wanted) -> list[tuple[bool, str]]:
+        """For each model, whether its loading is over, and what is missing, "" for nothing."""
         with self.served.lock:
-            model = self.served.models.get(config.name)
-            return (False, "") if model is None else model.outcome()
+            models = [self.served.models.get(config.name) for config in wanted.configs]
+            return [(False, "") if model is None else model.outcome() for model in models]

@@ -22,10 +22,9 @@ from serving.retrieval.requests import RetrieveRequest, RetrieveResponse
 from serving.retrieval.retriever import Retriever
 from serving.runtime.batch_queue import BatchThreads
 from serving.runtime.batched_version import PREDICT, RETRIEVE, BatchedVersion
-from serving.runtime.configuration import Configuration
+from serving.runtime.configuration import Configuration, ModelConfig
 from serving.runtime.loaded_version import LoadedVersion
 from serving.runtime.manager import ModelManager
-from serving.runtime.model_config import ModelConfig
 from serving.runtime.process import limit_tensorflow
 from serving.runtime.signature import Signature
 from serving.settings import ServeConfig

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from serving.errors import InvalidRequest
+
 MAX_VERSION = 2**63 - 1  # numbers of versions are int64, here as in TensorFlow Serving
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -19,9 +21,9 @@ def is_name(name: str) -> bool:
 
 
 def check_name(name: str) -> None:
-    """Raises ValueError unless `name` may be a model."""
+    """Raises InvalidRequest, a ValueError, unless `name` may be a model."""
     if not is_name(name):
-        raise ValueError(
+        raise InvalidRequest(
             f"name must be letters, digits, '.', '_' or '-' and start with a letter or digit, "
             f"got {name!r}: it becomes a directory."
         )

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from pipeline.contract import schema
 from pipeline.contract.files import check_files
+from serving.errors import InvalidRequest
 from serving.version.index import import_scann
 from serving.version.names import MAX_VERSION
 from serving.version.served_model import EMBEDDING_SEARCH
@@ -45,17 +46,17 @@ class Version:
         """Loads the SavedModel of an index, "exact" or "scann".
 
         Raises:
-          ValueError: the version has no ScaNN index, or scann cannot be imported.
+          InvalidRequest: the version has no ScaNN index, or scann cannot be imported.
         """
         if index == "exact":
             return tf.saved_model.load(str(self.path))
         if not self.has_scann:
-            raise ValueError(
+            raise InvalidRequest(
                 f"index 'scann' was asked of version {self.number}, which was published without "
                 "one: use index 'exact' or export again with scann installed."
             )
         if import_scann() is None:  # its operations must be known before the graph is read
-            raise ValueError(
+            raise InvalidRequest(
                 "index 'scann' needs the package scann, which cannot be imported here: "
                 "install twotower[serve] or use index 'exact'."
             )

@@ -5,7 +5,7 @@ from pathlib import Path
 import tensorflow as tf
 from tensorflow_serving.config import model_server_config_pb2
 
-from serving.runtime.model_config import ModelConfig
+from serving.runtime.configuration import ModelConfig
 
 PAIRS = tf.TensorSpec([None, 2], tf.float32, "x")
 

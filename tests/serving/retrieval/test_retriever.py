@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 
+from serving.retrieval.requests import RetrieveResult
 from serving.retrieval.retriever import Retriever
 from serving.retrieval.search import Hits, IndexSearch
 
@@ -53,7 +54,7 @@ def test_excluded_candidates_are_left_out_for_every_query(retriever, sample, ind
 
 def test_excluding_everything_leaves_nothing(retriever, sample):
     [result] = retriever.top_k(["query 0"], 5, exclude=sample.candidate_ids)
-    assert result == ("query 0", True, [], [])
+    assert result == RetrieveResult("query 0", True, [], [])
 
 
 @pytest.mark.parametrize("index", ["exact", "scann"])
@@ -62,7 +63,7 @@ def test_an_unknown_query_has_no_results(retriever, index, exclude_seen):
     queries = ["nobody", "query 0", ""]
     results = retriever.top_k(queries, 5, index=index, exclude_seen=exclude_seen)
     assert [result.known for result in results] == [False, True, False]
-    assert results[0] == ("nobody", False, [], [])
+    assert results[0] == RetrieveResult("nobody", False, [], [])
     assert len(results[1].candidate_ids) == 5
 
 
@@ -141,6 +142,7 @@ def test_a_retriever_that_is_warmed_up_has_read_its_tables(small):
 FRESH = """
 import json, sys
 sys.modules["scann"] = None
+from serving.retrieval.requests import RetrieveResult
 from serving.retrieval.retriever import Retriever
 blocked = Retriever.load(sys.argv[1])
 answer = {"exact": blocked.top_k(["query 3"], 7, index="exact")}

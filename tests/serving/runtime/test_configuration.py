@@ -11,9 +11,14 @@ from tensorflow_serving.config import model_server_config_pb2
 
 from pipeline.contract.files import write_atomically
 from serving.errors import Aborted, FailedPrecondition
-from serving.runtime.configuration import KEPT, Configuration
+from serving.runtime.configuration import (
+    KEPT,
+    Configuration,
+    ModelConfig,
+    VersionPolicy,
+    from_proto,
+)
 from serving.runtime.manager import ModelManager
-from serving.runtime.model_config import ModelConfig, VersionPolicy, from_proto
 
 SECONDS = 30
 
@@ -222,7 +227,7 @@ def test_a_later_reload_takes_the_place_of_one_that_waits(root):
         life.serves(3)
         waiting = threading.Thread(target=earlier)
         waiting.start()
-        while not life.manager._requests:
+        while life.manager._wanted is None:
             time.sleep(0.001)
         life.manager.reload([pinned(2)])
         waiting.join(SECONDS)

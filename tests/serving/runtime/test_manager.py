@@ -11,10 +11,9 @@ import pytest
 from saved_models import write_affine, write_config
 
 from serving.errors import InvalidRequest, NotFound, Unavailable
-from serving.runtime.configuration import Configuration
+from serving.runtime.configuration import Configuration, ModelConfig, VersionPolicy
 from serving.runtime.loaded_version import LoadedVersion
 from serving.runtime.manager import ModelManager
-from serving.runtime.model_config import ModelConfig, VersionPolicy
 from serving.version.status import State
 
 
@@ -553,9 +552,10 @@ def test_a_version_newer_than_what_is_served_is_never_pruned(put, start):
     pinned = ModelConfig("adder", policy=VersionPolicy(specific=(1,)))
     manager = start([pinned], prune_versions=1)
     assert manager.wait_until_ready(30)
-    looks = manager._answered
+    before = manager._wanted
     manager.reload([pinned], wait_seconds=30)
-    assert manager._answered > looks
+    assert manager._wanted is not before
+    assert manager._wanted.was_tried
     assert sorted(path.name for path in home.iterdir()) == ["1", "2", "3"]
 
 

@@ -2,7 +2,7 @@ import pytest
 from tensorflow_serving.apis import get_model_status_pb2
 from tensorflow_serving.config import model_server_config_pb2
 
-from serving.runtime.model_config import ModelConfig, VersionPolicy, from_proto, read_config
+from serving.runtime.configuration import ModelConfig, VersionPolicy, from_proto, read_config
 from serving.version.status import State
 
 TEXT = """

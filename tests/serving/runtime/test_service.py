@@ -26,8 +26,8 @@ from serving.errors import (
 from serving.retrieval.corpus import Corpus
 from serving.retrieval.requests import RetrieveRequest
 from serving.runtime.batch_queue import Batcher
+from serving.runtime.configuration import ModelConfig, VersionPolicy
 from serving.runtime.loaded_version import LoadedVersion
-from serving.runtime.model_config import ModelConfig, VersionPolicy
 from serving.runtime.service import Call, Service
 from serving.settings import ServeConfig
 from serving.version.status import State
