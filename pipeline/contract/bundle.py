@@ -50,6 +50,7 @@ def write_bundle(
     *,
     source: str = "",
     query_model: str | os.PathLike[str] | Callable[[Path], object] | None = None,
+    candidate_model: str | os.PathLike[str] | Callable[[Path], object] | None = None,
     sample_queries: np.ndarray | None = None,
     query_ids: Sequence[str] | pa.Array | None = None,
     seen: Sequence[Sequence[int]] | SeenLists | None = None,
@@ -67,6 +68,10 @@ def write_bundle(
       query_model: a SavedModel whose `serving_default` takes query_id string [B] and gives
         embedding float32 [B, D] and known bool [B], or a function that writes it to a path.
         Without one, a version takes embeddings.
+        It may have `request_embedding` beside it, which takes the query_id and whatever else it
+        reads: a history string [B, W], columns string [B] or [B, W] or float64 [B].
+      candidate_model: likewise, of candidates: its `request_embedding` takes candidate_id and
+        columns, for `twotower items`.
       sample_queries: embeddings of typical queries, [S, D]: the index is tuned to them. Without
         them it is tuned to the candidate vectors, which queries may not resemble.
       query_ids: raw ids of the queries with a history, for `exclude_seen`.
@@ -88,10 +93,14 @@ def write_bundle(
     with made_aside(finished) as aside:
         np.save(aside / schema.BUNDLE_VECTORS, np.asarray(vectors, np.float32))
         _write_ids(aside / schema.BUNDLE_CANDIDATE_IDS, candidate_ids)
-        if callable(query_model):
-            query_model(aside / schema.BUNDLE_QUERY_MODEL)
-        elif query_model is not None:
-            shutil.copytree(query_model, aside / schema.BUNDLE_QUERY_MODEL)
+        for name, model in (
+            (schema.BUNDLE_QUERY_MODEL, query_model),
+            (schema.BUNDLE_CANDIDATE_MODEL, candidate_model),
+        ):
+            if callable(model):
+                model(aside / name)
+            elif model is not None:
+                shutil.copytree(model, aside / name)
         if sample_queries is not None:
             np.save(aside / schema.BUNDLE_SAMPLE_QUERIES, np.asarray(sample_queries, np.float32))
         if query_ids is not None and seen is not None:

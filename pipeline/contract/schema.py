@@ -42,6 +42,7 @@ STREAMING_PENDING = "pending.npy"  # int64 [P, 3], fingerprint, period of time, 
 # A bundle is what a trainer hands to `serving`: vectors, ids and, where there is one, a query
 # SavedModel with query_id string [B] -> embedding float32 [B, D], known bool [B].
 BUNDLE_QUERY_MODEL = "query_model"
+BUNDLE_CANDIDATE_MODEL = "candidate_model"  # embeds candidates that come later; optional
 BUNDLE_VECTORS = "candidate_vectors.npy"  # float32 [N, D]; score = embedding · vector
 BUNDLE_CANDIDATE_IDS = "candidate_ids.parquet"  # column raw_id, row = row of the vectors
 BUNDLE_QUERY_IDS = "query_ids.parquet"  # column raw_id, row = row of the seen lists

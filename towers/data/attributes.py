@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import tensorflow as tf
 
 from pipeline.contract import schema
-from towers.data.ragged import Lists, first_values
+from towers.data.ragged import Lists, first_distinct, first_values
 
 _LARGEST = 5.0  # standard deviations; numbers beyond are cut off there
 _MAX_VALUES = 64  # of a multi-valued column; the rest of a longer list is left out
@@ -28,6 +28,7 @@ class Features:
     specs: tuple[schema.FeatureSpec, ...]
     table: pa.Table  # [V], the row number is the dense id
     cold: pa.Table  # [C], ids without interactions: raw_id, then the same columns
+    values: Mapping[str, pa.Array] = dataclasses.field(default_factory=dict)  # by code - 1
 
     def chosen(self, names: Sequence[str], side: str) -> Features:
         """With these columns only, in this order.
@@ -55,6 +56,7 @@ class Column:
     kind: str  # one of `schema.FEATURE_KINDS`
     num_codes: int = 0  # codes are 1 … num_codes, and 0 for none; 0 for numbers
     width: int = 0  # codes of one id in a multi or text column
+    spec: schema.FeatureSpec | None = None  # what its numbers were scaled by
 
 
 Arrays = Mapping[str, Any]  # column → Lists, int64 [V] or float32 [V, 2], in NumPy or as tensors
@@ -85,7 +87,7 @@ def columns_of(features: Features, text_buckets: int) -> tuple[tuple[Column, ...
             width = min(max(spec.max_length, 1), _MAX_VALUES)
         elif spec.kind == "numeric":
             num_codes = 0
-        columns.append(Column(spec.name, spec.kind, num_codes, width))
+        columns.append(Column(spec.name, spec.kind, num_codes, width, spec))
     return tuple(columns), arrays, cold
 
 
@@ -108,6 +110,28 @@ def read_column(column: Column, values: Any, ids: tf.Tensor) -> tf.Tensor:
     if column.kind in ("multi", "text"):
         return first_values(values, ids, column.width)
     return tf.gather(values, ids)
+
+
+def encode_column(column: Column, values: tf.Tensor, codes: Any) -> tf.Tensor:
+    """Raw values of a request → what `read_column` gives of the same values in prepared data.
+
+    Args:
+      column: to read as.
+      values: string [B], of a multi column [B, W], or float64 [B]; "" and NaN are missing.
+      codes: a table of strings → codes, of a categorical or multi column.
+    """
+    if column.kind == "numeric":
+        assert column.spec is not None
+        present = ~tf.math.is_nan(values)
+        scaled = tf.where(present, (values - column.spec.mean) / column.spec.std, 0.0)
+        number = tf.clip_by_value(tf.cast(scaled, tf.float32), -_LARGEST, _LARGEST)
+        there = present if column.spec.has_presence else tf.ones_like(present)
+        return tf.stack([number, tf.cast(there, tf.float32)], axis=1)
+    if column.kind == "text":
+        terms = _codes(values, column.num_codes).to_tensor(shape=[None, column.width])
+        return tf.cast(terms, tf.int64)
+    found = tf.maximum(codes.lookup(values), 0)
+    return first_distinct(found, column.width) if column.kind == "multi" else found
 
 
 def text_codes(texts: Sequence[str], num_buckets: int) -> Lists:

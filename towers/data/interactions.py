@@ -208,10 +208,16 @@ def _read_features(root: Path, manifest: schema.Manifest, side: str) -> Features
     columns = [spec.name for spec in specs]
     columns += [spec.presence for spec in specs if spec.has_presence]
     table = _read_table(root, manifest, f"{side}_features-", columns)
+    values = {
+        spec.name: _read_table(root, manifest, spec.vocabulary, [schema.VALUE])[0].combine_chunks()
+        for spec in specs
+        if spec.vocabulary
+    }
     cold = f"{side}_features_cold-"
     if not manifest.files_of(cold):
-        return Features(specs, table, table.schema.empty_table())
-    return Features(specs, table, _read_table(root, manifest, cold, [schema.RAW_ID, *columns]))
+        return Features(specs, table, table.schema.empty_table(), values)
+    cold_table = _read_table(root, manifest, cold, [schema.RAW_ID, *columns])
+    return Features(specs, table, cold_table, values)
 
 
 def _read_table(root: Path, manifest: schema.Manifest, prefix: str, columns: list[str]) -> pa.Table:

@@ -35,6 +35,32 @@ def first_values(lists: Lists, ids: tf.Tensor, width: int) -> tf.Tensor:
     return values_between(lists, starts, ends, width)
 
 
+def first_distinct(codes: tf.Tensor, width: int) -> tf.Tensor:
+    """The first different codes of each row, [B, W] → [B, width]; 0 is no code, and at the end.
+
+    >>> first_distinct(tf.constant([[7, 0, 9, 7, 8]]), 4).numpy().tolist()
+    [[7, 9, 8, 0]]
+    """
+    return _distinct(codes).to_tensor(shape=[None, width])
+
+
+def last_distinct(codes: tf.Tensor, width: int | None = None) -> tf.Tensor:
+    """The last of them, or all, a repeated one where it is first; 0 at the start.
+
+    >>> last_distinct(tf.constant([[7, 0, 9, 7, 8]]), 2).numpy().tolist()
+    [[9, 8]]
+    """
+    return tf.reverse(_distinct(codes)[:, ::-1].to_tensor(shape=[None, width]), axis=[1])
+
+
+def _distinct(codes: tf.Tensor) -> tf.RaggedTensor:
+    order = tf.argsort(codes, axis=1, stable=True)
+    ranked = tf.gather(codes, order, batch_dims=1)
+    is_new = tf.concat([tf.ones_like(ranked[:, :1], tf.bool), ranked[:, 1:] != ranked[:, :-1]], 1)
+    is_first = tf.gather(is_new, tf.argsort(order, axis=1), batch_dims=1)
+    return tf.ragged.boolean_mask(codes, is_first & (codes > 0))
+
+
 def values_between(lists: Lists, starts: tf.Tensor, ends: tf.Tensor, width: int) -> tf.Tensor:
     """The first values from places on: int64 [..., width], 0 at an end and after it.
 

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from towers.data.attributes import Column
 from towers.data.history import History
+from towers.data.ragged import last_distinct
 from towers.encoders.feature_source import FeatureSource
 from towers.encoders.tower import Maybe, Tower, glorot, in_blocks, normal, uniform_by_id
 from towers.encoders.tower_config import TowerConfig
@@ -67,6 +68,7 @@ class FeatureTower(Tower):
         self._tensors = source.as_tensors(tf.constant)
         self._history = history
         self._id_dropout = config.id_dropout if columns or history is not None else 0.0
+        self.reads_history = history is not None
         self._seed, self._stddev, self._weights_made = seed, init_stddev, 0
         self.table = self._table("table", self.vocabulary_size, dim) if has_table else None
         self.items = items
@@ -137,6 +139,11 @@ class FeatureTower(Tower):
         """The embeddings of `cold_ids`: float32 [C, D]."""
         tensors = self.cold.as_tensors(tf.constant)
         return in_blocks(lambda ids: self.embed_source(tensors, ids), len(self.cold_ids))
+
+    def last_of(self, codes: tf.Tensor) -> tf.Tensor:
+        """What the tower reads of histories of requests: codes [B, W], 0 for none → [B, H]."""
+        assert self._history is not None
+        return last_distinct(codes, self._history.length)
 
     def embed_source(self, source: FeatureSource, ids: tf.Tensor) -> tf.Tensor:
         """The embeddings of rows [...] of another source with the same columns: [..., D]."""

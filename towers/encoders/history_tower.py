@@ -35,6 +35,8 @@ class HistoryTower(Tower):
       seed: of the tables.
     """
 
+    reads_history = True
+
     def __init__(
         self,
         rows: Mapping[str, np.ndarray],
@@ -57,7 +59,7 @@ class HistoryTower(Tower):
         # In an order of chance, so that what stands side by side is a sample of the history.
         order = np.lexsort((np.random.default_rng(seed).permutation(len(query)), query))
         lists = Lists.of(chosen[order] + 1, np.bincount(query, minlength=num_queries))
-        self._lists = Lists(tf.constant(lists.values), tf.constant(lists.offsets))
+        self.lists = Lists(tf.constant(lists.values), tf.constant(lists.offsets))
         self.table = self._rows("table", num_queries, init_stddev, seed) if has_table else None
         if items is None:
             items = self._rows("items", num_candidates, init_stddev, (seed[0], seed[1] + 1_000))
@@ -71,22 +73,39 @@ class HistoryTower(Tower):
         assert table is None, "a history tower has no embeddings of a graph"
         if ids is None:
             ids = tf.range(self.vocabulary_size, dtype=tf.int64)
-        total = self._whole(ids) if positives is None else self._without(ids, positives, seed)
+        if positives is None:
+            total = self.sum_of_lists(ids, self.lists)
+        else:
+            total = self._without(ids, positives, seed)
         return total if self.table is None else total + tf.gather(self.table, ids)
 
     def call(self, rows: tf.Tensor) -> tf.Tensor:
         """Rows → embeddings [..., D]; of length 1 when scores are cosines."""
         return self.scaled(rows)
 
-    def _whole(self, ids: tf.Tensor) -> tf.Tensor:
-        """The scaled sum over whole histories: [...] → [..., D]."""
+    def beside_row(self, total: tf.Tensor, ids: tf.Tensor) -> tf.Tensor:
+        """With the row of each id where the tower has rows; of id -1 there is none: [..., D]."""
+        if self.table is None:
+            return total
+        own = tf.gather(self.table, tf.maximum(ids, 0))
+        return total + tf.where((ids >= 0)[..., None], own, 0.0)
+
+    def sum_of(self, codes: tf.Tensor) -> tf.Tensor:
+        """The scaled sum over histories of a request: codes [B, W], 0 for none → [B, D]."""
+        weights = tf.cast(codes > 0, self.items.dtype)
+        rows = self._embed_items(tf.maximum(codes - 1, 0))
+        total = tf.reduce_sum(rows * weights[..., None], axis=1)
+        return total * tf.math.rsqrt(tf.maximum(tf.reduce_sum(weights, axis=1), 1))[:, None]
+
+    def sum_of_lists(self, ids: tf.Tensor, lists: Lists) -> tf.Tensor:
+        """The scaled sum over whole histories in lists: [...] → [..., D]."""
         flat = tf.reshape(ids, [-1])
-        starts, sizes = self._spans(flat)
+        starts, sizes = _spans(lists, flat)
         ends = tf.cumsum(sizes)  # of the histories, one after the other
         places = tf.range(tf.reduce_sum(sizes))
         owners = tf.searchsorted(ends, places, side="right", out_type=tf.int64)
         places += tf.gather(starts - ends + sizes, owners)
-        rows = self._embed_items(tf.gather(self._lists.values, places) - 1)
+        rows = self._embed_items(tf.gather(lists.values, places) - 1)
         total = tf.math.unsorted_segment_sum(rows, owners, tf.size(flat))
         scaled = total * tf.math.rsqrt(tf.cast(tf.maximum(sizes, 1), total.dtype))[:, None]
         return tf.reshape(scaled, tf.concat([tf.shape(ids), [self.dim]], 0))
@@ -96,14 +115,14 @@ class HistoryTower(Tower):
 
         The H stand in a ring from a place on that is drawn for each pair and step.
         """
-        starts, sizes = self._spans(ids)
+        starts, sizes = _spans(self.lists, ids)
         if seed is None:
             seed = tf.zeros([2], tf.int64)
         share = uniform_by_id(ids * self._num_candidates + positives, seed)
         first = tf.cast(share * tf.cast(sizes, tf.float32), tf.int64)
         steps = tf.range(self._length, dtype=tf.int64)
         places = starts[:, None] + (first[:, None] + steps) % tf.maximum(sizes, 1)[:, None]
-        chosen = tf.gather(self._lists.values, places) - 1
+        chosen = tf.gather(self.lists.values, places) - 1
         other = (steps < sizes[:, None]) & (chosen != positives[:, None])
         weights = tf.cast(other, self.items.dtype)
         rows = self._embed_items(tf.maximum(chosen, 0))
@@ -118,10 +137,11 @@ class HistoryTower(Tower):
         """y_j: [...] → [..., D]."""
         return self.scaled(tf.gather(self.items, ids))
 
-    def _spans(self, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Where the histories of queries start in the lists, and how long they are."""
-        starts = tf.gather(self._lists.offsets, ids)
-        return starts, tf.gather(self._lists.offsets, ids + 1) - starts
-
     def _rows(self, name: str, size: int, stddev: float, seed: tuple[int, int]) -> tf.Variable:
         return self.add_weight(name, (size, self.dim), tf.float32, normal(stddev, seed))
+
+
+def _spans(lists: Lists, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Where the lists of ids start, and how long they are."""
+    starts = tf.gather(lists.offsets, ids)
+    return starts, tf.gather(lists.offsets, ids + 1) - starts

@@ -29,12 +29,14 @@ class Tower(tf_keras.layers.Layer):
       dim: D, the size of the embeddings.
       vocabulary_size: V, the number of dense ids.
       normalize: whether scores are cosines.
+      reads_history: whether a query is embedded by what it chose.
       cold_ids: string [C], raw ids without a dense id that the tower can embed all the same.
     """
 
     dim: int
     vocabulary_size: int
     normalize: bool
+    reads_history: bool = False
     cold_ids: pa.Array = pa.array([], pa.string())
 
     def lookup(
