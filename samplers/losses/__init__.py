@@ -1,3 +1,3 @@
-"""Losses as pure functions, [B] each: `softmax`, `pairwise`; below them `streamed_softmax` for
-the sum over columns, and `scores`.
+"""Losses as pure functions, [B] each: `softmax`, `pairwise`; and `streamed_softmax`, their sum over
+columns.
 """

@@ -6,7 +6,7 @@ import functools
 
 import tensorflow as tf
 
-from samplers.losses.scores import positive_scores
+from samplers.candidates import positive_scores
 from samplers.losses.streamed_softmax import Valid, dot_logsumexp, own_columns
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from samplers.losses.scores import at_least_float32, positive_scores
+from samplers.candidates import at_least_float32, positive_scores
 
 Valid = Callable[[tf.Tensor], tf.Tensor]  # columns int32 [c] -> bool [B, c]
 Exponents = Callable[..., tuple[tf.Tensor, tf.Tensor, tf.Tensor]]

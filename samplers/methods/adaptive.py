@@ -8,8 +8,7 @@ from typing import ClassVar
 
 import tensorflow as tf
 
-from samplers.candidates import Batch, Candidates, Encoders
-from samplers.losses.scores import candidate_scores, positive_scores
+from samplers.candidates import Batch, Candidates, Encoders, candidate_scores, positive_scores
 from samplers.methods.method import require_above_0
 from samplers.methods.per_query import PerQueryMethod, PrisU, log_frequency_sampler
 from samplers.proposals.adaptive_oversampling import AdaptiveOversampler

@@ -8,8 +8,7 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from samplers.candidates import Batch, Candidates, Encoders
-from samplers.losses.scores import at_least_float32, positive_scores
+from samplers.candidates import Batch, Candidates, Encoders, at_least_float32, positive_scores
 from samplers.losses.streamed_softmax import Valid, dot_logsumexp
 from samplers.methods.method import Method, require
 from samplers.selection.seen import padded
@@ -51,26 +50,21 @@ class FullSoftmax(Method):
         self, encoders: Encoders, batch: Batch, proposed: Candidates | None, *, seed: tf.Tensor
     ) -> tf.Tensor:
         corpus = encoders.corpus()
-        valid = _unseen_or_own(batch, tf.range(tf.shape(corpus, tf.int64)[0]))
+        ids = tf.range(tf.shape(corpus, tf.int64)[0])
+        unseen = hit_filter(batch, ids, mask_accidental_hits=False)
+
+        def unseen_or_own(columns: tf.Tensor) -> tf.Tensor:
+            assert unseen is not None
+            own = batch.candidate_ids[:, None] == tf.cast(columns, tf.int64)[None, :]
+            return own | unseen(columns)
+
+        valid = None if unseen is None else unseen_or_own
         wanted = positive_scores(encoders.query, encoders.positive)
         return weigh_rows(self._log_total(encoders.query, corpus, valid) - wanted, batch)
 
     def _log_total(self, query: tf.Tensor, corpus: tf.Tensor, valid: Valid | None) -> tf.Tensor:
         bias = tf.zeros([tf.shape(corpus)[0]])
         return dot_logsumexp(query, corpus, bias, valid=valid, block_size=self.block_size)
-
-
-def _unseen_or_own(batch: Batch, corpus_ids: tf.Tensor) -> Valid | None:
-    """The candidates that stay in the sum of a row; None for all."""
-    unseen = hit_filter(batch, corpus_ids, mask_accidental_hits=False)
-    if unseen is None:
-        return None
-
-    def valid(columns: tf.Tensor) -> tf.Tensor:
-        own = batch.candidate_ids[:, None] == tf.cast(columns, tf.int64)[None, :]
-        return own | unseen(columns)
-
-    return valid
 
 
 class SoftTargets(NamedTuple):

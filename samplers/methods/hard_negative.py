@@ -7,9 +7,8 @@ from typing import ClassVar
 
 import tensorflow as tf
 
-from samplers.candidates import Batch, Candidates, Encoders
+from samplers.candidates import Batch, Candidates, Encoders, candidate_scores, positive_scores
 from samplers.losses.pairwise import soft_bpr_loss
-from samplers.losses.scores import candidate_scores, positive_scores
 from samplers.methods.method import require
 from samplers.methods.per_query import PerQueryMethod
 from samplers.selection.weights import harmonic_number

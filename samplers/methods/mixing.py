@@ -6,8 +6,7 @@ import dataclasses
 
 import tensorflow as tf
 
-from samplers.candidates import Batch, Candidates, Encoders
-from samplers.losses.scores import at_least_float32, positive_scores
+from samplers.candidates import Batch, Candidates, Encoders, at_least_float32, positive_scores
 from samplers.losses.softmax import negated, resampled_softmax_loss
 from samplers.losses.streamed_softmax import dot_logsumexp, own_columns
 from samplers.methods.in_batch import SslPop

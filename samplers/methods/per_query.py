@@ -8,9 +8,8 @@ from typing import ClassVar
 import numpy as np
 import tensorflow as tf
 
-from samplers.candidates import Batch, Candidates, Encoders
+from samplers.candidates import Batch, Candidates, Encoders, candidate_scores, positive_scores
 from samplers.losses.pairwise import bpr_loss
-from samplers.losses.scores import candidate_scores, positive_scores
 from samplers.methods.method import Method, require_above_0
 from samplers.proposals.popularity import PopularitySampler, UniformSampler, log_pop
 from samplers.selection.validity import per_query_mask, weigh_rows

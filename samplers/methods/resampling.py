@@ -7,8 +7,7 @@ from typing import ClassVar
 
 import tensorflow as tf
 
-from samplers.candidates import Batch, Candidates, Encoders
-from samplers.losses.scores import positive_scores
+from samplers.candidates import Batch, Candidates, Encoders, positive_scores
 from samplers.losses.softmax import resampled_softmax_loss
 from samplers.methods.method import Method, require
 from samplers.proposals.candidate_cache import CandidateCache

@@ -56,28 +56,18 @@ class AdaptiveOversampler(tf.Module):
         """Draws for each query, [B, D] → [B, N]; log_q is that of both factor and rank."""
         query = tf.cast(query, tf.float32)
         shape = [tf.shape(query)[0], num_negatives]
-        first, second = split_seed(seed)
-        factor, log_factor = self._draw_factors(query, tf.random.stateless_uniform(shape, first))
-        rank, log_rank = self._draw_ranks(tf.random.stateless_uniform(shape, second))
-        upwards = tf.gather(query, factor, batch_dims=1) > 0
-        place = tf.where(upwards, rank, self._num_candidates - 1 - rank)
-        ids = tf.gather_nd(self.orders, tf.stack([factor, place], axis=-1))
-        return Candidates(ids, log_factor + log_rank)
-
-    def _draw_factors(self, query: tf.Tensor, draws: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Factors by |q_f| σ_f, and their log-probabilities: int64 and float32 [B, N]."""
+        for_factor, for_rank = (tf.random.stateless_uniform(shape, s) for s in split_seed(seed))
         weights = tf.abs(query) * self.deviations
         flat = tf.reduce_sum(weights, axis=1, keepdims=True) == 0
         weights = tf.where(flat, tf.ones_like(weights), weights)  # any factor will do
-        factor = draw_by_mass(weights, draws)
+        factor = draw_by_mass(weights, for_factor)
         chosen = tf.gather(weights, factor, batch_dims=1)
-        return factor, tf.math.log(chosen / tf.cumsum(weights, axis=1)[:, -1:])
-
-    def _draw_ranks(self, draws: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Ranks by e^(-r / λ), and their log-probabilities: int64 and float32 [B, N]."""
-        scale = self._rank_scale
+        log_factor = tf.math.log(chosen / tf.cumsum(weights, axis=1)[:, -1:])
+        scale, last = self._rank_scale, self._num_candidates - 1
         mass = -math.expm1(-self._num_candidates / scale)  # of all ranks, times 1 - e^(-1 / λ)
-        rank = tf.cast(-scale * tf.math.log1p(-draws * mass), tf.int64)
-        rank = tf.minimum(rank, self._num_candidates - 1)
-        first = math.log(-math.expm1(-1.0 / scale) / mass)
-        return rank, first - tf.cast(rank, tf.float32) / scale
+        rank = tf.minimum(tf.cast(-scale * tf.math.log1p(-for_rank * mass), tf.int64), last)
+        log_rank = math.log(-math.expm1(-1.0 / scale) / mass) - tf.cast(rank, tf.float32) / scale
+        upwards = tf.gather(query, factor, batch_dims=1) > 0
+        place = tf.where(upwards, rank, last - rank)
+        ids = tf.gather_nd(self.orders, tf.stack([factor, place], axis=-1))
+        return Candidates(ids, log_factor + log_rank)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from samplers.candidates import Candidates, Embed, Encoders
-from samplers.losses.scores import candidate_scores
+from samplers.candidates import Candidates, Embed, Encoders, candidate_scores
 from samplers.proposals.popularity import PopularitySampler, UniformSampler
 from samplers.random_numbers import HOST, draw_by_mass, split_seed
 from samplers.selection.seen import Seen
@@ -44,8 +43,8 @@ class QueryPool(tf.Module):
         seen: Seen | None = None,
     ) -> None:
         super().__init__(name="query_pool")
-        self._seen = seen
-        self._num_queries, self._pool_size, self._proposal = num_queries, pool_size, proposal
+        self._num_queries, self._pool_size = num_queries, pool_size
+        self._proposal, self._seen = proposal, seen
         nothing = tf.zeros([num_queries, pool_size], tf.int64)  # int32 has no GPU kernels for this
         self.ids = renewed_variable(nothing, "ids")
         self.log_weights = renewed_variable(tf.cast(nothing, tf.float32), "log_weights")

@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from samplers.losses.scores import at_least_float32
+from samplers.candidates import at_least_float32
 from samplers.losses.streamed_softmax import Valid, fold_columns, take_columns
 from samplers.random_numbers import uniform_numbers
 

@@ -6,8 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from samplers.candidates import Part
-from samplers.losses.scores import at_least_float32, positive_scores
+from samplers.candidates import Part, at_least_float32, positive_scores
 from samplers.losses.streamed_softmax import (
     Counted,
     Valid,

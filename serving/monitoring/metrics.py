@@ -125,14 +125,15 @@ class Metrics:
         """All metrics in the text format of Prometheus."""
         stages = _samples(self._stages)
         runs = [sample for sample in stages if sample.labels["stage"] == "run"]
+        counts = [sample for sample in runs if sample.name.endswith("_count")]
         waits = [sample for sample in stages if sample.labels["stage"] == "queue"]
         lines = (
-            *_counts("request_count", _samples(self._requests), "_total", "model_name", "status"),
+            *_counts("request_count", _samples(self._requests), "model_name", "status"),
             *_times("request_latency", _samples(self._seconds), "model_name", "API", "entrypoint"),
             *_times("runtime_latency", runs, "model_name", "API", runtime="TF2"),
             *_times("batching_session:queuing_latency", waits, thread_pool_name=_POOL),
             *_sizes("batching_session:processed_batch_size", _samples(self._batch_rows)),
-            *_counts("batching_session:wrapped_run_count", runs, "_count"),
+            *_counts("batching_session:wrapped_run_count", counts),
         )
         tf_serving = "".join(f"{line}\n" for line in lines)
         return generate_latest(self._registry) + tf_serving.encode()
@@ -173,32 +174,25 @@ def _samples(metric: Counter | Histogram) -> list[Sample]:
     return [sample for family in metric.collect() for sample in family.samples]
 
 
-def _counts(name: str, samples: Sequence[Sample], ending: str, *labels: str) -> Iterator[str]:
-    """A counter of TensorFlow Serving: sums of ours over the labels that it does not have."""
-    counts: dict[str, float] = defaultdict(float)
-    for sample in samples:
-        if sample.name.endswith(ending):
-            counts[_text(_labels(sample, *labels))] += sample.value
-    yield f"# TYPE {_PREFIX}{name} counter"
-    yield from (f"{_PREFIX}{name}{text} {count:.0f}" for text, count in counts.items())
-
-
-def _sizes(
-    name: str, samples: Sequence[Sample], *labels: str, unit: float = 1.0, **fixed: str
+def _view(
+    kind: str, name: str, samples: Sequence[Sample], *labels: str, unit: float = 1.0, **fixed: str
 ) -> Iterator[str]:
-    """A histogram of TensorFlow Serving, likewise."""
+    """A metric of TensorFlow Serving: sums of ours over the labels that it does not have."""
     values: dict[tuple[str, str], float] = defaultdict(float)
     for sample in samples:
         part, chosen = sample.name.rsplit("_", 1)[1], _labels(sample, *labels) | fixed
         if part == "bucket":
             bound = float(sample.labels["le"]) * unit
             chosen["le"] = "+Inf" if math.isinf(bound) else f"{bound:.6g}"
-        values[part, _text(chosen)] += sample.value * (unit if part == "sum" else 1.0)
-    yield f"# TYPE {_PREFIX}{name} histogram"
-    for (part, text), value in values.items():
-        yield f"{_PREFIX}{name}_{part}{text} {value:.15g}"
+        ending = f"_{part}" if kind == "histogram" else ""
+        values[ending, _text(chosen)] += sample.value * (unit if part == "sum" else 1.0)
+    yield f"# TYPE {_PREFIX}{name} {kind}"
+    for (ending, text), value in values.items():
+        yield f"{_PREFIX}{name}{ending}{text} {value:.15g}"
 
 
+_counts = functools.partial(_view, "counter")
+_sizes = functools.partial(_view, "histogram")
 _times = functools.partial(_sizes, unit=1e6)
 
 

@@ -14,7 +14,7 @@ from pipeline.contract import schema
 from pipeline.contract.bundle import Bundle, read_bundle
 from pipeline.contract.files import describe_files
 from pipeline.contract.locks import lone_holder
-from serving.publish import model_card, recall_plot, tuning
+from serving.publish import measuring, model_card, tuning
 from serving.publish.settings import VersionOptions
 from serving.version import warmup_requests
 from serving.version.index import ExactIndex, import_scann
@@ -108,7 +108,7 @@ def _write_version(path: Path, bundle: Bundle, options: VersionOptions) -> None:
     for name in bundle.retrieval_files:
         shutil.copyfile(bundle.path / name, path / RETRIEVAL / name)
     (path / ANN_REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    recall_plot.draw(report, path / ANN_PLOT)
+    measuring.draw(report, path / ANN_PLOT)
     files = describe_files(path)  # without the card, which people may annotate
     manifest = _manifest(bundle, options, report, files)
     (path / MODEL_CARD).write_text(model_card.write(manifest, bundle, report), encoding="utf-8")

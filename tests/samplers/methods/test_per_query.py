@@ -6,7 +6,7 @@ import tensorflow as tf
 from table_encoders import make_encoders, seen_by
 
 import samplers
-from samplers.losses.scores import candidate_scores, positive_scores
+from samplers.candidates import candidate_scores, positive_scores
 from samplers.methods.by_name import METHODS, build
 from samplers.random_numbers import split_seed
 

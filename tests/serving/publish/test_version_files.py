@@ -9,8 +9,8 @@ import tensorflow as tf
 
 from pipeline.contract import schema
 from pipeline.contract.bundle import read_bundle, write_bundle
+from serving.publish.measuring import best_of, draw
 from serving.publish.publish import publish
-from serving.publish.recall_plot import best_of, draw
 from serving.version.warmup_requests import WARMUP, read, write
 
 
