@@ -16,13 +16,7 @@ from samplers.losses.streamed_softmax import (
     take_columns,
 )
 from samplers.random_numbers import split_seed_in_step, uniform_numbers
-from samplers.selection.draws import (
-    first_points,
-    highest,
-    integer_masses,
-    resample,
-    systematic_counts,
-)
+from samplers.selection import draws
 
 
 class Resampling:
@@ -66,7 +60,7 @@ class Resampling:
             return
         scores = tf.matmul(self._query, self._candidates, transpose_b=True)
         scores = self._masked(scores, tf.range(self._num_columns))
-        self._draw = resample(scores, self._log_q, n, seed, systematic, part)
+        self._draw = draws.resample(scores, self._log_q, n, seed, systematic, part)
 
     def mean_score(self) -> tuple[tf.Tensor, tf.Tensor]:
         """(1/m) Σ_j n_bj q_b · v_j, with gradients, and whether m = Σ_j n_bj is above 0: [B] each.
@@ -142,7 +136,7 @@ class Resampling:
     def _counted_by_block(self, n: tf.Tensor | int, seed: tf.Tensor, block_size: int) -> Counted:
         seeds, size = split_seed_in_step(seed, 2), self._num_columns
         rounding = uniform_numbers([size], seeds[0])
-        first = first_points(self._query, seeds[1], self._part)
+        first = draws.first_points(self._query, seeds[1], self._part)
         drawn = tf.math.is_finite(self._log_q)
         all_corrections = tf.where(drawn, self._log_q, float("inf"))
 
@@ -151,14 +145,14 @@ class Resampling:
             return tf.cast(scores - correction, tf.float32)
 
         def raise_top(columns: tf.Tensor, top: tf.Tensor) -> tf.Tensor:
-            return tf.maximum(top, highest(logits_of(self._scores(columns), columns)))
+            return tf.maximum(top, draws.highest(logits_of(self._scores(columns), columns)))
 
         top = tf.fill([tf.shape(self._query)[0]], tf.float32.min)
         top = fold_columns(raise_top, top, size, block_size)
 
         def masses_of(scores: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
             weights = tf.exp(logits_of(scores, columns) - top[:, None])
-            return integer_masses(weights, take_columns(rounding, columns), num_columns=size)
+            return draws.integer_masses(weights, take_columns(rounding, columns), num_columns=size)
 
         def write(columns: tf.Tensor, carry: tuple[()]) -> Any:
             masses = masses_of(self._scores(columns), columns)
@@ -174,7 +168,7 @@ class Resampling:
             masses = masses_of(self._masked(scores, columns), columns)
             below = before[columns[0] // block_size]
             cumulative = below[:, None] + tf.cumsum(masses, axis=1)
-            return systematic_counts(below, cumulative, total, n, first)
+            return draws.systematic_counts(below, cumulative, total, n, first)
 
         # From the maximum of s - log q, a bound of s. A column that is drawn is not far below: at
         # most 40, or it would hardly be drawn, and the span of log q.

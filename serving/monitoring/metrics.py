@@ -14,13 +14,8 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Histogram,
-    disable_created_metrics,
-    generate_latest,
-)
+import prometheus_client
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
@@ -38,7 +33,7 @@ _PREFIX = ":tensorflow:serving:"
 _POOL = "twotower_batch_threads"
 _OUR_LABELS = {"model_name": "model", "API": "api"}
 _log = logging.getLogger(REQUESTS)
-disable_created_metrics()  # the times at which counters were made
+prometheus_client.disable_created_metrics()  # the times at which counters were made
 
 
 class Metrics:
