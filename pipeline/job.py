@@ -15,7 +15,7 @@ from pipeline.beam.accounting import check_sum
 from pipeline.beam.options import beam_options
 from pipeline.beam.staging import Staging, add_up
 from pipeline.contract import schema
-from pipeline.contract.files import describe_files
+from pipeline.contract.files import describe_files, write_atomically
 from pipeline.features.job import write_features
 from pipeline.features.tables import find_tables
 from pipeline.prepare.assemble import assemble
@@ -24,7 +24,7 @@ from pipeline.prepare.k_core import k_core
 from pipeline.prepare.settings import PrepareConfig
 from pipeline.prepare.shards import columns_of, write_dataset_metadata
 from pipeline.quality.measures import Measures, measure_blocks, measure_output
-from pipeline.quality.page import write_page
+from pipeline.quality.page import page
 from pipeline.quality.report import DROPS, as_lines, check_days, quality
 from pipeline.read.discover import column_names, find_pieces, resolve_columns, with_demo_columns
 
@@ -32,14 +32,10 @@ log = logging.getLogger(__name__)
 
 
 def prepare(config: PrepareConfig, beam_arguments: list[str] | None = None) -> schema.Manifest:
-    """Runs the whole job and puts its output in place at once.
+    """Runs the whole job and puts its output in place at once; its manifest.
 
-    Args:
-      config: what to do.
-      beam_arguments: flags of Beam and its runner, such as `--direct_num_workers=2`.
-
-    Returns:
-      The manifest; that of a dry run names no files, and nothing is written.
+    `beam_arguments` are flags of Beam and its runner, such as `--direct_num_workers=2`. The
+    manifest of a dry run names no files, and nothing is written.
 
     Raises:
       ValueError: the source, a column, the share of bad rows, days without rows or an empty
@@ -50,17 +46,17 @@ def prepare(config: PrepareConfig, beam_arguments: list[str] | None = None) -> s
     config = with_demo_columns(config)
     pieces = find_pieces(config)
     tables = find_tables(config)
-    with Staging(config.output, config.overwrite or config.dry_run) as staging:
+    with Staging(config.output, config.overwrite or config.dry_run, options) as staging:
         log.info("prepare: reading %d piece(s) of %s", len(pieces), config.source)
-        ingest(pieces, config, options, staging)
+        ingest(pieces, config, staging)
         read = check_ingested(config, staging)
         check_days(read["days"], config)
         counts = read["counts"]
         manifest = schema.Manifest("prepared", config.source, config.recorded(), counts, {})
         blocks = sorted(map(str, staging.stage("rows").glob("*.npy")))
-        blocks = k_core(blocks, config, options, staging, counts)
+        blocks = k_core(blocks, config, staging, counts)
         if config.dry_run:
-            found = _judge(read, measure_blocks(blocks, config, options, staging))
+            found = _judge(read, measure_blocks(blocks, config, staging))
             for line in as_lines(found):
                 log.info("%s", line)
             log.info("prepare: this was a dry run; nothing is written")
@@ -69,7 +65,7 @@ def prepare(config: PrepareConfig, beam_arguments: list[str] | None = None) -> s
         columns = columns_of(names.timestamp is not None, names.weight is not None)
         num_shards = max(1, round(counts["rows"] / config.rows_per_shard))
         log.info("prepare: writing %d rows in %d shard(s) a split", counts["rows"], num_shards)
-        shards = assemble(blocks, columns, num_shards, config, options, staging)
+        shards = assemble(blocks, columns, num_shards, config, staging)
         rows = dict.fromkeys(schema.SPLITS, 0)
         for shard in shards:
             rows[schema.SPLITS[shard.split]] += shard.rows
@@ -77,8 +73,8 @@ def prepare(config: PrepareConfig, beam_arguments: list[str] | None = None) -> s
         details: dict[str, Any] = {"columns": list(columns), "quality": _judge(read, measured)}
         _check_ids(read["ids"], measured, staging)
         write_dataset_metadata(staging.out, shards, num_shards, columns)
-        details |= write_features(tables, blocks, measured.train_rows, config, options, staging)
-        write_page(staging.out / schema.QUALITY_PAGE, details["quality"])
+        details |= write_features(tables, blocks, measured.train_rows, config, staging)
+        write_atomically(staging.out / schema.QUALITY_PAGE, page(details["quality"]))
         staging.sweep()
         rows_of_files = {shard.name(num_shards): shard.rows for shard in shards}
         files = describe_files(staging.out, rows_of_files)

@@ -22,7 +22,7 @@ _DASK_SIZES = ("--dask_partition_size", "--dask_npartitions")
 
 
 @contextlib.contextmanager
-def running(options: PipelineOptions) -> Iterator[beam.Pipeline]:
+def running(options: PipelineOptions | None) -> Iterator[beam.Pipeline]:
     """A pipeline that runs when the context ends; returns when it is done.
 
     Raises:
@@ -79,11 +79,8 @@ def beam_options(arguments: list[str], ours: Iterable[str] = ()) -> PipelineOpti
     """Options for a runner; FnApiRunner unless they name one.
 
     Beam only warns about a flag that nobody knows; a misspelt one then changes nothing and says
-    nothing. What stands behind `--` goes to the runner unchecked.
-
-    Args:
-      arguments: what the job's own flags left of the command line.
-      ours: names of the job's own flags, to suggest when one is misspelt.
+    nothing. What stands behind `--` goes to the runner unchecked. `ours` are names of the job's own
+    flags, to suggest when one is misspelt.
 
     Raises:
       ValueError: neither the job nor Beam knows a flag.

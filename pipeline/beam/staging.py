@@ -15,20 +15,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.beam.accounting import AccountingError
-from pipeline.contract.files import replace_directory, write_atomically, written_aside
-from pipeline.contract.locks import lone_holder
+from pipeline.contract.files import lone_holder, replace_directory, write_atomically, written_aside
 
 
 class Staging:
     """A context: `<output>.partial` while it is open; nothing of it when it ends early.
 
+    `options` are those of Beam, for the pipelines that run meanwhile.
+
     A second preparation of the same output waits for nobody: it is refused. What a killed one
     left is removed by the next, even where that finds the output finished.
     """
 
-    def __init__(self, output: str, overwrite: bool) -> None:
+    def __init__(
+        self, output: str, overwrite: bool, options: PipelineOptions | None = None
+    ) -> None:
+        self.options = options
         self.destination = Path(output).absolute()
         self.root = self.destination.with_name(self.destination.name + ".partial")
         self._overwrite = overwrite

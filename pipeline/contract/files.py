@@ -1,9 +1,14 @@
-"""Files that are whole or absent: written aside, renamed into place, described by checksums."""
+"""Files that are whole or absent: written aside, renamed into place, described by checksums.
+
+And locks of directories, which the system frees when their process ends, however it ends.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
+import logging
 import os
 import secrets
 import shutil
@@ -11,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.contract.locks import lone_holder
+_log = logging.getLogger(__name__)
 
 
 def checksum(path: str | os.PathLike[str]) -> str:
@@ -96,3 +101,49 @@ def replace_directory(finished: Path, destination: Path) -> None:
         os.rename(destination, retired)
     os.rename(finished, destination)
     shutil.rmtree(retired, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def held(path: Path, told: str) -> Iterator[None]:
+    """Holds a lock file while the block runs; the file stays.
+
+    Example:
+      with held(Path("run/.lock"), "another process trains in run: wait for it."):
+          train()
+
+    Raises:
+      ValueError: `told`, where another process holds it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ValueError(told) from None
+        yield
+
+
+@contextlib.contextmanager
+def lone_holder(path: Path, told: str = "", *, waits: bool = True) -> Iterator[None]:
+    """Waits for a lock file and holds it, then removes it; `told` is logged before it waits.
+
+    Raises:
+      ValueError: `told`, where another process holds it and this one does not wait.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        with open(path, "w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if not waits:
+                    raise ValueError(told) from None
+                if told:
+                    _log.warning(told)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if os.fstat(lock.fileno()).st_nlink:  # else its holder has removed it
+                try:
+                    yield
+                finally:
+                    path.unlink()
+                return

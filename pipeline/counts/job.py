@@ -7,13 +7,13 @@ from typing import Any
 
 from pipeline.beam.accounting import AccountingError, check_sum
 from pipeline.beam.options import beam_options
-from pipeline.beam.staging import Staging, add_up, read_all
+from pipeline.beam.staging import Staging, add_up, read_all, read_json
 from pipeline.contract import schema
 from pipeline.contract.files import checksum, describe_files
 from pipeline.counts.merge import NUM_MOST_FREQUENT, merge_log, write_shards
 from pipeline.counts.settings import FrequenciesConfig
 from pipeline.quality.histogram import as_text, describe, from_lists, merge
-from pipeline.read.consumed import check_not_repeated, input_files, staged_inputs
+from pipeline.read.consumed import check_not_repeated, input_files, short_names
 from pipeline.read.discover import files_in, find_pieces, with_demo_columns
 from pipeline.read.log import check_read
 
@@ -32,10 +32,7 @@ def count(config: FrequenciesConfig, beam_arguments: list[str] | None = None) ->
 
     The count of an item is decay · (its earlier count) + (its good rows in this log, duplicates
     included); its `log_q` is log(count / sum of all counts). An item that is absent today stays.
-
-    Args:
-      config: what to do.
-      beam_arguments: flags of Beam and its runner, such as `--direct_num_workers=2`.
+    `beam_arguments` are flags of Beam and its runner, such as `--direct_num_workers=2`.
 
     Raises:
       ValueError: what `find_pieces` and `check_read` raise; the earlier run is damaged or counted
@@ -46,14 +43,14 @@ def count(config: FrequenciesConfig, beam_arguments: list[str] | None = None) ->
     pieces = find_pieces(config)
     previous = _read_previous(config)
     files = input_files(config)
-    with Staging(config.output, config.overwrite) as staging:
+    with Staging(config.output, config.overwrite, options) as staging:
         log.info("frequencies: reading %d piece(s) of %s", len(pieces), config.source)
-        merge_log(pieces, files, previous, config, options, staging)
+        merge_log(pieces, files, previous, config, staging)
         read = check_read(config, staging)
         counts = _check_merged(read, previous, config, staging)
         inputs = _check_inputs(files, read["files"], previous, config, staging)
         total = config.decay * (previous.details["total"] if previous else 0.0) + counts["rows"]
-        write_shards(counts["items"], total, options, staging)
+        write_shards(counts["items"], total, staging)
         manifest = _manifest(config, counts, total, inputs, previous, staging)
         manifest.write(staging.out)
         staging.commit()
@@ -127,7 +124,11 @@ def _check_inputs(
     staging: Staging,
 ) -> list[dict[str, Any]]:
     """The files of all runs so far; those without rows do not count."""
-    inputs = staged_inputs(files, staging.stage("inputs"))
+    described, names = staging.stage("inputs"), short_names(files)
+    inputs = {
+        path: {"file": names[path]} | read_json(described, f"{number:06d}")
+        for number, path in enumerate(files)
+    }
     if not config.source.startswith("tfds:"):
         inputs = {path: inputs[path] for path in files if any(map(rows_of.get, files_in(path)))}
     earlier = previous.details["inputs"] if previous else []

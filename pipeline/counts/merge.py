@@ -5,6 +5,7 @@ run, one range of fingerprints at a time; the second writes the shards, when the
 and the total are known. No step sees more than one range of items.
 """
 
+import os
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -15,17 +16,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.beam.accounting import places_of
 from pipeline.beam.blocks import by_range, partition
 from pipeline.beam.options import finish, running, spread
 from pipeline.beam.staging import Staging, write_json
 from pipeline.contract import schema
+from pipeline.contract.files import checksum
 from pipeline.counts.settings import FrequenciesConfig
 from pipeline.prepare.vocabulary import RANK_ORDER, Ids, distinct_ids, write_table
 from pipeline.quality.histogram import as_lists, histogram
-from pipeline.read.consumed import stage_input
 from pipeline.read.discover import Piece
 from pipeline.read.log import read_source
 
@@ -38,7 +38,6 @@ def merge_log(
     files: list[str],
     previous: schema.Manifest | None,
     config: FrequenciesConfig,
-    options: PipelineOptions,
     staging: Staging,
 ) -> None:
     """Reads the log and stages, for each range of fingerprints, its items and their counts.
@@ -47,11 +46,11 @@ def merge_log(
     `inputs/` (a description of each of `files`), and what `read_source` stages.
     """
     merged, described = staging.stage("merged"), staging.stage("inputs")
-    with running(options) as pipeline:
-        read = read_source(pipeline, pieces, config, staging, key="candidate")
+    with running(staging.options) as pipeline:
+        rows, ids = read_source(pipeline, pieces, config, staging, key="candidate")
         parts = {
-            "ids": read.ids | "CandidateIds" >> beam.FlatMap(_candidate_ids, config.partitions),
-            "counts": read.rows | "CountBlock" >> beam.MapTuple(_count_block),
+            "ids": ids | "CandidateIds" >> beam.FlatMap(_candidate_ids, config.partitions),
+            "counts": rows | "CountBlock" >> beam.MapTuple(_count_block),
         }
         if previous:
             names = previous.files_of(schema.FREQUENCIES)
@@ -63,8 +62,12 @@ def merge_log(
             | "JoinCounts" >> beam.CoGroupByKey()
             | "MergeRange" >> beam.Map(partial(_merge_range, decay=config.decay, out=merged))
         )
-        describe = "Describe" >> beam.MapTuple(partial(stage_input, out=described))
+        describe = "Describe" >> beam.MapTuple(partial(_stage_input, out=described))
         finish(ranges, spread(pipeline, "Files", list(enumerate(files))) | describe)
+
+
+def _stage_input(number: int, path: str, out: Path) -> None:
+    write_json(out, f"{number:06d}", {"bytes": os.path.getsize(path), "checksum": checksum(path)})
 
 
 def _candidate_ids(element: tuple[int, Ids], partitions: int) -> Iterator[tuple[int, Ids]]:
@@ -117,7 +120,7 @@ def _merge_range(element: tuple[int, dict[str, Any]], decay: float, out: Path) -
     return name
 
 
-def write_shards(items: int, total: float, options: PipelineOptions, staging: Staging) -> None:
+def write_shards(items: int, total: float, staging: Staging) -> None:
     """Staged counts → shards with `log_q`, and of each its histogram and most frequent items.
 
     Read is `merged/`, with `items` items, at least 1, and `total`, the sum of their counts.
@@ -132,7 +135,7 @@ def write_shards(items: int, total: float, options: PipelineOptions, staging: St
         out=staging.out,
         written=staging.stage("shards"),
     )
-    with running(options) as pipeline:
+    with running(staging.options) as pipeline:
         _ = (
             spread(pipeline, "Merged", files)
             | "ByShard" >> beam.FlatMap(_by_shard, num_shards)

@@ -56,17 +56,4 @@ class FrequenciesConfig(SourceConfig):
 
     @property
     def needs_timestamps(self) -> bool:
-        """Whether event time decides the step."""
         return self.step_seconds > 0
-
-
-@dataclasses.dataclass(frozen=True)
-class StartedConfig(FrequenciesConfig):
-    """Settings of a run that has begun."""
-
-    started: int = 0  # s since 1970, by the clock of the machine that starts the workers
-
-    @property
-    def latest_time(self) -> int | None:
-        """So that one wrong time does not make all that comes after it late."""
-        return self.started + self.max_ahead_seconds if self.step_seconds else None

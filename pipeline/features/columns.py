@@ -1,19 +1,28 @@
-"""One column of features: what is to be known of it, and its values as codes or numbers."""
+"""Columns of features: what is to be known of them, their codes and numbers, and their files."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import dataclasses
+from collections.abc import Iterable, Iterator
 from functools import reduce
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
+from pipeline.beam.accounting import AccountingError
+from pipeline.beam.blocks import partition
+from pipeline.beam.staging import write_json
 from pipeline.contract import schema
-from pipeline.features.moments import Moments
-from pipeline.features.values import TEXT
+from pipeline.features.values import TEXT, VALUE_TYPES, Moments
+from pipeline.prepare.shards import shard_of
+from pipeline.prepare.vocabulary import write_table
 
+DENSE = "dense"  # column of joined values: dense id, -1 for an id without interactions
+Key = tuple[int, int, int]  # side; 1 for ids without interactions, else 0; shard
 _COUNTED = pa.schema([(schema.VALUE, TEXT), (schema.COUNT, pa.int64())])
 
 
@@ -66,13 +75,7 @@ def encode(
 ) -> tuple[dict[str, pa.Array], np.ndarray]:
     """The columns of a feature file for some ids, and how many values of each id are unknown.
 
-    Args:
-      column: values, [n], of the type that their kind has in `VALUE_TYPES`.
-      spec: says how; `schema.FeatureSpec` says what comes out.
-      vocabulary: of a categorical or multi column.
-
-    Returns:
-      name → [n], and int64 [n].
+    Values [n] of a type in `VALUE_TYPES` → (name → [n] as `schema.FeatureSpec` says, int64 [n]).
     """
     values = column.combine_chunks()
     unknown = np.zeros(len(values), np.int64)
@@ -114,3 +117,79 @@ def _codes(values: pa.Array, vocabulary: pa.Table | None) -> np.ndarray:
     known = vocabulary[schema.VALUE].cast(TEXT).combine_chunks()
     places = pc.index_in(values, value_set=known).fill_null(-1)
     return (places.to_numpy(zero_copy_only=False) + 1).astype(np.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureFiles:
+    """All feature files of a preparation, written from joined values."""
+
+    specs: dict[str, list[schema.FeatureSpec]]  # side → columns
+    firsts: dict[str, list[int]]  # side → dense id of the first row of every vocabulary shard
+    cold: dict[str, int]  # side → number of shards for ids without interactions
+    out: Path  # also holds the vocabularies of columns
+
+    def encode(self, path: str) -> Iterator[tuple[Key, pa.Table]]:
+        """Joined values → rows of shards; a tally of unknown values comes to lie beside them."""
+        name = Path(path).stem
+        side, joined = name.split("-")[0], pq.read_table(path)
+        dense, prints = (joined[column].to_numpy() for column in (DENSE, schema.FINGERPRINT))
+        table, unknown = self._encode_table(joined, side, dense >= 0)
+        write_json(Path(path).parent, f"unknown-{name}", unknown)
+        firsts, num_cold = self.firsts[side], self.cold[side]
+        known, rest = np.flatnonzero(dense >= 0), np.flatnonzero(dense < 0)
+        shards = np.searchsorted(firsts, dense[known], "right") - 1
+        cold_shards = shard_of(prints[rest].view(np.uint64), num_cold)
+        parts = ((known, shards, len(firsts)), (rest, cold_shards, num_cold))
+        for cold, arguments in enumerate(parts):
+            for shard, rows in partition(*arguments):
+                yield (schema.SIDES.index(side), cold, shard), table.take(pa.array(rows))
+
+    def _encode_table(
+        self, joined: pa.Table, side: str, known: np.ndarray
+    ) -> tuple[pa.Table, list[int]]:
+        """Dense id, raw id and all columns; of each how many values of known ids are unknown."""
+        arrays = [joined[DENSE], joined[schema.RAW_ID].cast(pa.string())]
+        names, unknown = [DENSE, schema.RAW_ID], []
+        for number, spec in enumerate(self.specs[side]):
+            vocabulary = pq.read_table(self.out / spec.vocabulary) if spec.vocabulary else None
+            encoded, unseen = encode(joined[str(number)], spec, vocabulary)
+            names += encoded
+            arrays += encoded.values()
+            unknown.append(int(unseen[known].sum()))
+        return pa.Table.from_arrays(arrays, names), unknown
+
+    def name(self, key: Key) -> str:
+        """The name of a shard."""
+        side, cold, shard = schema.SIDES[key[0]], key[1], key[2]
+        if cold:
+            return schema.cold_features_name(side, shard, self.cold[side])
+        return schema.features_name(side, shard, len(self.firsts[side]))
+
+    def write(self, key: Key, tables: Iterable[pa.Table]) -> None:
+        """Writes a shard, in order of dense ids, or of raw ids where there are none."""
+        side, cold, shard = schema.SIDES[key[0]], key[1], key[2]
+        name = self.name(key)
+        table = pa.concat_tables([self._empty(side), *tables]).combine_chunks()
+        if cold:
+            table = table.sort_by(schema.RAW_ID).drop_columns([DENSE])
+        else:
+            table = table.sort_by(DENSE)
+            first = self.firsts[side][shard]
+            if (table[DENSE].to_numpy() != np.arange(first, first + len(table))).any():
+                raise AccountingError(
+                    f"{name}: the rows of its {len(table)} ids do not lie side by side"
+                )
+            table = table.drop_columns([DENSE, schema.RAW_ID])
+        write_table(table.combine_chunks(), self.out / name)
+
+    def write_empty(self) -> None:
+        """Writes the cold shards that no id fell to."""
+        for number, side in enumerate(schema.SIDES):
+            for shard in range(self.cold.get(side, 0)):
+                if not (self.out / self.name((number, 1, shard))).exists():
+                    self.write((number, 1, shard), ())
+
+    def _empty(self, side: str) -> pa.Table:
+        fields = [(DENSE, pa.int64()), (schema.RAW_ID, TEXT)]
+        fields += [(str(n), VALUE_TYPES[spec.kind]) for n, spec in enumerate(self.specs[side])]
+        return self._encode_table(pa.schema(fields).empty_table(), side, np.empty(0, bool))[0]

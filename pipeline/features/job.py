@@ -16,27 +16,24 @@ from typing import Any
 import apache_beam as beam
 import numpy as np
 import pyarrow.parquet as pq
-from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.beam.accounting import check_sum
 from pipeline.beam.options import finish, running, spread
 from pipeline.beam.staging import Staging, load_block, read_all, read_json, write_json
 from pipeline.contract import schema
-from pipeline.features.columns import Statistics, merge, rank_values
-from pipeline.features.files import WriteFeatures
+from pipeline.features.columns import FeatureFiles, Statistics, merge, rank_values
 from pipeline.features.join import (
     VocabularyShard,
     join_slot,
     load_vocabulary,
+    read_table,
     train_ids,
     vocabulary_shards,
 )
-from pipeline.features.read import ReadTable
 from pipeline.features.tables import Table, in_words_of
 from pipeline.prepare.settings import PrepareConfig
 from pipeline.prepare.vocabulary import write_table
-from pipeline.read.discover import files_in, source_files
-from pipeline.read.log import DEAD_LETTERS, check_bad
+from pipeline.read.log import DEAD_LETTERS, add_tallies, check_bad, empty_files
 
 log = logging.getLogger(__name__)
 
@@ -46,21 +43,12 @@ def write_features(
     blocks: list[str],
     train_rows: int,
     config: PrepareConfig,
-    options: PipelineOptions,
     staging: Staging,
 ) -> dict[str, Any]:
-    """Writes the feature files of every side that has a table.
+    """Writes the feature files of every side with a table; what the manifest's details gain.
 
-    Args:
-      tables: from `find_tables`.
-      blocks: files of rows by query, as `assemble` takes them.
-      train_rows: of all examples.
-      config: the preparation's settings.
-      options: of Beam.
-      staging: holds the vocabularies; takes the files, and what is between the pipelines.
-
-    Returns:
-      What the details of the manifest gain; nothing where there is no table.
+    `blocks` are files of rows by query, as `assemble` takes them, `train_rows` of all examples;
+    `staging` holds the vocabularies.
 
     Raises:
       ValueError: a table cannot be read, has too many bad rows, or two rows of an id differ.
@@ -69,21 +57,27 @@ def write_features(
     if not tables:
         return {}
     shards = {side: vocabulary_shards(staging.out, side) for side in tables}
-    _join(tables, blocks, shards, config, options, staging)
+    _join(tables, blocks, shards, config, staging)
     rows, specs = {}, {}
     for side, table in tables.items():
         ids = sum(shard.rows for shard in shards[side])
         rows[side] = _check_joined(table, ids, train_rows, staging)
         specs[side] = _specs(table, ids, staging)
-    write = WriteFeatures(
+    files = FeatureFiles(
         specs,
         firsts={side: [shard.first for shard in shards[side]] for side in tables},
         cold={side: -(-rows[side]["cold"] // config.rows_per_shard) for side in tables},
         out=staging.out,
     )
     joined = sorted(map(str, staging.stage("joined").glob("*.parquet")))
-    with running(options) as pipeline:
-        finish(spread(pipeline, "Joined", joined) | "WriteFeatures" >> write)
+    with running(staging.options) as pipeline:
+        _ = (
+            spread(pipeline, "Joined", joined)
+            | "Encode" >> beam.FlatMap(files.encode)
+            | "GroupShards" >> beam.GroupByKey()
+            | "WriteShard" >> beam.MapTuple(files.write)
+        )
+    files.write_empty()
     details = {side: _details(tables[side], specs[side], rows[side], staging) for side in tables}
     return {schema.FEATURES: details}
 
@@ -93,17 +87,16 @@ def _join(
     blocks: list[str],
     shards: dict[str, list[VocabularyShard]],
     config: PrepareConfig,
-    options: PipelineOptions,
     staging: Staging,
 ) -> None:
     """Pieces of tables and vocabularies → joined values by slot, and specs of columns."""
     pieces = [(side, piece) for side, table in tables.items() for piece in table.pieces]
     vocabularies = [shard for side in tables for shard in shards[side]]
     read, joined = staging.stage("tables"), staging.stage("joined")
-    with running(options) as pipeline:
+    with running(staging.options) as pipeline:
         ids = {
             "values": spread(pipeline, "Pieces", pieces)
-            | "Read" >> beam.ParDo(ReadTable(tables, config.partitions, read)),
+            | "Read" >> beam.FlatMap(read_table, tables, config.partitions, read),
             "known": spread(pipeline, "Vocabularies", vocabularies)
             | "LoadVocabulary" >> beam.FlatMap(load_vocabulary, config.partitions),
             "train": spread(pipeline, "Blocks", blocks)
@@ -160,11 +153,7 @@ def _specs(table: Table, ids: int, staging: Staging) -> list[schema.FeatureSpec]
 
 
 def _check_joined(table: Table, ids: int, train_rows: int, staging: Staging) -> dict[str, int]:
-    """What became of the rows of a table, and whether all ids met it.
-
-    Returns:
-      Rows read, bad, duplicates, joined and cold; ids: of the vocabulary.
-    """
+    """Rows of a table that were read, bad, duplicates, joined and cold, and all ids that met it."""
     where = f"the {table.side} features"
     counts = _check_read(table, staging)
     conflicts: list[str] = []
@@ -190,21 +179,15 @@ def _check_joined(table: Table, ids: int, train_rows: int, staging: Staging) -> 
 def _check_read(table: Table, staging: Staging) -> Counter[str]:
     """The counts `read` and `bad` of a table, and its dead letters in one file."""
     source, staged = table.config.source, staging.stage("tables")
-    counts, files = Counter(read=0, bad=0), Counter[str]()
-    tallies = read_all(staged, f"{table.side}-*")
-    check_sum(f"reading {source}", len(table.pieces), {"read": len(tallies)}, unit="pieces")
-    for tally in tallies.values():
-        if tally["problem"]:
-            raise ValueError(tally["problem"])
-        counts.update(read=tally["read"], bad=tally["bad"])
-        files[tally["path"]] += tally["read"]
+    read = add_tallies(staged, f"{table.side}-*", len(table.pieces), source)
+    counts = Counter(read=0, bad=0)
+    counts.update(read["counts"])
     with in_words_of(table.side):
-        names = [name for path in source_files(table.config) for name in files_in(path)]
-    empty = [name for name in names if not files[name]]
+        empty = empty_files(table.config, read["files"])
     if counts["read"] == 0 or (empty and not table.config.allow_empty_files):
         where = empty[0] if empty else source
         raise ValueError(f"{where} holds no rows; check {table.flag}, or --allow_empty_files.")
-    letters = [staged / f"{name}.jsonl" for name in tallies]
+    letters = sorted(staged.glob(f"{table.side}-*.jsonl"))
     hint = f"is the kind of a column another ({table.flag[:-1]}_kinds)? "
     name = f"{table.side}_features_{DEAD_LETTERS}"
     check_bad(letters, name, counts, table.config, staging, hint)

@@ -1,4 +1,7 @@
-"""Joining: values of one range of fingerprints, by id, with the ids of the vocabulary in it."""
+"""Reading tables of attributes, and joining their values by id with the ids of the vocabulary.
+
+Both travel by slot: side · partitions + range of fingerprints.
+"""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -13,16 +16,69 @@ from pipeline.beam.accounting import look_up
 from pipeline.beam.blocks import begins, by_range
 from pipeline.beam.staging import write_json
 from pipeline.contract import schema
-from pipeline.features.columns import Statistics, describe
-from pipeline.features.read import values_schema
+from pipeline.features.columns import DENSE, Statistics, describe
 from pipeline.features.tables import Table
-from pipeline.features.values import TEXT
+from pipeline.features.values import TEXT, VALUE_TYPES, values_of
 from pipeline.prepare.settings import PrepareConfig
 from pipeline.prepare.split import assign_splits
 from pipeline.prepare.vocabulary import write_table
+from pipeline.read.cells import Checks, ids_of
+from pipeline.read.discover import Piece, resolve_columns
+from pipeline.read.log import tallied
+from pipeline.read.readers import DeadLetter, read_checked
 
-DENSE = "dense"  # column of joined values: dense id, -1 for an id without interactions
 _KNOWN = pa.schema([(schema.FINGERPRINT, pa.int64()), (schema.RAW_ID, TEXT), (DENSE, pa.int64())])
+
+
+def values_schema(table: Table) -> pa.Schema:
+    """Of a block of values: id, then every feature under its number, null where it is missing."""
+    fields = [(schema.FINGERPRINT, pa.int64()), (schema.RAW_ID, TEXT)]
+    kinds = enumerate(table.kinds.values())
+    return pa.schema(fields + [(str(number), VALUE_TYPES[kind]) for number, kind in kinds])
+
+
+def read_table(
+    element: tuple[str, Piece], tables: dict[str, Table], partitions: int, out: Path
+) -> Iterator[tuple[int, pa.Table]]:
+    """(side, piece) → (side · partitions + range of fingerprints, block of values).
+
+    A tally and the dead letters of the piece become files.
+    """
+    side, piece = element
+    first, name = schema.SIDES.index(side) * partitions, f"{side}-{piece.number:06d}"
+    with tallied(piece, out / name, out / name) as (tally, letters):
+        for values, bad, size in read_values(piece, tables[side]):
+            tally["counts"].update(read=size, bad=len(bad))
+            letters += bad
+            for part, rows in by_range(values[schema.FINGERPRINT].to_numpy(), partitions):
+                yield first + part, values.take(pa.array(rows))
+
+
+def read_values(piece: Piece, table: Table) -> Iterator[tuple[pa.Table, list[DeadLetter], int]]:
+    """Reads and validates one piece: good values, bad rows, and the number of both, by blocks.
+
+    Raises:
+      ValueError: the file as a whole cannot be read (truncated, not of its format).
+    """
+
+    def id_column(names: list[str]) -> str:
+        return resolve_columns(names, table.config, piece.path).item
+
+    def validate(batch: pa.RecordBatch, _: np.ndarray, checks: Checks) -> pa.Table:
+        name = id_column(batch.schema.names)
+        codes, (prints, raw) = ids_of(batch[name], name, checks)
+        columns = [
+            values_of(batch[column], kind, column, table.separator, checks)
+            for column, kind in table.kinds.items()
+        ]
+        codes, good = codes[checks.good], pa.array(np.flatnonzero(checks.good))
+        ids = pa.array(raw, pa.binary()).take(pa.array(codes)).cast(pa.string()).cast(TEXT)
+        arrays = [pa.array(prints[codes]), ids, *(column.take(good) for column in columns)]
+        return pa.Table.from_arrays(arrays, schema=values_schema(table))
+
+    return read_checked(
+        piece, table.config, lambda names: [id_column(names), *table.kinds], validate
+    )
 
 
 class VocabularyShard(NamedTuple):

@@ -6,11 +6,14 @@ true and false, dates as YYYY-MM-DD. Null, an empty text and a NaN of a float co
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
+from typing import NamedTuple
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.features.moments import LARGEST
 from pipeline.read.cells import Checks, numbers_of, text_of
 
 TEXT = pa.large_string()  # offsets of 64 bits: a range of a long table can hold more than 2 GB
@@ -20,18 +23,15 @@ VALUE_TYPES = {
     "numeric": pa.float64(),
     "text": TEXT,
 }
+LARGEST = 1e150  # of the numbers of a numeric column: their squares stay finite
+_UNIT = 1130  # `Moments` count units of 2^-1130, smaller than the last bit of any float64
 _WHOLE = 2.0**53  # whole numbers below it are exact as floats
 
 
 def values_of(column: pa.Array, kind: str, name: str, separator: str, checks: Checks) -> pa.Array:
-    """The values of a column, [n], of the type that `VALUE_TYPES` has for the kind.
+    """The values of a column of cells, [n], of the type that `VALUE_TYPES` has for the kind.
 
-    Args:
-      column: cells as a file holds them, [n].
-      kind: one of `schema.FEATURE_KINDS`.
-      name: of the column, for reasons.
-      separator: between the values of a multi cell that is a text.
-      checks: takes the rows that hold what cannot be read.
+    `checks` takes the rows that cannot be read; `separator` parts the values of a multi text.
     """
     if kind == "multi":
         return _many(column, name, separator, checks)
@@ -128,3 +128,46 @@ def _many(column: pa.Array, name: str, separator: str, checks: Checks) -> pa.Arr
     sizes = np.bincount(rows[kept], minlength=len(column))
     offsets = pa.array(np.r_[0, np.cumsum(sizes)], pa.int64())
     return pa.LargeListArray.from_arrays(offsets, values.take(pa.array(kept)))
+
+
+class Moments(NamedTuple):
+    """The number of values, their exact sum in units of 2^-1130, of their squares in 2^-2260.
+
+    A sum of floating-point numbers depends on its order, so on how the work was cut. A float64 is a
+    whole number of tiny units, and sums of whole numbers do not: here they are Python integers.
+    """
+
+    number: int = 0
+    total: int = 0
+    squares: int = 0
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> Moments:
+        """The moments of finite numbers, float64 [n], none above `LARGEST`."""
+        mantissa, exponent = np.frexp(np.asarray(values, np.float64))
+        whole = np.ldexp(mantissa, 53).astype(np.int64)  # values = whole · 2^(exponent - 53)
+        total = squares = 0
+        for power in np.unique(exponent).tolist():
+            alike = whole[exponent == power].tolist()
+            shift = power - 53 + _UNIT
+            total += sum(alike) << shift
+            squares += sum(number * number for number in alike) << 2 * shift
+        return cls(len(whole), total, squares)
+
+    def plus(self, other: Moments) -> Moments:
+        """The moments of both sets of values together."""
+        return Moments(*(a + b for a, b in zip(self, other, strict=True)))
+
+    @property
+    def mean(self) -> float:
+        """The mean, rounded once; 0 of no values."""
+        return float(Fraction(self.total, self.number << _UNIT)) if self.number else 0.0
+
+    @property
+    def std(self) -> float:
+        """The standard deviation, divided by n; 1 where all values are equal."""
+        if not self.number:
+            return 1.0
+        mean = Fraction(self.total, self.number << _UNIT)
+        variance = Fraction(self.squares, self.number << 2 * _UNIT) - mean * mean
+        return math.sqrt(float(variance)) or 1.0

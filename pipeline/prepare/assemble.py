@@ -9,7 +9,6 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.beam.accounting import places_of
 from pipeline.beam.blocks import by_range, join, partition, repartition
@@ -27,7 +26,6 @@ def assemble(
     columns: tuple[str, ...],
     num_shards: int,
     config: PrepareConfig,
-    options: PipelineOptions,
     staging: Staging,
 ) -> list[Shard]:
     """Blocks of rows by query → split, dense ids, vocabularies, train counts, shards."""
@@ -35,14 +33,14 @@ def assemble(
     slots = [int(Path(path).stem) for path in id_files]
     out, written, counted = staging.out, staging.stage("shards"), staging.stage("counted")
     write = partial(_write_shard, num_shards=num_shards, columns=columns, out=out, written=written)
-    with running(options) as pipeline:
+    with running(staging.options) as pipeline:
         rows = (
             spread(pipeline, "Blocks", blocks)
             | "Load" >> beam.Map(load_block)
             | "Split" >> beam.Map(lambda element: assign_splits(element[1], config))
         )
         ids = spread(pipeline, "IdFiles", id_files) | "LoadIds" >> beam.Map(_load_ids)
-        counts = rows | "CountBlock" >> beam.FlatMap(_count_block, config.partitions)
+        counts = rows | "CountBlock" >> beam.FlatMap(count_block, config.partitions)
         ranked = (
             {"ids": ids, "counts": counts}
             | "JoinCounts" >> beam.CoGroupByKey()
@@ -75,7 +73,7 @@ def _load_ids(path: str) -> tuple[int, Ids]:
     return int(Path(path).stem), ids
 
 
-def _count_block(
+def count_block(
     rows: np.ndarray, partitions: int
 ) -> Iterator[tuple[int, tuple[np.ndarray, np.ndarray]]]:
     """The partial counts of a block: (slot, (fingerprints, counts [n, 2]))."""

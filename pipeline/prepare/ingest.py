@@ -9,7 +9,6 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.beam.accounting import check_sum
 from pipeline.beam.blocks import drop_duplicates, join
@@ -22,18 +21,16 @@ from pipeline.read.discover import Piece
 from pipeline.read.log import check_read, read_source
 
 
-def ingest(
-    pieces: list[Piece], config: PrepareConfig, options: PipelineOptions, staging: Staging
-) -> None:
+def ingest(pieces: list[Piece], config: PrepareConfig, staging: Staging) -> None:
     """Pieces → blocks of distinct rows by query, ids by fingerprint, dead letters, tallies."""
     out = {name: staging.stage(name) for name in ("rows", "ids", "tally")}
     stage_rows = partial(_stage_distinct, out=out, weights=config.duplicates)
     stage_ids = partial(_stage_ids, out=out, partitions=config.partitions)
-    with running(options) as pipeline:
-        read = read_source(pipeline, pieces, config, staging)
+    with running(staging.options) as pipeline:
+        rows, ids = read_source(pipeline, pieces, config, staging)
         finish(
-            read.rows | "GroupRows" >> beam.GroupByKey() | "StageRows" >> beam.MapTuple(stage_rows),
-            read.ids | "GroupIds" >> beam.GroupByKey() | "StageIds" >> beam.MapTuple(stage_ids),
+            rows | "GroupRows" >> beam.GroupByKey() | "StageRows" >> beam.MapTuple(stage_rows),
+            ids | "GroupIds" >> beam.GroupByKey() | "StageIds" >> beam.MapTuple(stage_ids),
         )
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import apache_beam as beam
 import numpy as np
-from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.beam.accounting import check_sum
 from pipeline.beam.blocks import join, repartition
@@ -21,18 +20,14 @@ ROUNDS = 3  # in one pipeline; then the driver looks whether anything changed
 
 
 def k_core(
-    blocks: list[str],
-    config: PrepareConfig,
-    options: PipelineOptions,
-    staging: Staging,
-    counts: dict[str, int],
+    blocks: list[str], config: PrepareConfig, staging: Staging, counts: dict[str, int]
 ) -> list[str]:
     """Repeats the k-core pass until it drops nothing; sets `rows` and `k_core` in the counts."""
     number, counts["k_core"] = 0, 0
     while max(config.min_user_interactions, config.min_item_interactions) > 1:
         number += 1
         out, left = staging.stage(f"active{number}"), counts["rows"]
-        _one_pass(blocks, config, options, out)
+        _one_pass(blocks, config, staging, out)
         blocks = sorted(map(str, out.glob("*.npy")))
         passed = {"rows": 0, "k_core": 0} | add_up(out)
         check_sum(f"k-core pass {number}", left, passed, ("rows", "k_core"))
@@ -51,31 +46,22 @@ def k_core(
     return blocks
 
 
-def _one_pass(
-    blocks: list[str], config: PrepareConfig, options: PipelineOptions, out: Path
-) -> None:
+def _one_pass(blocks: list[str], config: PrepareConfig, staging: Staging, out: Path) -> None:
     """`ROUNDS` of both filters: blocks by query → the same with fewer rows, staged in `out`.
 
     Each filter is local: all rows of one id are in one key range, and a shuffle stands between
     the filter of the queries and that of the candidates. Each stages how many rows it drops, so
     that these and the rows at the end add up to the rows at the beginning.
     """
-    with running(options) as pipeline:
-        ranges = spread(pipeline, "Blocks", blocks) | "Load" >> beam.Map(_load_range)
+    with running(staging.options) as pipeline:
+        loaded = spread(pipeline, "Blocks", blocks) | "Load" >> beam.Map(load_block)
+        ranges = loaded | "Alone" >> beam.MapTuple(lambda part, rows: (part, [rows]))
         for number in range(1, ROUNDS + 1):
             for side, other in (schema.SIDES, schema.SIDES[::-1]):
-                ranges = (
-                    ranges
-                    | f"Keep {side} {number}"
-                    >> beam.FlatMap(_keep, number, side, other, config, out)
-                    | f"By {other} {number}" >> beam.GroupByKey()
-                )
+                keep = beam.FlatMap(_keep, number, side, other, config, out)
+                kept = ranges | f"Keep {side} {number}" >> keep
+                ranges = kept | f"By {other} {number}" >> beam.GroupByKey()
         _ = ranges | "Stage" >> beam.MapTuple(partial(_stage_rows, out=out))
-
-
-def _load_range(path: str) -> tuple[int, list[np.ndarray]]:
-    part, rows = load_block(path)
-    return part, [rows]
 
 
 def _keep(

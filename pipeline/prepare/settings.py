@@ -63,12 +63,10 @@ class PrepareConfig(SourceConfig):
 
     @property
     def needs_timestamps(self) -> bool:
-        """Whether the split orders rows by time, or days are counted."""
         return self.split in ("time", "leave_last_out") or self.max_empty_days is not None
 
     @property
     def keeps_split(self) -> bool:
-        """Whether the split is that of the source's files."""
         return self.split == "given"
 
     def kinds_of(self, side: str) -> dict[str, str]:

@@ -16,12 +16,7 @@ def assign_splits(rows: np.ndarray, config: PrepareConfig) -> np.ndarray:
     the one before it for validation where `validation_ratio` is above 0), never a query's only
     training row. `given` keeps what the source says.
 
-    Args:
-      rows: ROW [n] with fingerprints, every row of each query that occurs in it.
-      config: the preparation's settings.
-
-    Returns:
-      A copy of the rows, in the same order.
+    ROW [n] with fingerprints, every row of each query that occurs in it → a copy in this order.
     """
     rows = rows.copy()
     ratios = {"train_ratio": config.train_ratio, "validation_ratio": config.validation_ratio}

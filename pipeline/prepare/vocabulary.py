@@ -84,19 +84,6 @@ def write_table(table: pa.Table, path: Path) -> None:
         pq.write_table(table, aside)
 
 
-def without_mark(tables: Iterable[pa.Table | None], shard: str) -> list[pa.Table]:
-    """The tables of a shard without its mark, one None, which makes it even where it has no rows.
-
-    Raises:
-      AccountingError: there is not one mark.
-    """
-    tables = list(tables)
-    found = [table for table in tables if table is not None]
-    if len(found) != len(tables) - 1:
-        raise AccountingError(f"{shard}: {len(tables) - len(found)} marks of the shard came, not 1")
-    return found
-
-
 @dataclasses.dataclass(frozen=True)
 class Ranked:
     """The ids of one range of ranks, in order."""
@@ -114,17 +101,11 @@ class RankIds(beam.PTransform):
 
     A slot is side · partitions + range of fingerprints. Counted ids are a table with the columns
     raw_id (binary), fingerprint, count and `TRAIN`, one a slot, every id in one of them.
-
-    Attributes:
-      partitions: ranges of fingerprints, and of ranks.
-      slots: those that have a table, empty or not.
-      ids_per_shard: ids of a file of a vocabulary; it alone decides how they are cut.
-      out: directory of the vocabularies and of the train counts of the candidates.
     """
 
-    partitions: int
-    slots: list[int]
-    ids_per_shard: int
+    partitions: int  # ranges of fingerprints, and of ranks
+    slots: list[int]  # those that have a table, empty or not
+    ids_per_shard: int  # it alone decides how vocabularies are cut
     out: Path
 
     def expand(self, counted: beam.PCollection) -> Any:  # a dict; Beam has no type for it

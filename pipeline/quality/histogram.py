@@ -48,10 +48,8 @@ def as_lists(counts: Histogram) -> list[list[float]]:
 
 def from_lists(columns: list[list[float]]) -> Histogram:
     """The inverse of `as_lists`."""
-    keys, numbers, weights = columns
-    return Histogram(
-        np.array(keys, np.float64), np.array(numbers, np.int64), np.array(weights, np.float64)
-    )
+    kinds = (np.float64, np.int64, np.float64)
+    return Histogram(*map(np.array, columns, kinds))
 
 
 def histogram(counts: np.ndarray) -> Histogram:

@@ -12,12 +12,11 @@ from typing import Any, NamedTuple
 import apache_beam as beam
 import numpy as np
 import pyarrow.parquet as pq
-from apache_beam.options.pipeline_options import PipelineOptions
 
-from pipeline.beam.blocks import by_range
 from pipeline.beam.options import finish, running, spread
-from pipeline.beam.staging import Staging, load_block, read_all, write_json
+from pipeline.beam.staging import Staging, add_up, load_block, read_all, write_json
 from pipeline.contract import schema
+from pipeline.prepare.assemble import count_block
 from pipeline.prepare.settings import PrepareConfig
 from pipeline.prepare.split import assign_splits
 from pipeline.prepare.vocabulary import count_ids
@@ -70,52 +69,35 @@ def _add_up(
     )
 
 
-def measure_blocks(
-    blocks: list[str], config: PrepareConfig, options: PipelineOptions, staging: Staging
-) -> Measures:
+def measure_blocks(blocks: list[str], config: PrepareConfig, staging: Staging) -> Measures:
     """Counts in blocks of rows by query, as `assemble` takes them; nothing is written but sums."""
     out = staging.stage("measures")
-    with running(options) as pipeline:
+    with running(staging.options) as pipeline:
         rows = (
             spread(pipeline, "Blocks", blocks)
             | "Load" >> beam.Map(load_block)
             | "Split" >> beam.MapTuple(lambda part, rows: (part, assign_splits(rows, config)))
         )
-        queries = rows | "MeasureQueries" >> beam.MapTuple(partial(_measure_queries, out=out))
-        candidates = (
+        counts = (
             rows
-            | "CountCandidates" >> beam.FlatMap(_count_candidates, config.partitions)
+            | "Rows" >> beam.Values()
+            | "CountBlock" >> beam.FlatMap(count_block, config.partitions)
             | "GroupCounts" >> beam.GroupByKey()
-            | "MeasureCandidates" >> beam.MapTuple(partial(_measure_candidates, out=out))
+            | "MeasureIds" >> beam.MapTuple(partial(_measure_ids, config.partitions, out))
         )
-        finish(queries, candidates)
+        finish(rows | "MeasureSplits" >> beam.MapTuple(partial(_measure_splits, out)), counts)
     by_query, by_candidate = (list(read_all(out, f"{side}-*").values()) for side in schema.SIDES)
-    sizes = np.sum([part["splits"] for part in by_query], axis=0).tolist()
-    splits = dict(zip(schema.SPLITS, sizes, strict=True))
-    return _add_up(splits, [part["histogram"] for part in by_query], by_candidate)
+    queries = [part["histogram"] for part in by_query]
+    return _add_up(add_up(out, "splits-*"), queries, by_candidate)
 
 
-def _measure_queries(part: int, rows: np.ndarray, out: Path) -> None:
-    """All rows of a query are in one block."""
-    splits = np.bincount(rows["split"], minlength=len(schema.SPLITS)).tolist()
-    degrees = np.unique(rows["query"], return_counts=True)[1]
-    measured = {"splits": splits, "histogram": as_lists(histogram(degrees))}
-    write_json(out, f"query-{part:05d}", measured)
+def _measure_splits(out: Path, part: int, rows: np.ndarray) -> None:
+    sizes = np.bincount(rows["split"], minlength=len(schema.SPLITS)).tolist()
+    write_json(out, f"splits-{part:05d}", dict(zip(schema.SPLITS, sizes, strict=True)))
 
 
-def _count_candidates(
-    element: tuple[int, np.ndarray], partitions: int
-) -> Iterator[tuple[int, tuple[np.ndarray, np.ndarray]]]:
-    """The partial counts of a block: (range, (fingerprints, counts [n, 2]: all rows, train))."""
-    rows = element[1]
-    prints, codes = np.unique(rows["candidate"], return_inverse=True)
-    train = np.bincount(codes, rows["split"] == 0, len(prints))
-    counts = np.stack([np.bincount(codes, minlength=len(prints)), train], 1).astype(np.int64)
-    for part, places in by_range(prints, partitions):
-        yield part, (prints[places], counts[places])
-
-
-def _measure_candidates(
-    part: int, counted: Iterable[tuple[np.ndarray, np.ndarray]], out: Path
+def _measure_ids(
+    partitions: int, out: Path, slot: int, counted: Iterable[tuple[np.ndarray, np.ndarray]]
 ) -> None:
-    write_json(out, f"candidate-{part:05d}", _measure(*count_ids(counted)[1].T))
+    measured = _measure(*count_ids(counted)[1].T)
+    write_json(out, f"{schema.SIDES[slot // partitions]}-{slot:05d}", measured)

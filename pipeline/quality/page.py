@@ -13,7 +13,6 @@ import numpy as np
 from markupsafe import Markup
 
 from pipeline.contract import schema
-from pipeline.contract.files import write_atomically
 from pipeline.contract.pages import render, svg_plot
 from pipeline.quality.histogram import quantile_name
 from pipeline.quality.report import DROPS, span
@@ -23,11 +22,6 @@ if TYPE_CHECKING:
 
 _SIDES = {"query": ("users", "#2f6690"), "candidate": ("items", "#b5541c")}
 _MAX_BARS = 125  # of the plot of days; longer times share bars
-
-
-def write_page(path: Path, quality: dict[str, Any]) -> None:
-    """Writes the page in one step."""
-    write_atomically(path, page(quality))
 
 
 def page(quality: dict[str, Any]) -> str:

@@ -44,13 +44,9 @@ def check_days(days: dict[str, int], config: PrepareConfig) -> None:
 
 
 def gaps_between(days: dict[str, int]) -> list[dict[str, Any]]:
-    """The runs of days without rows between the first and the last that have some, in order.
+    """The runs of days without rows between days, YYYY-MM-DD in order, that have some.
 
-    Args:
-      days: day as YYYY-MM-DD → rows, in order.
-
-    Returns:
-      `from` and `to`, both empty themselves, and `days`, how many they are.
+    Of each `from` and `to`, both empty themselves, and `days`, how many they are.
     """
     known, day = np.array(list(days), "datetime64[D]"), np.timedelta64(1, "D")
     return [
@@ -66,15 +62,9 @@ def span(gap: dict[str, Any]) -> str:
 
 
 def quality(read: dict[str, Any], counts: dict[str, int], measured: Measures) -> dict[str, Any]:
-    """Everything that the quality of a preparation is judged by.
+    """Everything that a preparation is judged by: `details["quality"]`; shares are in [0, 1].
 
-    Args:
-      read: from `check_ingested`.
-      counts: rows at every step, as in the manifest.
-      measured: what is left after the k-core.
-
-    Returns:
-      A part of the manifest, `details["quality"]`; shares are in [0, 1].
+    `read` is from `check_ingested`, `counts` are rows at every step, as in the manifest.
     """
     steps = ("read", *DROPS, "rows", *schema.SPLITS)
     sides = {side: _side(read["ids"][side], measured.degrees[side]) for side in schema.SIDES}

@@ -7,8 +7,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from pipeline.beam.staging import read_json, write_json
-from pipeline.contract.files import checksum
 from pipeline.read.discover import source_files, tfds_builder
 from pipeline.read.settings import SourceConfig
 
@@ -30,30 +28,10 @@ def short_names(paths: Iterable[str]) -> dict[str, str]:
     return {path: Path(os.path.relpath(full, common)).as_posix() for path, full in absolute.items()}
 
 
-def stage_input(number: int, path: str, out: Path) -> str:
-    """Writes size and checksum of one file, the step of a worker; its path."""
-    described = {"bytes": os.path.getsize(path), "checksum": checksum(path)}
-    write_json(out, f"{number:06d}", described)
-    return path
-
-
-def staged_inputs(files: list[str], out: Path) -> dict[str, dict[str, Any]]:
-    """Path → name, size in bytes and checksum, as `stage_input` has written them."""
-    names = short_names(files)
-    return {
-        path: {"file": names[path]} | read_json(out, f"{number:06d}")
-        for number, path in enumerate(files)
-    }
-
-
 def check_not_repeated(
     inputs: dict[str, dict[str, Any]], earlier: Iterable[dict[str, Any]]
 ) -> None:
-    """Each file may be counted once.
-
-    Args:
-      inputs: path → description, the files of this run.
-      earlier: descriptions of the files of earlier runs.
+    """Each file may be counted once: those of this run, by path, and those of earlier ones.
 
     Raises:
       ValueError: a file has the content of an earlier one, or of another one of this run.

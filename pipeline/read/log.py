@@ -3,9 +3,10 @@
 Every job that reads a log starts here, so that a bad row is treated alike in all of them.
 """
 
+import contextlib
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 
-from pipeline.beam.accounting import AccountingError, check_sum
+from pipeline.beam.accounting import check_sum
 from pipeline.beam.blocks import ROW, by_range, repartition
 from pipeline.beam.options import spread
 from pipeline.beam.staging import Staging, read_all, read_json, write_json
@@ -41,7 +42,7 @@ class Block(NamedTuple):
 
 
 def read_blocks(
-    piece: Piece, config: SourceConfig
+    piece: Piece, config: SourceConfig, latest: int | None = None
 ) -> Iterator[tuple[Block, list[DeadLetter], int]]:
     """Reads and validates one piece: blocks, the bad rows of each, and how many rows it had.
 
@@ -60,8 +61,8 @@ def read_blocks(
                 codes[side], ids[side] = ids_of(batch[name], name, checks)
         if name := columns.timestamp:
             rows["timestamp"] = seconds_of(batch[name], name, config, checks)
-            if config.latest_time is not None:
-                checks.fail(rows["timestamp"] > config.latest_time, f"{name} is in the future")
+            if latest is not None:
+                checks.fail(rows["timestamp"] > latest, f"{name} is in the future")
         if name := columns.weight:
             rows["weight"] = numbers_of(batch[name], name, checks)
             checks.fail(rows["weight"] < 0, f"{name} is negative")
@@ -82,20 +83,14 @@ def read_blocks(
     return read_checked(piece, config, choose, validate)
 
 
-class Read(NamedTuple):
-    """What `read_source` adds to a pipeline."""
-
-    rows: beam.PCollection  # (range of fingerprints of the key's side, ROW [n])
-    ids: beam.PCollection  # (side · partitions + range, (fingerprints int64 [n], raw ids))
-
-
 def read_source(
     pipeline: beam.Pipeline,
     pieces: list[Piece],
     config: SourceConfig,
     staging: Staging,
     key: str = "query",
-) -> Read:
+    latest: int | None = None,
+) -> tuple[beam.PCollection, beam.PCollection]:
     """Reads and validates all pieces; `check_read` tells afterwards what became of the rows.
 
     Each key comes many times, and an id at least once for each block that holds it.
@@ -104,12 +99,18 @@ def read_source(
       pieces: from `find_pieces`.
       staging: takes the dead letters and the tallies.
       key: the side by whose id rows are keyed.
+      latest: the latest time, in seconds since 1970, that a good row may have; None: any.
+
+    Returns:
+      (range of fingerprints of the key's side, ROW [n]), and
+      (side · partitions + range, (fingerprints int64 [n], raw ids)).
     """
     dead, tally = staging.stage("dead"), staging.stage("tally")
-    write_json(tally, "pieces", [piece.number for piece in pieces])
-    reader = ReadPiece(config, key, dead, tally)
-    read = spread(pipeline, "Pieces", pieces) | "Read" >> beam.ParDo(reader)
-    return Read(*(read | kind >> beam.FlatMap(_only, kind) for kind in ("Rows", "Ids")))
+    write_json(tally, "pieces", len(pieces))
+    read_piece = beam.FlatMap(_read_piece, config, key, latest, dead, tally)
+    read = spread(pipeline, "Pieces", pieces) | "Read" >> read_piece
+    rows, ids = (read | kind >> beam.FlatMap(_only, kind) for kind in ("Rows", "Ids"))
+    return rows, ids
 
 
 def _only(element: tuple[str, int, Any], kind: str) -> Iterator[tuple[int, Any]]:
@@ -117,66 +118,85 @@ def _only(element: tuple[str, int, Any], kind: str) -> Iterator[tuple[int, Any]]
         yield element[1:]
 
 
-class ReadPiece(beam.DoFn):
-    """One piece → (kind, key, value): its rows and ids by range; stages dead letters and a tally.
+def _read_piece(
+    piece: Piece,
+    config: SourceConfig,
+    key: str,
+    latest: int | None,
+    dead: Path,
+    staged: Path,
+) -> Iterator[tuple[str, int, Any]]:
+    """One piece → (kind, key, value), kind Rows or Ids, key a range; stages a tally and letters."""
+    name = f"{piece.number:06d}"
+    with tallied(piece, dead / name, staged / f"piece-{name}") as (tally, letters):
+        for block, bad, num_read in read_blocks(piece, config, latest):
+            tally["counts"].update(read=num_read, bad=len(bad), below_threshold=block.num_below)
+            if block.has_times:
+                days, sizes = np.unique(block.rows["timestamp"] // 86_400, return_counts=True)
+                tally["days"].update(dict(zip(days.tolist(), sizes.tolist(), strict=True)))
+            letters += bad
+            beam.metrics.Metrics.counter("read", "bad_rows").inc(len(bad))
+            for part, rows in repartition(block.rows, key, config.partitions):
+                yield "Rows", part, rows
+            for side, (prints, raw) in block.ids.items():
+                tally["ids"][side] += len(raw)
+                first = schema.SIDES.index(side) * config.partitions
+                for part, places in by_range(prints, config.partitions):
+                    yield "Ids", first + part, (prints[places], [raw[i] for i in places])
 
-    A piece that is read again overwrites both. The tally says which piece could not be read to its
-    end: an exception would reach the user as a worker's stack trace, and differently from each
-    runner.
+
+@contextlib.contextmanager
+def tallied(
+    piece: Piece, dead: Path, told: Path
+) -> Iterator[tuple[dict[str, Counter[Any]], list[DeadLetter]]]:
+    """Takes the tally and the dead letters of a piece, and writes both when it is read.
+
+    A piece that is read again overwrites them. A piece that cannot be read to its end says so in
+    its tally: an exception would reach the user as a worker's stack trace, and differently from
+    each runner.
     """
-
-    def __init__(self, config: SourceConfig, key: str, dead: Path, tally: Path) -> None:
-        self._config, self._key, self._dead, self._tally = config, key, dead, tally
-        self._bad = beam.metrics.Metrics.counter("read", "bad_rows")
-
-    def process(self, piece: Piece) -> Iterator[Any]:
-        partitions = self._config.partitions
-        tally: dict[str, Counter[Any]] = {kind: Counter() for kind in TALLIES}
-        letters: list[DeadLetter] = []
-        problem, name = "", f"{piece.number:06d}"
-        try:
-            for block, bad, num_read in read_blocks(piece, self._config):
-                tally["counts"].update(read=num_read, bad=len(bad), below_threshold=block.num_below)
-                if block.has_times:
-                    days, sizes = np.unique(block.rows["timestamp"] // 86_400, return_counts=True)
-                    tally["days"].update(dict(zip(days.tolist(), sizes.tolist(), strict=True)))
-                letters += bad
-                self._bad.inc(len(bad))
-                for part, rows in repartition(block.rows, self._key, partitions):
-                    yield "Rows", part, rows
-                for side, (prints, raw) in block.ids.items():
-                    tally["ids"][side] += len(raw)
-                    first = schema.SIDES.index(side) * partitions
-                    for part, places in by_range(prints, partitions):
-                        yield "Ids", first + part, (prints[places], [raw[i] for i in places])
-        except ValueError as error:
-            problem = str(error)
-        tally["files"][piece.path] = tally["counts"]["read"]
-        tally["reasons"].update(letter.reason for letter in letters)
-        lines = "".join(letter.as_json() + "\n" for letter in sorted(letters))
-        write_atomically(self._dead / f"{name}.jsonl", lines)
-        told = {"piece": piece.number, "problem": problem}
-        write_json(self._tally, f"piece-{name}", told | tally)
+    tally: dict[str, Counter[Any]] = {kind: Counter() for kind in TALLIES}
+    letters: list[DeadLetter] = []
+    problem = ""
+    try:
+        yield tally, letters
+    except ValueError as error:
+        problem = str(error)
+    tally["files"][piece.path] = tally["counts"]["read"]
+    tally["reasons"].update(letter.reason for letter in letters)
+    lines = "".join(letter.as_json() + "\n" for letter in sorted(letters))
+    write_atomically(dead.with_name(f"{dead.name}.jsonl"), lines)
+    write_json(told.parent, told.name, {"problem": problem} | tally)
 
 
-def read_tally(staging: Staging) -> dict[str, Any]:
-    """The tallies of all pieces, added up, and the `problems` of those that could not be read.
+def add_tallies(staged: Path, pattern: str, pieces: int, where: str) -> dict[str, Any]:
+    """The tallies of all pieces of a source, added up: a `Counter` for each of `TALLIES`.
 
     Raises:
+      ValueError: a piece could not be read.
       AccountingError: a piece was not read.
     """
-    staged = staging.stage("tally")
-    pieces = read_json(staged, "pieces")
-    tallies = list(read_all(staged, "piece-*").values())
-    if sorted(tally["piece"] for tally in tallies) != pieces:
-        raise AccountingError(
-            f"reading the log: {len(pieces)} pieces went in, {len(tallies)} were read"
-        )
+    tallies = read_all(staged, pattern).values()
+    check_sum(f"reading {where}", pieces, {"read": len(tallies)}, unit="pieces")
+    if problems := sorted(tally["problem"] for tally in tallies if tally["problem"]):
+        raise ValueError(problems[0])
     read: dict[str, Any] = {kind: Counter() for kind in TALLIES}
     for tally in tallies:
         for kind, total in read.items():
             total.update(tally[kind])
-    return read | {"problems": sorted(t["problem"] for t in tallies if t["problem"])}
+    return read
+
+
+def read_tally(staging: Staging) -> dict[str, Any]:
+    """As `add_tallies`, after `read_source` has run."""
+    staged = staging.stage("tally")
+    return add_tallies(staged, "piece-*", read_json(staged, "pieces"), "the log")
+
+
+def empty_files(config: SourceConfig, rows: Mapping[str, int]) -> list[str]:
+    """The files of a source of which no row was read."""
+    names = (name for path in source_files(config) for name in files_in(path))
+    return [name for name in names if not rows.get(name)]
 
 
 def check_read(config: SourceConfig, staging: Staging) -> dict[str, Any]:
@@ -193,13 +213,10 @@ def check_read(config: SourceConfig, staging: Staging) -> dict[str, Any]:
       AccountingError: a piece was not read, or a dead letter is missing.
     """
     read = read_tally(staging)
-    if read["problems"]:
-        raise ValueError(read["problems"][0])
     counts = {name: read["counts"].get(name, 0) for name in ("read", "bad", "below_threshold")}
     if counts["read"] == 0:
         raise ValueError(f"{config.source} holds no rows; check --source.")
-    names = [name for path in source_files(config) for name in files_in(path)]
-    empty = [name for name in names if not read["files"].get(name)]
+    empty = empty_files(config, read["files"])
     if empty and not config.allow_empty_files:
         raise ValueError(
             f"{empty[0]} holds no rows, as do {len(empty) - 1} other file(s) of the source; is a "
@@ -226,13 +243,9 @@ def check_bad(
     staging: Staging,
     hint: str = "",
 ) -> None:
-    """Puts the dead letters of a source into one file of the output; there may not be too many.
+    """Puts the dead letters of a source, by piece, into the file `name` of the output.
 
-    Args:
-      letters: the files of the pieces, in the order of the source.
-      name: of the file; it is empty when no row was bad.
-      counts: rows `read` and `bad`.
-      hint: what the user may have got wrong.
+    `counts` are rows `read` and `bad`, `hint` says what the user may have got wrong.
 
     Raises:
       ValueError: too many rows are bad; their letters are in `<output>.<name>`.

@@ -56,9 +56,7 @@ def read_checked(
 ) -> Iterator[tuple[Validated, list[DeadLetter], int]]:
     """Reads a piece: what `validate` makes of each batch, its bad rows, and how many rows it has.
 
-    Args:
-      choose: the names of all columns → of those to read.
-      validate: takes a batch, the numbers of its rows and the checks that rows can fail.
+    `choose` tells which of all columns to read; `validate` also gets the numbers of the rows.
 
     Raises:
       ValueError: the file as a whole cannot be read (truncated, not of its format).

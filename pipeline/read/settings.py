@@ -52,11 +52,6 @@ class SourceConfig:
         return False
 
     @property
-    def latest_time(self) -> int | None:
-        """The latest time, in seconds since 1970, that a good row may have; none: any."""
-        return None
-
-    @property
     def keeps_split(self) -> bool:
         """Whether files named train, validation and test are kept apart."""
         return False

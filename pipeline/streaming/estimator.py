@@ -196,12 +196,7 @@ class EstimateFrequencies(beam.PTransform):
 def advance_range(
     key: int, blocks: Iterable[np.ndarray], estimator: Estimator, state: np.ndarray | None = None
 ) -> Buckets:
-    """The buckets of one range after some steps.
-
-    Args:
-      key, blocks: from `Estimator.by_range`; at least one block.
-      state: STATE [m], before the steps; None: that of the start.
-    """
+    """The buckets of one range after the steps of its blocks; `state` None is that of the start."""
     array, number = divmod(key, estimator.num_ranges)
     start, stop = estimator.limits(number)
     if state is None:

@@ -42,12 +42,8 @@ def estimate(
 ) -> schema.Manifest | None:
     """Writes a snapshot of the streaming frequencies of a log, or one for each look at a directory.
 
-    Args:
-      config: what to do.
-      beam_arguments: flags of Beam and its runner, such as `--direct_num_workers=2`.
-
-    Returns:
-      The manifest of the last snapshot; None when a watched directory never had a file.
+    Returns the manifest of the last one; None when a watched directory never had a file.
+    `beam_arguments` are flags of Beam and its runner, such as `--direct_num_workers=2`.
 
     Raises:
       ValueError: what `find_pieces` and `write_snapshot` raise; the snapshot to go on from has

@@ -29,12 +29,11 @@ from pipeline.beam.accounting import AccountingError, check_sum
 from pipeline.beam.staging import Staging
 from pipeline.contract import schema
 from pipeline.contract.files import describe_files
-from pipeline.counts.settings import FrequenciesConfig, StartedConfig
+from pipeline.counts.settings import FrequenciesConfig
 from pipeline.read.discover import Piece, files_in
 from pipeline.read.log import DEAD_LETTERS, check_read, read_tally
 from pipeline.streaming import snapshots, steps
 from pipeline.streaming.estimator import FEW, FILES, STATE, Estimator, assemble, occurrences
-from pipeline.streaming.order import chunks, event_times, order_events, stage_events
 from pipeline.streaming.snapshots import Input, Position, Snapshot
 from pipeline.streaming.steps import APPLIED, LATE, NEVER, PENDING, Periods
 
@@ -57,17 +56,17 @@ def write_snapshot(
     """
     directory = snapshots.next_directory(config.output)
     before = previous.position if previous else Position()
-    with Staging(str(directory), overwrite=False) as staging:
-        reading = StartedConfig(**vars(config), started=int(time.time()))
-        events = stage_events(pieces, reading, options, staging)
+    with Staging(str(directory), False, options) as staging:
+        # by the clock of this machine, so that one wrong time does not make all after it late
+        latest = int(time.time()) + config.max_ahead_seconds if config.step_seconds else None
+        events = steps.stage_events(pieces, config, staging, latest)
         read = _check_read(inputs, config, staging)
-        split: steps.Split
         if config.step_seconds:
             after, periods = _times(before, previous, config, staging)
-            rows = chunks([*events, *([previous.pending] if previous else [])])
+            rows = steps.chunks([*events, *([previous.pending] if previous else [])])
             split = partial(steps.split_by_time, periods=periods)
         else:
-            rows = chunks(order_events(events, config.partitions, options, staging))
+            rows = steps.chunks(steps.order_events(events, config.partitions, staging))
             total = before.rows + sum(chunk.stop - chunk.start for chunk in rows)
             after = before._replace(step=-(-total // config.batch_size))
             split = partial(steps.split_by_rows, rows_before=before.rows, size=config.batch_size)
@@ -78,7 +77,7 @@ def write_snapshot(
             ranges=config.partitions,
             previous=str(previous.path) if previous else "",
         )
-        steps.advance_rows(rows, split, estimator, options, staging)
+        steps.advance_rows(rows, split, estimator, staging)
         counts = read["counts"] | _write_state(estimator, config, staging)
         _check_counts(counts, previous, config)
         after = after._replace(rows=before.rows + counts[APPLIED])
@@ -121,7 +120,7 @@ def _times(
     before: Position, previous: Snapshot | None, config: FrequenciesConfig, staging: Staging
 ) -> tuple[Position, Periods]:
     """How far the stream comes with the staged rows, and what becomes of rows by their time."""
-    seconds, times = config.step_seconds, event_times(staging)
+    seconds, times = config.step_seconds, steps.event_times(staging)
     newest = max([*times, *([] if before.newest is None else [before.newest])], default=None)
     if newest is None:  # the stream has no row yet
         return before, Periods(seconds, 0, NEVER, NEVER, config.partitions)
@@ -166,10 +165,9 @@ def _check_read(inputs: list[Input], config: FrequenciesConfig, staging: Staging
             f"{changed[0]} changed while it was read; write files under another name, such as "
             "NAME.partial, and rename them when they are complete."
         )
-    if config.allow_empty_files:  # a quiet hour may write a file without rows
-        tally = read_tally(staging)
-        if not tally["problems"] and not tally["counts"]["read"]:
-            return {"counts": dict.fromkeys(("read", "bad", "below_threshold"), 0)}
+    # a quiet hour may write a file without rows
+    if config.allow_empty_files and not read_tally(staging)["counts"]["read"]:
+        return {"counts": dict.fromkeys(("read", "bad", "below_threshold"), 0)}
     read = check_read(dataclasses.replace(config, allow_empty_files=True), staging)
     if config.source.startswith("tfds:"):
         return read

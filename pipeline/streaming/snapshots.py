@@ -18,8 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipeline.contract import schema
-from pipeline.contract.files import checksum
-from pipeline.contract.locks import held
+from pipeline.contract.files import checksum, held
 from pipeline.counts.settings import FrequenciesConfig
 from pipeline.read.log import DEAD_LETTERS
 

@@ -12,8 +12,7 @@ from typing import Any
 
 from pipeline.contract import schema
 from pipeline.contract.bundle import Bundle, read_bundle
-from pipeline.contract.files import describe_files
-from pipeline.contract.locks import lone_holder
+from pipeline.contract.files import describe_files, lone_holder
 from serving.publish import measuring, model_card, tuning
 from serving.publish.settings import VersionOptions
 from serving.version import warmup_requests

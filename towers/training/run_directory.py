@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from pipeline.contract.files import write_atomically
-from pipeline.contract.locks import held
+from pipeline.contract.files import held, write_atomically
 from samplers.methods.full_softmax import SoftTargets
 from towers.data.interactions import RetrievalData
 from towers.legacy_keras import tf_keras

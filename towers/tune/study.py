@@ -18,7 +18,7 @@ from optuna.samplers import TPESampler
 from optuna.trial import TrialState
 
 from pipeline.contract import schema
-from pipeline.contract.locks import held
+from pipeline.contract.files import held
 from samplers.methods.by_name import METHODS
 from towers.data.interactions import open_data
 from towers.errors import Diverged

@@ -15,9 +15,8 @@ import twotower
 from pipeline.contract import schema
 from pipeline.features.columns import rank_values
 from pipeline.features.join import distinct_rows
-from pipeline.features.moments import Moments
 from pipeline.features.tables import feature_files, find_tables
-from pipeline.features.values import VALUE_TYPES, infer_kind, values_of
+from pipeline.features.values import VALUE_TYPES, Moments, infer_kind, values_of
 from pipeline.job import prepare
 from pipeline.prepare.settings import PrepareConfig
 from pipeline.read.cells import Checks

@@ -30,7 +30,7 @@ from pipeline.beam.staging import Staging
 from pipeline.contract import hashing, schema
 from pipeline.read import readers
 from pipeline.read.discover import find_pieces
-from pipeline.streaming import estimator, order, steps
+from pipeline.streaming import estimator, steps
 from pipeline.streaming.job import estimate
 
 # --- the result -----------------------------------------------------------------------------
@@ -77,10 +77,9 @@ def test_no_worker_puts_the_whole_log_in_order(tmp_path, times):
     values = {"equal": [7] * 2000, "long tail": [n**4 for n in range(2000)]}
     source = write(tmp_path / "log.parquet", [("x", time) for time in values[times]])
     config = config_for(source, tmp_path / "out", **BY_ROWS, partitions=8)
-    with Staging(config.output, overwrite=False) as staging:
-        options = beam_options([])
-        events = order.stage_events(find_pieces(config), config, options, staging)
-        ordered = order.order_events(events, 8, options, staging)
+    with Staging(config.output, False, beam_options([])) as staging:
+        events = steps.stage_events(find_pieces(config), config, staging)
+        ordered = steps.order_events(events, 8, staging)
         for files in (events, ordered):
             sizes = [len(np.load(path)) for path in files]
             assert sum(sizes) == 2000

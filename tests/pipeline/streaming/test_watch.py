@@ -25,7 +25,7 @@ from streaming_log import (
 )
 
 from pipeline.contract import schema
-from pipeline.streaming import job, micro_batch
+from pipeline.streaming import job, steps
 from pipeline.streaming.job import estimate
 
 
@@ -111,7 +111,7 @@ def test_a_file_that_changes_after_it_was_read_is_an_error(tmp_path, caplog):
 
 def test_a_file_that_changes_while_it_is_read_is_an_error(tmp_path, monkeypatch):
     source = write_parts(tmp_path / "log", make_rows(200), 2)
-    original = micro_batch.stage_events
+    original = steps.stage_events
 
     def stage_and_append(*arguments):
         staged = original(*arguments)
@@ -119,7 +119,7 @@ def test_a_file_that_changes_while_it_is_read_is_an_error(tmp_path, monkeypatch)
             file.write(b"more")
         return staged
 
-    monkeypatch.setattr(micro_batch, "stage_events", stage_and_append)
+    monkeypatch.setattr(steps, "stage_events", stage_and_append)
     with pytest.raises(ValueError, match=r"part-1.parquet changed while it was read"):
         estimate(watched(source, tmp_path / "out", max_polls=1))
     assert not (tmp_path / "out").exists()
@@ -197,11 +197,14 @@ def test_a_signal_ends_the_watch_between_two_jobs(tmp_path, monkeypatch):
 # A watch whose workers wait after the first file that a stage has written.
 SLOW = """
 import sys, time, twotower
-from pipeline.streaming import order, steps
-module = {"events": order, "applied": steps}[sys.argv.pop(1)]
-def wait(*a, f=module.write_block):
-    r = f(*a); print("waiting", flush=True); time.sleep(60); return r
-module.write_block = wait
+from pipeline.streaming import steps
+stage = sys.argv.pop(1)
+def wait(directory, *a, f=steps.write_block):
+    r = f(directory, *a)
+    if directory.name == stage:
+        print("waiting", flush=True); time.sleep(60)
+    return r
+steps.write_block = wait
 sys.exit(twotower.main(sys.argv[1:]))
 """
 
