@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -58,15 +58,6 @@ class Corpus:
             None if request.allow is None else self._candidate_rows(request.allow),
             len(ids.difference(self._candidate_row)),
         )
-
-    def filters(
-        self, request: RetrieveRequest, shared: FilterRows, query_ids: Sequence[str]
-    ) -> Filters:
-        """The filters of some queries of a request."""
-        wanted = request.exclude_seen
-        seen = [self.seen_rows(query_id) if wanted else _NO_ROWS for query_id in query_ids]
-        excluded, allowed, _ = shared
-        return Filters(self.num_candidates, excluded, allowed, seen, request.min_score)
 
     def seen_rows(self, query_id: str) -> np.ndarray:
         """Rows that the query had in training, int64, in the order of its list; [] if unknown."""

@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from serving.errors import InvalidRequest, ServiceError
 from serving.retrieval.corpus import Corpus
+from serving.retrieval.filters import Filters
 from serving.retrieval.requests import (
     RetrieveRequest,
     RetrieveResponse,
@@ -67,14 +68,13 @@ class Retriever:
 
     @cached_property
     def default_index(self) -> str:
-        """What index="default" stands for here: "exact" or "scann", as far as there is one."""
-        wanted = self._wanted_index
+        """What index="default" stands for here: "exact" or "scann", if that can be used."""
+        wanted, path = self._wanted_index, self.version.path
         wanted = self.version.manifest.details["default_index"] if wanted == "default" else wanted
-        if wanted == "scann" and wanted not in self.usable_indexes:
-            path = self.version.path
-            _log.warning("%s has no ScaNN index, or scann is missing: it answers exactly.", path)
-            return "exact"
-        return wanted
+        if wanted in self.usable_indexes:
+            return wanted
+        _log.warning("%s has no ScaNN index, or scann is missing: it answers exactly.", path)
+        return "exact"
 
     @cached_property
     def usable_indexes(self) -> tuple[str, ...]:
@@ -201,8 +201,7 @@ class Retriever:
     def close(self) -> None:
         """Frees what a loaded ScaNN index holds outside Python; call it after the last query."""
         with self._loading:
-            index = self._indexes.pop("scann", None)
-            if index is not None:
+            if (index := self._indexes.pop("scann", None)) is not None:
                 index.model.release()
 
     def _index(self, name: str) -> IndexSearch:
@@ -227,8 +226,10 @@ class Retriever:
         embedded = []
         # Of no requests at all there is one empty part.
         for queries, part, known in zip(requests, parts, knowns, strict=False):
-            request, names, _, shared = queries
-            filters, unknown_ids = self.corpus.filters(request, shared, names), shared.unknown_ids
+            request, names, _, (excluded, allowed, unknown_ids) = queries
+            asked = names if request.exclude_seen else []
+            seen = [*map(self.corpus.seen_rows, asked)] or [np.empty(0, np.int64)] * len(names)
+            filters = Filters(self.num_candidates, excluded, allowed, seen, request.min_score)
             embedded.append(EmbeddedQueries(request, names, part, known, filters, unknown_ids))
         return embedded
 

@@ -71,7 +71,7 @@ class CheckedQueries(NamedTuple):
     request: RetrieveRequest
     query_ids: Sequence[str]  # B, "" each where embeddings were given
     embeddings: np.ndarray | None  # float32 [B, D], None where the ids are still to be embedded
-    filter_rows: FilterRows
+    shared: FilterRows
 
     def parts(self, size: int) -> Iterator[CheckedQueries]:
         """In pieces of at most `size` queries; without queries there is one piece."""

@@ -8,6 +8,7 @@ the next free thread then takes them.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -55,49 +56,39 @@ class _Entry:
     key: Hashable
     deadline: float
     since: float
-    loop: asyncio.AbstractEventLoop
     future: _Result
 
 
+@dataclasses.dataclass(eq=False)
 class Batcher(Generic[T, R]):
     """The queue of one function. Its threads may be shared with other batchers.
 
     Attributes:
-      capacity: rows that may wait.
-      waiting_rows: rows that wait now.
+      threads: what runs the batches.
+      run_all: items → results in their order; a result that is an exception is raised for its
+        item. Where it raises itself for several items, each is run alone, so that only the one
+        at fault is refused.
+      options: a `max_batch_size` of 1 runs every request alone.
+      on_batch: called after a batch with the seconds that each request waited, its number of
+        rows, and the seconds that it ran.
+      max_running: batches that run at the same time; the other threads are for other batchers.
+      waiting_rows: rows that wait now; it and `running` change under the lock of the threads.
       running: batches that run now.
     """
 
-    def __init__(
-        self,
-        threads: BatchThreads,
-        run: Callable[[Sequence[T]], Sequence[R | Exception]],
-        options: BatchOptions = BatchOptions(),  # noqa: B008 - a NamedTuple does not change
-        on_batch: Callable[[Sequence[float], int, float], None] = lambda *_: None,
-        max_running: int = 1 << 30,
-    ) -> None:
-        """Makes an empty queue.
+    threads: BatchThreads
+    run_all: Callable[[Sequence[T]], Sequence[R | Exception]]
+    options: BatchOptions = BatchOptions()  # noqa: RUF009 - a NamedTuple does not change
+    on_batch: Callable[[Sequence[float], int, float], None] = lambda *_: None
+    max_running: int = 1 << 30
+    waiting_rows: int = 0
+    running: int = 0
+    _waiting: OrderedDict[_Entry, None] = dataclasses.field(default_factory=OrderedDict)
 
-        Args:
-          threads: what runs the batches.
-          run: items → results in their order; a result that is an exception is raised for its
-            item. Where `run` itself raises for several items, each is run alone, so that only
-            the one at fault is refused.
-          options: a `max_batch_size` of 1 runs every request alone.
-          on_batch: called after a batch with the seconds that each request waited, its number of
-            rows, and the seconds that it ran.
-          max_running: batches that run at the same time, at least one; the other threads are
-            for other batchers.
-        """
-        self._threads = threads
-        self._run = run
-        self._options = options
-        self._on_batch = on_batch
-        self._max_running = max(1, max_running)
-        self.capacity = options.max_batch_size * options.max_enqueued_batches
-        # What follows changes under the lock of the threads only.
-        self._waiting: OrderedDict[_Entry, None] = OrderedDict()
-        self.waiting_rows = self.running = 0
+    @property
+    def capacity(self) -> int:
+        """Rows that may wait."""
+        return self.options.max_batch_size * self.options.max_enqueued_batches
 
     def submit(
         self, item: T, rows: int, *, key: Hashable = None, deadline: float = float("inf")
@@ -111,12 +102,10 @@ class Batcher(Generic[T, R]):
           Overloaded: too much is waiting.
           Unavailable: the threads have ended.
         """
-        loop = asyncio.get_running_loop()
-        future = _Result(loop=loop)
-        rows = max(rows, 1)
-        entry = _Entry(item, rows, key, deadline, time.monotonic(), loop, future)
-        with self._threads.changed:
-            if self._threads.closed:
+        future, rows = _Result(loop=asyncio.get_running_loop()), max(rows, 1)
+        entry = _Entry(item, rows, key, deadline, time.monotonic(), future)
+        with self.threads.changed:
+            if self.threads.closed:
                 raise Unavailable("The service is shutting down.")
             if self.waiting_rows + rows > self.capacity:
                 raise Overloaded(
@@ -126,7 +115,7 @@ class Batcher(Generic[T, R]):
             future.forget = functools.partial(self._forget, entry)
             self._waiting[entry] = None
             self.waiting_rows += rows
-            self._threads.announce(self)
+            self.threads.announce(self)
         return future
 
     def wait_until_idle(self) -> None:
@@ -138,12 +127,12 @@ class Batcher(Generic[T, R]):
 
     def due(self) -> float:
         """When the first entry is to be run, by the clock of `time.monotonic`; inf: not yet."""
-        if self.running >= self._max_running:
+        if self.running >= self.max_running:
             return math.inf  # the thread that ends looks again
-        full = self.waiting_rows >= self._options.max_batch_size
-        if full or not self.running or not self._waiting or self._threads.closed:
+        full = self.waiting_rows >= self.options.max_batch_size
+        if full or not self.running or not self._waiting or self.threads.closed:
             return 0.0
-        return next(iter(self._waiting)).since + self._options.timeout_seconds
+        return next(iter(self._waiting)).since + self.options.timeout_seconds
 
     def take(self, now: float) -> list[_Entry]:
         """Removes the next batch from the queue, without what nobody waits for any more."""
@@ -152,7 +141,7 @@ class Batcher(Generic[T, R]):
         while self._waiting:
             entry = next(iter(self._waiting))
             gone = entry.future.done() or entry.deadline <= now
-            fits = rows + entry.rows <= self._options.max_batch_size
+            fits = rows + entry.rows <= self.options.max_batch_size
             if not gone and batch and not (fits and entry.key == batch[0].key):
                 break
             self._remove(entry)
@@ -171,18 +160,18 @@ class Batcher(Generic[T, R]):
         seconds = time.monotonic() - start
         _settle(outcomes)
         waits = [start - entry.since for entry in batch]
-        self._on_batch(waits, sum(entry.rows for entry in batch), seconds)
+        self.on_batch(waits, sum(entry.rows for entry in batch), seconds)
 
     def _outcomes(self, batch: list[_Entry]) -> list[_Outcome]:
         try:
-            return list(zip(batch, self._run([entry.item for entry in batch]), strict=True))
+            return list(zip(batch, self.run_all([entry.item for entry in batch]), strict=True))
         except Exception as error:
             if len(batch) == 1:
                 return [(batch[0], error)]
         return [outcome for entry in batch for outcome in self._outcomes([entry])]
 
     def _forget(self, entry: _Entry) -> None:
-        with self._threads.changed:
+        with self.threads.changed:
             if entry in self._waiting:
                 self._remove(entry)
 
@@ -193,10 +182,10 @@ class Batcher(Generic[T, R]):
 
     def refuse_all(self, error: ServiceError) -> None:
         """Empties the queue; each request gets the error."""
-        entries = list(self._waiting)
-        for entry in entries:
+        outcomes = [(entry, error) for entry in self._waiting]
+        for entry, _ in outcomes:
             self._remove(entry)
-        _settle([(entry, error) for entry in entries])
+        _settle(outcomes)
 
 
 _Outcome = tuple[_Entry, Any]  # an Exception is raised for the request
@@ -288,12 +277,10 @@ def _settle(outcomes: Sequence[_Outcome]) -> None:
     """Gives each future its outcome, one wake-up for each event loop."""
     by_loop: dict[asyncio.AbstractEventLoop, list[_Outcome]] = {}
     for outcome in outcomes:
-        by_loop.setdefault(outcome[0].loop, []).append(outcome)
+        by_loop.setdefault(outcome[0].future.get_loop(), []).append(outcome)
     for loop, its_outcomes in by_loop.items():
-        try:
+        with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits any more
             loop.call_soon_threadsafe(_set, its_outcomes)
-        except RuntimeError:  # the loop was closed: nobody waits any more
-            continue
 
 
 def _set(outcomes: Sequence[_Outcome]) -> None:

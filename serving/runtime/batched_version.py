@@ -16,7 +16,7 @@ from serving.retrieval.requests import RetrieveRequest, RetrieveResponse
 from serving.retrieval.retriever import Outcome, Retriever
 from serving.retrieval.search import CheckedQueries
 from serving.runtime.batch_queue import Batcher, BatchOptions, BatchThreads
-from serving.runtime.loaded_version import Arrays, LoadedVersion, join
+from serving.runtime.loaded_version import Arrays, LoadedVersion, join, split
 from serving.runtime.process import aside
 from serving.settings import ServeConfig
 from serving.version.served_model import SCORE
@@ -58,16 +58,12 @@ class BatchedVersion:
         self._retrieve = Batcher(threads, answer_all, options, on_retrieve)
         # What scores all candidates leaves one thread to what an index answers.
         self._score_all = Batcher(
-            threads, answer_all, options, on_retrieve, max_running=config.num_batch_threads - 1
+            threads, answer_all, options, on_retrieve, max(1, config.num_batch_threads - 1)
         )
 
     @property
     def retriever(self) -> Retriever:
-        """Answers without batching.
-
-        Raises:
-          InvalidRequest: another framework made the version, which has no retriever.
-        """
+        """Answers without batching; InvalidRequest for a version of another framework."""
         if self.loaded.retriever is None:
             raise InvalidRequest(
                 f"Version {self.loaded.number} was not made by `twotower export`: it answers "
@@ -76,11 +72,7 @@ class BatchedVersion:
         return self.loaded.retriever
 
     async def predict(self, name: str, inputs: Arrays, deadline: float) -> dict[str, np.ndarray]:
-        """Runs a signature; more rows than a batch has are run in several.
-
-        Raises:
-          InvalidRequest, NotFound, Overloaded, DeadlineExceeded, Unavailable: see `Service`.
-        """
+        """Runs a signature; more rows than a batch has are run in several."""
         arrays = self.loaded.fit(name, inputs)
         signature, batcher = self.loaded.signatures[name], self._predict[name]
         rows, key = signature.rows(arrays), signature.row_shapes(arrays)
@@ -89,16 +81,11 @@ class BatchedVersion:
             check_rows(rows, batcher.capacity)
         if self.loaded.retriever is not None and SCORE in signature.outputs:
             _check_results(rows, self.loaded.retriever.k)
-        goes_by_rows = signature.by_rows and name not in self.loaded.not_by_rows
-        if rows > size and goes_by_rows:
-            pieces = [
-                {name: array[start : start + size] for name, array in arrays.items()}
-                for start in range(0, rows, size)
-            ]
-            counts = [signature.rows(piece) for piece in pieces]
+        if rows > size and signature.by_rows and name not in self.loaded.not_by_rows:
+            counts = [min(size, rows - start) for start in range(0, rows, size)]
             parts = await _all(
                 batcher.submit(piece, count, key=key, deadline=deadline)
-                for piece, count in zip(pieces, counts, strict=True)
+                for piece, count in zip(split(arrays, counts), counts, strict=True)
             )
             if self.loaded.have_rows(name, parts, counts):
                 return dict(join(parts))
@@ -107,7 +94,9 @@ class BatchedVersion:
     async def retrieve(self, request: RetrieveRequest, deadline: float) -> RetrieveResponse:
         """Answers a request; more queries than a batch has are searched in several."""
         retriever, filter_ids = self.retriever, len(request.exclude) + len(request.allow or ())
-        rows = _num_queries(request)
+        columns = [request.query_ids, *(request.features or {}).values()]
+        sizes = [len(column) for column in columns if isinstance(column, Sequence | np.ndarray)]
+        rows = max(sizes, default=0)
         check_rows(rows, self._retrieve.capacity)
         if request.k > self._config.max_k:
             raise InvalidRequest(f"k must be at most {self._config.max_k}, got {request.k}.")
@@ -144,13 +133,6 @@ def _answer_all(
     if unknown_queries == "popular" and not retriever.corpus.has_popularity:
         unknown_queries = "empty"
     return retriever.answer_all(requests, unknown_queries=unknown_queries)
-
-
-def _num_queries(request: RetrieveRequest) -> int:
-    """Queries of a request, before it is looked at any further."""
-    columns = [request.query_ids, *(request.features or {}).values()]
-    sizes = [len(column) for column in columns if isinstance(column, Sequence | np.ndarray)]
-    return max(sizes, default=0)
 
 
 def _check_results(rows: int, k: int) -> None:

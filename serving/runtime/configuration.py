@@ -57,18 +57,12 @@ class VersionPolicy:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """One model to serve.
+    """One model to serve."""
 
-    Attributes:
-      name: what clients call it.
-      base_path: directory of its versions; "" for the directory `name` among the models.
-      policy: which versions of it.
-      labels: names of versions that clients may ask for, such as "stable" and "canary".
-    """
-
-    name: str
-    base_path: str = ""
-    policy: VersionPolicy = VersionPolicy()
+    name: str  # what clients call it
+    base_path: str = ""  # directory of its versions; "" for `name` among the models
+    policy: VersionPolicy = VersionPolicy()  # which versions of it
+    # names of versions that clients may ask for, such as "stable" and "canary"
     labels: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -263,18 +257,11 @@ def _from_proto(proto: model_server_config_pb2.ModelConfig) -> ModelConfig:
         )
     if proto.HasField("logging_config"):
         _log.warning("logging_config of %r is ignored: see --log_requests.", proto.name)
-    choice = proto.model_version_policy.WhichOneof("policy_choice")
-    policy = VersionPolicy()
-    if choice == "latest":
-        policy = VersionPolicy(latest=proto.model_version_policy.latest.num_versions or 1)
-    elif choice == "all":
-        policy = VersionPolicy(latest=0)
-    elif choice == "specific":
-        policy = VersionPolicy(specific=tuple(proto.model_version_policy.specific.versions))
-        if not policy.specific:
-            raise InvalidRequest(
-                f"the specific versions of {proto.name!r} must be named, got none."
-            )
+    asked = proto.model_version_policy
+    latest = 0 if asked.HasField("all") else asked.latest.num_versions or 1
+    policy = VersionPolicy(latest, tuple(asked.specific.versions))
+    if asked.HasField("specific") and not policy.specific:
+        raise InvalidRequest(f"the specific versions of {proto.name!r} must be named, got none.")
     return ModelConfig(proto.name, proto.base_path, policy, dict(proto.version_labels))
 
 
@@ -283,5 +270,4 @@ def _digest(content: bytes) -> str:
 
 
 def _from_json(policy: dict[str, Any], **fields: Any) -> ModelConfig:
-    specific = tuple(policy["specific"])
-    return ModelConfig(policy=VersionPolicy(policy["latest"], specific), **fields)
+    return ModelConfig(policy=VersionPolicy(policy["latest"], tuple(policy["specific"])), **fields)

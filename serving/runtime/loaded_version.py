@@ -55,7 +55,6 @@ class LoadedVersion:
         self.retriever: Retriever | None = None
         self._foreign: Any = None  # the SavedModel of another framework
         self._functions: dict[str, Any] = {}
-        self._is_ours = files.manifest is not None  # ScaNN fails for a whole batch on a NaN
         self.not_by_rows: set[str] = set()
         try:
             self.signatures = self._load(files, index)
@@ -83,11 +82,7 @@ class LoadedVersion:
         return signatures
 
     def signature(self, name: str) -> Signature:
-        """The signature of that name.
-
-        Raises:
-          FailedPrecondition: the version has no such signature.
-        """
+        """The signature of that name; FailedPrecondition if the version has none."""
         if name not in self.signatures:
             there = ", ".join(sorted(self.signatures))
             raise FailedPrecondition(
@@ -98,7 +93,7 @@ class LoadedVersion:
     def fit(self, name: str, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Checks the inputs of a signature; see `Signature.fit`."""
         arrays = self.signature(name).fit(inputs)
-        if self._is_ours:
+        if self.retriever is not None:  # ScaNN fails for a whole batch on a NaN
             for key, array in arrays.items():
                 if array.dtype.kind == "f" and not (np.abs(array) <= MAX_NUMBER).all():
                     raise InvalidRequest(
@@ -141,11 +136,8 @@ class LoadedVersion:
 
     def have_rows(self, name: str, outputs: Sequence[Arrays], rows: Sequence[int]) -> bool:
         """Whether outputs have as many rows as their inputs; if not, that is remembered."""
-        if all(
-            array.ndim and len(array) == count
-            for arrays, count in zip(outputs, rows, strict=True)
-            for array in arrays.values()
-        ):
+        pairs = zip(outputs, rows, strict=True)
+        if all(array.shape[:1] == (count,) for part, count in pairs for array in part.values()):
             return True
         _log.warning("%s: %r has outputs not by rows, it is not batched.", self.path, name)
         self.not_by_rows.add(name)
@@ -208,7 +200,7 @@ def join(parts: Sequence[Arrays]) -> Arrays:
 
 
 def split(outputs: Arrays, rows: Sequence[int]) -> list[dict[str, np.ndarray]]:
-    """What `join` has joined: the rows of each part as views, without a copy."""
+    """Undoes `join`: so many rows in each part, as views."""
     ends = np.cumsum(rows).tolist()
     return [
         {name: array[end - count : end] for name, array in outputs.items()}

@@ -24,6 +24,7 @@ from serving.version.versions import VersionFiles
 
 _PRUNED = ".pruned-"  # a version is renamed before it is deleted: nobody reads half of it
 _MAX_ERROR = 1000  # characters of an error that a status keeps
+_LEVELS = {"waiting": logging.WARNING, "failed": logging.ERROR}
 _log = logging.getLogger(__name__)
 
 
@@ -111,13 +112,14 @@ class ModelManager:
 
     def reload(self, configs: Sequence[ModelConfig], wait_seconds: float = 0.0) -> None:
         """Serves these models and versions from now on; see `Service.reload`."""
+        self._check_paths(configs)
         for config in configs:
-            self._check_path(config)
             self._configuration.check(config)
         self._configuration.check_writable()
         with self._looked:
             self._configuration.note_file()
-            reload = self._want(_Wanted(configs, to_keep=True))
+            self._wanted = reload = _Wanted(configs, to_keep=True)
+            self._looked.notify_all()  # whoever waits for an earlier one
             self.served.attention.set()
             if wait_seconds:
                 self._looked.wait_for(lambda: self._is_over(reload), wait_seconds)
@@ -175,8 +177,15 @@ class ModelManager:
     def _adopt(self) -> None:
         """Takes over what was asked for, or discovers new models."""
         with self._looked:
-            if (edited := self._configuration.edited()) is not None:
-                self._take_edit(edited)
+            try:
+                if (edited := self._configuration.edited()) is not None:
+                    self._check_paths(edited)
+                    self._configuration.place(edited)
+                    self._wanted = _Wanted(edited)
+                    self._looked.notify_all()  # whoever waits for a reload
+                    _log.info("The edited configuration is in force: %d models.", len(edited))
+            except InvalidRequest as error:
+                _log.error("What is served stays as it is: %s", error)
             wanted = self._wanted
         before, models = self.served.models, dict(self.served.models)
         if wanted is None:
@@ -202,7 +211,7 @@ class ModelManager:
             _log.warning("%s", model.absence or f"Model {model.config.name!r} is on disk again.")
         for number, status in model.statuses.items():
             if status.error_message and status != before.get(number):
-                self._report(model, logging.WARNING, "waiting", number, status.error_message)
+                self._report(model, "waiting", number, error=status.error_message)
         return wanted
 
     def _load(self, model: ModelVersions, files: VersionFiles) -> None:
@@ -212,13 +221,12 @@ class ModelManager:
         try:
             servable = self._load_version(name, files)
         except Exception as error:  # whatever the files of a version can cause
-            message = f"{type(error).__name__}: {error}"[:_MAX_ERROR]
             _log.debug("Loading %s failed.", files.path, exc_info=True)
-            message = model.failed(files, message)
-            self._report(model, logging.ERROR, "failed", number, message, start)
+            message = model.failed(files, f"{type(error).__name__}: {error}"[:_MAX_ERROR])
+            self._report(model, "failed", number, time.monotonic() - start, message)
             return
         self.served.serve(model, number, servable)
-        self._report(model, logging.INFO, "loaded", number, "", start)
+        self._report(model, "loaded", number, time.monotonic() - start)
 
     def _free(self) -> None:
         unused = self.served.take_unused()
@@ -233,7 +241,7 @@ class ModelManager:
             gc.collect()  # the graphs are full of cycles, which hold the variables
         for model, number in freed:
             model.report(number, State.END)
-            self._report(model, logging.INFO, "unloaded", number, "", start)
+            self._report(model, "unloaded", number, time.monotonic() - start)
 
     def _prune(self, model: ModelVersions) -> None:
         for leftover in model.base_path.glob(f"{_PRUNED}*"):
@@ -242,55 +250,30 @@ class ModelManager:
             pruned = path.with_name(f"{_PRUNED}{path.name}")
             path.rename(pruned)
             shutil.rmtree(pruned, ignore_errors=True)
-            self._report(model, logging.INFO, "pruned", int(path.name))
+            self._report(model, "pruned", int(path.name))
 
     def _report(
-        self,
-        model: ModelVersions,
-        level: int,
-        what: str,
-        number: int,
-        error: str = "",
-        start: float | None = None,
+        self, model: ModelVersions, what: str, number: int, seconds: float = 0.0, error: str = ""
     ) -> None:
-        seconds = 0.0 if start is None else time.monotonic() - start
-        name = model.config.name
+        name, level = model.config.name, _LEVELS.get(what, logging.INFO)
         message = f"Version {number} of model {name} {what}{': ' if error else ''}{error}"
         event(_log, level, message, model=name, version=number, change=what, seconds=seconds)
         self._on_change(name, what, seconds)
 
-    # --- reload; what follows but `_check_path` is called with `_looked` held ------------------
+    # --- reload; what follows but `_check_paths` is called with `_looked` held ------------------
 
-    def _check_path(self, config: ModelConfig) -> None:
-        model = self.served.models.get(config.name)
-        if model is not None and model.base_path != self._configuration.path(config):
-            raise InvalidRequest(
-                f"base_path of model {config.name!r} cannot be changed while it is served: leave "
-                "it as it is, or choose another name."
-            )
-
-    def _want(self, wanted: _Wanted) -> _Wanted:
-        self._wanted = wanted
-        self._looked.notify_all()  # whoever waits for an earlier one
-        return wanted
-
-    def _take_edit(self, configs: list[ModelConfig]) -> None:
-        """The operator has edited the file."""
-        try:
-            for config in configs:
-                self._check_path(config)
-        except InvalidRequest as error:
-            _log.error("What is served stays as it is: %s", error)
-            return
-        self._configuration.place(configs)
-        self._want(_Wanted(configs))
-        _log.info("The edited configuration is in force: %d models.", len(configs))
+    def _check_paths(self, configs: Sequence[ModelConfig]) -> None:
+        for config in configs:
+            model = self.served.models.get(config.name)
+            if model is not None and model.base_path != self._configuration.path(config):
+                raise InvalidRequest(
+                    f"base_path of model {config.name!r} cannot be changed while it is served: "
+                    "leave it as it is, or choose another name."
+                )
 
     def _keep(self, wanted: _Wanted) -> None:
         """Keeps a reload for the next start once all that it wants is served."""
-        if not wanted.to_keep or any(
-            missing or not is_over for is_over, missing in self._outcomes(wanted)
-        ):
+        if not wanted.to_keep or set(self._outcomes(wanted)) - {(True, "")}:
             return
         try:
             self._configuration.keep(wanted.configs)
@@ -302,11 +285,9 @@ class ModelManager:
 
     def _is_over(self, reload: _Wanted) -> bool:
         """Whether waiting for a reload does not help."""
-        if self._stopping or reload is not self._wanted or reload.not_kept or not reload.to_keep:
-            return True
-        return reload.was_tried and any(
-            is_over and missing for is_over, missing in self._outcomes(reload)
-        )
+        has_failed = any(is_over and missing for is_over, missing in self._outcomes(reload))
+        is_done = reload is not self._wanted or not reload.to_keep or bool(reload.not_kept)
+        return self._stopping or is_done or (reload.was_tried and has_failed)
 
     def _refuse_unless_kept(self, reload: _Wanted) -> None:
         """Raises what is missing of a reload."""

@@ -77,8 +77,8 @@ class ModelVersions:
         if not labelled and not (on_disk.keys() & set(named) if named else on_disk):
             self._deleted = self._root.is_dir() and not on_disk.keys() & self.available.keys()
             what = "is unloaded" if self._deleted else "stays until there is one"
-            self.absence = f"Model {self.config.name!r} has no wanted version on disk: "
-            self.absence += f"what is served {what}."
+            name = self.config.name
+            self.absence = f"Model {name!r} has no wanted version on disk: what is served {what}."
         chosen = self.config.policy.choose(on_disk, usable)
         self._wanted = sorted({*chosen, *filter(usable, labelled)}, reverse=True)
         self._forget(on_disk, looked_at)
@@ -101,9 +101,9 @@ class ModelVersions:
         missing = named - self.available.keys()
         if self.available and not missing:
             return True, ""
-        statuses = [self.statuses[n] for n in missing or self.statuses if n in self.statuses]
-        for status in statuses:
-            if status.state == State.END and status.error_message:
+        for number, status in self.statuses.items():
+            is_failed = status.state == State.END and status.error_message
+            if is_failed and (number in missing or not missing):
                 return True, f"Version {status.version} cannot be loaded: {status.error_message}"
         return False, f"Model {self.config.name!r} is still being loaded."
 
@@ -123,11 +123,8 @@ class ModelVersions:
     def report(self, number: int, state: State, error: str = "") -> None:
         """Sets the status of a version; clients see it, and no path of this machine in it."""
         error = error.replace(str(self.base_path), self.base_path.name)
-        code = "OK"
-        if error:
-            code = "UNAVAILABLE" if state == State.START else "INTERNAL"
-        status = VersionStatus(number, state, code, error)
-        self.statuses = {**self.statuses, number: status}
+        code = "OK" if not error else "UNAVAILABLE" if state == State.START else "INTERNAL"
+        self.statuses = {**self.statuses, number: VersionStatus(number, state, code, error)}
 
     def removable(self, keep: int) -> list[Path]:
         """Directories that may be deleted, so that the newest `keep` finished ones are left.

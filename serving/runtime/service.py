@@ -35,6 +35,7 @@ DEFAULT_SIGNATURE = "serving_default"
 REQUEST_ID = "x-request-id"  # header of a request and of its answer
 
 _SAFE_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")  # nothing that could forge a line of a log
+_LOGGED = ("model", "entrypoint", "request_id")
 _DRAIN_STEP = 0.01  # seconds between two looks at what is still under way
 _log = logging.getLogger(__name__)
 
@@ -68,12 +69,7 @@ class Service:
     """
 
     def __init__(self, config: ServeConfig) -> None:
-        """Reads the configuration; nothing is loaded and no thread runs before `start`.
-
-        Raises:
-          ValueError: the directory of models, the `config_file`, or the reload that was kept
-            cannot be read.
-        """
+        """Reads the configuration (or raises ValueError); nothing is loaded before `start`."""
         self.config = config
         self.metrics = Metrics()
         self._manager = ModelManager(
@@ -178,20 +174,15 @@ class Service:
             return pinned.loaded.number, {name: signatures[name].proto for name in signatures}
 
     def status(self, call: Call) -> list[VersionStatus]:
-        """State of every version of a model that was looked at, newest first, or of one.
-
-        Raises:
-          NotFound: no such model or version.
-          InvalidRequest: no such label.
-        """
+        """State of every version of a model that was looked at, newest first, or of one."""
         return self._served.status(call.model, call.version, call.label)
 
     @contextlib.contextmanager
     def retriever(self, call: Call) -> Iterator[Retriever]:
-        """The retriever of a version, for what it tells without a search; refusals as above.
+        """The retriever of a version, for what it tells without a search.
 
         Raises:
-          InvalidRequest: the version has none, another framework made it.
+          InvalidRequest: another framework made the version; otherwise as `predict`.
         """
         with self._pinned(call) as pinned:
             yield pinned.retriever
@@ -265,8 +256,7 @@ class Service:
             seconds = time.monotonic() - start
             self.metrics.answered(call.model, api, call.entrypoint, seconds)
             if self.config.log_requests:
-                fields = {"model": call.model, "entrypoint": call.entrypoint}
-                fields["request_id"] = call.request_id
+                fields = {name: getattr(call, name) for name in _LOGGED}
                 event(_log, logging.INFO, "answered", api=api, seconds=seconds, **fields)
         finally:
             self._under_way -= 1

@@ -185,7 +185,7 @@ def test_an_error_hits_only_the_request_at_fault(threads):
 
     async def main():
         gate = threading.Event()
-        blocked = Batcher(batcher._threads, lambda items: gate.wait(30) and items)
+        blocked = Batcher(batcher.threads, lambda items: gate.wait(30) and items)
         first = blocked.submit(0, 1)  # the only thread is busy until all others wait
         futures = [batcher.submit(item, 1) for item in (3, 0, 4)]
         gate.set()
