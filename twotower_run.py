@@ -9,6 +9,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from pipeline.contract import schema
+from pipeline.contract.files import checksum, write_atomically
 from pipeline.contract.flags import Command, as_flags, parse, resolve
 
 COMMANDS = {
@@ -72,7 +74,6 @@ def recommend(config: Any) -> None:
         return
     import numpy
 
-    from pipeline.contract import schema
     from pipeline.contract.bundle import read_raw_ids
     from serving.retrieval.retriever import Retriever
     from serving.version.versions import RETRIEVAL
@@ -103,14 +104,9 @@ def run(config: RunConfig, sections: dict[str, Any], commands: dict[str, Command
     work = Path(config.workdir)
     work.mkdir(parents=True, exist_ok=True)
     data, trained, models = (str(work / name) for name in ("prepared", "run", "models"))
-    trained_on = {"data": data, "run": trained}
-    places = {
-        "prepare": {"output": data},
-        "train": trained_on,
-        "evaluate": trained_on,
-        "export": trained_on | {"models": models},
-    }
-    parsed = {}
+    trained_on, parsed = {"data": data, "run": trained}, {}
+    places = {"prepare": {"output": data}, "train": trained_on, "evaluate": trained_on}
+    places["export"] = trained_on | {"models": models}
     for stage in STAGES:  # all settings are checked before the first stage starts
         flags = as_flags((sections.get(stage) or {}) | places[stage])
         parsed[stage] = parse(stage, commands[stage], flags)
@@ -121,27 +117,21 @@ def run(config: RunConfig, sections: dict[str, Any], commands: dict[str, Command
 
         version = _version_of(work / "run" / "bundle", Path(models) / settings.name)
         write_report(trained, data, version)
-    print("\n" + _results(json.loads((work / "run" / "metrics.json").read_text())) + "\n")
-    print(f"prepared data   {data}")
+    metrics = json.loads((work / "run" / "metrics.json").read_text())
+    split = metrics["split"]
+    names = [name for name in metrics[split] if name.split("@")[0] in ("recall", "ndcg")]
+    print("\n" + f"{f'{split} split':14}" + "".join(f"{name:>11}" for name in names))
+    for row, key in ((metrics["method"], split), ("popularity", "popularity")):
+        print(f"{row:14}" + "".join(f"{metrics[key][name]:>11.4f}" for name in names))
+    print(f"\nprepared data   {data}")
     print(f"run directory   {trained}")
     print(f"results         {work / 'run' / 'metrics.json'}")
     print(f"report          {work / 'run' / 'report.html'}")
     print(f"model versions  {models}")
 
 
-def _results(metrics: dict[str, Any]) -> str:
-    """Recall and NDCG of the model, and of popularity, at every cut-off that was measured."""
-    split = metrics["split"]
-    names = [name for name in metrics[split] if name.split("@")[0] in ("recall", "ndcg")]
-    lines = [f"{f'{split} split':14}" + "".join(f"{name:>11}" for name in names)]
-    for row, key in ((metrics["method"], split), ("popularity", "popularity")):
-        lines.append(f"{row:14}" + "".join(f"{metrics[key][name]:>11.4f}" for name in names))
-    return "\n".join(lines)
-
-
 def _version_of(bundle: Path, models: Path) -> Path | None:
     """The newest version that was made of a bundle, if there is one."""
-    from pipeline.contract import schema
     from serving.version.versions import numbered_directories
 
     made_of = schema.read_manifest(bundle, "bundle").fingerprint
@@ -157,8 +147,6 @@ def _run_stage(
     stage: str, settings: Any, command: Command, beam_arguments: list[str], work: Path
 ) -> bool:
     """Runs a stage, if it must be; whether it did."""
-    from pipeline.contract.files import write_atomically
-
     record_path = work / "stages.json"
     record = json.loads(record_path.read_text()) if record_path.exists() else {}
     key = _stage_key(stage, settings, work)
@@ -179,8 +167,6 @@ def _run_stage(
 
 def _stage_key(stage: str, settings: Any, work: Path) -> str:
     """A checksum of a stage's settings and of the content that it reads."""
-    from pipeline.contract import schema
-    from pipeline.contract.files import checksum
     from pipeline.features.tables import feature_files
     from pipeline.read.discover import source_files
 

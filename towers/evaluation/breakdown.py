@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from towers.metrics.definitions import half_width, recall
+from towers.metrics.definitions import half_width
 from towers.metrics.held_out import HeldOut, Ranking
 
 POPULARITY_CUTS = (*(share / 10 for share in range(1, 10)), 0.99)  # deciles, and the top 1 %
@@ -18,15 +18,10 @@ ACTIVITY_CUTS = (0.25, 0.5, 0.75)
 
 
 def breakdown(held_out: HeldOut, rankings: dict[str, Ranking], k: int) -> dict[str, Any]:
-    """Recall@k of some rankings in each bucket of candidates and of queries.
+    """Recall@k of some rankings of `held_out` in each bucket of candidates and of queries.
 
     In a bucket of candidates, the recall of a query looks only at its positives of that bucket,
     and the mean is over the queries that have some.
-
-    Args:
-      held_out: what was ranked for.
-      rankings: by name, all of `held_out`, at least k deep.
-      k: the cut-off.
 
     Returns:
       {"k": k, "by_popularity": buckets of candidates by their train rows, "by_activity": buckets
@@ -36,22 +31,16 @@ def breakdown(held_out: HeldOut, rankings: dict[str, Ranking], k: int) -> dict[s
     """
     return {
         "k": k,
-        "by_popularity": _by_popularity(held_out, rankings, k),
-        "by_activity": _by_activity(held_out, rankings, k),
+        "by_popularity": _buckets(held_out, rankings, k, of_queries=False),
+        "by_activity": _buckets(held_out, rankings, k, of_queries=True),
     }
 
 
 def bucket_of(counts: np.ndarray, cuts: tuple[float, ...]) -> np.ndarray:
     """Buckets by ascending count, cut at quantiles; equal counts are never apart.
 
-    Those without any rows are a bucket of their own, and no part of the quantiles.
-
-    Args:
-      counts: int64 [n], at least 0.
-      cuts: quantiles, ascending, in (0, 1).
-
-    Returns:
-      int64 [n], numbers from 0 on; no bucket is empty, so there may be fewer than cuts + 1.
+    Those without any rows are a bucket of their own, and no part of the quantiles. Of n counts
+    int64 [n], numbers from 0 on; no bucket is empty, so there may be fewer than cuts + 1.
     """
     positive = counts[counts > 0]
     if len(positive) == 0:
@@ -61,53 +50,39 @@ def bucket_of(counts: np.ndarray, cuts: tuple[float, ...]) -> np.ndarray:
     return np.unique(codes, return_inverse=True)[1]
 
 
-def _by_popularity(held_out: HeldOut, rankings: dict[str, Ranking], k: int) -> list[dict[str, Any]]:
-    counts = held_out.train_counts
-    buckets = bucket_of(counts, POPULARITY_CUTS)
-    shape = len(held_out.query_ids), int(buckets.max()) + 1
-    rows, candidates = held_out.pairs
-    positives = _count(rows, buckets[candidates], shape)
+def _buckets(
+    held_out: HeldOut, rankings: dict[str, Ranking], k: int, *, of_queries: bool
+) -> list[dict[str, Any]]:
+    """The buckets of queries, or those of candidates."""
+    counts = held_out.train_rows if of_queries else held_out.train_counts
+    codes = bucket_of(counts, ACTIVITY_CUTS if of_queries else POPULARITY_CUTS)
+    shape = len(held_out.query_ids), int(codes.max()) + 1
+
+    def count(rows: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+        """How many of some pairs each query has in each bucket: int64 [U, buckets]."""
+        columns = codes[rows if of_queries else candidates]
+        places = rows * shape[1] + columns
+        return np.bincount(places, minlength=shape[0] * shape[1]).reshape(shape)
+
+    positives = count(*held_out.pairs)
     recalls = {}
     for name, ranking in rankings.items():
         rows, ranks = np.nonzero(ranking.hits[:, :k])
-        hits = _count(rows, buckets[ranking.candidates[rows, ranks]], shape)
+        hits = count(rows, ranking.candidates[rows, ranks])
         recalls[name] = hits / np.maximum(positives, 1)
-    return [
-        _span(counts[buckets == bucket])
-        | {"candidates": int((buckets == bucket).sum())}
-        | _describe(positives[:, bucket], {name: recalls[name][:, bucket] for name in recalls})
-        for bucket in range(shape[1])
-    ]
-
-
-def _count(rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """How often each cell is named: int64 of that shape."""
-    return np.bincount(rows * shape[1] + columns, minlength=shape[0] * shape[1]).reshape(shape)
-
-
-def _by_activity(held_out: HeldOut, rankings: dict[str, Ranking], k: int) -> list[dict[str, Any]]:
-    buckets = bucket_of(held_out.train_rows, ACTIVITY_CUTS)
-    positives = held_out.num_positives
-    recalls = {name: recall(ranking.hits, positives, k) for name, ranking in rankings.items()}
-    return [
-        _span(held_out.train_rows[inside])
-        | _describe(positives[inside], {name: recalls[name][inside] for name in recalls})
-        for inside in (buckets == bucket for bucket in range(int(buckets.max()) + 1))
-    ]
-
-
-def _span(counts: np.ndarray) -> dict[str, Any]:
-    return {"from": int(counts.min()), "to": int(counts.max())}
-
-
-def _describe(positives: np.ndarray, recalls: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Means over the queries with positives: arguments are [U] each."""
-    counted = positives > 0
-    queries = int(counted.sum())
-    bucket: dict[str, Any] = {"positives": int(positives.sum()), "queries": queries}
-    for name, values in recalls.items():
-        bucket[name] = {
-            "mean": float(values[counted].mean()) if queries else None,
-            "half_width": float(half_width(values[counted])) if queries > 1 else None,
-        }
-    return bucket
+    buckets: list[dict[str, Any]] = []
+    for code in range(shape[1]):
+        inside, counted = counts[codes == code], positives[:, code] > 0
+        bucket: dict[str, Any] = {"from": int(inside.min()), "to": int(inside.max())}
+        if not of_queries:
+            bucket["candidates"] = len(inside)
+        bucket["positives"] = int(positives[:, code].sum())
+        bucket["queries"] = queries = int(counted.sum())
+        for name, recall in recalls.items():
+            values = recall[counted, code]
+            bucket[name] = {
+                "mean": float(values.mean()) if queries else None,
+                "half_width": float(half_width(values)) if queries > 1 else None,
+            }
+        buckets.append(bucket)
+    return buckets

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
 from typing import Any
@@ -118,14 +119,12 @@ def _check_alike(paths: list[Path], evaluated: list[HitsByQuery]) -> None:
 def _metrics(config: CompareConfig, paths: list[Path], evaluated: list[HitsByQuery]) -> list[str]:
     depths = [max(hits.ks) for hits in evaluated]
     metrics = list(config.metric) or [f"{name}@{min(depths)}" for name in _DEFAULT]
-    for metric in metrics:
-        k = parse_metric(metric)[1]
-        for path, depth in zip(paths, depths, strict=True):
-            if k > depth:
-                raise ValueError(
-                    f"{metric} was asked, but {path} was ranked down to {depth} only: evaluate it "
-                    f"with --ks {k}."
-                )
+    for metric, (path, depth) in itertools.product(metrics, zip(paths, depths, strict=True)):
+        if (k := parse_metric(metric)[1]) > depth:
+            raise ValueError(
+                f"{metric} was asked, but {path} was ranked down to {depth} only: evaluate it "
+                f"with --ks {k}."
+            )
     return metrics
 
 

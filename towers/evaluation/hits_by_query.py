@@ -25,27 +25,16 @@ _METADATA = b"twotower"  # the key of that in the file
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class HitsByQuery:
-    """The hits of one evaluation, a row a query of the split.
+    """The hits of one evaluation, a row a query of the split."""
 
-    Attributes:
-      fingerprints: int64 [U], of the raw ids of the queries.
-      train_rows: int64 [U].
-      num_positives: int64 [U], held out, at least 1.
-      hits: bool [U, K], whether the candidate at each rank, best first, is one of them.
-      split: that was evaluated.
-      ks: the cut-offs of that evaluation; the largest is K.
-      data_fingerprint: of the prepared data.
-      training: a checksum of the training.json of the weights that were evaluated.
-    """
-
-    fingerprints: np.ndarray
-    train_rows: np.ndarray
-    num_positives: np.ndarray
-    hits: np.ndarray
-    split: str
-    ks: tuple[int, ...]
-    data_fingerprint: str
-    training: str
+    fingerprints: np.ndarray  # int64 [U], of the raw ids of the queries
+    train_rows: np.ndarray  # int64 [U]
+    num_positives: np.ndarray  # int64 [U], held out, at least 1
+    hits: np.ndarray  # bool [U, K], whether the candidate at each rank, best first, is one of them
+    split: str  # that was evaluated
+    ks: tuple[int, ...]  # the cut-offs of that evaluation; the largest is K
+    data_fingerprint: str  # of the prepared data
+    training: str  # a checksum of the training.json of the weights that were evaluated
 
     def values(self, metric: str, k: int) -> np.ndarray:
         """A metric of each query: float64 [U]; k at most the largest of ks."""

@@ -19,7 +19,6 @@ class EvaluateConfig:
     block_size: int = 256  # queries that are ranked at a time
 
     def __post_init__(self) -> None:
-        """Raises ValueError where a field breaks its rule; it names rule, value and remedy."""
         object.__setattr__(self, "ks", tuple(self.ks))
         require_all(self, "must be given", "data", "run")
         positive = bool(self.ks) and min(self.ks) >= 1
@@ -40,7 +39,6 @@ class CompareConfig:
     seed: int = 10  # of these
 
     def __post_init__(self) -> None:
-        """Raises ValueError where a field breaks its rule; it names rule, value and remedy."""
         for name in ("runs", "metric"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         require(len(self.runs) >= 2, "runs", "must be two or more directories", self.runs)

@@ -15,7 +15,6 @@ from pipeline.contract import schema
 from pipeline.contract.bundle import SeenLists, write_bundle
 from towers.data.interactions import RetrievalData, open_data
 from towers.encoders.feature_tower import FeatureTower
-from towers.encoders.tower import Tower
 from towers.export.encoder import save_encoder
 from towers.model.two_tower import TwoTower
 from towers.training.run_directory import METRICS, open_run, read_json
@@ -32,15 +31,12 @@ def export_bundle(
 ) -> Path:
     """Writes the bundle of a trained run; `pipeline.contract.schema` describes what is in it.
 
-    Returns:
-      The directory of the bundle.
-
     Raises:
       ValueError: there is no trained run, it is of other data, or it has diverged.
     """
     data = open_data(data_dir)
     model, config = open_run(run_dir, data)
-    queries, candidates = model.query_embeddings().numpy(), candidate_vectors(model)
+    queries, candidates = model.query_embeddings().numpy(), vectors(model, "candidate")
     if not (np.isfinite(queries).all() and np.isfinite(candidates).all()):
         raise ValueError(
             f"the embeddings of {run_dir} must be finite, got NaN or infinity: train again with "
@@ -64,21 +60,17 @@ def export_bundle(
     )
 
 
-def candidate_vectors(model: TwoTower) -> np.ndarray:
-    """What candidates are scored by: float32 [N + cold, D], by dense id, then the cold ones."""
-    return _with_cold(model.candidate_embeddings(), model.candidate_tower).numpy()
+def vectors(model: TwoTower, side: str) -> np.ndarray:
+    """What ids are scored by: float32 [V + cold, D], by dense id, then the cold ones.
 
-
-def query_vectors(model: TwoTower) -> tf.Tensor:
-    """The same of queries, over the temperature: float32 [Q + cold, D]."""
-    return _with_cold(model.query_embeddings(), model.query_tower, model.temperature)
-
-
-def _with_cold(embeddings: tf.Tensor, tower: Tower, temperature: float = 1.0) -> tf.Tensor:
+    Those of queries are divided by the temperature.
+    """
+    embeddings, tower = getattr(model, f"{side}_embeddings")(), getattr(model, f"{side}_tower")
     if not len(tower.cold_ids):
-        return embeddings
+        return embeddings.numpy()
+    temperature = model.temperature if side == "query" else 1.0
     cold = tf.cast(tower.embed_cold() / temperature, tf.float32)
-    return tf.concat([embeddings, cold], axis=0)
+    return tf.concat([embeddings, cold], axis=0).numpy()
 
 
 def all_ids(data: RetrievalData, model: TwoTower, side: str) -> pa.Array:
@@ -96,9 +88,8 @@ def _manifest(
         "data": {"source": data.source, "fingerprint": data.fingerprint},
     }
     if (run / METRICS).is_file():
-        metrics = read_json(run / METRICS)
-        metrics.pop("seconds", None)
-        details["metrics"] = metrics
+        metrics = read_json(run / METRICS).items()
+        details["metrics"] = {name: value for name, value in metrics if name != "seconds"}
     return schema.Manifest(
         kind="bundle",
         source=data.source,

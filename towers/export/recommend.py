@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from pipeline.contract import hashing, schema
 from pipeline.contract.files import describe_files, made_aside, replace_directory
 from towers.data.interactions import Positives, RetrievalData, open_data
-from towers.export.bundle import all_ids, candidate_vectors, query_vectors
+from towers.export.bundle import all_ids, vectors
 from towers.export.settings import RecommendConfig
 from towers.legacy_keras import tf_keras
 from towers.metrics.ranking import rank_blocks, tie_order
@@ -50,9 +50,7 @@ def recommend(config: RecommendConfig, ranker: Ranker | None = None) -> schema.M
     is what a user chose in train and validation, as in a published version. The directory is made
     as `.<output>.partial` and renamed into place, the manifest last.
 
-    Args:
-      config: what to do.
-      ranker: who ranks; None: all candidates are scored.
+    Without a `ranker` all candidates are scored.
 
     Raises:
       ValueError: the output is there already or being written, there is no trained run, it is of
@@ -95,10 +93,10 @@ def _check_same_run(
     config: RecommendConfig, ranker: Ranker, candidates: pa.Array, model: TwoTower
 ) -> None:
     """Raises ValueError where a ranker does not score by the vectors of the run."""
-    vectors = candidate_vectors(model)
+    trained = vectors(model, "candidate")
     same = (
-        ranker.vectors.shape == vectors.shape
-        and np.allclose(ranker.vectors, vectors, rtol=1e-3, atol=1e-5)
+        ranker.vectors.shape == trained.shape
+        and np.allclose(ranker.vectors, trained, rtol=1e-3, atol=1e-5)
         and list(ranker.candidate_ids) == candidates.to_pylist()
     )
     if not same:
@@ -117,35 +115,24 @@ def _ranked(
 ) -> Iterator[pa.Table]:
     """The top of the whole corpus, block by block."""
     cold = hashing.fingerprints(text.as_py().encode() for text in model.candidate_tower.cold_ids)
-    order = tie_order(np.concatenate([data.candidate_vocabulary.fingerprints, cold]))
+    seen = data.positives("train", "validation")
+    owners = np.repeat(np.arange(data.num_queries), seen.sizes)
+    left_out = slice(0) if config.keep_seen else slice(None)
     blocks = rank_blocks(
-        query_vectors(model),
-        candidate_vectors(model),
+        vectors(model, "query"),
+        vectors(model, "candidate"),
         np.arange(len(users)),
-        _left_out(config, data, len(users)),
+        Positives(owners[left_out], seen.candidate_ids[left_out], len(users)),
         k=config.k,
-        order=order,
+        order=tie_order(np.concatenate([data.candidate_vocabulary.fingerprints, cold])),
         block_size=config.block_size,
     )
     start = 0
     for ranked, scores in blocks:
         kept = ranked >= 0
-        yield _table(
-            users.slice(start, len(ranked)),
-            kept.sum(axis=1),
-            candidates.take(pa.array(ranked[kept])),
-            scores[kept],
-        )
+        ids = candidates.take(pa.array(ranked[kept]))
+        yield _table(users.slice(start, len(ranked)), kept.sum(axis=1), ids, scores[kept])
         start += len(ranked)
-
-
-def _left_out(config: RecommendConfig, data: RetrievalData, num_users: int) -> Positives:
-    """What each user chose, by place among all users."""
-    if config.keep_seen:
-        return Positives(np.empty(0, np.int64), np.empty(0, np.int64), num_users)
-    seen = data.positives("train", "validation")
-    owners = np.repeat(np.arange(data.num_queries), seen.sizes)
-    return Positives(owners, seen.candidate_ids, num_users)
 
 
 def _answered(config: RecommendConfig, users: pa.Array, top_k: TopK) -> Iterator[pa.Table]:

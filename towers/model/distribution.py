@@ -78,13 +78,12 @@ def _at_first(rule: str) -> Iterator[None]:
 
 def is_chief(strategy: tf.distribute.Strategy) -> bool:
     """Whether this process is the one that writes: of several workers, the first."""
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return True
     resolver = strategy.cluster_resolver
-    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy) or resolver is None:
-        return True
-    has_chief = "chief" in resolver.cluster_spec().jobs
-    if not resolver.task_type:  # one worker, without TF_CONFIG
-        return True
-    return resolver.task_type == "chief" or (not has_chief and resolver.task_id == 0)
+    chief = "chief" if "chief" in resolver.cluster_spec().jobs else "worker"
+    # Without TF_CONFIG one worker is alone, and has no type.
+    return not resolver.task_type or (resolver.task_type, resolver.task_id) == (chief, 0)
 
 
 def wait_for_all(strategy: tf.distribute.Strategy) -> None:
@@ -95,11 +94,7 @@ def wait_for_all(strategy: tf.distribute.Strategy) -> None:
 
 
 def check_strategy() -> None:
-    """Looks at the strategy in whose scope one is.
-
-    Raises:
-      ValueError: a model cannot be trained under it.
-    """
+    """Raises ValueError in the scope of a strategy under which no model can be trained."""
     strategy = tf.distribute.get_strategy()
     known = (
         tf.distribute.OneDeviceStrategy,
@@ -120,11 +115,10 @@ def cut_into_parts(arguments: dict[str, Any], strategy: tf.distribute.Strategy) 
     Raises:
       ValueError: its length is not known.
     """
-    dataset, steps = arguments.get("x"), arguments.get("steps_per_epoch")
+    dataset = arguments.get("x")
     if not isinstance(dataset, tf.data.Dataset):
         return arguments
-    if steps is None:
-        steps = int(dataset.cardinality())
+    steps = arguments.get("steps_per_epoch") or int(dataset.cardinality())
     if steps < 1:
         raise ValueError(
             "steps_per_epoch must be given on several replicas for a data set of unknown length, "
@@ -142,12 +136,8 @@ def split_batches(
 
     The parts of a batch, joined, are that batch. They differ by one row at most, and where there
     are fewer rows than replicas some are empty. Every worker reads the whole data set, and leaves
-    out what is not for its replicas. After the end the data set begins anew.
-
-    Args:
-      dataset: of nests of tensors, one row for every row of the batch.
-      strategy: whose replicas there are.
-      steps: batches that are wanted in all.
+    out what is not for its replicas. After the end the data set begins anew, until there were
+    `steps` batches; they are nests of tensors, with a row for every row of the batch.
     """
     replicas = strategy.num_replicas_in_sync
 

@@ -10,20 +10,21 @@ import tensorflow as tf
 MUST_BE_FINITE = "of a training step must be finite"  # what `finite_loss` says when it fails
 
 
-def sum_gradients(gradients: list[Any]) -> Any:
-    """One gradient of several of the same table: None of none, dense if one of them is dense.
+def sum_gradients(gradients: Iterable[Any]) -> Any:
+    """One gradient of several of the same table, or None: dense if one of them is dense.
 
     Repeated rows of sparse gradients stay repeated: whoever applies them adds them up.
     """
-    if len(gradients) < 2:
-        return gradients[0] if gradients else None
-    if all(isinstance(gradient, tf.IndexedSlices) for gradient in gradients):
+    known = [gradient for gradient in gradients if gradient is not None]
+    if len(known) < 2:
+        return known[0] if known else None
+    if all(isinstance(gradient, tf.IndexedSlices) for gradient in known):
         return tf.IndexedSlices(
-            tf.concat([gradient.values for gradient in gradients], axis=0),
-            tf.concat([tf.cast(gradient.indices, tf.int64) for gradient in gradients], axis=0),
-            gradients[0].dense_shape,
+            tf.concat([gradient.values for gradient in known], axis=0),
+            tf.concat([tf.cast(gradient.indices, tf.int64) for gradient in known], axis=0),
+            known[0].dense_shape,
         )
-    return tf.add_n([tf.convert_to_tensor(gradient) for gradient in gradients])
+    return tf.add_n([tf.convert_to_tensor(gradient) for gradient in known])
 
 
 def dense_gradient(gradient: Any) -> Any:
@@ -39,22 +40,15 @@ def worst_of(gradients: Iterable[Any]) -> tf.Tensor:
 
     Taken in what XLA compiles, so that one number of all gradients goes to the host.
     """
-    values = [
-        gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
-        for gradient in gradients
-        if gradient is not None
-    ]
+    known = [gradient for gradient in gradients if gradient is not None]
+    values = [g.values if isinstance(g, tf.IndexedSlices) else g for g in known]
     finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(value)) for value in values])
     nan = tf.reduce_any([tf.reduce_any(tf.math.is_nan(value)) for value in values])
     return tf.where(nan, float("nan"), tf.where(finite, 0.0, float("inf")))
 
 
 def finite_loss(loss: tf.Tensor, worst: tf.Tensor | None) -> tf.Tensor:
-    """The loss, for a step to wait for before it writes anything.
-
-    Args:
-      loss: a scalar.
-      worst: of the gradients, see `worst_of`; None: they may be anything.
+    """The loss, for a step to wait for before it writes anything; `worst` None: not looked at.
 
     Raises:
       tf.errors.InvalidArgumentError: at run time, the loss or a gradient is NaN or infinite.

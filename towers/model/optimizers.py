@@ -37,7 +37,6 @@ class CoupledOptimizer(tf_keras.optimizers.Optimizer):
         self.l2 = l2
 
     def build(self, var_list: Iterable[tf.Variable]) -> None:
-        """Makes the state of each variable, once."""
         super().build(var_list)
         if not getattr(self, "_built", False):
             self._built = True
@@ -48,7 +47,6 @@ class CoupledOptimizer(tf_keras.optimizers.Optimizer):
         raise NotImplementedError
 
     def get_config(self) -> dict[str, Any]:
-        """The arguments, for `from_config`."""
         rate = {"learning_rate": self._serialize_hyperparameter(self._learning_rate)}
         return super().get_config() | rate | {name: getattr(self, name) for name in self.arguments}
 
@@ -87,20 +85,18 @@ class CoupledAdam(_Adam):
     """
 
     def make_states(self, variables: list[tf.Variable]) -> None:
-        """The moments of each variable."""
         self._first = [self.add_variable_from_reference(var, "m") for var in variables]
         self._second = [self.add_variable_from_reference(var, "v") for var in variables]
 
     def update_step(self, gradient: Any, variable: tf.Variable) -> None:
-        """One update of one variable and its moments, in place."""
         place = self._index_dict[self._var_key(variable)]
         step = tf.cast(self.iterations + 1, variable.dtype)
-        beta_1_power, beta_2_power = tf.pow(self.beta_1, step), tf.pow(self.beta_2, step)
+        beta_2_power = tf.pow(self.beta_2, step)
         tf.raw_ops.ResourceApplyAdam(
             var=variable.handle,
             m=self._first[place].handle,
             v=self._second[place].handle,
-            beta1_power=beta_1_power,
+            beta1_power=tf.pow(self.beta_1, step),
             beta2_power=beta_2_power,
             lr=tf.cast(self.learning_rate, variable.dtype),
             beta1=self.beta_1,
@@ -136,7 +132,6 @@ class SparseOptimizer(CoupledOptimizer):
     """
 
     def make_states(self, variables: list[tf.Variable]) -> None:
-        """The state of each variable."""
         self._states = [self.make_state(variable) for variable in variables]
 
     def make_state(self, variable: tf.Variable) -> list[tf.Variable]:
@@ -144,16 +139,10 @@ class SparseOptimizer(CoupledOptimizer):
         raise NotImplementedError
 
     def rule(self, gradient: tf.Tensor, *rows: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        """The new rows of θ and of each table of its state.
-
-        Args:
-          gradient: [n, ...], with l2 · θ.
-          *rows: of θ [n, ...], and of each table that `make_state` made.
-        """
+        """The new rows of θ and of each table of `make_state`; `gradient` [n, ...] has l2 · θ."""
         raise NotImplementedError
 
     def update_step(self, gradient: Any, variable: tf.Variable) -> None:
-        """One update of one variable and its state, in place."""
         tables = [variable, *self._states[self._index_dict[self._var_key(variable)]]]
         if not isinstance(gradient, tf.IndexedSlices):
             new = self.rule(gradient + self.l2 * variable, *tables)
@@ -185,14 +174,10 @@ class LazyAdam(SparseOptimizer, _Adam):
     def make_state(self, variable: tf.Variable) -> list[tf.Variable]:
         """m, v and t; the count of a row is a row of one number, to multiply rows with."""
         count = [*variable.shape[:1], *(1 for _ in variable.shape[1:])]
-        return [
-            self.add_variable_from_reference(variable, "m"),
-            self.add_variable_from_reference(variable, "v"),
-            self.add_variable_from_reference(variable, "t", shape=count),
-        ]
+        moments = [self.add_variable_from_reference(variable, name) for name in ("m", "v")]
+        return [*moments, self.add_variable_from_reference(variable, "t", shape=count)]
 
     def rule(self, gradient: tf.Tensor, *rows: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        """θ, m, v, t → the same after one step."""
         theta, m, v, t = rows
         t = t + 1
         m = self.beta_1 * m + (1 - self.beta_1) * gradient
@@ -229,12 +214,10 @@ class SparseAdagrad(SparseOptimizer):
         self.initial_accumulator, self.epsilon = initial_accumulator, epsilon
 
     def make_state(self, variable: tf.Variable) -> list[tf.Variable]:
-        """The sum of squares a."""
         start = tf.fill(variable.shape, tf.cast(self.initial_accumulator, variable.dtype))
         return [self.add_variable_from_reference(variable, "a", initial_value=start)]
 
     def rule(self, gradient: tf.Tensor, *rows: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        """θ, a → the same after one step."""
         theta, a = rows
         a = a + tf.square(gradient)
         rate = tf.cast(self.learning_rate, gradient.dtype)
@@ -249,11 +232,7 @@ OPTIMIZERS: dict[str, Callable[[Any, float], CoupledOptimizer]] = {
 
 
 def make_optimizer(name: str, learning_rate: Any, l2: float) -> CoupledOptimizer:
-    """The optimizer of a name in `OPTIMIZERS`.
-
-    Raises:
-      ValueError: no optimizer has that name.
-    """
+    """The optimizer of a name in `OPTIMIZERS`; a ValueError for other names."""
     known = ", ".join(OPTIMIZERS)
     require(name in OPTIMIZERS, "optimizer", f"must be one of {known}", name)
     return OPTIMIZERS[name](learning_rate, l2)

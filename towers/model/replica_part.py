@@ -72,12 +72,7 @@ class WholeBatch:
 
 
 class OwnPart(WholeBatch):
-    """The rows of one replica; in replica context.
-
-    Args:
-      batch: of this replica.
-      rows: the look-ups of the batch.
-    """
+    """The rows of one replica: `batch` is its own; in replica context."""
 
     def __init__(self, batch: Batch, rows: dict[str, Rows]) -> None:
         super().__init__(batch, rows)
@@ -116,12 +111,13 @@ class OwnPart(WholeBatch):
             name: list(itertools.islice(rest, len(floats_in(self.rows[name]))))
             for name in sorted(self.rows)
         }
-        shared = _sum_of_all({name: by_rows.pop(name) for name in sorted(self._shares)})
-        for name, summed in shared.items():
+        shared = {name: by_rows.pop(name) for name in self._shares}
+        in_all = tf.nest.pack_sequence_as(shared, _sum_of_all(tf.nest.flatten(shared)))
+        for name, summed in in_all.items():
             own, first, end = self._shares[name]
             here = [None if gradient is None else gradient[first:end] for gradient in summed]
             parts = zip(by_rows.get(own, [None] * len(here)), here, strict=True)
-            by_rows[own] = [sum_gradients([x for x in both if x is not None]) for both in parts]
+            by_rows[own] = [sum_gradients(both) for both in parts]
         return [*by_tables, *(gradient for name in sorted(self.own) for gradient in by_rows[name])]
 
     def sum_up(self, counted: Iterable[tf.Variable]) -> None:
@@ -133,13 +129,7 @@ class OwnPart(WholeBatch):
 
 
 class OwnRows(OwnPart):
-    """The rows of one replica, with the positives of all replicas as columns; in a tape.
-
-    Args:
-      batch: of this replica.
-      rows: the look-ups of the batch.
-      towers: turn them into embeddings.
-    """
+    """The rows of one replica, with the positives of all replicas as columns; in a tape."""
 
     def __init__(self, batch: Batch, rows: dict[str, Rows], towers: TowerPair) -> None:
         super().__init__(batch, rows)
@@ -164,29 +154,26 @@ def part_of(
     batch: Batch, rows: dict[str, Rows], towers: TowerPair, *, row_by_row: bool
 ) -> WholeBatch:
     """What the replica that one is in has to do with a batch; of a single one, all."""
-    context = _context()
-    if context is None or context.num_replicas_in_sync == 1:
+    if not _among_others():
         return WholeBatch(batch, rows)
     return OwnPart(batch, rows) if row_by_row else OwnRows(batch, rows, towers)
 
 
 def check_alone() -> None:
-    """Looks at the number of replicas of the replica context that one is in.
-
-    Raises:
-      ValueError: there are several.
-    """
-    context = _context()
-    if context is not None and context.num_replicas_in_sync > 1:
+    """Raises ValueError in the context of one of several replicas."""
+    if _among_others():
         raise ValueError(
             f"compute_loss must have the whole batch, and here it has the part of one of "
-            f"{context.num_replicas_in_sync} replicas, without the negatives of the others: call "
-            "fit or train_step, or compute_loss outside of the strategy."
+            f"{_context().num_replicas_in_sync} replicas, without the negatives of the others: "
+            "call fit or train_step, or compute_loss outside of the strategy."
         )
 
 
-def _context() -> Any:
-    return tf.distribute.get_replica_context()
+_context = tf.distribute.get_replica_context
+
+
+def _among_others() -> bool:
+    return _context() is not None and _context().num_replicas_in_sync > 1
 
 
 def _gather(values: tf.Tensor) -> tf.Tensor:
@@ -225,16 +212,8 @@ def _sendable(values: tf.Tensor) -> tf.Tensor:
     return tf.cast(values, tf.float32) if values.dtype == tf.bfloat16 else values
 
 
-def _sum_of_all(gradients: dict[str, list[Any]]) -> dict[str, list[Any]]:
+def _sum_of_all(values: list[Any]) -> list[Any]:
     """Gradients, or None, by what all replicas have, summed over them in one message."""
-    known = {
-        (name, place): tf.convert_to_tensor(gradient)
-        for name in gradients
-        for place, gradient in enumerate(gradients[name])
-        if gradient is not None
-    }
-    if known:
-        summed = _context().all_reduce(_SUM, [_sendable(x) for x in known.values()])
-        for (name, place), values in zip(known, summed, strict=True):
-            gradients[name][place] = tf.cast(values, known[name, place].dtype)
-    return gradients
+    sent = [_sendable(tf.convert_to_tensor(value)) for value in values if value is not None]
+    summed = iter(_context().all_reduce(_SUM, sent) if sent else [])
+    return [None if value is None else tf.cast(next(summed), value.dtype) for value in values]

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from samplers.candidates import Batch, Encoders
 from samplers.methods.by_name import build
+from samplers.methods.method import require
 from samplers.random_numbers import HOST, step_seed
 from samplers.selection.seen import Seen
 from samplers.state import state_variable
@@ -69,8 +70,7 @@ class RetrievalTask(tfrs.tasks.Retrieval):
         name: str | None = None,
         **options: Any,
     ) -> None:
-        if temperature <= 0:
-            raise ValueError(f"temperature must be above 0, got {temperature}.")
+        require(temperature > 0, "temperature", "above 0", temperature)
         super().__init__(
             loss=self._given_loss,
             metrics=metrics,

@@ -13,7 +13,7 @@ from pipeline.contract import schema
 from samplers.candidates import Batch, Candidates, Encoders
 from samplers.methods.by_name import METHODS, build
 from samplers.methods.full_softmax import SoftTargets
-from samplers.methods.method import without_gradient
+from samplers.methods.method import require, without_gradient
 from samplers.random_numbers import HOST, split_seed, step_seed
 from samplers.state import state_variable
 from towers.data.interactions import RetrievalData
@@ -24,8 +24,6 @@ from towers.legacy_keras import tf_keras, tfrs
 from towers.model.distribution import check_strategy, cut_into_parts
 from towers.model.gradients import finite_loss, sum_gradients, worst_of
 from towers.model.replica_part import MeanOfAll, WholeBatch, check_alone, part_of
-
-_REDUCTIONS = ("mean", "sum")
 
 
 class TwoTower(tfrs.Model):
@@ -70,7 +68,12 @@ class TwoTower(tfrs.Model):
         exclude_seen_negatives: bool | None = None,
         **options: Any,
     ) -> None:
-        _check(dim, temperature, seed, init_stddev, reduction)
+        require(dim >= 1, "dim", "at least 1", dim)
+        require(temperature > 0, "temperature", "above 0", temperature)
+        require(seed >= 0, "seed", "at least 0", seed)
+        require(init_stddev >= 0, "init_stddev", "at least 0", init_stddev)
+        known = reduction in ("mean", "sum")
+        require(known, "reduction", "one of ('mean', 'sum')", repr(reduction))
         check_strategy()
         super().__init__()
         config, options = split_options(options)
@@ -86,6 +89,8 @@ class TwoTower(tfrs.Model):
         )
         self.query_tower, self.candidate_tower = self._towers.query, self._towers.candidate
         self.propagation = self._towers.propagation
+        if exclude_seen_negatives is None:
+            exclude_seen_negatives = method in METHODS and METHODS[method].excludes_seen
         self.method = build(
             method,
             frequency=data.train_counts,
@@ -93,7 +98,7 @@ class TwoTower(tfrs.Model):
             num_queries=data.num_queries,
             fingerprints=data.candidate_vocabulary.fingerprints,
             targets=targets,
-            seen=data.seen() if _excludes_seen(method, exclude_seen_negatives) else None,
+            seen=data.seen() if exclude_seen_negatives else None,
             **options,
         )
         self.temperature, self.reduction, self._seed = temperature, reduction, seed
@@ -124,10 +129,8 @@ class TwoTower(tfrs.Model):
     def compute_loss(self, inputs: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
         """The reduced loss of a batch, as TFRS asks for it; a scalar.
 
-        Towers drop nothing at random unless in training, and the method remembers nothing.
-
-        Raises:
-          ValueError: a strategy has several replicas, and the batch is one part of what they have.
+        Towers drop nothing at random unless in training, and the method remembers nothing. A
+        ValueError in one of several replicas, whose batch is a part of what they have.
         """
         check_alone()
         batch = _as_batch(inputs)
@@ -152,19 +155,28 @@ class TwoTower(tfrs.Model):
                     proposed.ids, lambda ids: self._towers.candidate_rows(ids, tables, drop)
                 )
         batch = self.method.with_seen(part.batch, proposed)
-        loss, by_rows, by_variables, worst = self._differentiate(
-            batch, part.num_rows, proposed, tables, part.rows, second, drop, self._loss_scale()
-        )
-        loss = part.total(loss)
-        # Scaled gradients may overflow: the optimizer that scales them leaves such a step out.
         scaled = isinstance(self.optimizer, tf_keras.mixed_precision.LossScaleOptimizer)
-        loss = finite_loss(loss, None if scaled else worst)
+        scale = tf.constant(1.0)
+        if scaled:
+            scale = self.optimizer.get_scaled_loss(scale)
+        loss, by_rows, by_variables, worst = self._differentiate(
+            batch, part.num_rows, proposed, tables, part.rows, second, drop, scale
+        )
+        # Scaled gradients may overflow: the optimizer that scales them leaves such a step out.
+        loss = finite_loss(part.total(loss), None if scaled else worst)
         # Or the counters would run ahead of a step that finds no more data.
         with tf.control_dependencies([loss]):
-            by_look_ups = self._through_look_ups(
-                tape, floats_in(tables, part.own), part.by_looked_up(tables, by_rows)
+            looked_up, by_rows = floats_in(tables, part.own), part.by_looked_up(tables, by_rows)
+            known = [gradient is not None for gradient in by_rows]
+            through = tape.gradient(  # sparse where only rows of a table have one
+                list(itertools.compress(looked_up, known)),
+                self.trainable_variables,
+                output_gradients=list(itertools.compress(by_rows, known)),
             )
-            self._apply(by_look_ups, by_variables)
+            gradients = [sum_gradients(both) for both in zip(through, by_variables, strict=True)]
+            if scaled:
+                gradients = self.optimizer.get_unscaled_gradients(gradients)
+            self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
             part.sum_up(self.method.counted)
             self.method.update(part.joined)
             self.iteration.assign_add(1)
@@ -256,32 +268,6 @@ class TwoTower(tfrs.Model):
         by_rows, by_variables = tape.gradient(scaled, (looked_up, self.trainable_variables))
         return loss, by_rows, by_variables, worst_of([*by_rows, *by_variables])
 
-    def _through_look_ups(
-        self, tape: tf.GradientTape, looked_up: list[tf.Tensor], gradients: list[Any]
-    ) -> list[Any]:
-        """Gradients of the variables, sparse where only rows of a table have one."""
-        known = [gradient is not None for gradient in gradients]
-        return tape.gradient(
-            list(itertools.compress(looked_up, known)),
-            self.trainable_variables,
-            output_gradients=list(itertools.compress(gradients, known)),
-        )
-
-    def _apply(self, *gradients: list[Any]) -> None:
-        """Gives the optimizer one gradient for each variable: the sum of those of the lists."""
-        summed = [
-            sum_gradients([part for part in parts if part is not None])
-            for parts in zip(*gradients, strict=True)
-        ]
-        if isinstance(self.optimizer, tf_keras.mixed_precision.LossScaleOptimizer):
-            summed = self.optimizer.get_unscaled_gradients(summed)
-        self.optimizer.apply_gradients(zip(summed, self.trainable_variables, strict=True))
-
-    def _loss_scale(self) -> tf.Tensor:
-        one = tf.constant(1.0)
-        scaled = isinstance(self.optimizer, tf_keras.mixed_precision.LossScaleOptimizer)
-        return self.optimizer.get_scaled_loss(one) if scaled else one
-
 
 class _EndOfEpoch(tf_keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
@@ -296,27 +282,7 @@ def _as_batch(inputs: Mapping[str, tf.Tensor]) -> Batch:
     )
 
 
-def _excludes_seen(method: str, wanted: bool | None) -> bool:
-    if wanted is None:
-        return method in METHODS and METHODS[method].excludes_seen
-    return wanted
-
-
 def _drop_seed(seed: tf.Tensor) -> tf.Tensor:
     """The seed of what the towers drop in a step, from that of the step: int64 [2]."""
     with tf.device(HOST):
         return tf.random.experimental.stateless_fold_in(seed, 1)
-
-
-def _check(dim: int, temperature: float, seed: int, init_stddev: float, reduction: str) -> None:
-    """Arguments of Python, so that no error speaks of flags."""
-    if dim < 1:
-        raise ValueError(f"dim must be at least 1, got {dim}.")
-    if not temperature > 0:
-        raise ValueError(f"temperature must be above 0, got {temperature}.")
-    if seed < 0:
-        raise ValueError(f"seed must be at least 0, got {seed}.")
-    if init_stddev < 0:
-        raise ValueError(f"init_stddev must be at least 0, got {init_stddev}.")
-    if reduction not in _REDUCTIONS:
-        raise ValueError(f"reduction must be one of {_REDUCTIONS}, got {reduction!r}.")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import math
 import shutil
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -28,35 +30,25 @@ from towers.training.settings import TrainConfig
 log = logging.getLogger(__name__)
 
 _KEPT = 2  # checkpoints: the last one, and one more in case it cannot be read
-_REMEMBERED = ["seconds", "epoch_seconds", "history", "best", "waited", "stopped", "configuration"]
 
 
+@dataclasses.dataclass(eq=False)
 class Progress(tf.train.experimental.PythonState):
-    """What a run remembers beside its variables; part of every checkpoint.
+    """What a run remembers beside its variables; part of every checkpoint."""
 
-    Attributes:
-      seconds: spent in training steps, over all resumes.
-      epoch_seconds: the same for the epoch that is under way.
-      history: one dict for each finished epoch: epoch (from 1), loss, seconds, metrics.
-      best: the epoch (from 1) with the best validation metric, 0 for none, and its value.
-      waited: epochs since then.
-      stopped: whether `patience` has ended the run.
-      configuration: the settings that no resume may change.
-    """
-
-    def __init__(self, configuration: dict[str, Any]) -> None:
-        self.configuration = configuration
-        self.seconds = self.epoch_seconds = 0.0
-        self.history: list[dict[str, float]] = []
-        self.best: tuple[int, float] = (0, -math.inf)
-        self.waited, self.stopped = 0, False
+    configuration: dict[str, Any]  # the settings that no resume may change
+    seconds: float = 0.0  # spent in training steps, over all resumes
+    epoch_seconds: float = 0.0  # the same for the epoch that is under way
+    # of each finished epoch: epoch (from 1), loss, seconds, metrics
+    history: list[dict[str, float]] = dataclasses.field(default_factory=list)
+    best: tuple[int, float] = (0, -math.inf)  # the best epoch (0 for none), and its value
+    waited: int = 0  # epochs since then
+    stopped: bool = False  # by `patience`
 
     def serialize(self) -> str:
-        """The attributes as JSON."""
-        return json.dumps({name: getattr(self, name) for name in _REMEMBERED})
+        return json.dumps({name: getattr(self, name) for name in self.__dataclass_fields__})
 
     def deserialize(self, string_value: str | bytes) -> None:
-        """Sets the attributes from JSON."""
         for name, value in json.loads(string_value).items():
             setattr(self, name, value)
 
@@ -64,11 +56,8 @@ class Progress(tf.train.experimental.PythonState):
 class RunRecorder(tf_keras.callbacks.Callback):
     """Writes checkpoints and training.json, and stops a run that no longer gets better.
 
-    Args:
-      config: the settings of the run.
-      model: compiled, its optimizer built.
-      steps_per_epoch: batches of an epoch.
-      chief: whether this process writes; the others follow, and restore what it wrote.
+    The optimizer of the model is built. Of several processes only the `chief` writes; the others
+    follow, and restore what it wrote.
     """
 
     _supports_tf_logs = True  # spares a copy of the loss to the host at every step
@@ -87,17 +76,12 @@ class RunRecorder(tf_keras.callbacks.Callback):
         self._manager = tf.train.CheckpointManager(
             self._checkpoint, str(self._directory), max_to_keep=_KEPT
         )
-        self._mean_loss = model.mean_loss
         self._best = tf.train.Checkpoint(model=model, progress=self.progress)
-        self._interrupted_loss: list[Any] | None = None
+        self._interrupted_loss: list[Any] = []
         self._clock = self._saved = time.monotonic()
 
     def restore(self) -> bool:
-        """Goes to the last checkpoint that can be read, if there is one.
-
-        Raises:
-          ValueError: there are some, and none can be read.
-        """
+        """Goes to the last checkpoint that can be read; a ValueError where none of some can."""
         self._sweep()
         last = self._manager.checkpoints
         for path in reversed(last):
@@ -107,7 +91,7 @@ class RunRecorder(tf_keras.callbacks.Callback):
             except UNREADABLE as error:
                 log.warning("train: %s cannot be read: %s", path, str(error).splitlines()[0])
                 continue
-            self._interrupted_loss = [variable.numpy() for variable in self._mean_loss.variables]
+            self._interrupted_loss = self._checkpoint.model.mean_loss.get_weights()
             return True
         if last:
             raise ValueError(
@@ -117,12 +101,9 @@ class RunRecorder(tf_keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Starts the clock; goes on with the mean loss of an epoch that was interrupted."""
-        if self._interrupted_loss is not None and int(self.model.iteration.numpy()) % self._steps:
-            for variable, value in zip(
-                self._mean_loss.variables, self._interrupted_loss, strict=True
-            ):
-                variable.assign(value)
-        self._interrupted_loss = None
+        if self._interrupted_loss and int(self.model.iteration.numpy()) % self._steps:
+            self.model.mean_loss.set_weights(self._interrupted_loss)
+        self._interrupted_loss = []
         self._clock = time.monotonic()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
@@ -135,29 +116,29 @@ class RunRecorder(tf_keras.callbacks.Callback):
         self._clock = time.monotonic()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Takes the metrics into the history, looks at patience, writes a checkpoint."""
+        """Takes the metrics into the history and a log, looks at patience, writes a checkpoint."""
         progress = self.progress
         metrics = {name: float(value) for name, value in (logs or {}).items()}
         seconds = progress.epoch_seconds
         progress.history.append({"epoch": epoch + 1, "seconds": round(seconds, 3)} | metrics)
         progress.seconds, progress.epoch_seconds = progress.seconds + seconds, 0.0
+        if self._chief and not sys.stdout.isatty():  # a terminal shows a progress bar
+            values = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+            of_all = f"epoch {epoch + 1} of {self._config.epochs}, {seconds:.0f} s"
+            print(f"{of_all}: {values}", flush=True)
         if self._config.patience:
-            self._look_at_patience(epoch + 1, metrics[f"val_{self._config.validation_metric}"])
+            value = metrics[f"val_{self._config.validation_metric}"]
+            progress.waited += 1
+            if value > progress.best[1]:
+                progress.best, progress.waited = (epoch + 1, value), 0
+                if self._chief:
+                    self._best.write(str(self._directory / f"best-{epoch + 1}"))
+            progress.stopped = progress.waited >= self._config.patience
+            self.model.stop_training = progress.stopped
         self.save()
         for path in self._directory.glob("best-*") if self._chief else ():
             if path.name.split(".")[0] != f"best-{progress.best[0]}":
                 path.unlink()
-
-    def _look_at_patience(self, epoch: int, value: float) -> None:
-        progress = self.progress
-        if value > progress.best[1]:
-            progress.best, progress.waited = (epoch, value), 0
-            if self._chief:
-                self._best.write(str(self._directory / f"best-{epoch}"))
-        else:
-            progress.waited += 1
-        progress.stopped = progress.waited >= self._config.patience
-        self.model.stop_training = progress.stopped
 
     def save(self) -> None:
         """Writes a checkpoint, then the record that names it; both as a whole or not at all."""
@@ -165,8 +146,8 @@ class RunRecorder(tf_keras.callbacks.Callback):
             return
         steps = int(self._checkpoint.model.iteration.numpy())
         try:
-            path = self._manager.save(checkpoint_number=steps)
-            write_json(Path(self._config.run) / TRAINING, self.summary(Path(path).name))
+            self._manager.save(checkpoint_number=steps)
+            write_json(Path(self._config.run) / TRAINING, self.summary())
         except BaseException:
             self._sweep()
             raise
@@ -186,12 +167,12 @@ class RunRecorder(tf_keras.callbacks.Callback):
             for path in Path(self._config.run).glob(f".{name}.*"):
                 path.unlink()
 
-    def summary(self, checkpoint: str = "") -> dict[str, Any]:
-        """What training.json says; `checkpoint` is the last one by default."""
+    def summary(self) -> dict[str, Any]:
+        """What training.json says."""
         progress = self.progress
         steps = int(self._checkpoint.model.iteration.numpy())
         best_epoch = progress.best[0]
-        last = checkpoint or Path(self._manager.latest_checkpoint or "").name
+        last = Path(self._manager.latest_checkpoint or "").name
         return {
             "finished": progress.stopped or steps >= self._config.epochs * self._steps,
             "stopped_early": progress.stopped,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from pathlib import Path
@@ -30,8 +31,11 @@ from towers.training.settings import TrainConfig
 log = logging.getLogger(__name__)
 
 _VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"  # what TensorFlow appends to the path of a variable
+_TRAINED = ("query_tower", "candidate_tower", "propagation")
 _ITEMS = "query_tower/items"
-_TABLES = (  # side that the rows are ids of, table, and the one that it may be shared with
+# Side that the rows are ids of, table, and the one that it may be shared with, under whose name it
+# is then saved.
+_TABLES = (
     ("query", "query_tower/table", "query_tower/table"),
     ("candidate", _ITEMS, "candidate_tower/table"),
     ("candidate", "candidate_tower/table", _ITEMS),
@@ -65,47 +69,47 @@ def start_from_run(config: TrainConfig, model: TwoTower, data: RetrievalData) ->
             raise ValueError(
                 f"{root} holds no trained run: there is no {name} in it; change --init_from."
             )
-    before = read_json(root / CONFIG)["configuration"]
-    if "features" in (config.tower, before["tower"]):
+    record = read_json(root / CONFIG)
+    tower = record["configuration"]["tower"]
+    if "features" in (config.tower, tower):
         raise ValueError(
             "init_from starts from vectors of ids, and --tower features makes them of attributes, "
             "whose codes are those of one preparation: leave out --init_from."
         )
     checkpoint = root / CHECKPOINTS / read_json(root / TRAINING)["weights"]
-    weights = tf.train.load_checkpoint(str(checkpoint))
+    reader = tf.train.load_checkpoint(str(checkpoint))
+    keys = {  # by the path of a variable in the model
+        key.removesuffix(_VALUE).removeprefix("model/"): key
+        for key in reader.get_variable_to_shape_map()
+        if key.startswith(tuple(f"model/{part}/" for part in _TRAINED))
+    }
     with np.load(root / VOCABULARIES) as known:
         for side, path, other in _TABLES:
-            table, old = _table_of(model, path), _saved(weights, path, other)
-            if table is None or old is None:
+            table, key = _variable(model, path), keys.get(path, keys.get(other))
+            if table is None or key is None:
                 continue
+            old = reader.get_tensor(key)
             if old.shape[1] != table.shape[1]:
                 raise ValueError(
                     f"dim must be {old.shape[1]} as in {root}, got {table.shape[1]}; change --dim."
                 )
             table.assign(_joined(table.numpy(), _fingerprints(data, side), old, known[side], root))
-    _take_the_rest(model, weights)
-    if before["tower"] in SUMS and config.tower not in SUMS:
-        _embed_queries(root, model, data)
-
-
-def _embed_queries(root: Path, model: TwoTower, data: RetrievalData) -> None:
-    """Queries that the run made of what they chose start as it embeds them, if the data are its."""
-    if read_json(root / CONFIG)["data_fingerprint"] != data.fingerprint:
+    for path, key in keys.items():
+        variable = _variable(model, path)
+        if path.split("/")[1] not in ("table", "items") and variable is not None:
+            variable.assign(reader.get_tensor(key))
+    if tower not in SUMS or config.tower in SUMS:
+        return
+    if record["data_fingerprint"] != data.fingerprint:
         log.warning("train: queries start anew: %s made theirs of the rows of other data", root)
         return
     earlier, _ = open_run(root, data)
     model.query_tower.table.assign(earlier.query_embeddings() * earlier.temperature)
 
 
-def _table_of(model: TwoTower, path: str) -> tf.Variable | None:
-    tower, name = path.split("/")
-    return getattr(getattr(model, tower), name, None)
-
-
-def _saved(weights: Any, *paths: str) -> np.ndarray | None:
-    """A table under the first of its names: one that towers share is saved under one of two."""
-    keys = [f"model/{path}{_VALUE}" for path in paths]
-    return next((weights.get_tensor(key) for key in keys if weights.has_tensor(key)), None)
+def _variable(model: Any, path: str) -> Any:
+    """The variable of a path in a checkpoint; None where the model has nothing there."""
+    return functools.reduce(lambda part, name: getattr(part, name, None), path.split("/"), model)
 
 
 def _fingerprints(data: RetrievalData, side: str) -> np.ndarray:
@@ -124,20 +128,6 @@ def _joined(
         )
     log.info("train: %d of %d rows of a table are those of %s", known.sum(), len(known), root)
     return np.where(known[:, None], old[places], new)
-
-
-def _take_the_rest(model: TwoTower, weights: Any) -> None:
-    """Weights of towers and propagation that belong to no id, where both runs have them."""
-    for key in weights.get_variable_to_shape_map():
-        part, *names = key.removesuffix(_VALUE).removeprefix("model/").split("/")
-        trained = part in ("query_tower", "candidate_tower", "propagation")
-        if not trained or names[0] in ("table", "items"):
-            continue
-        variable: Any = model
-        for name in (part, *names):
-            variable = getattr(variable, name, None)
-        if variable is not None:
-            variable.assign(weights.get_tensor(key))
 
 
 def soft_targets(

@@ -32,10 +32,6 @@ class CheckData(tf_keras.callbacks.Callback):
 
     The run itself has its arrays, and could go on; but nothing could be made of its weights, since
     evaluation and export would meet the new data.
-
-    Args:
-      directory: of the prepared data.
-      fingerprint: of them, when the run began or went on.
     """
 
     _supports_tf_logs = True
@@ -45,7 +41,6 @@ class CheckData(tf_keras.callbacks.Callback):
         self._directory, self._fingerprint = directory, fingerprint
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Reads the manifest."""
         if schema.read_manifest(self._directory, "prepared").fingerprint != self._fingerprint:
             raise ValueError(
                 f"{self._directory} was changed while a run trained on it: train on what is there "
@@ -58,12 +53,9 @@ class CheckData(tf_keras.callbacks.Callback):
 def told_when_full(directory: str | os.PathLike[str], then: str = "") -> Iterator[None]:
     """A context in which a directory is written, by whatever library.
 
-    Args:
-      directory: what is written.
-      then: what giving the same command again will do.
-
     Raises:
-      ValueError: the disk is full, or a quota or the largest size of a file is reached.
+      ValueError: the disk is full, or a quota or the largest size of a file is reached; `then`
+        ends it, with what giving the same command again will do.
     """
     try:
         yield
@@ -82,15 +74,22 @@ def explain_divergence(
 ) -> Diverged | None:
     """Saves the batch of an error of `finite_loss` after `step` steps, and says what to raise.
 
-    None for other errors.
+    None for other errors. Of each row is saved its place in the train split, its ids and weight.
     """
     what = next(
         (name for name in ("loss", "gradient") if f"{name} {MUST_BE_FINITE}" in error.message), None
     )
     if what is None:
         return None
+    rows = step_rows(data.num_rows("train"), config.batch_size, seed=config.seed, step=step)
+    columns: dict[str, Any] = {"row": rows}
+    columns |= {name: values[rows] for name, values in data.arrays("train").items()}
+    for side in schema.SIDES:
+        raw_ids = getattr(data, f"{side}_vocabulary").raw_ids
+        columns[f"{side}_{schema.RAW_ID}"] = raw_ids.take(pa.array(columns[f"{side}_id"]))
     path = Path(config.run) / DIVERGED
-    _save_batch(path, config, data, step)
+    with written_aside(path) as aside:
+        pq.write_table(pa.table(columns), aside)
     value = "infinity" if "Inf" in error.message.rpartition(MUST_BE_FINITE)[2] else "NaN"
     return Diverged(
         f"the {what} must be finite, got {value} in epoch "
@@ -98,15 +97,3 @@ def explain_divergence(
         f"in {path}, and nothing of it in the weights. Look at it, or begin again with --overwrite "
         "and a smaller --learning_rate or a larger --temperature."
     )
-
-
-def _save_batch(path: Path, config: TrainConfig, data: RetrievalData, step: int) -> None:
-    """Writes the rows of a step: their places in the train split, dense and raw ids, weights."""
-    rows = step_rows(data.num_rows("train"), config.batch_size, seed=config.seed, step=step)
-    columns: dict[str, Any] = {"row": rows}
-    columns |= {name: values[rows] for name, values in data.arrays("train").items()}
-    for side in schema.SIDES:
-        raw_ids = getattr(data, f"{side}_vocabulary").raw_ids
-        columns[f"{side}_{schema.RAW_ID}"] = raw_ids.take(pa.array(columns[f"{side}_id"]))
-    with written_aside(path) as aside:
-        pq.write_table(pa.table(columns), aside)

@@ -10,7 +10,7 @@ import dataclasses
 import logging
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,46 +26,35 @@ from towers.training.run_directory import CONFIG, FREQUENCY, read_json
 from towers.training.settings import TrainConfig
 
 log = logging.getLogger(__name__)
-_SIZES = ("num_buckets", "num_hashes", "alpha")  # options that a stream decides
 
 
-class Stream(NamedTuple):
-    """The state of a stream, in steps of the trainer; the start of correct_sfx."""
+class Frequency(dict[str, Any]):
+    """What a method starts from, as `frequency.npz` keeps it; empty where the train split says it.
 
-    step: np.ndarray  # int64 scalar
-    last_step: np.ndarray  # int64 [A, H]
-    interval: np.ndarray  # float64 [A, H]
-    weight: np.ndarray  # float64 [A, H]
-    alpha: np.ndarray  # float64 scalar
-
-
-class Frequency(NamedTuple):
-    """What a method starts from; both are None where the train split says it."""
-
-    counts: np.ndarray | None = None  # float64 [N], by dense id
-    stream: Stream | None = None
+    Else `counts`, float64 [N] by dense id; or the state of a stream in steps of the trainer, the
+    start of correct_sfx: `step` int64, `last_step` int64 [A, H], `interval` and `weight` float64
+    [A, H], `alpha` float64.
+    """
 
     def counted(self, data: RetrievalData) -> RetrievalData:
         """The data as the method shall see them: with these counts for its train rows."""
-        return data if self.counts is None else data.with_counts(self.counts)
+        return data.with_counts(self["counts"]) if "counts" in self else data
 
     def start(self, method: Method) -> None:
         """Gives the state of the stream to a new method."""
-        if self.stream is not None:
+        if "last_step" in self:
             assert isinstance(method, CorrectSfx)
-            state = self.stream._asdict()
-            del state["alpha"]
-            method.estimates.assign(**state | {"step": int(self.stream.step)})
+            arrays = {name: self[name] for name in ("last_step", "interval", "weight")}
+            method.estimates.assign(step=int(self["step"]), **arrays)
 
     def keep(self, run: str) -> None:
         """Writes it into the directory of its run."""
         path = Path(run) / FREQUENCY
-        if self.stream is None and self.counts is None:
+        if not self:
             path.unlink(missing_ok=True)  # of a run that was overwritten
             return
-        arrays = self.stream._asdict() if self.stream else {"counts": self.counts}
         with written_aside(path) as aside, open(aside, "wb") as file:
-            np.savez_compressed(file, **arrays)
+            np.savez_compressed(file, **self)
 
 
 def open_frequency(config: TrainConfig, data: RetrievalData) -> tuple[TrainConfig, Frequency]:
@@ -88,71 +77,45 @@ def open_frequency(config: TrainConfig, data: RetrievalData) -> tuple[TrainConfi
             "correct_sfx estimates frequencies by itself, got counts: use --frequency "
             "streaming:PATH, or another --method."
         )
-    source = _source(config, kind, os.path.abspath(path))
+    source, run, begun = os.path.abspath(path), Path(config.run), ""
+    if not config.overwrite and (run / CONFIG).exists():
+        begun = read_json(run / CONFIG)["configuration"]["frequency"]
+    if kind == "streaming":  # of snapshots the one that the run began with, or else the newest
+        before = begun.removeprefix("streaming:")
+        if before and source in (before, os.path.dirname(before)):
+            source = before
+        else:
+            source = str([Path(source), *schema.snapshot_directories(source)][-1])
     config = dataclasses.replace(config, frequency=f"{kind}:{source}")
-    frequency = _kept(config, "weight" if streams else "counts")
-    if frequency is None and kind == "counts":
-        frequency = Frequency(counts=_counts_of_log(source, data))
-    elif frequency is None:
-        frequency = _of_stream(source, data, config.batch_size if streams else None)
-    if frequency.stream is None:
-        return config, frequency
-    num_hashes, num_buckets = frequency.stream.last_step.shape
-    sizes = (num_buckets, num_hashes, float(frequency.stream.alpha))
-    return _with_sizes(config, dict(zip(_SIZES, sizes, strict=True))), frequency
+    frequency = Frequency()
+    if begun == config.frequency and (run / FREQUENCY).exists():
+        with np.load(run / FREQUENCY) as arrays:
+            frequency.update(arrays)
+    if ("weight" if streams else "counts") not in frequency:
+        if kind == "counts":
+            frequency = Frequency(counts=_counts_of_log(source, data))
+        else:
+            frequency = _of_stream(source, data, config.batch_size if streams else None)
+    return (_with_sizes(config, frequency) if streams else config), frequency
 
 
-def _source(config: TrainConfig, kind: str, path: str) -> str:
-    """What a path names: of snapshots the one that the run began with, or else the newest."""
-    if kind == "counts":
-        return path
-    before = _record(config).get("frequency", "").removeprefix(f"{kind}:")
-    if before and path in (before, os.path.dirname(before)):
-        return before
-    return str([Path(path), *schema.snapshot_directories(path)][-1])
-
-
-def _record(config: TrainConfig) -> dict[str, Any]:
-    """The settings with which the run has begun; empty for a new one."""
-    path = Path(config.run) / CONFIG
-    return {} if config.overwrite or not path.exists() else read_json(path)["configuration"]
-
-
-def _kept(config: TrainConfig, name: str) -> Frequency | None:
-    """What the run began with; None for a new one. `name` is an array that it must hold."""
-    path = Path(config.run) / FREQUENCY
-    if _record(config).get("frequency") != config.frequency or not path.exists():
-        return None
-    with np.load(path) as arrays:
-        if name not in arrays:
-            return None
-        if name == "counts":
-            return Frequency(counts=arrays[name])
-        return Frequency(stream=Stream(**{field: arrays[field] for field in Stream._fields}))
-
-
-def _with_sizes(config: TrainConfig, sizes: dict[str, Any]) -> TrainConfig:
-    """The settings with the options that a stream decides.
-
-    Raises:
-      ValueError: one was given with another value.
-    """
-    given = config.method_options
+def _with_sizes(config: TrainConfig, stream: Frequency) -> TrainConfig:
+    """The settings with the options that a stream decides; a ValueError where one differs."""
+    num_hashes, num_buckets = stream["last_step"].shape
+    alpha, given = float(stream["alpha"]), config.method_options
+    sizes = {"num_buckets": num_buckets, "num_hashes": num_hashes, "alpha": alpha}
     for name, value in sizes.items():
-        if name in given and given[name] != repr(value) and _number(given[name]) != value:
+        try:
+            same = float(given.get(name, value)) == value
+        except ValueError:
+            same = False
+        if not same:
             raise ValueError(
                 f"{name} must be {value}, as in {config.frequency}, got {given[name]}: leave it "
                 "out of --options."
             )
     missing = tuple(f"{name}={value!r}" for name, value in sizes.items() if name not in given)
     return dataclasses.replace(config, options=(*config.options, *missing))
-
-
-def _number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
 
 
 def _of_stream(source: str, data: RetrievalData, batch_size: int | None) -> Frequency:
@@ -182,7 +145,8 @@ def _of_stream(source: str, data: RetrievalData, batch_size: int | None) -> Freq
     if batch_size is not None:
         ratio = manifest.details["rows_per_step"] / batch_size
         state = in_steps_of_the_trainer(step, last_step, interval, ratio)
-        return Frequency(stream=Stream(*state, weight, np.array(alpha)))
+        names = ("step", "last_step", "interval")
+        return Frequency(zip(names, state, strict=True), weight=weight, alpha=np.array(alpha))
     interval = interval + alpha / np.where(weight > 0, weight, 1) * (step - last_step)
     estimates = 1 / interval[arrays, buckets].max(axis=1)
     estimates[~seen] = estimates[seen].min()
@@ -199,14 +163,7 @@ def in_steps_of_the_trainer(
     approximation, but where the steps are equal: then nothing changes. A bucket that the stream
     never touched stays as at the start, a = 0 and b = 1.
 
-    Args:
-      step: t.
-      last_step: a, int64 [A, H].
-      interval: b, float64 [A, H].
-      ratio: rows of a step of the stream by rows of a step of the trainer, above 0.
-
-    Returns:
-      The same three.
+    Arguments are t; a, int64 [A, H]; b, float64 [A, H]; and the ratio, above 0.
     """
     if ratio == 1:
         return np.array(step), last_step, interval

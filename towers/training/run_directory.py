@@ -7,7 +7,6 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,23 +60,20 @@ def claim(config: TrainConfig, data: RetrievalData) -> None:
             (run / name).unlink(missing_ok=True)
     run.mkdir(parents=True, exist_ok=True)
     if (run / CONFIG).exists():
-        _check_same(config, data, read_json(run / CONFIG))
+        record = read_json(run / CONFIG)
+        before = record["configuration"]
+        differing = _differing(before, config)
+        if record["data_fingerprint"] != data.fingerprint:
+            differing.append("the content of the data")
+        if config.epochs < before["epochs"]:
+            differing.append(f"epochs {before['epochs']} → {config.epochs}")
+        if differing:
+            raise ValueError(
+                f"{run} holds a run with another configuration: {', '.join(differing)}. "
+                "Give a new --run, or --overwrite to delete it."
+            )
     record = {"configuration": dataclasses.asdict(config), "data_fingerprint": data.fingerprint}
     write_json(run / CONFIG, record)
-
-
-def _check_same(config: TrainConfig, data: RetrievalData, record: dict[str, Any]) -> None:
-    differing = _differing(record["configuration"], config)
-    if record["data_fingerprint"] != data.fingerprint:
-        differing.append("the content of the data")
-    before = record["configuration"]["epochs"]
-    if config.epochs < before:
-        differing.append(f"epochs {before} → {config.epochs}")
-    if differing:
-        raise ValueError(
-            f"{config.run} holds a run with another configuration: {', '.join(differing)}. "
-            "Give a new --run, or --overwrite to delete it."
-        )
 
 
 def fixed_settings(config: TrainConfig) -> dict[str, Any]:
@@ -94,33 +90,20 @@ def _differing(before: dict[str, Any], config: TrainConfig) -> list[str]:
 
 
 def check_checkpoint(path: str, config: TrainConfig) -> None:
-    """Looks whether a checkpoint was written by a run of this configuration.
+    """Raises ValueError for a checkpoint of a run of another configuration."""
+    progress = json.loads(tf.train.load_checkpoint(path).get_tensor(_PROGRESS))
+    if differing := _differing(progress["configuration"], config):
+        raise ValueError(f"it is of another configuration: {', '.join(differing)}")
+
+
+def only_writer(directory: str | os.PathLike[str]) -> contextlib.AbstractContextManager[None]:
+    """Keeps other processes from training in a directory, which is made; a killed one lets go.
 
     Raises:
-      ValueError: it was written by another one.
-    """
-    reader = tf.train.load_checkpoint(path)
-    if reader.has_tensor(_PROGRESS):
-        before = json.loads(reader.get_tensor(_PROGRESS)).get("configuration")
-        differing = _differing(before, config) if before else []
-        if differing:
-            raise ValueError(f"it is of another configuration: {', '.join(differing)}")
-
-
-def only_writer(
-    directory: str | os.PathLike[str], told: str = ""
-) -> contextlib.AbstractContextManager[None]:
-    """Keeps other processes from working in a directory; a killed one lets go of it.
-
-    Args:
-      directory: made where it is not there.
-      told: the error, where it is not about a run.
-
-    Raises:
-      ValueError: another process works there.
+      ValueError: another process trains there.
     """
     busy = f"another process is training in {directory}: wait for it, or give a new --run."
-    return held(Path(directory) / _LOCK, told or busy)
+    return held(Path(directory) / _LOCK, busy)
 
 
 def make_model(
@@ -135,19 +118,11 @@ def make_model(
     names += " exclude_seen_negatives"
     settings: dict[str, Any] = {name: getattr(config, name) for name in names.split()}
     options: dict[str, Any] = {**config.method_options}
-    with _precision(config.precision):
-        return TwoTower(data, targets=targets, **settings, **config.tower_settings, **options)
-
-
-@contextlib.contextmanager
-def _precision(name: str) -> Iterator[None]:
-    """Layers that are made here compute in float32, or in bfloat16 with weights of float32."""
     before = tf_keras.mixed_precision.global_policy()
-    tf_keras.mixed_precision.set_global_policy(
-        "mixed_bfloat16" if name == "bfloat16" else "float32"
-    )
+    policy = "mixed_bfloat16" if config.precision == "bfloat16" else "float32"
+    tf_keras.mixed_precision.set_global_policy(policy)  # of the layers that are made here
     try:
-        yield
+        return TwoTower(data, targets=targets, **settings, **config.tower_settings, **options)
     finally:
         tf_keras.mixed_precision.set_global_policy(before)
 
@@ -173,7 +148,15 @@ def open_run(run: str | os.PathLike[str], data: RetrievalData) -> tuple[TwoTower
     known = {field.name for field in dataclasses.fields(TrainConfig)}
     fields = {name: value for name, value in record["configuration"].items() if name in known}
     config = TrainConfig(**fields)
-    model = make_model(config, _counted(root, config, data))
+    frequency, counted = root / FREQUENCY, data  # with the counts that the run began with
+    if config.frequency != "counts":
+        if not frequency.is_file():
+            raise ValueError(
+                f"{frequency} is missing: put it back, or train again with --overwrite."
+            )
+        with np.load(frequency) as kept:
+            counted = data.with_counts(kept["counts"]) if "counts" in kept else data
+    model = make_model(config, counted)
     weights = root / CHECKPOINTS / read_json(root / TRAINING)["weights"]
     try:
         check_checkpoint(str(weights), config)
@@ -186,17 +169,6 @@ def open_run(run: str | os.PathLike[str], data: RetrievalData) -> tuple[TwoTower
             "again with --overwrite."
         ) from error
     return model, config
-
-
-def _counted(root: Path, config: TrainConfig, data: RetrievalData) -> RetrievalData:
-    """The data with the counts that the run began with, where these are not its train rows."""
-    if config.frequency == "counts":
-        return data
-    path = root / FREQUENCY
-    if not path.is_file():
-        raise ValueError(f"{path} is missing: put it back, or train again with --overwrite.")
-    with np.load(path) as kept:
-        return data.with_counts(kept["counts"]) if "counts" in kept else data
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -118,11 +118,7 @@ class TrainConfig(TowerConfig):
 
 
 def parse_metric(metric: str, name: str = "validation_metric") -> tuple[str, int]:
-    """The name and the cut-off of a metric such as "recall@50".
-
-    Args:
-      metric: to be parsed.
-      name: the setting that it comes from.
+    """The name and the cut-off of a metric such as "recall@50"; `name` is the setting's.
 
     Raises:
       ValueError: it is not a metric with a cut-off.

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -42,9 +42,7 @@ def train(config: TrainConfig, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
     and all draws are functions of the seed and the step, so its final weights are, on the same
     machine, those of a run that was never interrupted; on a GPU if `deterministic` is set.
 
-    Args:
-      config: what to do.
-      callbacks: of Keras, told after an epoch is measured and its checkpoint written.
+    Callbacks of Keras are told after an epoch is measured and its checkpoint written.
 
     Returns:
       The content of training.json: steps, seconds, history by epoch, which weights to use.
@@ -73,16 +71,20 @@ def train(config: TrainConfig, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
         model = make_model(config, frequency.counted(data), targets)
         frequency.start(model.method)
         _compile(config, rows, model)
-        if config.init_from and not _has_begun(config):
+        checkpoints = str(Path(config.run) / CHECKPOINTS)
+        begun = tf.train.latest_checkpoint(checkpoints) and not config.overwrite
+        if config.init_from and not begun:
             start_from_run(config, model, data)
-    again = ": the run goes on from its last checkpoint"
     wait_for_all(strategy)  # all have read what the run directory held before
-    if not is_chief(strategy):
-        return _train(config, data, rows, model, strategy, callbacks)
-    with told_when_full(config.run, again), only_writer(config.run):
-        claim(config, data)
-        frequency.keep(config.run)
-        keep_vocabularies(config.run, data)
+    with contextlib.ExitStack() as stack:
+        if is_chief(strategy):
+            again = ": the run goes on from its last checkpoint"
+            stack.enter_context(told_when_full(config.run, again))
+            stack.enter_context(only_writer(config.run))
+            claim(config, data)
+            frequency.keep(config.run)
+            keep_vocabularies(config.run, data)
+        wait_for_all(strategy)
         return _train(config, data, rows, model, strategy, callbacks)
 
 
@@ -99,12 +101,6 @@ class _TensorFloat32(tf_keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         tf.config.experimental.enable_tensor_float_32_execution(False)
-
-
-def _has_begun(config: TrainConfig) -> bool:
-    """Whether there is a checkpoint to go on from."""
-    last = tf.train.latest_checkpoint(str(Path(config.run) / CHECKPOINTS))
-    return last is not None and not config.overwrite
 
 
 def _compile(config: TrainConfig, data: RetrievalData, model: TwoTower) -> None:
@@ -132,27 +128,32 @@ def _train(
     further: Sequence[Any],
 ) -> dict[str, Any]:
     steps, chief = rows.steps_per_epoch(config.batch_size), is_chief(strategy)
-    wait_for_all(strategy)  # the chief has claimed the run directory
     recorder = RunRecorder(config, model, steps, chief=chief)
     resumed = recorder.restore()
     wait_for_all(strategy)  # all have restored what the chief may now replace
     if config.init_from and not resumed:
         recorder.save()  # the earlier run may change before this one goes on after a kill
-    _announce(config, rows, recorder.summary(), resumed, steps)
+    sizes = (rows.num_queries, rows.num_candidates, rows.num_rows("train"), steps)
+    text = "train: %s, %d queries, %d candidates, %d rows, %d steps an epoch"
+    log.info(text, config.method, *sizes)
+    before = recorder.summary()
+    if before["finished"]:
+        text = "train: %s is finished after %d epochs; more --epochs go on with it"
+        log.info(f"{text}, --overwrite begins again.", config.run, before["epochs"])
+    elif resumed:
+        done = before["steps"]
+        log.info("train: going on at step %d, in epoch %d", done, done // steps + 1)
     callbacks = [*_callbacks(config, data, recorder, chief), *further]
     while not recorder.summary()["finished"]:
         done = int(model.iteration.numpy())
-        epoch = done // steps
-        # Keras takes the length of the first epoch for that of all: a rest of one goes alone.
-        last = epoch + 1 if done % steps else config.epochs
-        in_parts = strategy.num_replicas_in_sync > 1
-        rest = steps - done % steps if in_parts or done % steps else None
+        epoch, place = divmod(done, steps)
         try:
             model.fit(
                 rows.train(config.batch_size, seed=config.seed, first_step=done),
                 initial_epoch=epoch,
-                epochs=last,
-                steps_per_epoch=rest,
+                # Keras takes the length of the first epoch for that of all: a rest goes alone.
+                epochs=epoch + 1 if place else config.epochs,
+                steps_per_epoch=steps - place,
                 callbacks=callbacks,
                 verbose=1 if sys.stdout.isatty() else 0,
             )
@@ -161,7 +162,13 @@ def _train(
             raise explain_divergence(error, config, rows, step) or error from error
         finally:  # an epoch that failed has no end
             tf.config.experimental.enable_tensor_float_32_execution(False)
-    return _report(config, recorder)
+    summary = recorder.summary()
+    if summary["stopped_early"]:
+        text = "train: stopped after epoch %d, %s was best in epoch %d"
+        log.info(text, summary["epochs"], config.validation_metric, summary["best_epoch"])
+    values = (summary["steps"], summary["seconds"], summary["weights"], config.run)
+    log.info("train: %d steps in %.0f s; weights %s in %s", *values)
+    return summary
 
 
 def _callbacks(
@@ -173,56 +180,10 @@ def _callbacks(
         callbacks.append(_TensorFloat32())
     if data.num_rows("validation"):
         metric, cut_off = parse_metric(config.validation_metric)
-        callbacks.append(
-            FullCorpusMetrics(
-                data,
-                "validation",
-                metrics=sorted({"recall", "ndcg", metric}),
-                ks=sorted({10, 20, 50, cut_off}),
-            )
-        )
-    if not chief:
-        return [*callbacks, recorder]
-    board = tf_keras.callbacks.TensorBoard(
-        str(Path(config.run) / LOGS), write_graph=False, profile_batch=0
-    )
-    lines = [] if sys.stdout.isatty() else [_EpochLine()]
-    return [*callbacks, *lines, recorder, board]
-
-
-class _EpochLine(tf_keras.callbacks.Callback):
-    """Prints one line for each epoch, where no terminal shows a progress bar."""
-
-    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        self._began = time.monotonic()
-
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        values = ", ".join(f"{name} {float(value):.4f}" for name, value in (logs or {}).items())
-        seconds = time.monotonic() - self._began
-        print(
-            f"epoch {epoch + 1} of {self.params['epochs']}, {seconds:.0f} s: {values}", flush=True
-        )
-
-
-def _announce(
-    config: TrainConfig, data: RetrievalData, state: dict[str, Any], resumed: bool, steps: int
-) -> None:
-    sizes = (data.num_queries, data.num_candidates, data.num_rows("train"), steps)
-    text = "train: %s, %d queries, %d candidates, %d rows, %d steps an epoch"
-    log.info(text, config.method, *sizes)
-    if state["finished"]:
-        text = "train: %s is finished after %d epochs; more --epochs go on with it"
-        log.info(f"{text}, --overwrite begins again.", config.run, state["epochs"])
-    elif resumed:
-        epoch = state["steps"] // steps + 1
-        log.info("train: going on at step %d, in epoch %d", state["steps"], epoch)
-
-
-def _report(config: TrainConfig, recorder: RunRecorder) -> dict[str, Any]:
-    summary = recorder.summary()
-    if summary["stopped_early"]:
-        text = "train: stopped after epoch %d, %s was best in epoch %d"
-        log.info(text, summary["epochs"], config.validation_metric, summary["best_epoch"])
-    values = (summary["steps"], summary["seconds"], summary["weights"], config.run)
-    log.info("train: %d steps in %.0f s; weights %s in %s", *values)
-    return summary
+        names, ks = sorted({"recall", "ndcg", metric}), sorted({10, 20, 50, cut_off})
+        callbacks.append(FullCorpusMetrics(data, "validation", metrics=names, ks=ks))
+    callbacks.append(recorder)
+    if chief:
+        logs = str(Path(config.run) / LOGS)
+        callbacks.append(tf_keras.callbacks.TensorBoard(logs, write_graph=False, profile_batch=0))
+    return callbacks
