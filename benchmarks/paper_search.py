@@ -41,6 +41,8 @@ _RATES: tuple[Trial, ...] = ({"learning_rate": 0.001}, {"learning_rate": 0.01})
 _L2: tuple[Trial, ...] = ({"l2": 1e-7}, {"l2": 1e-6})
 _POOLS: tuple[Trial, ...] = ({"num_negatives": 8}, {"num_negatives": 32}, {"num_negatives": 64})
 SEARCHES: Mapping[tuple[str, str], tuple[Trial, ...]] = {
+    ("bmns", "bmns"): ({"l2": 1e-5}, {"l2": 1e-6}, {"l2": 1e-4}),
+    ("bmns", "ssl_pop"): ({"l2": 1e-5}, {"l2": 1e-6}, {"l2": 1e-4}),
     ("sdns", "bpr"): ({"learning_rate": 0.01}, {}, *_L2, {"learning_rate": 0.001}),
     ("sdns", "dns"): ({}, *_L2, *_RATES, *_POOLS),
     ("sdns", "soft_bpr"): (
