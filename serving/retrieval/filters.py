@@ -15,7 +15,6 @@ class Filters:
     """The filters of B queries.
 
     Attributes:
-      num_queries: B.
       base: rows that all of the queries may choose from, int64, ascending; None for all but the
         excluded ones.
       excluded: rows that no query gets, int64, ascending; empty where `base` says it all.
@@ -35,8 +34,7 @@ class Filters:
 
         Args:
           num_candidates: N.
-          excluded: rows that no query gets, int64, ascending, each once.
-          allowed: the only rows to choose from, likewise; None for all.
+          excluded, allowed: rows as in `FilterRows`, each once.
           seen: rows that each query does not get, one array a query, in any order.
           min_score: the lowest score that is good enough, None for no limit.
         """

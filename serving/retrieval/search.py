@@ -33,13 +33,9 @@ class Hits(NamedTuple):
 
 
 class IndexSearch:
-    """One index of a version, in NumPy on both sides.
+    """The loaded SavedModel of an index ("exact" or "scann"), in NumPy on both sides.
 
-    Attributes:
-      model: the loaded SavedModel.
-      kind: "exact" or "scann".
-      k: K, results of a search.
-      widest: the most results of `search_wider`; 0 where the version has no such signature.
+    At most `widest` results may be asked of `search_wider`; 0: there is no such signature.
     """
 
     def __init__(self, model: Any, kind: str, k: int, num_candidates: int) -> None:

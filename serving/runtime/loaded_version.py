@@ -218,12 +218,9 @@ def _destroy_tables(model: Any) -> None:
 
 def _signature_protos(path: Path) -> dict[str, meta_graph_pb2.SignatureDef]:
     """The signatures of the graph that is tagged for serving."""
-    saved = saved_model_pb2.SavedModel()
-    saved.ParseFromString(path.read_bytes())
-    for graph in saved.meta_graphs:
-        if tf.saved_model.SERVING in graph.meta_info_def.tags:
-            return dict(graph.signature_def)
-    return {}
+    graphs = saved_model_pb2.SavedModel.FromString(path.read_bytes()).meta_graphs
+    serving = [graph for graph in graphs if tf.saved_model.SERVING in graph.meta_info_def.tags]
+    return dict(serving[0].signature_def) if serving else {}
 
 
 def _is_dense(proto: meta_graph_pb2.SignatureDef) -> bool:

@@ -39,46 +39,36 @@ class _Wanted:
     not_kept: str = ""  # why, where that failed
 
 
+@dataclasses.dataclass(eq=False)
 class ModelManager:
-    """Keeps the wanted versions of all models loaded.
+    """Keeps the wanted versions of all models loaded; serves nothing before `start`.
 
     Attributes:
+      configuration: which models to serve; without any, every directory with a version.
+      load: the name of a model and a complete version → the version, warmed up. Whatever it
+        raises is reported; the version is tried again later, and when its files change.
+      poll_seconds: time between two looks at the disk.
+      prune_versions: how many of the newest versions stay on disk; 0 for all.
+      on_change: called with a model, "loaded", "failed" or "unloaded", and the seconds.
       served: what requests find.
+
+    Raises:
+      ValueError: the reload that was kept cannot be read.
     """
 
-    def __init__(
-        self,
-        configuration: Configuration,
-        load: Callable[[str, VersionFiles], BatchedVersion],
-        *,
-        poll_seconds: float = 1.0,
-        prune_versions: int = 0,
-        on_change: Callable[[str, str, float], None] = lambda *_: None,
-    ) -> None:
-        """Makes a manager that serves nothing before `start`.
+    configuration: Configuration
+    load: Callable[[str, VersionFiles], BatchedVersion]
+    _: dataclasses.KW_ONLY
+    poll_seconds: float = 1.0
+    prune_versions: int = 0
+    on_change: Callable[[str, str, float], None] = lambda *_: None
+    served: ServedModels = dataclasses.field(default_factory=ServedModels)
 
-        Args:
-          configuration: which models to serve; without any, every directory with a version.
-          load: the name of a model and a complete version → the version, warmed up. Whatever it
-            raises is reported; the version is tried again later, and when its files change.
-          poll_seconds: time between two looks at the disk.
-          prune_versions: how many of the newest versions stay on disk; 0 for all.
-          on_change: called with a model, "loaded", "failed" or "unloaded", and the seconds.
-
-        Raises:
-          ValueError: the reload that was kept cannot be read.
-        """
-        self._configuration = configuration
-        self.served = ServedModels()
-        self._load_version = load
-        self._poll_seconds = poll_seconds
-        self._prune_versions = prune_versions
-        self._on_change = on_change
-        configs = configuration.in_force()
+    def __post_init__(self) -> None:
+        configs = self.configuration.in_force()
         self._wanted = None if configs is None else _Wanted(configs)  # None: what is discovered
         self._looked = threading.Condition()
-        self._stopping = False
-        self._was_ready = False
+        self._stopping = self._was_ready = False
         self._thread = threading.Thread(target=self._watch, name="versions", daemon=True)
 
     def start(self) -> None:
@@ -114,10 +104,10 @@ class ModelManager:
         """Serves these models and versions from now on; see `Service.reload`."""
         self._check_paths(configs)
         for config in configs:
-            self._configuration.check(config)
-        self._configuration.check_writable()
+            self.configuration.check(config)
+        self.configuration.check_writable()
         with self._looked:
-            self._configuration.note_file()
+            self.configuration.note_file()
             self._wanted = reload = _Wanted(configs, to_keep=True)
             self._looked.notify_all()  # whoever waits for an earlier one
             self.served.attention.set()
@@ -145,13 +135,13 @@ class ModelManager:
             try:
                 self._look()
             except Exception:  # what cannot be read now may be readable the next time
-                _log.exception("Looking for versions in %s failed.", self._configuration.root)
+                _log.exception("Looking for versions in %s failed.", self.configuration.root)
             with self._looked:
                 if wanted is not None and wanted is self._wanted:
                     wanted.was_tried = True
                     self._keep(wanted)
                 self._looked.notify_all()
-            self.served.attention.wait(self._poll_seconds)
+            self.served.attention.wait(self.poll_seconds)
             self.served.attention.clear()
 
     def _look(self) -> None:
@@ -171,16 +161,16 @@ class ModelManager:
         self.served.retire(model, model.surplus())
         self._free()
         is_kept = self._wanted is None or not self._wanted.to_keep
-        if self._prune_versions and is_kept:  # otherwise the next start may want what goes
+        if self.prune_versions and is_kept:  # otherwise the next start may want what goes
             self._prune(model)
 
     def _adopt(self) -> None:
         """Takes over what was asked for, or discovers new models."""
         with self._looked:
             try:
-                if (edited := self._configuration.edited()) is not None:
+                if (edited := self.configuration.edited()) is not None:
                     self._check_paths(edited)
-                    self._configuration.place(edited)
+                    self.configuration.place(edited)
                     self._wanted = _Wanted(edited)
                     self._looked.notify_all()  # whoever waits for a reload
                     _log.info("The edited configuration is in force: %d models.", len(edited))
@@ -189,14 +179,14 @@ class ModelManager:
             wanted = self._wanted
         before, models = self.served.models, dict(self.served.models)
         if wanted is None:
-            root = self._configuration.root
-            for name, path in self._configuration.discover():
+            root = self.configuration.root
+            for name, path in self.configuration.discover():
                 models.setdefault(name, ModelVersions(ModelConfig(name), path, root))
         elif not wanted.is_adopted:
             models = {}
             for config in wanted.configs:
                 model = before.get(config.name)
-                model = model or ModelVersions(config, self._configuration.path(config))
+                model = model or ModelVersions(config, self.configuration.path(config))
                 model.config, models[config.name] = config, model
         self.served.models = models
         if wanted is not None:
@@ -219,7 +209,7 @@ class ModelManager:
         model.report(number, State.LOADING)
         start = time.monotonic()
         try:
-            servable = self._load_version(name, files)
+            servable = self.load(name, files)
         except Exception as error:  # whatever the files of a version can cause
             _log.debug("Loading %s failed.", files.path, exc_info=True)
             message = model.failed(files, f"{type(error).__name__}: {error}"[:_MAX_ERROR])
@@ -246,7 +236,7 @@ class ModelManager:
     def _prune(self, model: ModelVersions) -> None:
         for leftover in model.base_path.glob(f"{_PRUNED}*"):
             shutil.rmtree(leftover, ignore_errors=True)
-        for path in model.removable(self._prune_versions):
+        for path in model.removable(self.prune_versions):
             pruned = path.with_name(f"{_PRUNED}{path.name}")
             path.rename(pruned)
             shutil.rmtree(pruned, ignore_errors=True)
@@ -258,14 +248,14 @@ class ModelManager:
         name, level = model.config.name, _LEVELS.get(what, logging.INFO)
         message = f"Version {number} of model {name} {what}{': ' if error else ''}{error}"
         event(_log, level, message, model=name, version=number, change=what, seconds=seconds)
-        self._on_change(name, what, seconds)
+        self.on_change(name, what, seconds)
 
     # --- reload; what follows but `_check_paths` is called with `_looked` held ------------------
 
     def _check_paths(self, configs: Sequence[ModelConfig]) -> None:
         for config in configs:
             model = self.served.models.get(config.name)
-            if model is not None and model.base_path != self._configuration.path(config):
+            if model is not None and model.base_path != self.configuration.path(config):
                 raise InvalidRequest(
                     f"base_path of model {config.name!r} cannot be changed while it is served: "
                     "leave it as it is, or choose another name."
@@ -276,7 +266,7 @@ class ModelManager:
         if not wanted.to_keep or set(self._outcomes(wanted)) - {(True, "")}:
             return
         try:
-            self._configuration.keep(wanted.configs)
+            self.configuration.keep(wanted.configs)
             wanted.to_keep = False
         except OSError as error:
             _log.error("A reload is not kept for the next start: %s", error)

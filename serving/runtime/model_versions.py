@@ -32,26 +32,17 @@ class PinnedVersion:
 
 
 class ModelVersions:
-    """Bookkeeping for one model; the manager says when, and holds a lock where that matters.
-
-    Attributes:
-      config: which versions are wanted.
-      base_path: directory of the versions.
-      available: what requests get, by number.
-      statuses: of every version that was looked at, by number; replaced, never changed.
-      settled: whether the last look left nothing to load.
-      absence: what it means that no wanted version is on disk; "" where one is.
-    """
+    """Bookkeeping for one model; the manager says when, and holds a lock where that matters."""
 
     def __init__(self, config: ModelConfig, base_path: Path, root: Path | None = None) -> None:
         """Nobody has looked at it; while `root` is missing the disk is away, not a version gone."""
-        self.config = config
-        self.base_path = base_path
+        self.config, self.base_path = config, base_path
         self._root = root or base_path
-        self.available: dict[int, PinnedVersion] = {}
+        self.available: dict[int, PinnedVersion] = {}  # what requests get, by number
+        # Of every version that was looked at, by number; replaced, never changed.
         self.statuses: dict[int, VersionStatus] = {}
-        self.settled = False
-        self.absence = ""
+        self.settled = False  # whether the last look left nothing to load
+        self.absence = ""  # what it means that no wanted version is on disk; "" where one is
         self._wanted: list[int] = []
         self._deleted = False  # whether nothing is left of what is served and wanted
         self._stamps: dict[int, Hashable] = {}  # of the last look at what is not loaded

@@ -15,20 +15,14 @@ from serving.errors import InvalidRequest
 
 @dataclasses.dataclass(frozen=True)
 class Signature:
-    """Inputs and outputs of one function of a version.
+    """Inputs and outputs of one function of a version; None in a shape is any size."""
 
-    Attributes:
-      name: what clients call it.
-      inputs, outputs: dtype and shape of each, by name; None in a shape is any size.
-      proto: the same for `GetModelMetadata`.
-      by_rows: whether row i of every output comes from row i of every input alone, as far as the
-        shapes tell: all inputs have a first dimension of any size, and so have the outputs.
-    """
-
-    name: str
+    name: str  # what clients call it
     inputs: dict[str, tf.TensorSpec]
     outputs: dict[str, tf.TensorSpec]
-    proto: meta_graph_pb2.SignatureDef
+    proto: meta_graph_pb2.SignatureDef  # the same for `GetModelMetadata`
+    # Whether row i of every output comes from row i of every input alone, as far as the shapes
+    # tell: all inputs have a first dimension of any size, and so have the outputs.
     by_rows: bool = False
 
     @classmethod
@@ -78,13 +72,16 @@ class Signature:
         return inputs
 
     def _fit_one(self, spec: tf.TensorSpec, value: Any) -> np.ndarray:
-        got = _as_array(value)
+        try:
+            got = np.asarray(value)
+        except ValueError:  # lists of several lengths
+            got = np.asarray(value, object)
         array = _as_bytes(value) if spec.dtype == tf.string else got
         fits = array is not None and array.dtype == spec.dtype.as_numpy_dtype
         if array is None or not fits or not spec.shape.is_compatible_with(array.shape):
             raise InvalidRequest(
                 f"Input {spec.name!r} of signature {self.name!r} must be {_shown(spec)}, "
-                f"got {_dtype_name(got)} {list(got.shape)}."
+                f"got {'string' if got.dtype.kind in 'SU' else got.dtype} {list(got.shape)}."
             )
         return array
 
@@ -99,14 +96,6 @@ def _any_rows(spec: tf.TensorSpec) -> bool:
     return bool(spec.shape.rank) and spec.shape[0] is None
 
 
-def _as_array(value: Any) -> np.ndarray:
-    """Lists as an array; of objects where they hold bytes or lists of several lengths."""
-    try:
-        return np.asarray(value)
-    except ValueError:
-        return np.asarray(value, object)
-
-
 def _as_bytes(value: Any) -> np.ndarray | None:
     """Strings as an object array of bytes; None where there is something else among them."""
     # NumPy's own arrays of bytes would lose a zero at the end.
@@ -119,10 +108,6 @@ def _as_bytes(value: Any) -> np.ndarray | None:
     strings = np.empty(len(flat), object)
     strings[:] = [text.encode() if isinstance(text, str) else text for text in flat]
     return strings.reshape(array.shape)
-
-
-def _dtype_name(array: np.ndarray) -> str:
-    return "string" if array.dtype.kind in "SU" else array.dtype.name
 
 
 def _shown(spec: tf.TensorSpec) -> str:

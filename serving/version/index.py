@@ -188,8 +188,7 @@ def import_scann() -> ModuleType | None:
 
 
 def _scann_ops() -> ModuleType:
-    scann_ops = import_scann()
-    if scann_ops is None:
+    if (scann_ops := import_scann()) is None:
         raise ValueError("A ScaNN index needs the package scann: install twotower[serve].")
     return scann_ops
 

@@ -45,7 +45,10 @@ class QueryModel(tf.Module):
         """
         super().__init__(name="query_model")
         self._dimensions = dimensions
-        self._model = _load(path)
+        try:
+            self._model = tf.saved_model.load(str(path))
+        except (OSError, tf.errors.OpError, ValueError) as error:
+            raise ValueError(f"{path} must be a SavedModel: {error}.") from error
         signature = self._model.signatures.get(TOP_K)
         if signature is None:
             raise ValueError(f"{path} must have a signature {TOP_K!r}: save it with one.")
@@ -130,13 +133,6 @@ class ServedModel(tf.Module):
 
 def _trace(function: Callable[..., dict[str, tf.Tensor]], *inputs: tf.TensorSpec) -> Any:
     return tf.function(function).get_concrete_function(*inputs)
-
-
-def _load(path: Path) -> Any:
-    try:
-        return tf.saved_model.load(str(path))
-    except (OSError, tf.errors.OpError, ValueError) as error:
-        raise ValueError(f"{path} must be a SavedModel: {error}.") from error
 
 
 def _check_signature(path: Path, signature: Any, dimensions: int) -> None:

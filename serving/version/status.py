@@ -18,16 +18,9 @@ class State(enum.IntEnum):
 
 @dataclasses.dataclass(frozen=True)
 class VersionStatus:
-    """What became of one version.
-
-    Attributes:
-      version: its number.
-      state: where in its life it is.
-      error_code: name of a gRPC status code, "OK" where nothing went wrong.
-      error_message: what went wrong, and when it is tried again.
-    """
+    """What became of one version."""
 
     version: int
     state: State
-    error_code: str = "OK"
-    error_message: str = ""
+    error_code: str = "OK"  # name of a gRPC status code
+    error_message: str = ""  # what went wrong, and when it is tried again

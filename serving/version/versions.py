@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import time
@@ -107,27 +108,19 @@ class VersionFiles:
     One of `publish` is complete when its manifest is there and all files have their sizes. The
     SavedModel of another framework has no manifest: it is taken for complete when its files are
     a few seconds old, or two looks in a row find the same ones.
-
-    Attributes:
-      number: of the version.
-      path: its directory.
-      manifest: None where another framework made it.
-      stamp: changes with the files.
-      problem: why it cannot be loaded; "" where it can.
-      on_its_way: whether the problem is only that files are still missing.
     """
 
     number: int
     path: Path
-    manifest: schema.Manifest | None
-    stamp: Hashable
-    problem: str = ""
-    on_its_way: bool = False
+    manifest: schema.Manifest | None  # None where another framework made it
+    stamp: Hashable  # changes with the files
+    problem: str = ""  # why it cannot be loaded; "" where it can
+    on_its_way: bool = False  # whether the problem is only that files are still missing
 
 
 def look_at(number: int, path: Path, last_stamp: Hashable = None) -> VersionFiles:
     """Looks at the files of a version; `last_stamp` is that of the last look."""
-    stamp = _stamp(path)
+    stamp, problem = _stamp(path), ""
     if (path / schema.MANIFEST).is_file():
         try:
             manifest = schema.read_manifest(path, "version")
@@ -138,14 +131,13 @@ def look_at(number: int, path: Path, last_stamp: Hashable = None) -> VersionFile
         except (TypeError, LookupError, AttributeError) as error:  # fields of other kinds
             problem = f"{path / schema.MANIFEST} is not a manifest of a version ({error!r})."
         return VersionFiles(number, path, None, stamp, problem)
+    newest = max((changed for _, _, changed in stamp), default=0)  # no copy sets it back
     if not (path / SAVED_MODEL).is_file():
         problem = f"{path} has neither {schema.MANIFEST} nor {SAVED_MODEL}: a copy under way?"
     elif _is_ours(path):
         problem = f"{path} has no {schema.MANIFEST}, which arrives last: a copy under way?"
-    elif stamp != last_stamp and _is_fresh(stamp):
+    elif stamp != last_stamp and time.time() - newest / 1e9 < _FRESH_SECONDS:
         problem = f"{path} has just been written; it is loaded when it does not change any more."
-    else:
-        problem = ""
     return VersionFiles(number, path, None, stamp, problem, on_its_way=bool(problem))
 
 
@@ -158,20 +150,11 @@ def _stamp(path: Path) -> tuple[tuple[str, int, int], ...]:
     """Names, sizes and times of all files."""
     files = []
     for directory, _, names in os.walk(path):
-        for name in names:
-            file = os.path.join(directory, name)
-            try:
+        for file in (os.path.join(directory, name) for name in names):
+            with contextlib.suppress(OSError):  # removed while we look
                 status = os.stat(file)
-            except OSError:  # removed while we look
-                continue
-            files.append((file, status.st_size, status.st_ctime_ns))
+                files.append((file, status.st_size, status.st_ctime_ns))
     return tuple(sorted(files))
-
-
-def _is_fresh(stamp: tuple[tuple[str, int, int], ...]) -> bool:
-    """Whether a file has changed in the last seconds; no copy sets this time of it back."""
-    newest = max((changed for _, _, changed in stamp), default=0)
-    return time.time() - newest / 1e9 < _FRESH_SECONDS
 
 
 def _is_ours(path: Path) -> bool:

@@ -25,8 +25,6 @@ _BATCHES = (1, 64)  # queries of a request
 _MAX_REQUESTS = 1000  # that are replayed, as in TensorFlow Serving
 _log = logging.getLogger(__name__)
 
-Inputs = dict[str, np.ndarray]
-
 
 def write(model: Path, signatures: Mapping[str, Sequence[str]], bundle: Bundle) -> None:
     """Adds the file to a SavedModel, with real queries for each of its signatures.
@@ -82,14 +80,12 @@ def read(model: Path) -> Iterator[Any]:
         raise ValueError(f"{path} must be a TFRecord of PredictionLog: {error}.") from error
 
 
-def _examples(bundle: Bundle) -> Inputs:
+def _examples(bundle: Bundle) -> dict[str, np.ndarray]:
     """Values by the name of an input: rows of queries, or a number. Empty where none are known."""
-    most = _BATCHES[-1]
-    samples = bundle.sample_queries
+    most, samples = _BATCHES[-1], bundle.sample_queries
     rows = bundle.vectors if samples is None or not len(samples) else samples
-    ids = [query_id.encode() for query_id in bundle.query_ids(most)]
     return {
-        served_model.QUERY_ID: np.array(ids, object),
+        served_model.QUERY_ID: np.array([name.encode() for name in bundle.query_ids(most)], object),
         served_model.EMBEDDING: np.asarray(rows[:most]),
         served_model.LEAVES_TO_SEARCH: np.array(0, np.int32),
         served_model.NUM_RESULTS: np.array(min(most, len(bundle.vectors)), np.int32),
