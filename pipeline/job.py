@@ -73,7 +73,11 @@ def prepare(config: PrepareConfig, beam_arguments: list[str] | None = None) -> s
         details: dict[str, Any] = {"columns": list(columns), "quality": _judge(read, measured)}
         _check_ids(read["ids"], measured, staging)
         write_dataset_metadata(staging.out, shards, num_shards, columns)
-        details |= write_features(tables, blocks, measured.train_rows, config, staging)
+        features = {
+            side: write_features(table, blocks, measured.train_rows, config, staging)
+            for side, table in tables.items()
+        }
+        details |= {schema.FEATURES: features} if features else {}
         write_atomically(staging.out / schema.QUALITY_PAGE, page(details["quality"]))
         staging.sweep()
         rows_of_files = {shard.name(num_shards): shard.rows for shard in shards}

@@ -14,7 +14,6 @@ class AccountingError(RuntimeError):
     """A runner lost something or made it twice, or a step did: our mistake, not the user's."""
 
     def __init__(self, what: str) -> None:
-        """`what` says where, and what was counted; the remedy is the same for all."""
         super().__init__(what if _REPORT in what else f"{what}; {_REPORT}")
 
 
@@ -53,14 +52,10 @@ def check_sum(
 
 
 def look_up(ids: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The place of each id among known ones: int64 [n], and bool [n], whether it is there.
+    """The place of each id among known ones, ascending and each once, and whether it is there: [n].
 
     Example:
       look_up([7, 5], known=[5, 6])  # places [2, 0], there [False, True]
-
-    Args:
-      ids: int64 [n], in any order.
-      known: int64 [m], ascending, each once.
     """
     places = np.searchsorted(known, ids)
     there = places < len(known)

@@ -50,8 +50,7 @@ def repartition(
 
 def join(blocks: Iterable[np.ndarray]) -> np.ndarray:
     """One block of many, ROW [n]; empty when there are none."""
-    blocks = list(blocks)
-    return np.concatenate(blocks) if blocks else np.empty(0, ROW)
+    return np.concatenate([np.empty(0, ROW), *blocks])
 
 
 def begins(*columns: np.ndarray) -> np.ndarray:
@@ -64,9 +63,7 @@ def begins(*columns: np.ndarray) -> np.ndarray:
 def drop_duplicates(rows: np.ndarray, weights: str = "first") -> np.ndarray:
     """Keeps the earliest row of each (query, candidate), by split, time, then source order.
 
-    Args:
-      rows: ROW [n], in any order; the result does not depend on it.
-      weights: a pair's weight is the `first` of its rows in that split, or their `sum` or `max`.
+    The weight of a pair is the `first` of its rows in that split, or their `sum` or `max`.
     """
     by_pair = np.lexsort(
         (rows["order"], rows["timestamp"], rows["split"], rows["candidate"], rows["query"])

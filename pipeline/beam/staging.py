@@ -24,10 +24,9 @@ from pipeline.contract.files import lone_holder, replace_directory, write_atomic
 class Staging:
     """A context: `<output>.partial` while it is open; nothing of it when it ends early.
 
-    `options` are those of Beam, for the pipelines that run meanwhile.
-
     A second preparation of the same output waits for nobody: it is refused. What a killed one
-    left is removed by the next, even where that finds the output finished.
+    left is removed by the next, even where that finds the output finished. `options` are those of
+    Beam, for the pipelines that run meanwhile.
     """
 
     def __init__(
@@ -36,6 +35,7 @@ class Staging:
         self.options = options
         self.destination = Path(output).absolute()
         self.root = self.destination.with_name(self.destination.name + ".partial")
+        self.out = self.root / "out"  # becomes the output
         self._overwrite = overwrite
         self._held = contextlib.ExitStack()
 
@@ -60,11 +60,6 @@ class Staging:
 
     def __exit__(self, *error: object) -> None:
         self._held.close()
-
-    @property
-    def out(self) -> Path:
-        """The directory that becomes the output."""
-        return self.root / "out"
 
     def stage(self, name: str) -> Path:
         """The directory of one step's files, made when it is asked for first."""

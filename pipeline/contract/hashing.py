@@ -54,16 +54,11 @@ def row_hash(seed: int, salt: str, *columns: np.ndarray) -> np.ndarray:
 
 
 def hash_buckets(fingerprints: np.ndarray, *, num_buckets: int, num_hashes: int) -> np.ndarray:
-    """The bucket of each fingerprint in each hash array: int64 [n, A].
+    """The bucket of each fingerprint, int64 [n], in A hash arrays of H buckets: int64 [n, A].
 
     bucket_h(f) = mix(f xor mix(h)) mod num_buckets for h = 0, 1, ..., unsigned, with the mix of
     `row_hash`. `samplers.proposals.streaming_frequency` has the same function: a trainer goes on
     with the estimates that a job has made.
-
-    Args:
-      fingerprints: int64 [n].
-      num_buckets: H, of each array.
-      num_hashes: A, the number of arrays.
     """
     keys = np.ascontiguousarray(fingerprints, np.int64).view(np.uint64)[:, None]
     arrays = _mix(np.arange(num_hashes, dtype=np.uint64))[None, :]

@@ -50,24 +50,15 @@ def render(template: Path, **values: Any) -> str:
 
 
 def svg_plot(
-    title: str,
-    name: str,
+    title: str,  # over it, and what is read out in its place
+    name: str,  # part of the ids of its elements, so that those of one page are different
     draw: Callable[[Axes], None],
     *,
-    margins: tuple[float, float, float, float],
-    height: float = 3.0,
-    style: dict[str, Any],
+    margins: tuple[float, float, float, float],  # left, bottom, right, top: no font decides them
+    height: float = 3.0,  # inches
+    style: dict[str, Any],  # settings of matplotlib beside the common ones, with `svg.hashsalt`
 ) -> Markup:
-    """A plot of matplotlib as a `<figure>` of inline SVG.
-
-    Args:
-      title: over it, and what is read out in its place.
-      name: part of the ids of its elements, so that those of one page are different.
-      draw: draws it.
-      margins: left, bottom, right and top of the axes, shares of the size; so no font decides them.
-      height: inches.
-      style: settings of matplotlib beside the common ones, with `svg.hashsalt`.
-    """
+    """A plot of matplotlib as a `<figure>` of inline SVG; margins are shares of its size."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure

@@ -184,17 +184,12 @@ def read_manifest(directory: str | os.PathLike[str], kind: str) -> Manifest:
       ValueError: there is no manifest, it is of another kind, or its format is newer.
     """
     path = Path(directory) / MANIFEST
-    maker = {
-        "prepared": "prepare",
-        "frequencies": "frequencies",
-        "streaming_frequency": "frequencies --streaming",
-        "bundle": "export",
-        "version": "export",
-    }[kind]
+    makers = {"prepared": "prepare", "bundle": "export", "version": "export"}
+    makers |= {"frequencies": "frequencies", "streaming_frequency": "frequencies --streaming"}
     if not path.is_file():
         raise ValueError(
             f"{directory} holds no finished {kind} data: there is no {MANIFEST} in it. "
-            f"Make it with `twotower {maker}`."
+            f"Make it with `twotower {makers[kind]}`."
         )
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))

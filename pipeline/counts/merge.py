@@ -24,6 +24,7 @@ from pipeline.beam.staging import Staging, write_json
 from pipeline.contract import schema
 from pipeline.contract.files import checksum
 from pipeline.counts.settings import FrequenciesConfig
+from pipeline.prepare.shards import shard_of
 from pipeline.prepare.vocabulary import RANK_ORDER, Ids, distinct_ids, write_table
 from pipeline.quality.histogram import as_lists, histogram
 from pipeline.read.discover import Piece
@@ -151,8 +152,8 @@ def _by_shard(path: str, num_shards: int) -> Iterator[tuple[int, pa.Table]]:
     """Cuts a table into ranges of fingerprints, so that the shards in a row are in their order."""
     table = pq.read_table(path)
     unsigned = table[schema.FINGERPRINT].to_numpy().view(np.uint64) ^ np.uint64(1 << 63)
-    numbers = ((unsigned >> np.uint64(32)) * np.uint64(num_shards)) >> np.uint64(32)
-    for number, rows in partition(np.arange(len(table)), numbers.astype(np.int64), num_shards):
+    numbers = shard_of(unsigned, num_shards)
+    for number, rows in partition(np.arange(len(table)), numbers, num_shards):
         yield number, table.take(pa.array(rows))
 
 

@@ -22,7 +22,7 @@ from pipeline.prepare.shards import shard_of
 from pipeline.prepare.vocabulary import write_table
 
 DENSE = "dense"  # column of joined values: dense id, -1 for an id without interactions
-Key = tuple[int, int, int]  # side; 1 for ids without interactions, else 0; shard
+Key = tuple[bool, int]  # whether of ids without interactions; shard
 _COUNTED = pa.schema([(schema.VALUE, TEXT), (schema.COUNT, pa.int64())])
 
 
@@ -121,36 +121,33 @@ def _codes(values: pa.Array, vocabulary: pa.Table | None) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class FeatureFiles:
-    """All feature files of a preparation, written from joined values."""
+    """The feature files of a side, written from joined values."""
 
-    specs: dict[str, list[schema.FeatureSpec]]  # side → columns
-    firsts: dict[str, list[int]]  # side → dense id of the first row of every vocabulary shard
-    cold: dict[str, int]  # side → number of shards for ids without interactions
+    side: str
+    specs: list[schema.FeatureSpec]
+    firsts: list[int]  # dense id of the first row of every vocabulary shard
+    num_cold: int  # shards for ids without interactions
     out: Path  # also holds the vocabularies of columns
 
     def encode(self, path: str) -> Iterator[tuple[Key, pa.Table]]:
         """Joined values → rows of shards; a tally of unknown values comes to lie beside them."""
-        name = Path(path).stem
-        side, joined = name.split("-")[0], pq.read_table(path)
+        joined = pq.read_table(path)
         dense, prints = (joined[column].to_numpy() for column in (DENSE, schema.FINGERPRINT))
-        table, unknown = self._encode_table(joined, side, dense >= 0)
-        write_json(Path(path).parent, f"unknown-{name}", unknown)
-        firsts, num_cold = self.firsts[side], self.cold[side]
+        table, unknown = self._encode_table(joined, dense >= 0)
+        write_json(Path(path).parent, f"unknown-{Path(path).stem}", unknown)
         known, rest = np.flatnonzero(dense >= 0), np.flatnonzero(dense < 0)
-        shards = np.searchsorted(firsts, dense[known], "right") - 1
-        cold_shards = shard_of(prints[rest].view(np.uint64), num_cold)
-        parts = ((known, shards, len(firsts)), (rest, cold_shards, num_cold))
-        for cold, arguments in enumerate(parts):
-            for shard, rows in partition(*arguments):
-                yield (schema.SIDES.index(side), cold, shard), table.take(pa.array(rows))
+        shards = np.searchsorted(self.firsts, dense[known], "right") - 1
+        cold_shards = shard_of(prints[rest].view(np.uint64), self.num_cold)
+        for shard, rows in partition(known, shards, len(self.firsts)):
+            yield (False, shard), table.take(pa.array(rows))
+        for shard, rows in partition(rest, cold_shards, self.num_cold):
+            yield (True, shard), table.take(pa.array(rows))
 
-    def _encode_table(
-        self, joined: pa.Table, side: str, known: np.ndarray
-    ) -> tuple[pa.Table, list[int]]:
+    def _encode_table(self, joined: pa.Table, known: np.ndarray) -> tuple[pa.Table, list[int]]:
         """Dense id, raw id and all columns; of each how many values of known ids are unknown."""
         arrays = [joined[DENSE], joined[schema.RAW_ID].cast(pa.string())]
         names, unknown = [DENSE, schema.RAW_ID], []
-        for number, spec in enumerate(self.specs[side]):
+        for number, spec in enumerate(self.specs):
             vocabulary = pq.read_table(self.out / spec.vocabulary) if spec.vocabulary else None
             encoded, unseen = encode(joined[str(number)], spec, vocabulary)
             names += encoded
@@ -158,23 +155,20 @@ class FeatureFiles:
             unknown.append(int(unseen[known].sum()))
         return pa.Table.from_arrays(arrays, names), unknown
 
-    def name(self, key: Key) -> str:
-        """The name of a shard."""
-        side, cold, shard = schema.SIDES[key[0]], key[1], key[2]
-        if cold:
-            return schema.cold_features_name(side, shard, self.cold[side])
-        return schema.features_name(side, shard, len(self.firsts[side]))
+    def _name(self, key: Key) -> str:
+        if key[0]:
+            return schema.cold_features_name(self.side, key[1], self.num_cold)
+        return schema.features_name(self.side, key[1], len(self.firsts))
 
     def write(self, key: Key, tables: Iterable[pa.Table]) -> None:
         """Writes a shard, in order of dense ids, or of raw ids where there are none."""
-        side, cold, shard = schema.SIDES[key[0]], key[1], key[2]
-        name = self.name(key)
-        table = pa.concat_tables([self._empty(side), *tables]).combine_chunks()
+        (cold, shard), name = key, self._name(key)
+        table = pa.concat_tables([self._empty(), *tables]).combine_chunks()
         if cold:
             table = table.sort_by(schema.RAW_ID).drop_columns([DENSE])
         else:
             table = table.sort_by(DENSE)
-            first = self.firsts[side][shard]
+            first = self.firsts[shard]
             if (table[DENSE].to_numpy() != np.arange(first, first + len(table))).any():
                 raise AccountingError(
                     f"{name}: the rows of its {len(table)} ids do not lie side by side"
@@ -184,12 +178,11 @@ class FeatureFiles:
 
     def write_empty(self) -> None:
         """Writes the cold shards that no id fell to."""
-        for number, side in enumerate(schema.SIDES):
-            for shard in range(self.cold.get(side, 0)):
-                if not (self.out / self.name((number, 1, shard))).exists():
-                    self.write((number, 1, shard), ())
+        for shard in range(self.num_cold):
+            if not (self.out / self._name((True, shard))).exists():
+                self.write((True, shard), ())
 
-    def _empty(self, side: str) -> pa.Table:
+    def _empty(self) -> pa.Table:
         fields = [(DENSE, pa.int64()), (schema.RAW_ID, TEXT)]
-        fields += [(str(n), VALUE_TYPES[spec.kind]) for n, spec in enumerate(self.specs[side])]
-        return self._encode_table(pa.schema(fields).empty_table(), side, np.empty(0, bool))[0]
+        fields += [(str(n), VALUE_TYPES[spec.kind]) for n, spec in enumerate(self.specs)]
+        return self._encode_table(pa.schema(fields).empty_table(), np.empty(0, bool))[0]

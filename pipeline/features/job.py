@@ -1,7 +1,7 @@
 """Features: tables of attributes → codes and numbers by dense id, and what they mean.
 
-Two pipelines after the examples are written. The first reads the tables, joins them by raw id with
-the vocabularies and counts values over the ids that have train rows; the second replaces values
+Two pipelines a table after the examples are written. The first reads it, joins it by raw id with
+the vocabulary and counts values over the ids that have train rows; the second replaces values
 by codes and writes one row an id. Ids of a table without interactions become rows of their own.
 """
 
@@ -24,7 +24,7 @@ from pipeline.contract import schema
 from pipeline.features.columns import FeatureFiles, Statistics, merge, rank_values
 from pipeline.features.join import (
     VocabularyShard,
-    join_slot,
+    join_range,
     load_vocabulary,
     read_table,
     train_ids,
@@ -33,19 +33,16 @@ from pipeline.features.join import (
 from pipeline.features.tables import Table, in_words_of
 from pipeline.prepare.settings import PrepareConfig
 from pipeline.prepare.vocabulary import write_table
+from pipeline.read.discover import source_files
 from pipeline.read.log import DEAD_LETTERS, add_tallies, check_bad, empty_files
 
 log = logging.getLogger(__name__)
 
 
 def write_features(
-    tables: dict[str, Table],
-    blocks: list[str],
-    train_rows: int,
-    config: PrepareConfig,
-    staging: Staging,
+    table: Table, blocks: list[str], train_rows: int, config: PrepareConfig, staging: Staging
 ) -> dict[str, Any]:
-    """Writes the feature files of every side with a table; what the manifest's details gain.
+    """Writes the feature files of the side that has this table; what the manifest says of it.
 
     `blocks` are files of rows by query, as `assemble` takes them, `train_rows` of all examples;
     `staging` holds the vocabularies.
@@ -54,22 +51,15 @@ def write_features(
       ValueError: a table cannot be read, has too many bad rows, or two rows of an id differ.
       AccountingError: rows or ids were lost or made twice.
     """
-    if not tables:
-        return {}
-    shards = {side: vocabulary_shards(staging.out, side) for side in tables}
-    _join(tables, blocks, shards, config, staging)
-    rows, specs = {}, {}
-    for side, table in tables.items():
-        ids = sum(shard.rows for shard in shards[side])
-        rows[side] = _check_joined(table, ids, train_rows, staging)
-        specs[side] = _specs(table, ids, staging)
-    files = FeatureFiles(
-        specs,
-        firsts={side: [shard.first for shard in shards[side]] for side in tables},
-        cold={side: -(-rows[side]["cold"] // config.rows_per_shard) for side in tables},
-        out=staging.out,
-    )
-    joined = sorted(map(str, staging.stage("joined").glob("*.parquet")))
+    shards = vocabulary_shards(staging.out, table.side)
+    _join(table, blocks, shards, config, staging)
+    ids = sum(shard.rows for shard in shards)
+    rows = _check_joined(table, ids, train_rows, staging)
+    specs = _specs(table, ids, staging)
+    firsts = [shard.first for shard in shards]
+    num_cold = -(-rows["cold"] // config.rows_per_shard)
+    files = FeatureFiles(table.side, specs, firsts, num_cold, staging.out)
+    joined = sorted(map(str, staging.stage("joined").glob(f"{table.side}-*.parquet")))
     with running(staging.options) as pipeline:
         _ = (
             spread(pipeline, "Joined", joined)
@@ -78,51 +68,47 @@ def write_features(
             | "WriteShard" >> beam.MapTuple(files.write)
         )
     files.write_empty()
-    details = {side: _details(tables[side], specs[side], rows[side], staging) for side in tables}
-    return {schema.FEATURES: details}
+    return _details(table, specs, rows, staging)
 
 
 def _join(
-    tables: dict[str, Table],
+    table: Table,
     blocks: list[str],
-    shards: dict[str, list[VocabularyShard]],
+    shards: list[VocabularyShard],
     config: PrepareConfig,
     staging: Staging,
 ) -> None:
-    """Pieces of tables and vocabularies → joined values by slot, and specs of columns."""
-    pieces = [(side, piece) for side, table in tables.items() for piece in table.pieces]
-    vocabularies = [shard for side in tables for shard in shards[side]]
+    """Pieces of a table and vocabularies → joined values by range, and specs of columns."""
     read, joined = staging.stage("tables"), staging.stage("joined")
     with running(staging.options) as pipeline:
         ids = {
-            "values": spread(pipeline, "Pieces", pieces)
-            | "Read" >> beam.FlatMap(read_table, tables, config.partitions, read),
-            "known": spread(pipeline, "Vocabularies", vocabularies)
+            "values": spread(pipeline, "Pieces", table.pieces)
+            | "Read" >> beam.FlatMap(read_table, table, read),
+            "known": spread(pipeline, "Vocabulary", shards)
             | "LoadVocabulary" >> beam.FlatMap(load_vocabulary, config.partitions),
             "train": spread(pipeline, "Blocks", blocks)
             | "LoadBlock" >> beam.Map(load_block)
-            | "TrainIds" >> beam.FlatMap(train_ids, config, list(tables)),
+            | "TrainIds" >> beam.FlatMap(train_ids, config, table.side),
         }
         finish(
             ids
             | "JoinById" >> beam.CoGroupByKey()
-            | "JoinSlot" >> beam.FlatMap(join_slot, tables, config.partitions, joined)
+            | "JoinRange" >> beam.FlatMap(join_range, table, joined)
             | "ByColumn" >> beam.GroupByKey()
-            | "Summarise" >> beam.MapTuple(partial(_summarise, tables, config, staging.out, read))
+            | "Summarise" >> beam.MapTuple(partial(_summarise, table, config, staging.out, read))
         )
 
 
 def _summarise(
-    tables: dict[str, Table],
+    table: Table,
     config: PrepareConfig,
     out: Path,
     staged: Path,
-    key: tuple[int, int],
+    number: int,
     parts: Iterable[Statistics],
 ) -> None:
     """Writes the vocabulary of a column, and stages its spec."""
-    side, number = schema.SIDES[key[0]], key[1]
-    name, kind = list(tables[side].kinds.items())[number]
+    name, kind = list(table.kinds.items())[number]
     statistics = merge(parts)
     spec = schema.FeatureSpec(
         name,
@@ -135,11 +121,11 @@ def _summarise(
     )
     if kind in ("categorical", "multi"):
         vocabulary = rank_values(statistics.counts, config.feature_min_count)
-        file = schema.feature_vocabulary_name(side, name)
+        file = schema.feature_vocabulary_name(table.side, name)
         write_table(vocabulary, out / file)
         spec = dataclasses.replace(spec, vocabulary=file, size=len(vocabulary))
     staged_spec = {"spec": dataclasses.asdict(spec), "ids": statistics.ids}
-    write_json(staged, f"spec-{side}-{number:05d}", staged_spec)
+    write_json(staged, f"spec-{table.side}-{number:05d}", staged_spec)
 
 
 def _specs(table: Table, ids: int, staging: Staging) -> list[schema.FeatureSpec]:
@@ -183,7 +169,7 @@ def _check_read(table: Table, staging: Staging) -> Counter[str]:
     counts = Counter(read=0, bad=0)
     counts.update(read["counts"])
     with in_words_of(table.side):
-        empty = empty_files(table.config, read["files"])
+        empty = empty_files(source_files(table.config), read["files"])
     if counts["read"] == 0 or (empty and not table.config.allow_empty_files):
         where = empty[0] if empty else source
         raise ValueError(f"{where} holds no rows; check {table.flag}, or --allow_empty_files.")
@@ -197,11 +183,7 @@ def _check_read(table: Table, staging: Staging) -> Counter[str]:
 def _details(
     table: Table, specs: list[schema.FeatureSpec], rows: dict[str, int], staging: Staging
 ) -> dict[str, Any]:
-    """What the manifest says of a side, once every id has a row in a file.
-
-    Raises:
-      AccountingError: an id of the vocabulary, or a cold one, has none.
-    """
+    """What the manifest says of a side, once every id has a row in a file."""
     files = {}
     for key, expected in (("features", "ids"), ("features_cold", "cold")):
         paths = sorted(staging.out.glob(f"{table.side}_{key}-*.parquet"))

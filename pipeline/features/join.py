@@ -1,6 +1,6 @@
 """Reading tables of attributes, and joining their values by id with the ids of the vocabulary.
 
-Both travel by slot: side · partitions + range of fingerprints.
+Both travel by range of fingerprints.
 """
 
 from collections.abc import Iterable, Iterator
@@ -37,21 +37,16 @@ def values_schema(table: Table) -> pa.Schema:
     return pa.schema(fields + [(str(number), VALUE_TYPES[kind]) for number, kind in kinds])
 
 
-def read_table(
-    element: tuple[str, Piece], tables: dict[str, Table], partitions: int, out: Path
-) -> Iterator[tuple[int, pa.Table]]:
-    """(side, piece) → (side · partitions + range of fingerprints, block of values).
-
-    A tally and the dead letters of the piece become files.
-    """
-    side, piece = element
-    first, name = schema.SIDES.index(side) * partitions, f"{side}-{piece.number:06d}"
+def read_table(piece: Piece, table: Table, out: Path) -> Iterator[tuple[int, pa.Table]]:
+    """Blocks of values by range; a tally and the dead letters of the piece become files."""
+    name = f"{table.side}-{piece.number:06d}"
     with tallied(piece, out / name, out / name) as (tally, letters):
-        for values, bad, size in read_values(piece, tables[side]):
+        for values, bad, size in read_values(piece, table):
             tally["counts"].update(read=size, bad=len(bad))
             letters += bad
-            for part, rows in by_range(values[schema.FINGERPRINT].to_numpy(), partitions):
-                yield first + part, values.take(pa.array(rows))
+            prints = values[schema.FINGERPRINT].to_numpy()
+            for part, rows in by_range(prints, table.config.partitions):
+                yield part, values.take(pa.array(rows))
 
 
 def read_values(piece: Piece, table: Table) -> Iterator[tuple[pa.Table, list[DeadLetter], int]]:
@@ -84,7 +79,6 @@ def read_values(piece: Piece, table: Table) -> Iterator[tuple[pa.Table, list[Dea
 class VocabularyShard(NamedTuple):
     """A file of a vocabulary."""
 
-    side: str
     path: str
     first: int  # dense id of the first row
     rows: int
@@ -94,48 +88,40 @@ def vocabulary_shards(out: Path, side: str) -> list[VocabularyShard]:
     """The files of the vocabulary of a side, in order."""
     shards, first = [], 0
     for path in sorted(out.glob(f"{side}_vocabulary-*.parquet")):
-        shards.append(VocabularyShard(side, str(path), first, pq.read_metadata(path).num_rows))
+        shards.append(VocabularyShard(str(path), first, pq.read_metadata(path).num_rows))
         first += shards[-1].rows
     return shards
 
 
 def load_vocabulary(shard: VocabularyShard, partitions: int) -> Iterator[tuple[int, pa.Table]]:
-    """The ids of a shard by slot: fingerprint, raw id and dense id of each."""
+    """The ids of a shard by range: fingerprint, raw id and dense id of each."""
     table = pq.read_table(shard.path, columns=[schema.FINGERPRINT, schema.RAW_ID])
     dense = pa.chunked_array([np.arange(shard.first, shard.first + shard.rows)])
     columns = [table[schema.FINGERPRINT], table[schema.RAW_ID].cast(TEXT), dense]
     known = pa.Table.from_arrays(columns, schema=_KNOWN)
-    slot = schema.SIDES.index(shard.side) * partitions
     for part, rows in by_range(known[schema.FINGERPRINT].to_numpy(), partitions):
-        yield slot + part, known.take(pa.array(rows)).combine_chunks()
+        yield part, known.take(pa.array(rows)).combine_chunks()
 
 
 def train_ids(
-    element: tuple[int, np.ndarray], config: PrepareConfig, sides: list[str]
+    element: tuple[int, np.ndarray], config: PrepareConfig, side: str
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """(range, all rows of its queries) → the fingerprint of each train row's id, by slot."""
+    """(range, all rows of its queries) → the fingerprint of each train row's id, by range."""
     rows = assign_splits(element[1], config)
-    rows = rows[rows["split"] == schema.SPLITS.index("train")]
-    for side in sides:
-        slot = schema.SIDES.index(side) * config.partitions
-        for part, places in by_range(rows[side], config.partitions):
-            yield slot + part, rows[side][places]
+    prints = rows[side][rows["split"] == schema.SPLITS.index("train")]
+    for part, places in by_range(prints, config.partitions):
+        yield part, prints[places]
 
 
-def join_slot(
-    element: tuple[int, dict[str, Iterable[Any]]],
-    tables: dict[str, Table],
-    partitions: int,
-    out: Path,
-) -> Iterator[tuple[tuple[int, int], Statistics]]:
-    """Stages the joined values of one slot: ((side, column), their statistics).
+def join_range(
+    element: tuple[int, dict[str, Iterable[Any]]], table: Table, out: Path
+) -> Iterator[tuple[int, Statistics]]:
+    """Stages the joined values of one range: (column, their statistics).
 
     Every id of the vocabulary has a row, of nulls where the table has none. A tally tells what
     became of the rows of the table.
     """
-    slot, grouped = element
-    side, part = divmod(slot, partitions)
-    table = tables[schema.SIDES[side]]
+    part, grouped = element
     blocks = [values_schema(table).empty_table(), *grouped["values"]]
     values, duplicates, conflicts = distinct_rows(pa.concat_tables(blocks).combine_chunks())
     known = pa.concat_tables([_KNOWN.empty_table(), *grouped["known"]]).combine_chunks()
@@ -161,7 +147,7 @@ def join_slot(
     write_json(out, f"tally-{name}", tally)
     train = np.isin(prints, train_rows)
     for number, kind in enumerate(table.kinds.values()):
-        yield (side, number), describe(joined[str(number)], kind, train)
+        yield number, describe(joined[str(number)], kind, train)
 
 
 def distinct_rows(values: pa.Table) -> tuple[pa.Table, int, list[str]]:

@@ -19,6 +19,7 @@ from pipeline.read.cells import NUMBER
 from pipeline.read.discover import (
     BROKEN_FILE,
     Piece,
+    column_names,
     delimiter_of,
     find_pieces,
     header_of,
@@ -148,10 +149,7 @@ def _choose_kinds(
 
 def _columns_of(piece: Piece, table: TableConfig) -> list[str]:
     """The names of the columns of a file, without its id."""
-    if piece.kind == "parquet":
-        names = pq.ParquetFile(piece.path).schema_arrow.names
-    else:
-        names = header_of(piece.path, table)
+    names = column_names(piece, table)
     twice = [name for name in names if names.count(name) > 1]
     if twice:
         raise ValueError(f"{piece.path} has two columns {twice[0]!r}; rename one of them.")

@@ -56,8 +56,7 @@ def _stage_ids(slot: int, tables: Iterable[Ids], out: dict[str, Path], partition
 def check_ingested(config: PrepareConfig, staging: Staging) -> dict[str, Any]:
     """As `check_read`, after `ingest` has run, with the counts `duplicates` and `rows`.
 
-    Returns:
-      What `check_read` returns, but `ids`: side → number of different ids in the good rows.
+    But `ids` are the numbers of different ids in the good rows, by side.
 
     Raises:
       ValueError: as `check_read`, or no row is left.

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.beam.accounting import AccountingError, places_of
-from pipeline.beam.blocks import by_range
+from pipeline.beam.blocks import begins, by_range
 from pipeline.contract import schema
 from pipeline.contract.files import written_aside
 
@@ -39,15 +39,14 @@ def distinct_ids(tables: Iterable[Ids]) -> Ids:
     raw = np.array([value for table in tables for value in table[1]], object)
     by_print = np.argsort(prints, kind="stable")
     prints, raw = prints[by_print], raw[by_print]
-    same = prints[1:] == prints[:-1]
-    clash = same & (raw[1:] != raw[:-1])
+    new = begins(prints)
+    clash = ~new[1:] & (raw[1:] != raw[:-1])
     if clash.any():
         first = int(np.flatnonzero(clash)[0])
         raise ValueError(
             f"the ids {raw[first]!r} and {raw[first + 1]!r} have the same 64-bit fingerprint; "
             "rename one of them in the source."
         )
-    new = np.r_[True, ~same][: len(prints)]
     return prints[new], list(raw[new])
 
 

@@ -40,13 +40,13 @@ def measure_output(out: Path, splits: dict[str, int]) -> Measures:
         for path in sorted(out.glob(f"{kind}-*.parquet")):
             yield pq.read_table(path, columns=[schema.COUNT])[schema.COUNT].to_numpy()
 
-    queries = [as_lists(histogram(shard)) for shard in counts("query_vocabulary")]
+    queries = [_measure(shard, shard) for shard in counts("query_vocabulary")]
     shards = zip(counts("candidate_vocabulary"), counts("candidate_train_counts"), strict=True)
     return _add_up(splits, queries, [_measure(*shard) for shard in shards])
 
 
 def _measure(counts: np.ndarray, train: np.ndarray) -> dict[str, Any]:
-    """What is known of some candidates, as JSON can hold it; rows and train rows of each, [n]."""
+    """What is known of some ids, as JSON can hold it; from the rows and train rows of each, [n]."""
     cold = train == 0
     return {
         "histogram": as_lists(histogram(counts)),
@@ -57,16 +57,15 @@ def _measure(counts: np.ndarray, train: np.ndarray) -> dict[str, Any]:
 
 
 def _add_up(
-    splits: dict[str, int], queries: list[list[list[float]]], candidates: list[dict[str, Any]]
+    splits: dict[str, int], queries: list[dict[str, Any]], candidates: list[dict[str, Any]]
 ) -> Measures:
-    """The measures of all ids, from histograms of queries and `_measure` of candidates."""
-    histograms = {"query": queries, "candidate": [part["histogram"] for part in candidates]}
+    """The measures of all ids, from `_measure` of some."""
+    degrees = {
+        side: merge(from_lists(part["histogram"]) for part in parts)
+        for side, parts in zip(schema.SIDES, (queries, candidates), strict=True)
+    }
     names = ("train_rows", "without_train_rows", "cold_rows")
-    return Measures(
-        splits,
-        {side: merge(map(from_lists, parts)) for side, parts in histograms.items()},
-        *(sum(part[name] for part in candidates) for name in names),
-    )
+    return Measures(splits, degrees, *(sum(part[name] for part in candidates) for name in names))
 
 
 def measure_blocks(blocks: list[str], config: PrepareConfig, staging: Staging) -> Measures:
@@ -86,9 +85,8 @@ def measure_blocks(blocks: list[str], config: PrepareConfig, staging: Staging) -
             | "MeasureIds" >> beam.MapTuple(partial(_measure_ids, config.partitions, out))
         )
         finish(rows | "MeasureSplits" >> beam.MapTuple(partial(_measure_splits, out)), counts)
-    by_query, by_candidate = (list(read_all(out, f"{side}-*").values()) for side in schema.SIDES)
-    queries = [part["histogram"] for part in by_query]
-    return _add_up(add_up(out, "splits-*"), queries, by_candidate)
+    queries, candidates = (list(read_all(out, f"{side}-*").values()) for side in schema.SIDES)
+    return _add_up(add_up(out, "splits-*"), queries, candidates)
 
 
 def _measure_splits(out: Path, part: int, rows: np.ndarray) -> None:

@@ -54,7 +54,7 @@ def plot_degrees(bins: list[dict[str, Any]], side: str) -> Markup:
         labels = [_short(number, 2) if number else "" for number in ids]
         axes.bar_label(bars, labels, padding=1, fontsize=8 if len(bins) < 15 else 6)
         shown = places[:: 1 + len(bins) // 15]
-        axes.set_xticks(shown, [_power(bins[place]["from"]) for place in shown])
+        axes.set_xticks(shown, [_short(bins[place]["from"], base=1024) for place in shown])
         note = " (1k = 1,024)" if len(bins) > 10 else ""
         axes.set_xlabel(f"rows of one of the {noun}, up to the next bar{note}")
         axes.set_ylabel(noun)
@@ -125,18 +125,10 @@ def _thousands(axes: Axes) -> None:
     axes.yaxis.set_major_formatter(lambda value, _: _short(value))
 
 
-def _power(number: int) -> str:
-    """A power of two as people write it in short: 2,048 as 2k."""
-    for power, letter in ((30, "G"), (20, "M"), (10, "k")):
-        if number >= 2**power:
-            return f"{number >> power}{letter}"
-    return str(number)
-
-
-def _short(number: float, digits: int = 3) -> str:
-    """1,234,000 as 1.23M, so that it fits under a bar."""
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            whole = len(str(int(number / size)))
-            return f"{round(number / size, max(0, digits - whole)):g}{letter}"
+def _short(number: float, digits: int = 3, base: int = 1000) -> str:
+    """1,234,000 as 1.23M, so that it fits under a bar; to the base 1024 2,048 is 2k."""
+    for power, letter in ((3, "G"), (2, "M"), (1, "k")):
+        if number >= base**power:
+            scaled = number / base**power
+            return f"{round(scaled, max(0, digits - len(str(int(scaled))))):g}{letter}"
     return f"{number:g}"

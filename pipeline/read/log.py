@@ -4,6 +4,7 @@ Every job that reads a log starts here, so that a bad row is treated alike in al
 """
 
 import contextlib
+import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -88,22 +89,14 @@ def read_source(
     pieces: list[Piece],
     config: SourceConfig,
     staging: Staging,
-    key: str = "query",
-    latest: int | None = None,
+    key: str = "query",  # the field by which rows are keyed
+    latest: int | None = None,  # time, in seconds since 1970, that a good row may have
 ) -> tuple[beam.PCollection, beam.PCollection]:
     """Reads and validates all pieces; `check_read` tells afterwards what became of the rows.
 
-    Each key comes many times, and an id at least once for each block that holds it.
-
-    Args:
-      pieces: from `find_pieces`.
-      staging: takes the dead letters and the tallies.
-      key: the side by whose id rows are keyed.
-      latest: the latest time, in seconds since 1970, that a good row may have; None: any.
-
-    Returns:
-      (range of fingerprints of the key's side, ROW [n]), and
-      (side · partitions + range, (fingerprints int64 [n], raw ids)).
+    Rows are (range of the key, ROW [n]), ids (side · partitions + range of fingerprints,
+    (fingerprints int64 [n], raw ids)). Each key comes many times, and an id at least once for each
+    block that holds it.
     """
     dead, tally = staging.stage("dead"), staging.stage("tally")
     write_json(tally, "pieces", len(pieces))
@@ -193,14 +186,17 @@ def read_tally(staging: Staging) -> dict[str, Any]:
     return add_tallies(staged, "piece-*", read_json(staged, "pieces"), "the log")
 
 
-def empty_files(config: SourceConfig, rows: Mapping[str, int]) -> list[str]:
-    """The files of a source of which no row was read."""
-    names = (name for path in source_files(config) for name in files_in(path))
-    return [name for name in names if not rows.get(name)]
+def empty_files(files: list[str], rows: Mapping[str, int]) -> list[str]:
+    """The files of which no row was read, by the rows of each path."""
+    read = {os.path.abspath(path) for path, number in rows.items() if number}
+    names = (name for path in files for name in files_in(path))
+    return [name for name in names if os.path.abspath(name) not in read]
 
 
-def check_read(config: SourceConfig, staging: Staging) -> dict[str, Any]:
-    """What became of the rows of the whole source, after `read_source` has run.
+def check_read(
+    config: SourceConfig, staging: Staging, files: list[str] | None = None
+) -> dict[str, Any]:
+    """What became of the rows of the whole source, or of some files, after `read_source` has run.
 
     Returns:
       `counts` of rows: read, bad and below_threshold; `files`: rows read of each file; `days`:
@@ -216,11 +212,11 @@ def check_read(config: SourceConfig, staging: Staging) -> dict[str, Any]:
     counts = {name: read["counts"].get(name, 0) for name in ("read", "bad", "below_threshold")}
     if counts["read"] == 0:
         raise ValueError(f"{config.source} holds no rows; check --source.")
-    empty = empty_files(config, read["files"])
+    empty = empty_files(source_files(config) if files is None else files, read["files"])
     if empty and not config.allow_empty_files:
         raise ValueError(
-            f"{empty[0]} holds no rows, as do {len(empty) - 1} other file(s) of the source; is a "
-            "day of the log missing? --allow_empty_files goes on without."
+            f"{empty[0]} holds no rows, as do {len(empty) - 1} other file(s); is a part of the log "
+            "missing? --allow_empty_files goes on without."
         )
     letters = sorted(staging.stage("dead").glob("*.jsonl"))
     check_bad(letters, DEAD_LETTERS, counts, config, staging)

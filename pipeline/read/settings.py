@@ -29,11 +29,6 @@ class SourceConfig:
     overwrite: bool = False  # replace what is in the output directory
 
     def __post_init__(self) -> None:
-        """Checks every field.
-
-        Raises:
-          ValueError: a field breaks its rule; the message names rule, value and remedy.
-        """
         columns = (name for name in ("user_column", "item_column") if getattr(type(self), name))
         require_all(self, "must be given", "source", "output", *columns)  # no default, not required
         require_all(self, "must be in [0, 1]", "max_bad_share")

@@ -14,13 +14,10 @@ drains what is pending: without allowed lateness there is nothing, and with it t
 next run belong in front of it.
 """
 
-import dataclasses
 import logging
-import os
 import time
 from collections import Counter
 from functools import partial
-from typing import Any
 
 import numpy as np
 from apache_beam.options.pipeline_options import PipelineOptions
@@ -30,7 +27,7 @@ from pipeline.beam.staging import Staging
 from pipeline.contract import schema
 from pipeline.contract.files import describe_files
 from pipeline.counts.settings import FrequenciesConfig
-from pipeline.read.discover import Piece, files_in
+from pipeline.read.discover import Piece
 from pipeline.read.log import DEAD_LETTERS, check_read, read_tally
 from pipeline.streaming import snapshots, steps
 from pipeline.streaming.estimator import FEW, FILES, STATE, Estimator, assemble, occurrences
@@ -60,7 +57,7 @@ def write_snapshot(
         # by the clock of this machine, so that one wrong time does not make all after it late
         latest = int(time.time()) + config.max_ahead_seconds if config.step_seconds else None
         events = steps.stage_events(pieces, config, staging, latest)
-        read = _check_read(inputs, config, staging)
+        counts = _check_read(inputs, config, staging)
         if config.step_seconds:
             after, periods = _times(before, previous, config, staging)
             rows = steps.chunks([*events, *([previous.pending] if previous else [])])
@@ -78,7 +75,7 @@ def write_snapshot(
             previous=str(previous.path) if previous else "",
         )
         steps.advance_rows(rows, split, estimator, staging)
-        counts = read["counts"] | _write_state(estimator, config, staging)
+        counts |= _write_state(estimator, config, staging)
         _check_counts(counts, previous, config)
         after = after._replace(rows=before.rows + counts[APPLIED])
         if not counts["bad"]:
@@ -157,8 +154,8 @@ def _write_state(
     return {APPLIED: int(rows[0]), LATE: sum(steps.staged_late(staging).values()), PENDING: pending}
 
 
-def _check_read(inputs: list[Input], config: FrequenciesConfig, staging: Staging) -> dict[str, Any]:
-    """As `check_read`, but empty is a file of this run, not any of the source."""
+def _check_read(inputs: list[Input], config: FrequenciesConfig, staging: Staging) -> dict[str, int]:
+    """The counts of `check_read`; empty is a file of this run, not any of the source."""
     changed = [file.path for file in inputs if snapshots.stamp_of(file.path) != file.stamp]
     if changed:
         raise ValueError(
@@ -167,29 +164,15 @@ def _check_read(inputs: list[Input], config: FrequenciesConfig, staging: Staging
         )
     # a quiet hour may write a file without rows
     if config.allow_empty_files and not read_tally(staging)["counts"]["read"]:
-        return {"counts": dict.fromkeys(("read", "bad", "below_threshold"), 0)}
-    read = check_read(dataclasses.replace(config, allow_empty_files=True), staging)
-    if config.source.startswith("tfds:"):
-        return read
-    rows = {os.path.abspath(path): number for path, number in read["files"].items()}
-    names = [os.path.abspath(name) for file in inputs for name in files_in(file.path)]
-    empty = [name for name in names if not rows.get(name)]
-    if empty and not config.allow_empty_files:
-        raise ValueError(
-            f"{empty[0]} holds no rows, as do {len(empty) - 1} other file(s) of this run; is a "
-            "part of the log missing? --allow_empty_files goes on without."
-        )
-    return read
+        return dict.fromkeys(("read", "bad", "below_threshold"), 0)
+    files = None if config.source.startswith("tfds:") else [file.path for file in inputs]
+    return check_read(config, staging, files)["counts"]
 
 
 def _check_counts(
     counts: dict[str, int], previous: Snapshot | None, config: FrequenciesConfig
 ) -> None:
-    """Rows read, and those that were pending, are applied, pending, late or never were good.
-
-    Raises:
-      ValueError: no row is left, or most are late: then a time before them was wrong.
-    """
+    """Rows read, and those that were pending, are applied, pending, late or never were good."""
     rows_in = counts["read"] + (previous.manifest.counts[PENDING] if previous else 0)
     names = ("bad", "below_threshold", APPLIED, LATE, PENDING)
     check_sum("advancing the stream", rows_in, counts, names)

@@ -60,11 +60,6 @@ class StepClock:
         """The last step of the window that is complete at that time."""
         return (round(closes) - self.allowed_lateness) // self.seconds - self.origin
 
-    def windows(self) -> FixedWindows:
-        """Windows over event times that are moved by the allowed lateness."""
-        size = self.window * self.seconds
-        return FixedWindows(size, offset=self.closes(0) % size)
-
 
 @dataclasses.dataclass
 class EstimateStream(beam.PTransform):
@@ -84,21 +79,23 @@ class EstimateStream(beam.PTransform):
     clock: StepClock
 
     def expand(self, events: beam.PCollection) -> Any:
-        windowed = events | "ByWindow" >> beam.ParDo(
-            _ByWindow(self.estimator, self.clock)
-        ).with_outputs(LATE, main="events")
+        by_window = beam.FlatMap(_by_window, self.estimator, self.clock)
+        windowed = events | "ByWindow" >> by_window.with_outputs(LATE, main="events")
+        # Windows over event times that are moved by the allowed lateness.
+        size = self.clock.window * self.clock.seconds
+        windows = FixedWindows(size, offset=self.clock.closes(0) % size)
+        hashed = beam.FlatMap(_hash, self.estimator, self.clock)
         closed = (
             windowed.events
             | "Windows"
             >> beam.WindowInto(
-                self.clock.windows(),
+                windows,
                 trigger=trigger.AfterWatermark(late=trigger.AfterCount(1)),
                 accumulation_mode=trigger.AccumulationMode.DISCARDING,
                 allowed_lateness=_FOREVER,
             )
             | "Close" >> beam.GroupByKey()
-            | "Hash"
-            >> beam.ParDo(_Hash(self.estimator, self.clock)).with_outputs(LATE, main="hashed")
+            | "Hash" >> hashed.with_outputs(LATE, main="hashed")
         )
         snapshots = (
             closed.hashed
@@ -112,53 +109,48 @@ class EstimateStream(beam.PTransform):
         return Stream(snapshots, late)
 
 
-class _Step(beam.DoFn):
+def _by_window(
+    element: tuple[np.ndarray, np.ndarray], estimator: Estimator, clock: StepClock
+) -> Iterator[Any]:
+    """Events → (range of fingerprints, Block) by window; before the first step: late."""
+    prints, seconds = element
+    steps = clock.steps(seconds)
+    columns = np.stack([steps, prints, np.ones_like(steps), seconds], axis=1)
+    early = steps < clock.first_step
+    if early.any():
+        yield beam.pvalue.TaggedOutput(LATE, Block(*columns[early].T[:3]))
+    columns = columns[~early]
+    windows = (columns[:, 0] - 1) // clock.window
+    names, codes = np.unique(windows, return_inverse=True)
+    ranges = estimator.num_ranges
+    parts = codes * ranges + partition_of(columns[:, 1].copy(), ranges)
+    for part, rows in partition(columns, parts, len(names) * ranges):
+        time = int(rows[:, 3].min()) + clock.allowed_lateness
+        yield TimestampedValue((part % ranges, Block(*rows.T[:3])), time)
+
+
+def _hash(
+    element: tuple[int, Iterable[Block]],
+    estimator: Estimator,
+    clock: StepClock,
+    window: Any = beam.DoFn.WindowParam,
+    pane: Any = beam.DoFn.PaneInfoParam,
+) -> Iterator[Any]:
+    """The events of a window → (array · ranges + range, (last step, occurrences)), or late."""
+    block = Block(*map(np.concatenate, zip(*element[1], strict=True)))
+    if pane.timing == PaneInfoTiming.LATE:
+        yield beam.pvalue.TaggedOutput(LATE, block)
+        return
+    last_step = clock.last_step(float(window.end))
+    for key, occurrences in estimator.by_range(distinct(block)):
+        yield key, (last_step, occurrences)
+
+
+class _AdvanceInOrder(beam.DoFn):
+    """Keeps the state of a range of buckets and advances it window by window."""
+
     def __init__(self, estimator: Estimator, clock: StepClock) -> None:
         self._estimator, self._clock = estimator, clock
-
-
-class _ByWindow(_Step):
-    """Events → (range of fingerprints, Block) by window; before the first step: late."""
-
-    def process(self, element: tuple[np.ndarray, np.ndarray]) -> Iterator[Any]:
-        prints, seconds = element
-        steps = self._clock.steps(seconds)
-        columns = np.stack([steps, prints, np.ones_like(steps), seconds], axis=1)
-        early = steps < self._clock.first_step
-        if early.any():
-            yield beam.pvalue.TaggedOutput(LATE, Block(*columns[early].T[:3]))
-        if early.all():
-            return
-        columns = columns[~early]
-        windows = (columns[:, 0] - 1) // self._clock.window
-        names, codes = np.unique(windows, return_inverse=True)
-        ranges = self._estimator.num_ranges
-        parts = codes * ranges + partition_of(columns[:, 1].copy(), ranges)
-        for part, rows in partition(columns, parts, len(names) * ranges):
-            time = int(rows[:, 3].min()) + self._clock.allowed_lateness
-            yield TimestampedValue((part % ranges, Block(*rows.T[:3])), time)
-
-
-class _Hash(_Step):
-    """The events of a window → (array · ranges + range, (last step, occurrences)), or late."""
-
-    def process(
-        self,
-        element: tuple[int, Iterable[Block]],
-        window: Any = beam.DoFn.WindowParam,
-        pane: Any = beam.DoFn.PaneInfoParam,
-    ) -> Iterator[Any]:
-        block = Block(*map(np.concatenate, zip(*element[1], strict=True)))
-        if pane.timing == PaneInfoTiming.LATE:
-            yield beam.pvalue.TaggedOutput(LATE, block)
-            return
-        last_step = self._clock.last_step(float(window.end))
-        for key, occurrences in self._estimator.by_range(distinct(block)):
-            yield key, (last_step, occurrences)
-
-
-class _AdvanceInOrder(_Step):
-    """Keeps the state of a range of buckets and advances it window by window."""
 
     _state = beam.DoFn.StateParam(ReadModifyWriteStateSpec("state", PickleCoder()))
     # (last step of its window, occurrences), and the earliest of those last steps
