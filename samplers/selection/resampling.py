@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import tensorflow as tf
@@ -19,60 +20,49 @@ from samplers.random_numbers import split_seed_in_step, uniform_numbers
 from samplers.selection import draws
 
 
+@dataclasses.dataclass(eq=False)
 class Resampling:
     """n draws from the columns for each query with weights softmax_j(q_b · v_j - log q_j).
 
     The draws, without gradient, do not depend on `block_size` but for the rounding of scores; in
     blocks, the cumulative sums of `resample` go on from block to block.
-
-    Args:
-      query: [B, D].
-      candidates: [C, D].
-      log_q: [C]; columns with -inf are not drawn.
-      n: draws for each query.
-      seed: int [2].
-      valid: which columns a row may draw; None for all.
-      systematic, part: as in `resample`.
-      block_size: columns scored at once; None for all. Needs systematic draws.
     """
 
-    def __init__(
-        self,
-        query: tf.Tensor,
-        candidates: tf.Tensor,
-        log_q: tf.Tensor,
-        n: tf.Tensor | int,
-        seed: tf.Tensor,
-        *,
-        valid: Valid | None = None,
-        systematic: bool = True,
-        block_size: int | None = None,
-        part: Part | None = None,
-    ) -> None:
-        self._with_gradient = query, candidates
-        self._query = tf.stop_gradient(at_least_float32(query))
-        self._candidates = tf.stop_gradient(at_least_float32(candidates))
-        self._log_q = tf.cast(tf.stop_gradient(log_q), self._query.dtype)
-        self._valid, self._block_size, self._part = valid, block_size, part
-        self._num_columns = tf.shape(candidates)[0]
-        if block_size is not None:
-            self._counted = self._counted_by_block(n, seed, block_size)
+    query: tf.Tensor  # [B, D]
+    candidates: tf.Tensor  # [C, D]
+    log_q: tf.Tensor  # [C]; columns with -inf are not drawn
+    n: tf.Tensor | int  # draws for each query
+    seed: tf.Tensor  # int [2]
+    _: dataclasses.KW_ONLY
+    valid: Valid | None = None  # which columns a row may draw; None for all
+    systematic: bool = True  # this and `part` as in `resample`
+    block_size: int | None = None  # columns scored at once, by systematic draws; None for all
+    part: Part | None = None
+
+    def __post_init__(self) -> None:
+        self._query = tf.stop_gradient(at_least_float32(self.query))
+        self._candidates = tf.stop_gradient(at_least_float32(self.candidates))
+        self._log_q = tf.cast(tf.stop_gradient(self.log_q), self._query.dtype)
+        self._num_columns = tf.shape(self.candidates)[0]
+        if self.block_size is not None:
+            self._counted = self._counted_by_block(self.block_size)
             return
         scores = tf.matmul(self._query, self._candidates, transpose_b=True)
         scores = self._masked(scores, tf.range(self._num_columns))
-        self._draw = draws.resample(scores, self._log_q, n, seed, systematic, part)
+        self._draw = draws.resample(
+            scores, self._log_q, self.n, self.seed, self.systematic, self.part
+        )
 
     def mean_score(self) -> tuple[tf.Tensor, tf.Tensor]:
         """(1/m) Σ_j n_bj q_b · v_j, with gradients, and whether m = Σ_j n_bj is above 0: [B] each.
 
         Needs all columns at once.
         """
-        query, candidates = self._with_gradient
         counts = tf.cast(self._draw.counts, self._query.dtype)
         drawn = tf.reduce_sum(counts, axis=1)
         shares = tf.math.divide_no_nan(counts, drawn[:, None])
-        means = tf.matmul(shares, at_least_float32(candidates))
-        return positive_scores(query, means), drawn > 0
+        means = tf.matmul(shares, at_least_float32(self.candidates))
+        return positive_scores(self.query, means), drawn > 0
 
     def log_total(self, *, importance: bool = False) -> tf.Tensor:
         """log Σ_j n_bj e^(q_b · v_j), [B], with gradients for the queries and the candidates.
@@ -80,7 +70,7 @@ class Resampling:
         With `importance` each term is divided by m w_bj, with m = Σ_j n_bj and w the weights of
         the draws, which are constants; needs all columns at once.
         """
-        (query, candidates), size = self._with_gradient, self._block_size
+        query, candidates, size = self.query, self.candidates, self.block_size
         if size is not None:
             bias = tf.zeros_like(self._log_q)
             return dot_logsumexp(query, candidates, bias, counted=self._counted, block_size=size)
@@ -113,13 +103,13 @@ class Resampling:
                 counts *= tf.cast(rows, tf.float32)[:, None]
             return tf.reduce_sum(counts, axis=0)
 
-        if self._block_size is None:
+        if self.block_size is None:
             return sums(self._draw.counts)
 
         def write(columns: tf.Tensor, carry: tuple[()]) -> Any:
             return carry, sums(self._counted.counts(self._scores(columns), columns))
 
-        size = self._block_size
+        size = self.block_size
         writes = (tf.float32, [size])
         _, blocks = fold_columns(write, (), self._num_columns, size, writes=writes)
         return blocks.concat()[: self._num_columns]
@@ -129,14 +119,14 @@ class Resampling:
         return self._masked(tf.matmul(self._query, block, transpose_b=True), columns)
 
     def _masked(self, scores: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
-        if self._valid is None:
+        if self.valid is None:
             return scores
-        return tf.where(self._valid(columns), scores, -float("inf"))
+        return tf.where(self.valid(columns), scores, -float("inf"))
 
-    def _counted_by_block(self, n: tf.Tensor | int, seed: tf.Tensor, block_size: int) -> Counted:
-        seeds, size = split_seed_in_step(seed, 2), self._num_columns
+    def _counted_by_block(self, block_size: int) -> Counted:
+        seeds, size = split_seed_in_step(self.seed, 2), self._num_columns
         rounding = uniform_numbers([size], seeds[0])
-        first = draws.first_points(self._query, seeds[1], self._part)
+        first = draws.first_points(self._query, seeds[1], self.part)
         drawn = tf.math.is_finite(self._log_q)
         all_corrections = tf.where(drawn, self._log_q, float("inf"))
 
@@ -168,7 +158,7 @@ class Resampling:
             masses = masses_of(self._masked(scores, columns), columns)
             below = before[columns[0] // block_size]
             cumulative = below[:, None] + tf.cumsum(masses, axis=1)
-            return draws.systematic_counts(below, cumulative, total, n, first)
+            return draws.systematic_counts(below, cumulative, total, self.n, first)
 
         # From the maximum of s - log q, a bound of s. A column that is drawn is not far below: at
         # most 40, or it would hardly be drawn, and the span of log q.

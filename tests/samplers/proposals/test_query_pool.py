@@ -82,8 +82,8 @@ def test_later_renewals_draw_from_the_old_and_the_new_half(towers):
     pool.renew(encoders_of(queries, table), seed=SEED)
     np.testing.assert_allclose(pool.log_weights, np.full([Q, 4000], -np.log(4000)), rtol=1e-5)
     assert set(pool.ids.numpy().ravel()) == {0, 1}
-    pool._proposal = PopularitySampler(np.array([0, 0, 0, 0, 3, 0]))
-    pool._pool_size = 4000
+    pool.proposal = PopularitySampler(np.array([0, 0, 0, 0, 3, 0]))
+    pool.pool_size = 4000
     pool.log_weights.assign(pool.log_weights - 1.0)  # to know the old ones by
     pool.renew(encoders_of(queries, table), seed=SEED + 1)
     ids, log_weights = pool.ids.numpy(), pool.log_weights.numpy()
