@@ -33,18 +33,13 @@ def write(manifest: Manifest, bundle: Bundle, report: dict[str, Any]) -> str:
     details = bundle.manifest.details
     by_id = manifest.details["input"] == "query_id"
     return _TEMPLATES.get_template("model_card.md.jinja").render(
-        name=manifest.configuration["name"],
-        k=manifest.details["k"],
-        counts=manifest.counts,
-        source=bundle.manifest.source,
+        manifest=manifest,
+        bundle=bundle,
+        report=report,
         data=details.get("data", {}),
         configuration=details.get("configuration") or bundle.manifest.configuration,
         metrics=_by_columns(details.get("metrics", {})),
-        report=report,
-        scann=report["scann"],
-        input=manifest.details["input"],
         example='["some id"]' if by_id else f"[[0.0] * {manifest.counts['dimensions']}]",
-        has_seen=bundle.num_queries is not None,
         table=_table,
         text=_text,
         times=_times,
