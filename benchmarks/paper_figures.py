@@ -3,7 +3,7 @@
     python -m benchmarks.paper_tables --table FIGURE --data DIR --work DIR --epochs 5   # the runs
     python -m benchmarks.paper_figures                                                  # the plot
 
-FIGURE is a key of `benchmarks.paper_settings.FIGURES`. Each panel has recall at three cut-offs,
+FIGURE is a key of `benchmarks.paper_settings.FIGURES`. Each panel has recall at some cut-offs,
 each relative to its best value: where the curves peak at different places, the best value of the
 option depends on the K that one cares about. Dots are runs of one seed.
 """
@@ -11,13 +11,14 @@ option depends on the K that one cares about. Dots are runs of one seed.
 from __future__ import annotations
 
 import argparse
+import functools
 from typing import Any
 
 from benchmarks.paper_settings import FIGURES, Table
 from benchmarks.paper_tables import ROOT, results_of, rows_of
 
 PLOT = ROOT / "docs" / "paper_figures.png"
-COLOURS = ("#0b5fa5", "#c65a11", "#4b7f52")
+COLOURS = {5: "#7b3f98", 10: "#0b5fa5", 20: "#c65a11", 50: "#4b7f52"}  # by cut-off
 _COLUMNS = 3
 
 
@@ -57,7 +58,8 @@ def draw(panels: list[tuple[Table, list[tuple[float, dict[str, float]]]]], path:
     figure, grid = pyplot.subplots(height, _COLUMNS, figsize=(10, 2.7 * height), squeeze=False)
     for axes, (table, points) in zip(grid.flat, panels, strict=False):
         places = range(len(points))
-        for metric, colour in zip(table.metrics, COLOURS, strict=True):
+        for metric in table.metrics:
+            colour = COLOURS[int(metric.partition("@")[2])]
             values = [metrics[metric] for _, metrics in points]
             best = max(values)
             axes.plot(places, [v / best for v in values], "o-", color=colour, markersize=4)
@@ -72,9 +74,10 @@ def draw(panels: list[tuple[Table, list[tuple[float, dict[str, float]]]]], path:
         axes.axis("off")
     for axes in grid[:, 0]:
         axes.set_ylabel("share of the best", fontsize=9)
-    handles = [pyplot.Line2D([], [], color=c, marker="o", markersize=4) for c in COLOURS]
-    labels = [name.replace("recall", "Recall") for name in panels[0][0].metrics]
-    figure.legend(handles, labels, loc="upper right", ncols=3, frameon=False, fontsize=9)
+    line = functools.partial(pyplot.Line2D, [], [], marker="o", markersize=4)
+    handles = [line(color=colour) for colour in COLOURS.values()]
+    labels = [f"Recall@{k}" for k in COLOURS]
+    figure.legend(handles, labels, loc="upper right", ncols=4, frameon=False, fontsize=9)
     figure.tight_layout(rect=(0, 0, 1, 1 - 0.1 / height))
     figure.savefig(path, dpi=100)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.paper_search import name_of, trials_of
-from benchmarks.paper_settings import TABLES, Metrics, Table
+from benchmarks.paper_settings import FIGURES, TABLES, Metrics, Table, epoch_seconds
 from benchmarks.paper_tables import LOG, NOTES, POPULARITY, ROOT, results_of, rows_of
 
 _CLOSE = 0.97  # a value is reproduced from this share of the published one on
@@ -28,11 +28,14 @@ def render() -> str:
     for (name, dataset), table in TABLES.items():
         path = results_of(name, dataset)
         rows = [row for row in rows_of(path) if row["method"] in (POPULARITY, *table.rows)]
-        parts.append(section(table, rows, path))
+        parts.append(section(table, dataset, rows, path))
         parts += trials(name, dataset)
         if f"{name} {dataset}" in notes:
             parts.append(notes[f"{name} {dataset}"] + "\n")
     parts.append(f"## Figures\n\n{notes['figures']}\n")
+    parts.append(
+        f"Not run, with the estimated CPU hours of a seed: {'; '.join(missing_curves())}.\n"
+    )
     return "\n".join([*parts, evaluations()])
 
 
@@ -42,7 +45,7 @@ def noted() -> dict[str, str]:
     return {head: text.strip() for head, _, text in (part.partition("\n") for part in parts)}
 
 
-def section(table: Table, rows: list[dict[str, Any]], path: Path) -> str:
+def section(table: Table, dataset: str, rows: list[dict[str, Any]], path: Path) -> str:
     """One table, its settings, and what has not been run; of each method the longest runs."""
     longest: dict[str, int] = {}
     for row in rows:
@@ -70,7 +73,8 @@ def section(table: Table, rows: list[dict[str, Any]], path: Path) -> str:
         )
     missing = [name for name in table.rows if name not in groups]
     if missing:
-        lines.append(f"Not run, with the estimated CPU hours of a seed: {costs(table, missing)}.\n")
+        hours = costs(table, dataset, missing)
+        lines.append(f"Not run, with the estimated CPU hours of a seed: {hours}.\n")
     return "\n".join(lines)
 
 
@@ -93,13 +97,25 @@ def cells(
     return [f"`{method}`", epochs, str(len(rows)), *values, shown]
 
 
-def costs(table: Table, names: list[str]) -> str:
+def costs(table: Table, dataset: str, names: list[str]) -> str:
     """Names of rows, each with the CPU hours of one seed, as far as an epoch was measured."""
     texts = []
     for name in names:
-        hours = table.epochs * table.seconds.get(name, 0.0) / 3600
+        hours = table.epochs * epoch_seconds(table, dataset, name) / 3600
         texts.append(f"`{name}` {hours:.1f}" if hours else f"`{name}`")
     return ", ".join(texts)
+
+
+def missing_curves() -> list[str]:
+    """The curves that lack points, each with what they cost together."""
+    texts = []
+    for (name, dataset), table in FIGURES.items():
+        run = {row["method"] for row in rows_of(results_of(name, dataset))}
+        lacking = [row for row in table.rows if row not in run]
+        hours = sum(epoch_seconds(table, dataset, row) for row in lacking) * table.epochs / 3600
+        if lacking:
+            texts.append(f"{table.title}, {len(lacking)} of {len(table.rows)} points, {hours:.1f}")
+    return texts
 
 
 def trials(table: str, dataset: str) -> list[str]:

@@ -43,7 +43,7 @@ class Table:
       runs: another table of the data set whose runs are these too; none: it has its own.
       published: methods that are not built here, and what the paper has for them.
       epochs: of the paper, or what is enough here.
-      seconds: row → CPU seconds of an epoch, measured, of rows that have not been run.
+      seconds: row → CPU seconds of an epoch, where `epoch_seconds` does not know them.
     """
 
     title: str
@@ -165,6 +165,11 @@ TABLES: Mapping[tuple[str, str], Table] = {
             ),
             "positive_mixing": Row({"l2": 1e-6}, _TWICE | {"num_mixed": 2048}),
         },
+        seconds={
+            "bmns, K = B": 29.0,
+            "bmns, K = B, weights not corrected": 29.0,
+            "positive_mixing": 29.0,
+        },
     ),
     ("bmns", "tafeng"): Table(
         "Batch-Mix Negative Sampling, Ta-Feng",
@@ -222,7 +227,7 @@ TABLES: Mapping[tuple[str, str], Table] = {
         _SUM | {"l2": 0.01, "learning_rate": 0.001},
         ("recall@50", "ndcg@50"),
         {
-            "bpr": Row({}, {}, _hard(0.1985, 0.1214)),
+            "bpr": Row({}, {"num_negatives": 5}, _hard(0.1985, 0.1214)),
             "aobpr": Row({}, {}, _hard(0.2369, 0.1385)),
             "warp": Row({}, {}, _hard(0.2240, 0.1248)),
             "dns": Row({}, {}, _hard(0.1839, 0.1412)),
@@ -326,7 +331,12 @@ TABLES: Mapping[tuple[str, str], Table] = {
                 name: _hard(*values)
                 for name, values in zip(("IRGAN", "AdvIR", "MixGCF"), others, strict=True)
             },
-            epochs=40,
+            epochs=25,
+            seconds={
+                f"{method}{tower}": 16.0 * factor * (1.5 if name == "taobao" else 1.0)
+                for method in ("bpr", "dns", "soft_bpr")
+                for tower, factor in (("", 1.0), (", ngcf", 1.6))
+            },
         )
         for name, uniform, dns, soft, others in (
             (
@@ -347,6 +357,23 @@ TABLES: Mapping[tuple[str, str], Table] = {
     },
 }
 
+# CPU seconds of an epoch of Gowalla with d = 32 on one core of an AMD EPYC with AVX-512, from the
+# steps of benchmarks/results/train_step.json and two rows that were run.
+_STEP_SECONDS = {
+    **{"ssl": 7.9, "ssl_pop": 8.6, "correct_sfx": 9.7, "mns": 17.0, "bir": 16.0, "xir": 32.0},
+    **{"bmns": 11.0, "positive_mixing": 11.0, "full_softmax": 111.0},
+    **{"bpr": 3.4, "aobpr": 4.3, "warp": 8.9, "dns": 4.4, "soft_bpr": 5.0, "pris_u": 5.5},
+    **{"pris_p": 7.8, "kernel": 24.0, "adasir_u": 6.4, "adasir_p": 6.4, "adasir_w": 17.0},
+    **{"dns_mn": 13.4, "softmax_v": 81.0},
+}
+_SHARES = {"gowalla": 1.0, "tafeng": 0.6}  # of its rows in each data set
+
+
+def epoch_seconds(table: Table, dataset: str, name: str) -> float:
+    """Estimated CPU seconds of an epoch of a row; 0 where nothing is known."""
+    seconds = _STEP_SECONDS.get(table.rows[name].method or name, 0.0)
+    return table.seconds.get(name, seconds * _SHARES.get(dataset, 0.0))
+
 
 _SHORT = _MEAN | {"normalize": True, "temperature": 0.1, "l2": 0.0, "init_stddev": 0.1}
 
@@ -365,17 +392,21 @@ def _loss_scale(method: str, options: Mapping[str, Any]) -> float:
 
 
 def _sweep(title: str, method: str, option: str, values: tuple[float, ...]) -> Table:
-    """One option of a method over some values; the rows are named by them."""
+    """One option of a method, or the batch size, over some values; they name the rows."""
     pairs = method in ("adasir_u", "dns_mn", "softmax_v", "soft_bpr")
-    few = {"num_negatives": 50}
-    extra = {"bmns": _TWICE, "xir": _DRAWN, "softmax_v": few}.get(method, {})
+    extra = {"bmns": _TWICE, "ssl_pop": _TWICE, "xir": _DRAWN}.get(method, {})
+    extra = extra | {"num_kept": 5} if title.startswith("N of") else extra
     rows = {}
     for value in values:
-        options = extra | {option: value}
-        own = {"l2": _L2_OF_PAIRS * _loss_scale(method, options)} if pairs else {}
+        options, own = dict(extra), {}
+        (own if option == "batch_size" else options)[option] = value
+        if pairs:
+            own["l2"] = _L2_OF_PAIRS * _loss_scale(method, options)
         rows[f"{method} {option}={value}"] = Row(own, options, {}, method)
     settings = _SUM if pairs else _SHORT
-    return Table(title, "", settings, ("recall@10", "recall@20", "recall@50"), rows, runs="figures")
+    cuts = (5, 10, 20, 50) if method in ("dns_mn", "softmax_v") else (10, 20, 50)
+    metrics = tuple(f"recall@{k}" for k in cuts)
+    return Table(title, "", settings, metrics, rows, runs="figures", epochs=8 if pairs else 5)
 
 
 # What the papers show as curves, on one data set: option → its values. Softmax with cosines, which
@@ -404,11 +435,15 @@ FIGURES: Mapping[tuple[str, str], Table] = {
         ("mixed", "K of BMNS", "bmns", "num_mixed", (8, 128, 512)),
         ("resampled", "|R_u| of BIR", "bir", "num_resampled", (32, 256, 2048)),
         ("cache_weight", "λ of XIR", "xir", "cache_weight", (0, 0.2, 0.8)),
-        ("cache_size", "cache of XIR", "xir", "cache_size", (256, 1024, 4096)),
-        ("pool", "pool of AdaSIR", "adasir_u", "pool_size", (10, 50, 200)),
+        ("cache_size", "cache of XIR", "xir", "cache_size", (1024, 2048, 4096, 8192)),
+        ("pool", "pool of AdaSIR", "adasir_u", "pool_size", (10, 50, 100, 200, 400, 1000, 2000)),
         ("kept", "M of DNS(M, N), N = 200", "dns_mn", "num_kept", (1, 2, 5, 20)),
-        ("rho", "ρ of Softmax-v, N = 50", "softmax_v", "rho", (0.1, 1, 3)),
+        ("of", "N of DNS(M, N), M = 5", "dns_mn", "num_negatives", (20, 50, 200, 500)),
+        ("rho", "ρ of Softmax-v, N = 200", "softmax_v", "rho", (0.1, 1, 3)),
         ("soft", "1 − α of soft BPR", "soft_bpr", "soft_factor", (0.05, 0.2, 0.7)),
         ("drawn", "H of soft BPR", "soft_bpr", "num_negatives", (4, 16, 64)),
+        ("batch_pop", "B of SSL-Pop", "ssl_pop", "batch_size", (512, 2048, 8192)),
+        ("batch_bmns", "B of BMNS", "bmns", "batch_size", (512, 2048, 8192)),
+        ("batch_bir", "B of BIR", "bir", "batch_size", (512, 2048, 8192)),
     )
 }

@@ -43,7 +43,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 NOTES = ROOT / "benchmarks" / "paper_notes.md"
 PAGE = ROOT / "docs" / "paper_tables.md"
-KS = (10, 20, 50)
+KS = (5, 10, 20, 50)
 POPULARITY = "popularity"
 TEACHER_SEED = 10  # of the one run that runs of all seeds learn from
 GIVEN = ("tmall", "taobao")  # data sets whose split is given
@@ -163,13 +163,13 @@ def check(options: argparse.Namespace) -> bool:
     options.patience = old["epochs"] if old["config"].get("validation_ratio") else 0
     place = Path(options.work) / "checks" / place_of(options, dataset, method, int(seed)).name
     new, _ = measured(options, dataset, method, int(seed), place)
-    within = True
-    for metric, value in new["metrics"].items():
-        width = old.get("confidence_95", new["confidence_95"])[metric]
-        inside = abs(value - old["metrics"][metric]) <= width
+    within, widths = True, old.get("confidence_95", new["confidence_95"])
+    for metric, before in old["metrics"].items():
+        now, width = new["metrics"][metric], widths[metric]
+        inside = abs(now - before) <= width
         within &= inside
         sign = "within" if inside else "OUTSIDE"
-        print(f"{metric:12} {value:.5f}, kept {old['metrics'][metric]:.5f} ± {width:.5f}: {sign}")
+        print(f"{metric:12} {now:.5f}, kept {before:.5f} ± {width:.5f}: {sign}")
     return within
 
 

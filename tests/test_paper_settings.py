@@ -19,7 +19,7 @@ def test_every_row_is_a_configuration():
             assert config.method in METHODS
 
 
-@pytest.mark.parametrize("sweep", ["soft", "drawn", "kept", "pool", "rho"])
+@pytest.mark.parametrize("sweep", ["soft", "drawn", "kept", "of", "pool", "rho"])
 def test_coupled_l2_weighs_as_much_against_the_loss_at_each_point_of_a_curve(sweep):
     table = FIGURES[sweep, "gowalla"]
     shares = []

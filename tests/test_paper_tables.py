@@ -59,11 +59,13 @@ def test_a_table_has_its_seeds_what_is_not_built_and_what_is_missing():
     extra = {"published": {"IRGAN": {"recall@50": 0.3}}, "seconds": {"dns": 36.0}}
     table = Table("Title", "a paper", {}, ("recall@50",), rows, **extra)
     path = paper_tables.RESULTS / "some.json"
-    text = section(table, [result(seed=10, cpu_seconds=120), result(seed=11, epochs=15)], path)
+    text = section(
+        table, "gowalla", [result(seed=10, cpu_seconds=120), result(seed=11, epochs=15)], path
+    )
     assert "| `bpr` | 30 | 1 | **.2000** (.1900) | 2 |" in text
     assert "| IRGAN | not built | – | (.3000) | – |" in text
     assert "`dns` 1.0." in text
     ended = [
         result(seed, epochs=n, config={"validation_ratio": 0.1}) for seed, n in ((10, 6), (11, 8))
     ]
-    assert "| `bpr` | 6-8 | 2 |" in section(table, ended, path)
+    assert "| `bpr` | 6-8 | 2 |" in section(table, "gowalla", ended, path)
