@@ -1,3 +1,3 @@
-"""Losses as pure functions, [B] each: `softmax`, `pairwise`; and `streamed_softmax`, their sum over
-columns.
+"""Losses as pure functions: `softmax` [B], `pairwise` [B, N]; and `streamed_softmax`, sums over the
+columns block by block.
 """
