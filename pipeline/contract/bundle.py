@@ -139,6 +139,12 @@ class Bundle:
         return path if path.exists() else None
 
     @property
+    def candidate_model(self) -> Path | None:
+        """Where the candidate SavedModel stands, None where the bundle has none."""
+        path = self.path / schema.BUNDLE_CANDIDATE_MODEL
+        return path if path.exists() else None
+
+    @property
     def retrieval_files(self) -> list[str]:
         """The files that a version keeps for filtering, outside its graph."""
         names = [schema.BUNDLE_VECTORS, schema.BUNDLE_CANDIDATE_IDS]

@@ -22,6 +22,7 @@ from serving.version.served_model import GivenEmbedding, QueryModel, ServedModel
 from serving.version.versions import (
     ANN_PLOT,
     ANN_REPORT,
+    CANDIDATE_MODEL,
     MODEL_CARD,
     RETRIEVAL,
     SCANN_MODEL,
@@ -103,6 +104,8 @@ def _write_version(path: Path, bundle: Bundle, options: VersionOptions) -> None:
         warmup_requests.write(place, model.save(place), bundle)
     if scann is not None:
         scann.release()
+    if bundle.candidate_model is not None:
+        shutil.copytree(bundle.candidate_model, path / CANDIDATE_MODEL)
     (path / RETRIEVAL).mkdir(parents=True)
     for name in bundle.retrieval_files:
         shutil.copyfile(bundle.path / name, path / RETRIEVAL / name)

@@ -30,6 +30,7 @@ _FINALISTS = 3  # settings that are timed again, side by side
 _TIMINGS = 25  # of each of them
 _REORDERED = (1.0, 1.5, 2.0, 3.0, 4.0, 8.0)  # times K
 _MOST_REORDERED = (8.0, 64.0)  # the same with all leaves, where nothing less keeps the promise
+_MIN_SPEEDUP = 1.5  # over exact search, for ScaNN to be the default index
 _LITTLE = 1e-3  # recall; two steps that gain less together end a row of settings
 _TOO_SLOW = 2.0  # times the fastest setting that keeps the promise: ends a row, too
 _log = logging.getLogger(__name__)
@@ -77,7 +78,7 @@ def tune(
     if not with_scann:
         return report, None
     scann, report["scann"] = _tune_scann(bundle.vectors, options, choosing, judging)
-    faster = report["scann"]["batch_ms"] < report["exact"]["batch_ms"]
+    faster = _MIN_SPEEDUP * report["scann"]["batch_ms"] <= report["exact"]["batch_ms"]
     report["faster"] = report["default_index"] = "scann" if faster else "exact"
     return report, scann
 

@@ -26,6 +26,14 @@ class RetrieveBody(BaseModel):
     query_ids: list[str] | None = Field(  # of wrong ids, one is told
         None, fail_fast=True, description="Raw ids of the queries.", examples=[["user 1"]]
     )
+    queries: list[dict[str, Any]] | None = Field(
+        None,
+        fail_fast=True,
+        description="In place of ids, what is known of each query now: query_id, history (ids of "
+        "candidates, the oldest first), attributes by name; `request_embedding` in the metadata "
+        "lists what the model takes. What a known id leaves out is what is stored of it.",
+        examples=[[{"history": ["item 1", "item 2"], "town": "Ulm"}]],
+    )
     features: dict[str, list[Any]] | None = Field(
         None,
         description="In place of ids, the inputs of a model without a query model: "
@@ -61,6 +69,7 @@ class ResultAnswer(BaseModel):
     fallback: Literal["", "popular"] = Field(
         description="popular: these are popular candidates in place of an answer."
     )
+    unknown_history: int = Field(description="Ids of its history that the model does not know.")
     candidates: list[CandidateAnswer]
 
 
@@ -93,7 +102,8 @@ def parse_retrieve(body: bytes | bytearray, max_rows: int) -> RetrieveRequest:
     if isinstance(content, dict):  # what is far too large is refused before its parts are read
         features = content.get("features")
         features = features if isinstance(features, dict) else {}
-        check_lengths([content.get("query_ids"), *features.values()], max_rows)
+        rows = [content.get("query_ids"), content.get("queries"), *features.values()]
+        check_lengths(rows, max_rows)
         if max(len(content), len(features)) > _MAX_FIELDS:
             raise InvalidRequest(f"An object may have at most {_MAX_FIELDS} fields here.")
     try:
@@ -131,6 +141,7 @@ def _piece(results: Sequence[RetrieveResult]) -> list[dict[str, Any]]:
             "query_id": result.query_id,
             "known": result.known,
             "fallback": result.fallback,
+            "unknown_history": result.unknown_history,
             "candidates": [
                 {"id": raw_id, "score": next(scores)} for raw_id in result.candidate_ids
             ],

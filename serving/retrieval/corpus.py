@@ -54,8 +54,8 @@ class Corpus:
         """What a request excludes and allows, in rows; its cost grows with their ids."""
         ids = {*request.exclude, *(request.allow or ())}
         return FilterRows(
-            self._candidate_rows(request.exclude),
-            None if request.allow is None else self._candidate_rows(request.allow),
+            self.candidate_rows(request.exclude),
+            None if request.allow is None else self.candidate_rows(request.allow),
             len(ids.difference(self._candidate_row)),
         )
 
@@ -119,7 +119,7 @@ class Corpus:
         rows = most[filters.may_get(most[None], np.array([query]))[0]][:k]
         return rows, count[rows]
 
-    def _candidate_rows(self, candidate_ids: Iterable[str]) -> np.ndarray:
+    def candidate_rows(self, candidate_ids: Iterable[str]) -> np.ndarray:
         """Rows of the candidates that are in the corpus: int64, ascending, each once."""
         rows = {self._candidate_row.get(raw_id, -1) for raw_id in candidate_ids} - {-1}
         return np.sort(np.fromiter(rows, np.int64, len(rows)))

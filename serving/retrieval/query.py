@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from serving.retrieval.requests import RetrieveResult, UnknownQuery
 from serving.retrieval.retriever import Retriever
@@ -17,21 +18,47 @@ def answer(config: QueryConfig) -> RetrieveResult:
       ValueError: the version cannot be found or cannot do what is asked.
     """
     retriever = Retriever.load(config.models, config.name, config.version)
-    [result] = retriever.top_k(
-        [config.query], config.k, index=config.index, exclude_seen=config.exclude_seen
-    )
+    choice: dict[str, Any] = {"index": config.index, "exclude_seen": config.exclude_seen}
+    if config.history or config.set:
+        choice["queries"] = [_described(config, retriever)]
+    else:
+        choice["query_ids"] = [config.query]
+    [result] = retriever.top_k(k=config.k, **choice)
     if not result.known:
         raise UnknownQuery(
             f"Query {config.query!r} is not known to {retriever.version.path}: it was not in the "
             "training data, check the id or export a newer version."
         )
-    history = retriever.history(config.query)
-    print(_json(config, retriever, result) if config.json else _table(result, history))
+    history = config.history.split(",") if config.history else retriever.history(config.query)
+    if config.json:
+        print(_json(config, retriever, result, history))
+    else:
+        print(_table(result, history))
     return result
 
 
-def _json(config: QueryConfig, retriever: Retriever, result: RetrieveResult) -> str:
-    history = retriever.history(result.query_id)
+def _described(config: QueryConfig, retriever: Retriever) -> dict[str, Any]:
+    """The query as --query, --history and --set describe it."""
+    described: dict[str, Any] = {"query_id": config.query} if config.query else {}
+    if config.history:
+        described["history"] = config.history.split(",")
+    for pair in config.set:
+        name, _, value = pair.partition("=")
+        spec = retriever.query_inputs.specs.get(name)
+        described[name] = value
+        if spec is not None and spec.dtype.is_floating:
+            try:
+                described[name] = float(value)
+            except ValueError as error:
+                raise ValueError(f"set must give {name} a number, got {value!r}.") from error
+        elif spec is not None and spec.shape.rank == 2:
+            described[name] = value.split(",")
+    return described
+
+
+def _json(
+    config: QueryConfig, retriever: Retriever, result: RetrieveResult, history: list[str]
+) -> str:
     ranked = enumerate(zip(result.candidate_ids, result.scores, strict=True), start=1)
     content = {
         "query_id": result.query_id,

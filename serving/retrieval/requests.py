@@ -26,7 +26,10 @@ class RetrieveRequest:
     """One or several queries with the filters that hold for all of them.
 
     Attributes:
-      query_ids: raw ids, B of them; None where `features` are given.
+      query_ids: raw ids, B of them; None where `queries` or `features` are given.
+      queries: in place of ids, B mappings: query_id, history (raw ids of candidates, the oldest
+        first) and attributes by name, each where it is known. What is left out of a known id is
+        what the version has stored. The version says what it takes: see `Retriever.query_inputs`.
       features: inputs of the model by name, B rows each, in place of ids. A version without a
         query model takes {"embedding": float32 [B, D]}; those with one take ids only.
       k: results for each query; above the K of the version is legal: an index with a wide search
@@ -42,6 +45,7 @@ class RetrieveRequest:
     """
 
     query_ids: Sequence[str] | None = None
+    queries: Sequence[Mapping[str, Any]] | None = None
     features: Mapping[str, Any] | None = None
     k: int = 10
     exclude_seen: bool = False
@@ -52,8 +56,8 @@ class RetrieveRequest:
     unknown_queries: str | None = None
 
     def __post_init__(self) -> None:
-        if (self.query_ids is None) == (self.features is None):
-            raise InvalidRequest("a request must have query_ids or features, and not both.")
+        if [self.query_ids, self.queries, self.features].count(None) != 2:
+            raise InvalidRequest("a request must have one of query_ids, queries and features.")
         for name in ("query_ids", "exclude", "allow"):
             ids, rule = getattr(self, name), "be a sequence of strings"
             if ids is not None or name == "exclude":
@@ -61,6 +65,10 @@ class RetrieveRequest:
                 _require(is_list, name, rule, ids)
                 for raw_id in ids:
                     _require(isinstance(raw_id, str), name, rule, raw_id, " in it")
+        is_list = isinstance(self.queries, Sequence) and not isinstance(self.queries, str | bytes)
+        _require(self.queries is None or is_list, "queries", "be a list", self.queries)
+        for query in self.queries or ():
+            _require(isinstance(query, Mapping), "queries", "be mappings", query)
         is_mapping = self.features is None or isinstance(self.features, Mapping)
         _require(is_mapping, "features", "map names to values", self.features)
         _require(type(self.k) is int and self.k >= 1, "k", "be at least 1", self.k)
@@ -85,6 +93,7 @@ class RetrieveResult(NamedTuple):
     # "popular" where these are the most popular candidates in place of an answer; their scores
     # are then counts of training rows
     fallback: str = ""
+    unknown_history: int = 0  # ids of the history in the request that the model does not know
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +134,10 @@ def given_embeddings(features: Mapping[str, Any], dimensions: int) -> np.ndarray
 
 def _require(is_so: bool, name: str, rule: str, value: Any, where: str = "") -> None:
     if not is_so:
-        text = reprlib.repr(value)
-        text = text if len(text) <= 80 else text[:77] + "..."  # a client may send megabytes
-        raise InvalidRequest(f"{name} must {rule}, got {text}{where}.")
+        raise InvalidRequest(f"{name} must {rule}, got {shown(value)}{where}.")
+
+
+def shown(value: Any) -> str:
+    """A value for a message, cut short: a client may send megabytes."""
+    text = reprlib.repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

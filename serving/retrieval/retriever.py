@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence, Sized
+from collections.abc import Mapping, Sequence, Sized
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import tensorflow as tf
 from serving.errors import InvalidRequest, ServiceError
 from serving.retrieval.corpus import Corpus
 from serving.retrieval.filters import Filters
+from serving.retrieval.query_inputs import QueryInputs, query_ids
 from serving.retrieval.requests import (
     RetrieveRequest,
     RetrieveResponse,
@@ -32,6 +33,24 @@ tf.config.experimental.enable_tensor_float_32_execution(False)  # scores of a GP
 Outcome = RetrieveResponse | ServiceError
 
 
+class _Outputs:
+    """What an encoder made of the queries of several requests, taken request by request."""
+
+    def __init__(self, outputs: Mapping[str, tf.Tensor]) -> None:
+        known = outputs[served_model.KNOWN].numpy()
+        skipped = outputs.get(served_model.UNKNOWN_HISTORY)
+        skipped = np.zeros(len(known), np.int32) if skipped is None else skipped.numpy()
+        self._arrays = outputs[served_model.EMBEDDING].numpy(), known, skipped
+        self._start = 0
+
+    def take(self, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Embeddings, known and unknown_history of the next queries."""
+        piece = slice(self._start, self._start + size)
+        self._start += size
+        embeddings, known, skipped = self._arrays
+        return embeddings[piece], known[piece], skipped[piece]
+
+
 class Retriever:
     """Answers queries from one model version; may be shared by threads.
 
@@ -40,6 +59,7 @@ class Retriever:
       k: K, results of its indexes; see `RetrieveRequest` for more.
       input: what it takes, "query_id" or, of a version without a query model, "embedding".
       corpus: its candidates, and what the queries have seen.
+      query_inputs: what `queries` of a request may say.
     """
 
     def __init__(self, version: Version, index: str = "default") -> None:
@@ -54,7 +74,11 @@ class Retriever:
         self.corpus = Corpus(version.path / RETRIEVAL)
         self._loading = threading.Lock()
         self._indexes: dict[str, IndexSearch] = {}
-        self._encoder = self.model("exact").signatures[served_model.QUERY_EMBEDDING]
+        signatures = self.model("exact").signatures
+        self._encoder = signatures[served_model.QUERY_EMBEDDING]
+        self._request_encoder = signatures.get(served_model.REQUEST_EMBEDDING)
+        encoder = self._request_encoder or self._encoder
+        self.query_inputs = QueryInputs(encoder.structured_input_signature[1])
 
     @classmethod
     def load(cls, models: str | Path, name: str = "twotower", version: int = 0) -> Retriever:
@@ -87,15 +111,23 @@ class Retriever:
         return self._index(index).model
 
     def top_k(
-        self, query_ids: Sequence[str], k: int, *, unknown_queries: str = "empty", **filters: Any
+        self,
+        query_ids: Sequence[str] | None = None,
+        k: int = 10,
+        *,
+        queries: Sequence[Mapping[str, Any]] | None = None,
+        unknown_queries: str = "empty",
+        **filters: Any,
     ) -> list[RetrieveResult]:
         """The k best candidates of each query that no filter removes.
 
         Example:
           retriever.top_k(["ann", "bob"], k=10, exclude_seen=True)
+          retriever.top_k(queries=[{"history": ["tea", "milk"], "town": "Ulm"}])
 
         Args:
           query_ids: raw ids.
+          queries: in place of ids, see `RetrieveRequest`: what is known of each now.
           k: results for each of them.
           unknown_queries: "popular", "empty" or "error".
           **filters: and the index, see `RetrieveRequest`.
@@ -104,7 +136,8 @@ class Retriever:
           One result a query, in their order. Where `known` is False there are no candidates, or
           with unknown_queries="popular" the most popular ones.
         """
-        request = RetrieveRequest(query_ids, k=k, unknown_queries=unknown_queries, **filters)
+        filters |= {"queries": queries, "unknown_queries": unknown_queries}
+        request = RetrieveRequest(query_ids, k=k, **filters)
         return self.answer(request).results
 
     def answer(
@@ -150,12 +183,15 @@ class Retriever:
         """
         if request.features is not None and self.input != served_model.EMBEDDING:
             raise InvalidRequest(f"Version {self.version.number} takes query_ids, not features.")
-        if request.query_ids is not None and self.input != served_model.QUERY_ID:
+        if request.features is None and self.input != served_model.QUERY_ID:
             raise InvalidRequest(
                 f"Version {self.version.number} was published without a query model, so query ids "
                 'mean nothing to it: ask with features {"embedding": [...]}.'
             )
-        if request.exclude_seen and not (request.query_ids is not None and self.corpus.has_seen):
+        brings_history = request.queries is not None and self.reads_history
+        if request.exclude_seen and not (
+            brings_history or (request.features is None and self.corpus.has_seen)
+        ):
             raise InvalidRequest(
                 f"exclude_seen needs seen lists, but version {self.version.number} was published "
                 "without: pass `exclude`, or export again with them."
@@ -164,12 +200,21 @@ class Retriever:
             self.corpus.check_popularity()
         self._index(request.index)
         ids: Sequence[str] = request.query_ids or []
+        queries = None
+        if request.queries is not None:
+            queries = self.query_inputs.check(request.queries)
+            ids = query_ids(queries)
         "".join(ids).encode()  # TensorFlow takes no half of a surrogate pair
         embeddings = None
         if request.features is not None:
             embeddings = given_embeddings(request.features, self.corpus.vectors.shape[1])
             ids = [""] * len(embeddings)
-        return CheckedQueries(request, ids, embeddings, self.corpus.filter_rows(request))
+        return CheckedQueries(request, ids, queries, embeddings, self.corpus.filter_rows(request))
+
+    @property
+    def reads_history(self) -> bool:
+        """Whether a request may bring the history of a query."""
+        return served_model.HISTORY in self.query_inputs.specs
 
     def scores_all(self, request: RetrieveRequest) -> bool:
         """Whether all candidates must be scored, as an index cannot answer."""
@@ -188,6 +233,8 @@ class Retriever:
         """Loads all indexes and tables, so that no request waits for them."""
         self.corpus.load()
         embedding = np.asarray(self.corpus.vectors[:1])
+        if self._request_encoder is not None:
+            self._request_encoder(**self.query_inputs.tensors([{}]))
         for index in map(self._index, self.usable_indexes):
             index.search(embedding)
             if index.widest:
@@ -213,25 +260,36 @@ class Retriever:
             return self._indexes[name]
 
     def _embed(self, requests: Sequence[CheckedQueries]) -> list[EmbeddedQueries]:
-        """The embeddings of all queries by one call, cut into those of each request."""
-        if self.input == served_model.EMBEDDING:
-            parts = [queries.embeddings for queries in requests if queries.embeddings is not None]
-            knowns = [np.ones(len(part), bool) for part in parts]
+        """The embeddings of all queries by one call of each encoder, as those of each request."""
+        by_id = [part for part in requests if part.queries is None and part.embeddings is None]
+        described = [part for part in requests if part.queries is not None]
+        ids = [query_id for part in by_id for query_id in part.query_ids]
+        queries = [query for part in described for query in part.queries or ()]
+        made = {}
+        if by_id:
+            made[False] = self._encoder(**{served_model.QUERY_ID: tf.constant(ids, tf.string)})
+        if described:
+            encoder = self._request_encoder or self._encoder
+            made[True] = encoder(**self.query_inputs.tensors(queries))
+        rest = {kind: _Outputs(outputs) for kind, outputs in made.items()}
+        return [self._embedded(part, rest) for part in requests]
+
+    def _embedded(self, part: CheckedQueries, rest: dict[bool, _Outputs]) -> EmbeddedQueries:
+        """One request with its embeddings, which are the next ones of its encoder."""
+        request, names, queries, given, (excluded, allowed, unknown_ids) = part
+        size = len(names)
+        if given is not None:
+            outputs = given, np.ones(size, bool), np.zeros(size, np.int32)
         else:
-            ids = [query_id for queries in requests for query_id in queries.query_ids]
-            outputs = self._encoder(**{served_model.QUERY_ID: tf.constant(ids, tf.string)})
-            ends = _ends([queries.query_ids for queries in requests])
-            parts = np.split(outputs[served_model.EMBEDDING].numpy(), ends)
-            knowns = np.split(outputs[served_model.KNOWN].numpy(), ends)
-        embedded = []
-        # Of no requests at all there is one empty part.
-        for queries, part, known in zip(requests, parts, knowns, strict=False):
-            request, names, _, (excluded, allowed, unknown_ids) = queries
-            asked = names if request.exclude_seen else []
-            seen = [*map(self.corpus.seen_rows, asked)] or [np.empty(0, np.int64)] * len(names)
-            filters = Filters(self.num_candidates, excluded, allowed, seen, request.min_score)
-            embedded.append(EmbeddedQueries(request, names, part, known, filters, unknown_ids))
-        return embedded
+            outputs = rest[queries is not None].take(size)
+        seen = [np.empty(0, np.int64)] * size
+        if request.exclude_seen:
+            seen = [self.corpus.seen_rows(query_id) for query_id in names]
+            for place, query in enumerate(queries or ()):
+                chosen = self.corpus.candidate_rows(query.get(served_model.HISTORY, ()))
+                seen[place] = np.concatenate([seen[place], chosen])
+        filters = Filters(self.num_candidates, excluded, allowed, seen, request.min_score)
+        return EmbeddedQueries(request, names, *outputs, filters, unknown_ids)
 
     def _search(self, requests: Sequence[EmbeddedQueries]) -> list[Hits | None]:
         """The K results of the index that each request names, one search for each index."""

@@ -6,7 +6,7 @@ asked for more, and what is still missing is scored among all candidates that it
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -66,7 +66,8 @@ class CheckedQueries(NamedTuple):
 
     request: RetrieveRequest
     query_ids: Sequence[str]  # B, "" each where embeddings were given
-    embeddings: np.ndarray | None  # float32 [B, D], None where the ids are still to be embedded
+    queries: Sequence[Mapping[str, Any]] | None  # B, what the request says of each, if it does
+    embeddings: np.ndarray | None  # float32 [B, D], None where they are still to be made
     shared: FilterRows
 
     def parts(self, size: int) -> Iterator[CheckedQueries]:
@@ -74,7 +75,8 @@ class CheckedQueries(NamedTuple):
         for start in range(0, len(self.query_ids) or 1, size):
             piece = slice(start, start + size)
             given = None if self.embeddings is None else self.embeddings[piece]
-            yield self._replace(query_ids=self.query_ids[piece], embeddings=given)
+            queries = None if self.queries is None else self.queries[piece]
+            yield self._replace(query_ids=self.query_ids[piece], queries=queries, embeddings=given)
 
 
 class EmbeddedQueries(NamedTuple):
@@ -84,6 +86,7 @@ class EmbeddedQueries(NamedTuple):
     query_ids: Sequence[str]  # B
     embeddings: np.ndarray  # float32 [B, D]
     known: np.ndarray  # bool [B], whether the model knows them
+    unknown_history: np.ndarray  # int32 [B], ids of their histories that it does not know
     filters: Filters
     unknown_ids: int
 
@@ -125,10 +128,11 @@ def results(
     for query in unknown if fallback else ():
         best[query] = corpus.popular_rows(queries.filters, query, queries.request.k)
     answers = []
-    for query_id, known, (rows, scores) in zip(queries.query_ids, queries.known, best, strict=True):
+    columns = queries.query_ids, queries.known.tolist(), queries.unknown_history.tolist(), best
+    for query_id, known, skipped, (rows, scores) in zip(*columns, strict=True):
         names, values = corpus.names(rows), scores.astype(float).tolist()
         shown = "" if known else fallback
-        answers.append(RetrieveResult(query_id, bool(known), names, values, shown))
+        answers.append(RetrieveResult(query_id, known, names, values, shown, skipped))
     return answers
 
 

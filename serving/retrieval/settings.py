@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import field
 
 from pipeline.contract.settings import require
 from serving.version.names import check_name
@@ -16,7 +17,9 @@ class QueryConfig:
     """Settings of one question to a model version."""
 
     models: str  # directory of all models, as given to `twotower export`
-    query: str  # raw id of the query, as in the interaction log
+    query: str = ""  # raw id of the query, as in the interaction log
+    history: str = ""  # what the query chose until now, in place of what is stored: a,b,c
+    set: list[str] = field(default_factory=list)  # attributes of the query now: NAME=VALUE ...
     k: int = 10  # results to show
     name: str = "twotower"  # name of the model, one directory below MODELS
     version: int = 0  # number of the version; 0: the newest
@@ -28,6 +31,9 @@ class QueryConfig:
         require(bool(self.models), "models", "must be a directory", self.models)
         check_name(self.name)
         require(self.index in INDEXES, "index", f"must be one of {', '.join(INDEXES)}", self.index)
-        require(bool(self.query), "query", "must be the raw id of a query", self.query)
+        said = bool(self.query or self.history or self.set)
+        require(said, "query", "must be a raw id without --history and --set", self.query)
+        for pair in self.set:
+            require("=" in pair, "set", "must be NAME=VALUE", pair)
         require(self.k >= 1, "k", "must be at least 1", self.k)
         require(self.version >= 0, "version", "must be 0 (the newest) or positive", self.version)

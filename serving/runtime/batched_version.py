@@ -94,7 +94,7 @@ class BatchedVersion:
     async def retrieve(self, request: RetrieveRequest, deadline: float) -> RetrieveResponse:
         """Answers a request; more queries than a batch has are searched in several."""
         retriever, filter_ids = self.retriever, len(request.exclude) + len(request.allow or ())
-        columns = [request.query_ids, *(request.features or {}).values()]
+        columns = [request.query_ids, request.queries, *(request.features or {}).values()]
         sizes = [len(column) for column in columns if isinstance(column, Sequence | np.ndarray)]
         rows = max(sizes, default=0)
         check_rows(rows, self._retrieve.capacity)
@@ -106,7 +106,7 @@ class BatchedVersion:
             raise InvalidRequest(
                 f"exclude and allow may have at most {MAX_FILTER_IDS} ids, got {filter_ids}."
             )
-        size = filter_ids + rows * (_WIDTH if request.features else 1)
+        size = filter_ids + rows * (1 if request.query_ids is not None else _WIDTH)
         checked = await aside(size, partial(retriever.check, request))
         alone = retriever.default_index != "exact" and retriever.scores_all(request)
         batcher = self._score_all if alone else self._retrieve

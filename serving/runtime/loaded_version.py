@@ -22,10 +22,11 @@ from serving.retrieval.requests import MAX_NUMBER
 from serving.retrieval.retriever import Retriever
 from serving.runtime.signature import Signature
 from serving.version import warmup_requests
-from serving.version.served_model import TOP_K
+from serving.version.served_model import REQUEST_EMBEDDING, RETRIEVE, TOP_K
 from serving.version.versions import SAVED_MODEL, Version, VersionFiles
 
 _MAX_ERROR = 500  # characters of TensorFlow's message that a client sees
+DESCRIBED = (REQUEST_EMBEDDING, RETRIEVE)  # signatures whose inputs describe queries
 _log = logging.getLogger(__name__)
 
 Arrays = Mapping[str, np.ndarray]
@@ -70,7 +71,9 @@ class LoadedVersion:
         else:
             self.retriever = Retriever(Version(self.number, self.path, files.manifest), index)
             self._functions = dict(self.retriever.model("exact").signatures)
-            self._functions[TOP_K] = self.retriever.model().signatures[TOP_K]
+            default = self.retriever.model().signatures
+            searches = {TOP_K, RETRIEVE} & set(default)
+            self._functions |= {name: default[name] for name in searches}
         protos = _signature_protos(self.path / SAVED_MODEL)
         signatures = {
             name: Signature.of(name, protos[name])
@@ -95,7 +98,9 @@ class LoadedVersion:
         arrays = self.signature(name).fit(inputs)
         if self.retriever is not None:  # ScaNN fails for a whole batch on a NaN
             for key, array in arrays.items():
-                if array.dtype.kind == "f" and not (np.abs(array) <= MAX_NUMBER).all():
+                # Of what describes a query, NaN says that it is missing.
+                values = np.nan_to_num(array) if name in DESCRIBED else array
+                if array.dtype.kind == "f" and not (np.abs(values) <= MAX_NUMBER).all():
                     raise InvalidRequest(
                         f"Input {key!r} must hold finite numbers of at most {MAX_NUMBER:g}, "
                         "got a larger one or NaN."

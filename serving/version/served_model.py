@@ -9,12 +9,15 @@ Signatures, the same in the exact and the ScaNN model:
     less for the tuned number; kept out of `serving_default`, which thus means the same in both.
   wide_search, in the ScaNN model alone: embedding float32 [B, D], num_results int32 scalar, from
     K to N -> as embedding_search with so many columns, for those who filter results.
+Where the query model takes more than ids (see `towers.export.encoder`), also
+  request_embedding: its inputs, query_id among them -> embedding, known, unknown_history int32 [B].
+  retrieve: the same inputs -> candidate_id, score as `serving_default`.
 A version without a query model takes embedding instead of query_id everywhere.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,8 @@ CANDIDATE_ID, CANDIDATE_ROW, SCORE = "candidate_id", "candidate_row", "score"
 LEAVES_TO_SEARCH, NUM_RESULTS = "leaves_to_search", "num_results"
 TOP_K, QUERY_EMBEDDING, EMBEDDING_SEARCH = "serving_default", "query_embedding", "embedding_search"
 WIDE_SEARCH = "wide_search"
+REQUEST_EMBEDDING, RETRIEVE = "request_embedding", "retrieve"
+HISTORY, UNKNOWN_HISTORY = "history", "unknown_history"
 
 
 class QueryModel(tf.Module):
@@ -54,15 +59,28 @@ class QueryModel(tf.Module):
             raise ValueError(f"{path} must have a signature {TOP_K!r}: save it with one.")
         _check_signature(path, signature, dimensions)
         self.input = tf.TensorSpec([None], tf.string, name=QUERY_ID)
+        request = self._model.signatures.get(REQUEST_EMBEDDING)
+        inputs = {} if request is None else request.structured_input_signature[1]
+        self.request_inputs = list(inputs.values())
 
     def __call__(self, query_ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Embeddings float32 [B, D] and known bool [B]."""
         outputs = self._model.signatures[TOP_K](**{QUERY_ID: query_ids})
         return tf.ensure_shape(outputs[EMBEDDING], [None, self._dimensions]), outputs[KNOWN]
 
+    def request(self, *values: tf.Tensor) -> dict[str, tf.Tensor]:
+        """The outputs of `request_embedding` for values of `request_inputs`."""
+        names = [spec.name for spec in self.request_inputs]
+        inputs = dict(zip(names, values, strict=True))
+        outputs = self._model.signatures[REQUEST_EMBEDDING](**inputs)
+        shape = [None, self._dimensions]
+        return {**outputs, EMBEDDING: tf.ensure_shape(outputs[EMBEDDING], shape)}
+
 
 class GivenEmbedding(tf.Module):
     """Stands in for a query model where the caller brings embeddings: all are known."""
+
+    request_inputs: Sequence[tf.TensorSpec] = ()
 
     def __init__(self, dimensions: int) -> None:
         super().__init__(name="given_embedding")
@@ -91,8 +109,8 @@ class ServedModel(tf.Module):
         if isinstance(index, ScannIndex):
             self.release = tf.function(index.release, input_signature=[])
 
-    def save(self, path: Path) -> dict[str, list[str]]:
-        """Writes the SavedModel; returns the names of the inputs of each signature."""
+    def save(self, path: Path) -> dict[str, list[tf.TensorSpec]]:
+        """Writes the SavedModel; returns the inputs of each signature."""
         inputs = [self._embedding]
         if isinstance(self.index, ScannIndex):
             inputs.append(tf.TensorSpec([], tf.int32, name=LEAVES_TO_SEARCH))
@@ -104,14 +122,25 @@ class ServedModel(tf.Module):
         if isinstance(self.index, ScannIndex):
             num_results = tf.TensorSpec([], tf.int32, name=NUM_RESULTS)
             signatures[WIDE_SEARCH] = _trace(self._wide_search, self._embedding, num_results)
+        if isinstance(self.encoder, QueryModel) and self.encoder.request_inputs:
+            inputs = self.encoder.request_inputs
+            signatures[REQUEST_EMBEDDING] = _trace(self.encoder.request, *inputs)
+            signatures[RETRIEVE] = _trace(self._retrieve, *inputs)
         tf.saved_model.save(self, str(path), signatures=signatures)
         return {
-            name: [spec.name for spec in function.structured_input_signature[0]]
+            name: list(function.structured_input_signature[0])
             for name, function in signatures.items()
         }
 
     def _top_k(self, query: tf.Tensor) -> dict[str, tf.Tensor]:
-        embedding, known = self.encoder(query)
+        return self._best(*self.encoder(query))
+
+    def _retrieve(self, *values: tf.Tensor) -> dict[str, tf.Tensor]:
+        assert isinstance(self.encoder, QueryModel)
+        outputs = self.encoder.request(*values)
+        return self._best(outputs[EMBEDDING], outputs[KNOWN])
+
+    def _best(self, embedding: tf.Tensor, known: tf.Tensor) -> dict[str, tf.Tensor]:
         rows, scores = self.index.search(embedding)
         is_result = (rows >= 0) & known[:, tf.newaxis]  # [B, K]
         ids = tf.gather(self.candidate_ids, tf.maximum(rows, 0))

@@ -22,6 +22,7 @@ from serving.version.served_model import EMBEDDING_SEARCH
 EXTRAS = Path("assets.extra")  # what TensorFlow Serving carries along but does not load
 SCANN_MODEL = EXTRAS / "scann"
 RETRIEVAL = EXTRAS / "retrieval"
+CANDIDATE_MODEL = EXTRAS / "candidate_model"  # embeds candidates that come later
 ANN_REPORT = "ann_report.json"
 ANN_PLOT = "ann_report.png"
 MODEL_CARD = "model_card.md"

@@ -26,7 +26,7 @@ _MAX_REQUESTS = 1000  # that are replayed, as in TensorFlow Serving
 _log = logging.getLogger(__name__)
 
 
-def write(model: Path, signatures: Mapping[str, Sequence[str]], bundle: Bundle) -> None:
+def write(model: Path, signatures: Mapping[str, Sequence[tf.TensorSpec]], bundle: Bundle) -> None:
     """Adds the file to a SavedModel, with real queries for each of its signatures.
 
     Nothing is written where the package tensorflow-serving-api is not installed. Signatures that
@@ -34,7 +34,7 @@ def write(model: Path, signatures: Mapping[str, Sequence[str]], bundle: Bundle) 
 
     Args:
       model: path of the SavedModel.
-      signatures: of it, each with the names of its inputs.
+      signatures: of it, each with its inputs.
       bundle: that it was made of.
     """
     try:
@@ -45,16 +45,19 @@ def write(model: Path, signatures: Mapping[str, Sequence[str]], bundle: Bundle) 
     (model / WARMUP).parent.mkdir(exist_ok=True)
     examples = _examples(bundle)
     with tf.io.TFRecordWriter(str(model / WARMUP)) as file:
-        for signature, names in signatures.items():
-            inputs = [examples[name] for name in names]
+        for signature, specs in signatures.items():
+            # An attribute that a request leaves out is an empty string, or NaN.
+            inputs = [
+                examples[spec.name] if spec.name in examples else _missing(spec) for spec in specs
+            ]
             for size in _BATCHES if all(values.size for values in inputs) else ():
                 log = prediction_log_pb2.PredictionLog()
                 request = log.predict_log.request
                 request.model_spec.signature_name = signature
-                for name, values in zip(names, inputs, strict=True):
+                for spec, values in zip(specs, inputs, strict=True):
                     shape = (size, *values.shape[1:]) if values.ndim else ()
                     proto = tf.make_tensor_proto(np.resize(values, shape))
-                    request.inputs[name].CopyFrom(proto)
+                    request.inputs[spec.name].CopyFrom(proto)
                 file.write(log.SerializeToString(deterministic=True))
 
 
@@ -78,6 +81,12 @@ def read(model: Path) -> Iterator[Any]:
                 _log.warning("%s: only predict_log is replayed.", path)
     except (tf.errors.OpError, DecodeError) as error:
         raise ValueError(f"{path} must be a TFRecord of PredictionLog: {error}.") from error
+
+
+def _missing(spec: tf.TensorSpec) -> np.ndarray:
+    """One row of an input that a request leaves out: float64 [1], string [1] or [1, 1]."""
+    value = np.nan if spec.dtype.is_floating else b""
+    return np.full([1] * spec.shape.rank, value, spec.dtype.as_numpy_dtype)
 
 
 def _examples(bundle: Bundle) -> dict[str, np.ndarray]:

@@ -70,17 +70,67 @@ class LookupQueryModel(tf.Module):
         return {"embedding": embedding, "known": row >= 0}
 
 
+class DescribedQueryModel(LookupQueryModel):
+    """Embeds what a request says: sums of rows of a history, of a town, and of tags; an age."""
+
+    TOWNS, AGE = ["Ulm", "Bern"], 0.01
+
+    def __init__(self, sample: Sample) -> None:
+        super().__init__(sample.query_ids, sample.queries)
+        ids = tf.constant(sample.candidate_ids)
+        rows = tf.lookup.KeyValueTensorInitializer(ids, tf.range(len(sample.vectors)))
+        self.row_of_item = tf.lookup.StaticHashTable(rows, default_value=-1)
+        towns = tf.lookup.KeyValueTensorInitializer(self.TOWNS, tf.range(len(self.TOWNS)))
+        self.row_of_town = tf.lookup.StaticHashTable(towns, default_value=-1)
+        self.items = tf.Variable(sample.vectors)
+
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec([None], tf.float64, name="age"),
+            tf.TensorSpec([None, None], tf.string, name="history"),
+            tf.TensorSpec([None], tf.string, name="query_id"),
+            tf.TensorSpec([None, None], tf.string, name="tags"),
+            tf.TensorSpec([None], tf.string, name="town"),
+        ]
+    )
+    def described(self, age, history, query_id, tags, town):
+        rows, chosen = self.table.lookup(query_id), self.row_of_item.lookup(history)
+        town_row = self.row_of_town.lookup(town)
+        there = tf.cast(chosen >= 0, tf.float32)[..., None]
+        embedding = tf.reduce_sum(tf.gather(self.items, tf.maximum(chosen, 0)) * there, axis=1)
+        stored = (rows >= 0) & tf.reduce_all(history == "", axis=1)
+        embedding += tf.where(stored[:, None], tf.gather(self.embeddings, tf.maximum(rows, 0)), 0.0)
+        of_town = tf.gather(self.items, tf.maximum(town_row, 0))
+        embedding += tf.where((town_row >= 0)[:, None], of_town, 0.0)
+        number = tf.where(tf.math.is_nan(age), tf.zeros_like(age), age)
+        embedding += self.AGE * tf.cast(number, tf.float32)[:, None]
+        embedding += tf.reduce_sum(tf.cast(tags != "", tf.float32), axis=1)[:, None]
+        known = (rows >= 0) | tf.reduce_any(chosen >= 0, axis=1) | (town_row >= 0)
+        skipped = tf.cast((history != "") & (chosen < 0), tf.int32)
+        return {
+            "embedding": embedding,
+            "known": known,
+            "unknown_history": tf.reduce_sum(skipped, axis=1),
+        }
+
+
 def write_ids(path: Path, ids: Sequence[str | None]) -> None:
     pq.write_table(pa.table({"raw_id": pa.array(ids, pa.string())}), path)
 
 
-def write_bundle(path: Path, sample: Sample, *, query_model: bool = True) -> Path:
+def write_bundle(
+    path: Path, sample: Sample, *, query_model: bool = True, described: bool = False
+) -> Path:
     path.mkdir(parents=True)
     np.save(path / schema.BUNDLE_VECTORS, sample.vectors)
     write_ids(path / schema.BUNDLE_CANDIDATE_IDS, sample.candidate_ids)
     if query_model:
         model = LookupQueryModel(sample.query_ids, sample.queries)
+        if described:
+            model = DescribedQueryModel(sample)
         signatures = {"serving_default": model.__call__}
+        if described:
+            signatures["request_embedding"] = model.described
         tf.saved_model.save(model, str(path / schema.BUNDLE_QUERY_MODEL), signatures=signatures)
         np.save(path / schema.BUNDLE_SAMPLE_QUERIES, sample.queries)
     if sample.seen is not None:
@@ -173,6 +223,14 @@ def by_embedding(tmp_path_factory: pytest.TempPathFactory) -> Published:
     schema.Manifest("bundle", "elsewhere", {}, {}, {}).write(bundle)
     version = publish(bundle, root / "models", k=10)
     return Published(sample, bundle, root / "models", version)
+
+
+@pytest.fixture(scope="session")
+def described(tmp_path_factory: pytest.TempPathFactory) -> Published:
+    """300 candidates, K = 40; queries may bring a history, a town, tags and an age."""
+    root, sample = tmp_path_factory.mktemp("described"), small_sample()
+    bundle = write_bundle(root / "bundle", sample, described=True)
+    return Published(sample, bundle, root / "models", publish(bundle, root / "models", k=40))
 
 
 @pytest.fixture(scope="session")

@@ -6,8 +6,11 @@ from serving.retrieval.requests import RetrieveRequest
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, "must have query_ids or features, and not both"),
-        ({"query_ids": ["a"], "features": {}}, "must have query_ids or features, and not both"),
+        ({}, "must have one of query_ids, queries and features"),
+        ({"query_ids": ["a"], "features": {}}, "must have one of query_ids, queries and features"),
+        ({"query_ids": ["a"], "queries": []}, "must have one of query_ids, queries and features"),
+        ({"queries": {"history": []}}, "queries must be a list, got"),
+        ({"queries": ["a"]}, "queries must be mappings, got 'a'"),
         ({"query_ids": "a"}, "query_ids must be a sequence of strings, got 'a'"),
         ({"query_ids": ["a", 7]}, "query_ids must be a sequence of strings, got 7 in it"),
         ({"query_ids": {"a": 1}}, "query_ids must be a sequence of strings"),

@@ -1,0 +1,101 @@
+"""What a request says of its queries → the inputs of the graph that embeds them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from pipeline.contract.settings import did_you_mean
+from serving.errors import MAX_ID_LENGTH, InvalidRequest
+from serving.retrieval.requests import MAX_NUMBER, shown
+from serving.version.served_model import HISTORY, QUERY_ID
+
+MAX_HISTORY = 10_000  # candidates of one query
+
+Query = Mapping[str, Any]
+
+
+class QueryInputs:
+    """The inputs that describe a query, by name.
+
+    Args:
+      specs: of the signature `request_embedding`; {} for a version that takes ids alone.
+    """
+
+    def __init__(self, specs: Mapping[str, tf.TensorSpec]) -> None:
+        self.specs = dict(sorted(specs.items()))
+
+    def check(self, queries: Sequence[Query]) -> list[dict[str, Any]]:
+        """The queries without what they leave out, which null does as well.
+
+        Raises:
+          InvalidRequest: a name is unknown, or a value is of another kind than its input.
+        """
+        checked = []
+        for number, query in enumerate(queries):
+            kept = {name: value for name, value in query.items() if value is not None}
+            for name, value in kept.items():
+                if (spec := self.specs.get(name)) is None:
+                    raise InvalidRequest(self._unknown(number, name))
+                if rule := _broken_rule(spec, value):
+                    raise InvalidRequest(
+                        f"queries[{number}]: {name} must be {rule}, got {shown(value)}."
+                    )
+            if not kept:
+                raise InvalidRequest(
+                    f"queries[{number}] must have at least one of {', '.join(self.specs)}."
+                )
+            checked.append(kept)
+        return checked
+
+    def tensors(self, queries: Sequence[Query]) -> dict[str, tf.Tensor]:
+        """Checked queries as tensors with B rows: lists are filled up with empty strings."""
+        return {
+            name: _tensor(spec, [query.get(name) for query in queries])
+            for name, spec in self.specs.items()
+        }
+
+    def _unknown(self, number: int, name: str) -> str:
+        hint = did_you_mean(name[:40], list(self.specs), "") or f"it takes {', '.join(self.specs)}"
+        what = "history" if name == HISTORY else repr(name[:40])
+        if name == HISTORY:
+            hint = "its tower knows ids alone; train fism, svdpp, or features with a history"
+        return f"queries[{number}] has {what}, which this version does not take: {hint}."
+
+
+def _broken_rule(spec: tf.TensorSpec, value: Any) -> str:
+    """What a value must be, if it is not that; "" if it is."""
+    if spec.dtype.is_floating:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        return "" if is_number and abs(value) <= MAX_NUMBER else f"a number up to {MAX_NUMBER:g}"
+    if spec.shape.rank == 1:
+        return "" if _is_text(value) else "a string"
+    is_list = isinstance(value, Sequence) and not isinstance(value, str | bytes)
+    if not is_list or not all(map(_is_text, value)):
+        return "a list of strings"
+    return "" if len(value) <= MAX_HISTORY else f"a list of at most {MAX_HISTORY}: the last ones"
+
+
+def _is_text(value: Any) -> bool:
+    """Whether it is a string that TensorFlow takes: no half of a surrogate pair."""
+    if not isinstance(value, str) or len(value) > MAX_ID_LENGTH:
+        return False
+    return value.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in value)
+
+
+def _tensor(spec: tf.TensorSpec, values: list[Any]) -> tf.Tensor:
+    if spec.dtype.is_floating:
+        return tf.constant([np.nan if value is None else value for value in values], spec.dtype)
+    if spec.shape.rank == 1:
+        return tf.constant([value or "" for value in values], tf.string)
+    width = max((len(value or ()) for value in values), default=0)
+    rows = [[*(value or ()), *[""] * (width - len(value or ()))] for value in values]
+    return tf.constant(rows, tf.string, [len(values), width])
+
+
+def query_ids(queries: Sequence[Query]) -> list[str]:
+    """The raw id of each query; "" where it has none."""
+    return [query.get(QUERY_ID, "") for query in queries]

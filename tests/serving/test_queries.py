@@ -1,0 +1,168 @@
+"""Queries as a request describes them, through every door: the same results as brute force."""
+
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from running_server import running
+from tensorflow_serving.apis import predict_pb2
+
+import twotower
+from serving.retrieval.query_inputs import MAX_HISTORY
+from serving.retrieval.retriever import Retriever
+
+MODEL = "/v1/models/twotower"
+ITEMS = [f"cañdidate {7 * row}" for row in range(300)]
+LIVE = {"history": [ITEMS[3], "gone\n\0", ITEMS[8]], "town": "Bern", "age": 30, "tags": ["a", "b"]}
+
+
+def embedding_of(sample, query):
+    """By hand, as the query model of the bundle does it."""
+    rows = [ITEMS.index(name) for name in query.get("history", ()) if name in ITEMS]
+    total = sample.vectors[rows].sum(axis=0)
+    if "query_id" in query and not query.get("history"):
+        total = total + sample.queries[sample.query_ids.index(query["query_id"])]
+    if "town" in query:
+        total = total + sample.vectors[["Ulm", "Bern"].index(query["town"])]
+    return total + 0.01 * query.get("age", 0) + len(query.get("tags", ()))
+
+
+def best_ids(sample, query, excluded=()):
+    scores = sample.vectors @ embedding_of(sample, query)
+    return [ITEMS[row] for row in np.argsort(-scores, kind="stable") if ITEMS[row] not in excluded]
+
+
+@pytest.fixture(scope="module")
+def retriever(described):
+    retriever = Retriever.load(described.models)
+    yield retriever
+    retriever.close()
+
+
+@pytest.fixture(scope="module")
+def live(described):
+    with running(described.models) as server:
+        yield server
+
+
+def test_a_query_is_what_the_request_says(retriever, described):
+    queries = [LIVE, {"query_id": "query 4"}, {"query_id": "query 4", "history": [ITEMS[9]]}]
+    queries += [{"query_id": "query 4", "town": "Ulm", "history": [], "age": None}]
+    for index in ("exact", "scann"):
+        results = retriever.top_k(queries=queries, k=7, index=index)
+        for query, result in zip(queries, results, strict=True):
+            said = {name: value for name, value in query.items() if value}
+            assert result.candidate_ids == best_ids(described.sample, said)[:7]
+            assert (result.query_id, result.known) == (query.get("query_id", ""), True)
+        assert [result.unknown_history for result in results] == [1, 0, 0, 0]
+
+
+def test_a_query_of_which_nothing_is_known(retriever):
+    [result] = retriever.top_k(queries=[{"history": ["gone"]}], k=3)
+    assert (result.known, result.candidate_ids, result.unknown_history) == (False, [], 1)
+    [result] = retriever.top_k(queries=[{"query_id": "new"}], k=3, unknown_queries="popular")
+    assert (result.known, result.fallback, len(result.candidate_ids)) == (False, "popular", 3)
+
+
+def test_what_a_request_calls_history_counts_as_seen(retriever, described):
+    seen = [ITEMS[row] for row in described.sample.seen[1]]
+    query = {"query_id": "query 1", "history": [ITEMS[200], ITEMS[201]]}
+    [result] = retriever.top_k(queries=[query], k=5, exclude_seen=True)
+    excluded = [*seen, *query["history"]]
+    assert result.candidate_ids == best_ids(described.sample, query, excluded)[:5]
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        ({"colour": "red"}, r"queries\[1\] has 'colour', .* it takes age, history, query_id, tags"),
+        ({"townn": "Ulm"}, "did you mean town"),
+        ({"age": "old"}, r"queries\[1\]: age must be a number up to 1e\+15, got 'old'"),
+        ({"age": True}, "age must be a number"),
+        ({"age": float("nan")}, "age must be a number"),
+        ({"town": ["Ulm"]}, "town must be a string"),
+        ({"town": "\ud800"}, "town must be a string"),
+        ({"town": "x" * 70_000}, "town must be a string, got 'xxx"),
+        ({"history": "a"}, "history must be a list of strings"),
+        ({"history": [1]}, r"history must be a list of strings, got \[1\]"),
+        ({"history": ["a"] * 100_000}, f"history must be a list of at most {MAX_HISTORY}"),
+        ({"tags": {"a": 1}}, "tags must be a list of strings"),
+        ({}, r"queries\[1\] must have at least one of age, history"),
+        ({"town": None}, r"queries\[1\] must have at least one of"),
+    ],
+)
+def test_a_wrong_query_is_one_line(retriever, query, message):
+    with pytest.raises(ValueError, match=message) as error:
+        retriever.top_k(queries=[LIVE, query])
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 300
+
+
+def test_a_version_that_takes_ids_alone(small):
+    retriever = Retriever.load(small.models)
+    [result] = retriever.top_k(queries=[{"query_id": "query 3"}], k=4)
+    assert result.candidate_ids == small.sample.best_ids(3)[:4]
+    with pytest.raises(ValueError, match="history, which this version does not take: its tower"):
+        retriever.top_k(queries=[{"query_id": "query 3", "history": [ITEMS[0]]}])
+    retriever.close()
+
+
+def test_rest(live, described):
+    body = {"queries": [LIVE, {"query_id": "query 2"}], "k": 4}
+    results = live.post(f"{MODEL}:retrieve", body).json["results"]
+    for query, result in zip(body["queries"], results, strict=True):
+        ids = [candidate["id"] for candidate in result["candidates"]]
+        assert ids == best_ids(described.sample, query)[:4]
+    assert [result["unknown_history"] for result in results] == [1, 0]
+    answer = live.post(f"{MODEL}:retrieve", {"queries": [{"town": 7}]})
+    assert (answer.status, answer.error) == (400, "queries[0]: town must be a string, got 7.")
+
+
+def test_predict_over_both_apis(live, described):
+    row = {"age": 30, "history": [ITEMS[3]], "query_id": "", "tags": ["a"], "town": "Bern"}
+    expected = best_ids(described.sample, {n: v for n, v in row.items() if v})[:40]
+    body = {"signature_name": "retrieve", "instances": [row, row]}
+    answer = live.post(f"{MODEL}:predict", body).json["predictions"]
+    assert [found["candidate_id"] for found in answer] == [expected] * 2
+    request = predict_pb2.PredictRequest()
+    request.model_spec.name, request.model_spec.signature_name = "twotower", "retrieve"
+    for name, value in row.items():
+        dtype = tf.float64 if name == "age" else tf.string
+        value = np.nan if name == "age" else value  # a number that is missing
+        request.inputs[name].CopyFrom(tf.make_tensor_proto([value], dtype))
+    ids = tf.make_ndarray(live.prediction.Predict(request).outputs["candidate_id"])
+    del row["age"]
+    expected = best_ids(described.sample, {n: v for n, v in row.items() if v})[:40]
+    assert [name.decode() for name in ids[0]] == expected
+
+
+ANYTHING = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=9)),
+    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(st.text(), inner)),
+    max_leaves=9,
+)
+NAMES = st.one_of(st.sampled_from(["query_id", "history", "town", "age", "tags"]), st.text())
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(queries=st.one_of(ANYTHING, st.lists(st.dictionaries(NAMES, ANYTHING, max_size=4))))
+def test_no_body_fails_the_service(live, queries):
+    answer = live.post(f"{MODEL}:retrieve", json.dumps({"queries": queries, "k": 2}).encode())
+    assert answer.status in (200, 400), answer
+
+
+def test_the_command(described, capsys):
+    models = ["query", "--models", str(described.models), "--json"]
+    said = ["--history", f"{ITEMS[3]},gone", "--set", "town=Bern", "age=30", "tags=a,b"]
+    assert twotower.main([*models, *said, "--k", "5"]) == 0
+    results = json.loads(capsys.readouterr().out)["results"]
+    query = {"history": [ITEMS[3]], "town": "Bern", "age": 30, "tags": ["a", "b"]}
+    expected = best_ids(described.sample, query)[:5]
+    assert [result["candidate_id"] for result in results] == expected
+    assert results[0]["seen"] == (expected[0] == ITEMS[3])
+    assert twotower.main([*models, "--set", "age=old"]) == 2
+    assert twotower.main(models) == 2
+    assert "query must be a raw id without --history and --set" in capsys.readouterr().err
