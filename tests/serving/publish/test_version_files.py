@@ -42,7 +42,9 @@ def test_without_query_ids_only_embeddings_warm_up(tmp_path):
     """Signatures of a version with a query model, of a bundle that names no queries."""
     vectors = np.random.default_rng(0).normal(size=(70, 4)).astype(np.float32)
     bundle = read_bundle(write_bundle(tmp_path / "bundle", vectors, [str(n) for n in range(70)]))
-    signatures = {"serving_default": ["query_id"], "embedding_search": ["embedding"]}
+    query_id = tf.TensorSpec([None], tf.string, name="query_id")
+    embedding = tf.TensorSpec([None, 4], tf.float32, name="embedding")
+    signatures = {"serving_default": [query_id], "embedding_search": [embedding]}
     write(tmp_path, signatures, bundle)
     requests = list(read(tmp_path))
     assert [request.model_spec.signature_name for request in requests] == ["embedding_search"] * 2
