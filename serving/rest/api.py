@@ -148,6 +148,7 @@ class _RestApi:
             "sample_queries",
             lambda retriever: {
                 "input": retriever.input,
+                "inputs": retriever.query_inputs.kinds(),
                 "k": retriever.k,
                 "default_index": retriever.default_index,
                 "num_candidates": retriever.num_candidates,

@@ -58,6 +58,13 @@ class QueryInputs:
             for name, spec in self.specs.items()
         }
 
+    def kinds(self) -> dict[str, str]:
+        """Of each input what a request brings: text, list (of texts) or number."""
+        return {
+            name: "number" if spec.dtype.is_floating else ("text", "list")[spec.shape.rank - 1]
+            for name, spec in self.specs.items()
+        }
+
     def _unknown(self, number: int, name: str) -> str:
         hint = did_you_mean(name[:40], list(self.specs), "") or f"it takes {', '.join(self.specs)}"
         what = "history" if name == HISTORY else repr(name[:40])

@@ -45,8 +45,6 @@ def export_bundle(
     raw_ids = all_ids(data, model, "query")
     embeds_new = isinstance(model.candidate_tower, FeatureTower)
     draw = np.random.default_rng(_SAMPLES_SEED)
-    seen = data.positives("train", "validation")
-    nothing = np.full(len(model.query_tower.cold_ids), seen.offsets[-1])
     return write_bundle(
         bundle_dir,
         candidates,
@@ -55,9 +53,19 @@ def export_bundle(
         candidate_model=partial(save_encoder, data, model, "candidate") if embeds_new else None,
         sample_queries=queries[np.sort(draw.permutation(len(queries))[:_SAMPLES])],
         query_ids=raw_ids,
-        seen=SeenLists(np.concatenate([seen.offsets, nothing]), seen.candidate_ids),
+        seen=_seen(data, len(raw_ids)),
         manifest=_manifest(data, model, candidates, config, Path(run_dir)),
     )
+
+
+def _seen(data: RetrievalData, num_ids: int) -> SeenLists:
+    """What each query chose in train and validation, by time where there are times."""
+    parts = [data.arrays(split) for split in ("train", "validation")]
+    names = schema.CANDIDATE_ID, schema.TIMESTAMP, schema.QUERY_ID
+    keys = [np.concatenate([p[name] for p in parts]) for name in names if name in parts[0]]
+    order = np.lexsort(keys)
+    sizes = np.bincount(keys[-1], minlength=num_ids)
+    return SeenLists(np.concatenate([[0], np.cumsum(sizes)]), keys[0][order])
 
 
 def vectors(model: TwoTower, side: str) -> np.ndarray:

@@ -4,6 +4,7 @@ import copy
 import shutil
 import threading
 
+import numpy as np
 import pytest
 from running_server import running
 from selenium import webdriver
@@ -104,7 +105,8 @@ class Page:
     @property
     def history(self):
         return self.browser.execute_script(
-            "return [...document.querySelectorAll('#history li')].map(item => item.textContent)"
+            "return [...document.querySelectorAll('#history li')].map("
+            "item => item.firstChild.textContent)"
         )
 
 
@@ -155,6 +157,36 @@ def test_leaving_out_the_history(browser, server, sample):
 def test_an_address_can_be_kept(browser, server, sample):
     page = Page(browser, server.rest, "#model=twotower&query=query+5&k=4&unseen=1")
     assert [row[1] for row in page.rows] == sample.best_ids(5, sample.seen[5])[:4]
+
+
+def test_an_edited_history_and_attributes(browser, described):
+    vectors, ids = described.sample.vectors, described.sample.candidate_ids
+
+    def best(rows, more=0.0):
+        scores = vectors @ (vectors[rows].sum(axis=0) + more)
+        return [ids[row] for row in np.argsort(-scores, kind="stable")[:10]]
+
+    def asked(history):
+        WebDriverWait(browser, SECONDS).until(lambda _: page.history == history)
+        page.wait()
+        return [row[1] for row in page.rows]
+
+    with running(described.models) as server:
+        page = Page(browser, server.rest, "#query=query+3")
+        stored = described.sample.seen[3].tolist()
+        assert page.history == [ids[row] for row in stored]
+        page["chosen"].send_keys(ids[200], Keys.ENTER)
+        assert asked([ids[row] for row in [*stored, 200]]) == best([*stored, 200])
+        browser.find_element(By.CSS_SELECTOR, "#history button").click()
+        assert asked([ids[row] for row in [*stored[1:], 200]]) == best([*stored[1:], 200])
+        assert "edited" in page["history_note"].text
+        page.browser.find_element(By.NAME, "age").send_keys("50", Keys.ENTER)
+        WebDriverWait(browser, SECONDS).until(
+            lambda _: [row[1] for row in page.rows] == best([*stored[1:], 200], 0.5)
+        )
+        page.browser.find_element(By.NAME, "age").clear()
+        page["stored"].click()
+        assert asked([ids[row] for row in stored]) == described.sample.best_ids(3)[:10]
 
 
 def test_another_version(browser, server):
