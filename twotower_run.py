@@ -60,7 +60,7 @@ def export(config: Any) -> None:
     version = publish(bundle, config.models, **options)
     print(f"bundle: {bundle}\nversion: {version}")
     if config.run and (Path(config.run) / "metrics.json").is_file():
-        from towers.report.run_page import write_report
+        from towers.report.pages import write_report
 
         print(f"report: {write_report(config.run, config.data, version)}")
 
@@ -113,7 +113,7 @@ def run(config: RunConfig, sections: dict[str, Any], commands: dict[str, Command
     for stage, (settings, beam_arguments) in parsed.items():
         is_new = _run_stage(stage, settings, commands[stage], beam_arguments, work)
     if not is_new:  # an export writes the report itself
-        from towers.report.run_page import write_report
+        from towers.report.pages import write_report
 
         version = _version_of(work / "run" / "bundle", Path(models) / settings.name)
         write_report(trained, data, version)

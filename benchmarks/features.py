@@ -31,7 +31,7 @@ from pipeline.prepare.settings import PrepareConfig
 from towers.data.interactions import Positives, RetrievalData, open_data
 from towers.legacy_keras import tf_keras
 from towers.metrics.definitions import mean_metrics
-from towers.metrics.full_corpus_metrics import FullCorpusMetrics
+from towers.metrics.held_out import FullCorpusMetrics
 from towers.metrics.ranking import (
     find_hits,
     rank_by_popularity,

@@ -12,7 +12,7 @@ import twotower_run
 from pipeline.contract import schema
 from pipeline.prepare.settings import PrepareConfig
 from serving.publish.settings import ExportConfig
-from towers.report import run_page
+from towers.report import pages
 from towers.training.settings import TrainConfig
 
 CONFIG = """
@@ -114,7 +114,7 @@ def stubs(workdir, monkeypatch):
             (work / "run" / "metrics.json").write_text(json.dumps(metrics))
 
     monkeypatch.setattr(twotower_run, "resolve", lambda name: call)
-    monkeypatch.setattr(run_page, "write_report", lambda *arguments: None)
+    monkeypatch.setattr(pages, "write_report", lambda *arguments: None)
     monkeypatch.setattr(twotower_run, "_version_of", lambda *arguments: None)
     return calls
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from towers.data.dataframe import from_dataframe as from_dataframe
     from towers.data.interactions import RetrievalData as RetrievalData
     from towers.data.interactions import open_data as open_data
-    from towers.metrics.full_corpus_metrics import FullCorpusMetrics as FullCorpusMetrics
+    from towers.metrics.held_out import FullCorpusMetrics as FullCorpusMetrics
     from towers.metrics.held_out import HeldOut as HeldOut
     from towers.model.optimizers import CoupledAdam as CoupledAdam
     from towers.model.optimizers import staircase_decay as staircase_decay
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "CoupledAdam": "towers.model.optimizers",
-    "FullCorpusMetrics": "towers.metrics.full_corpus_metrics",
+    "FullCorpusMetrics": "towers.metrics.held_out",
     "HeldOut": "towers.metrics.held_out",
     "RetrievalData": "towers.data.interactions",
     "RetrievalTask": "towers.model.retrieval_task",

@@ -170,16 +170,14 @@ def summarize(sums: Sums, k: int) -> dict[str, Any]:
       stays above; seen_share the share on others that the query did choose.
     """
     measures: dict[str, Callable[[Sums], float]] = {
-        "bias": lambda s: (
-            1 - _ratio(s.product, np.sqrt(_above_0(s.squared) * s.full_squared.sum()))
-        ),
+        "bias": lambda s: 1 - s.product.sum() / np.sqrt(_above_0(s.squared) * s.full_squared.sum()),
         "norm_ratio": lambda s: np.sqrt(_above_0(s.squared) / s.full_squared.sum()),
-        "noise": lambda s: _ratio(s.variance, _above_0(s.squared)),
-        "variance": lambda s: _ratio(s.variance, s.full_squared.sum()),
+        "noise": lambda s: s.variance.sum() / _above_0(s.squared),
+        "variance": lambda s: s.variance.sum() / s.full_squared.sum(),
         "kl": lambda s: entropy(s.full_buckets.sum(axis=0), s.buckets.sum(axis=0)),
-        "top_share": lambda s: _ratio(s.ranked[:, :k], s.ranked.sum()),
+        "top_share": lambda s: s.ranked[:, :k].sum() / s.ranked.sum(),
         "half_mass_rank": lambda s: half_mass_rank(s.ranked.sum(axis=0)),
-        "seen_share": lambda s: _ratio(s.seen, s.pairs.sum()),
+        "seen_share": lambda s: s.seen.sum() / s.pairs.sum(),
     }
     return {name: _with_error(measure, sums) for name, measure in measures.items()}
 
@@ -198,10 +196,6 @@ def _above_0(squared: np.ndarray) -> float:
     """|E g|², which noise may have put at or below 0: then not known."""
     total = float(squared.sum())
     return total if total > 0 else float("nan")
-
-
-def _ratio(values: np.ndarray, by: float) -> float:
-    return float(np.sum(values) / by) if by != 0 else float("nan")
 
 
 def half_mass_rank(ranked: np.ndarray) -> float:

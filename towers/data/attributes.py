@@ -30,23 +30,6 @@ class Features:
     cold: pa.Table  # [C], ids without interactions: raw_id, then the same columns
     values: Mapping[str, pa.Array] = dataclasses.field(default_factory=dict)  # by code - 1
 
-    def chosen(self, names: Sequence[str], side: str) -> Features:
-        """With these columns only, in this order.
-
-        Raises:
-          ValueError: there is no such column.
-        """
-        known = {spec.name: spec for spec in self.specs}
-        for name in names:
-            if name not in known:
-                word = "user" if side == "query" else "item"
-                raise ValueError(
-                    f"{side}_inputs names {name!r}, which is no column of the data: it has "
-                    f"{', '.join(known) or 'none'}; prepare it with --{word}_features that have "
-                    f"the column, or change --{side}_inputs."
-                )
-        return dataclasses.replace(self, specs=tuple(known[name] for name in names))
-
 
 @dataclasses.dataclass(frozen=True)
 class Column:

@@ -2,18 +2,76 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import tensorflow as tf
 
-from towers.data.attributes import Column
+from towers.data.attributes import Arrays, Column, read_column
 from towers.data.history import History
-from towers.data.ragged import last_distinct
-from towers.encoders.feature_source import FeatureSource
+from towers.data.ragged import Lists, last_distinct
 from towers.encoders.tower import Maybe, Tower, glorot, in_blocks, normal, uniform_by_id
 from towers.encoders.tower_config import TowerConfig
 from towers.legacy_keras import tf_keras
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FeatureSource:
+    """The inputs of a feature tower by row; rows are dense ids, or ids that have none.
+
+    Holds NumPy arrays, or after `as_tensors` what a graph can gather from.
+    """
+
+    rows: Any  # int64 [V], of the table of ids
+    has_id: Any  # bool [V], whether that table has learnt the id: it has train rows
+    columns: Arrays
+    history: Any = None  # int64 [V, H], see `History.last`
+
+    @classmethod
+    def of(
+        cls, has_id: np.ndarray, columns: Arrays, history: np.ndarray | None = None
+    ) -> FeatureSource:
+        """From what is known of ids 0 … V - 1."""
+        return cls(np.arange(len(has_id), dtype=np.int64), has_id, columns, history)
+
+    @classmethod
+    def cold(cls, size: int, columns: Arrays, history_length: int = 0) -> FeatureSource:
+        """Of ids without interactions, which have nothing but columns."""
+        history = np.zeros((size, history_length), np.int64) if history_length else None
+        return cls(np.zeros(size, np.int64), np.zeros(size, bool), columns, history)
+
+    def followed_by(self, other: FeatureSource) -> FeatureSource:
+        """These rows, then the other ones."""
+        columns = {
+            name: values.followed_by(other.columns[name])
+            if isinstance(values, Lists)
+            else np.concatenate([values, other.columns[name]])
+            for name, values in self.columns.items()
+        }
+        return FeatureSource(
+            np.concatenate([self.rows, other.rows]),
+            np.concatenate([self.has_id, other.has_id]),
+            columns,
+            None if self.history is None else np.concatenate([self.history, other.history]),
+        )
+
+    def as_tensors(self, convert: Callable[[np.ndarray], Any]) -> FeatureSource:
+        """With every array converted, such as by `tf.constant`."""
+        columns = {name: tf.nest.map_structure(convert, v) for name, v in self.columns.items()}
+        history = None if self.history is None else convert(self.history)
+        return FeatureSource(convert(self.rows), convert(self.has_id), columns, history)
+
+    def inputs(self, ids: tf.Tensor, columns: tuple[Column, ...]) -> dict[str, Any]:
+        """What is known of rows [...]: row, has_id, columns by name, and history where kept."""
+        values = {c.name: read_column(c, self.columns[c.name], ids) for c in columns}
+        row, has_id = tf.gather(self.rows, ids), tf.gather(self.has_id, ids)
+        known = {"row": row, "has_id": has_id, "columns": values}
+        if self.history is not None:
+            known["history"] = tf.gather(self.history, ids)
+        return known
 
 
 class FeatureTower(Tower):
@@ -138,16 +196,14 @@ class FeatureTower(Tower):
     def embed_cold(self) -> tf.Tensor:
         """The embeddings of `cold_ids`: float32 [C, D]."""
         tensors = self.cold.as_tensors(tf.constant)
-        return in_blocks(lambda ids: self.embed_source(tensors, ids), len(self.cold_ids))
+        return in_blocks(
+            lambda ids: self(self.rows(tensors.inputs(ids, self.columns))), len(self.cold_ids)
+        )
 
     def last_of(self, codes: tf.Tensor) -> tf.Tensor:
         """What the tower reads of histories of requests: codes [B, W], 0 for none → [B, H]."""
         assert self._history is not None
         return last_distinct(codes, self._history.length)
-
-    def embed_source(self, source: FeatureSource, ids: tf.Tensor) -> tf.Tensor:
-        """The embeddings of rows [...] of another source with the same columns: [..., D]."""
-        return self(self.rows(source.inputs(ids, self.columns)))
 
     def _column_rows(self, column: Column, values: tf.Tensor) -> tf.Tensor:
         """One column as numbers: float32 [..., d]."""

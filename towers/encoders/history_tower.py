@@ -79,10 +79,6 @@ class HistoryTower(Tower):
             total = self._without(ids, positives, seed)
         return total if self.table is None else total + tf.gather(self.table, ids)
 
-    def call(self, rows: tf.Tensor) -> tf.Tensor:
-        """Rows → embeddings [..., D]; of length 1 when scores are cosines."""
-        return self.scaled(rows)
-
     def beside_row(self, total: tf.Tensor, ids: tf.Tensor) -> tf.Tensor:
         """With the row of each id where the tower has rows; of id -1 there is none: [..., D]."""
         if self.table is None:

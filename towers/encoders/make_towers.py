@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,7 @@ from pipeline.contract.settings import require
 from towers.data.attributes import Features, columns_of
 from towers.data.history import History
 from towers.data.interactions import RetrievalData
-from towers.encoders.feature_source import FeatureSource
-from towers.encoders.feature_tower import FeatureTower
+from towers.encoders.feature_tower import FeatureSource, FeatureTower
 from towers.encoders.history_tower import HistoryTower
 from towers.encoders.id_tower import GmfTower, IdTower
 from towers.encoders.propagation import BipartiteGraph, LightGcn, Ngcf, Propagation
@@ -141,15 +141,23 @@ def _feature_tower(
 
 
 def _chosen_features(data: RetrievalData, config: TowerConfig, side: str) -> Features:
-    """The columns that the inputs of a side name, in the order of the data."""
-    inputs = config.inputs(side)
-    features = data.features(side)
-    if "features" not in inputs:
-        return features.chosen([name for name in inputs if name not in INPUTS], side)
-    if not features.specs:
-        word = "user" if side == "query" else "item"
+    """Those that the inputs of a side name, in this order; all of them for `features`."""
+    inputs, features = config.inputs(side), data.features(side)
+    known = {spec.name: spec for spec in features.specs}
+    word = "user" if side == "query" else "item"
+    if "features" in inputs:
+        if known:
+            return features
         raise ValueError(
             f"{side}_inputs has features, and the data have no attributes of that side: prepare "
             f"them with --{word}_features, or leave features out of --{side}_inputs."
         )
-    return features
+    names = [name for name in inputs if name not in INPUTS]
+    for name in names:
+        if name not in known:
+            raise ValueError(
+                f"{side}_inputs names {name!r}, which is no column of the data: it has "
+                f"{', '.join(known) or 'none'}; prepare it with --{word}_features that have "
+                f"the column, or change --{side}_inputs."
+            )
+    return dataclasses.replace(features, specs=tuple(known[name] for name in names))

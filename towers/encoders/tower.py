@@ -55,7 +55,7 @@ class Tower(tf_keras.layers.Layer):
 
     def call(self, rows: Rows) -> tf.Tensor:
         """Rows → embeddings [..., D]; of length 1 when scores are cosines."""
-        raise NotImplementedError
+        return self.scaled(rows)
 
     def scaled(self, embeddings: tf.Tensor) -> tf.Tensor:
         """Of length 1 when scores are cosines, or as they are: [..., D]."""

@@ -13,7 +13,7 @@ from pipeline.contract.files import checksum
 from towers.evaluation.hits_by_query import HitsByQuery, read_hits
 from towers.evaluation.settings import CompareConfig
 from towers.evaluation.significance import compare_paired, holm
-from towers.report.compare_page import p_text, write_comparison
+from towers.report.pages import p_text, write_comparison
 from towers.training.run_directory import CONFIG, HITS, TRAINING, read_json, write_json
 from towers.training.settings import parse_metric
 

@@ -13,7 +13,7 @@ from towers.evaluation.hits_by_query import HitsByQuery
 from towers.evaluation.settings import EvaluateConfig
 from towers.metrics.definitions import METRICS
 from towers.metrics.held_out import HeldOut, Means
-from towers.report.run_page import write_report
+from towers.report.pages import write_report
 from towers.training.run_directory import BREAKDOWN, TRAINING, open_run, read_json, write_json
 from towers.training.run_directory import METRICS as METRICS_FILE
 

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from towers.data.interactions import RetrievalData, open_data
 from towers.legacy_keras import tf_keras
-from towers.metrics.full_corpus_metrics import FullCorpusMetrics
+from towers.metrics.held_out import FullCorpusMetrics
 from towers.model.distribution import is_chief, make_strategy, wait_for_all
 from towers.model.optimizers import make_optimizer, staircase_decay
 from towers.model.two_tower import TwoTower

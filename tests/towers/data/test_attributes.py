@@ -15,7 +15,7 @@ from towers.data.dataframe import from_dataframe
 from towers.data.history import History
 from towers.data.interactions import open_data
 from towers.data.ragged import Lists, first_values
-from towers.encoders.feature_source import FeatureSource
+from towers.encoders.feature_tower import FeatureSource
 
 BUCKETS = 1000
 

@@ -19,7 +19,7 @@ from pipeline.read.cells import Checks
 from towers.data.attributes import Features, columns_of
 from towers.data.history import History
 from towers.data.interactions import open_data
-from towers.encoders.feature_source import FeatureSource
+from towers.encoders.feature_tower import FeatureSource
 from towers.export.encoder import REQUEST, Encoder, _input_names
 from towers.model.two_tower import TwoTower
 
@@ -114,7 +114,8 @@ def expected_of(model, data, side, rows, histories=None):
     if histories is not None:
         last = last_codes(data, histories, 4)
     source = FeatureSource(np.zeros(len(rows), np.int64), np.zeros(len(rows), bool), cold, last)
-    embedded = tower.embed_source(source.as_tensors(tf.constant), tf.range(len(rows)))
+    inputs = source.as_tensors(tf.constant).inputs(tf.range(len(rows)), tower.columns)
+    embedded = tower(tower.rows(inputs))
     return embedded / (model.temperature if side == "query" else 1)
 
 

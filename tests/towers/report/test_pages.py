@@ -10,7 +10,7 @@ import pytest
 import twotower
 from towers.evaluation.evaluate import evaluate
 from towers.evaluation.settings import EvaluateConfig
-from towers.report.run_page import write_report
+from towers.report.pages import write_report
 from towers.training.settings import TrainConfig
 from towers.training.train import train
 

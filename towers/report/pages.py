@@ -1,6 +1,7 @@
-"""The page `report.html` of a run: what was trained, how well it does and for whom, and its index.
+"""The page `report.html` of a run, and that of `twotower compare`.
 
-It is made of the records in the run directory, and of those of the prepared data and of a
+The first says what was trained, how well it does and for whom, and how its index does. It is made
+of the records in the run directory, and of those of the prepared data and of a
 published version where their directories are known; what is not there is said in a sentence.
 """
 
@@ -16,11 +17,17 @@ from typing import Any
 from pipeline.contract import schema
 from pipeline.contract.files import write_atomically
 from pipeline.contract.pages import render
-from towers.report.plots import plot_buckets, plot_index, plot_loss, plot_metric
+from towers.report.plots import (
+    plot_buckets,
+    plot_differences,
+    plot_index,
+    plot_loss,
+    plot_metric,
+)
 from towers.training.run_directory import BREAKDOWN, CONFIG, METRICS, REPORT, TRAINING, read_json
 from towers.training.settings import TrainConfig
 
-TEMPLATES = Path(__file__).with_name("templates")
+_TEMPLATES = Path(__file__).with_name("templates")
 _GROUPS = {  # of the breakdown → title, what is counted, its field, and what it is
     "by_popularity": (
         *("Recall by popularity", "items", "candidates"),
@@ -53,11 +60,11 @@ def write_report(
     configuration = read_json(root / CONFIG)["configuration"]
     training, metrics = read_json(root / TRAINING), read_json(root / METRICS)
     index = json.loads(_text_of(version, "ann_report.json") or "null")
-    defaults = default_settings().items()
+    defaults = _default_settings().items()
     seconds = sorted(epoch["seconds"] for epoch in training["history"])
     has_tree = index and index["scann"] and index["scann"]["num_leaves"]
     page = render(
-        TEMPLATES / "run.html",
+        _TEMPLATES / "run.html",
         title="Run report",
         configuration=configuration,
         metrics=metrics,
@@ -71,7 +78,7 @@ def write_report(
         manifest=schema.read_manifest(data, "prepared"),
         card=_text_of(version, "model_card.md"),
         settings=[
-            (name, setting_text(value), (name, value) in defaults)
+            (name, _setting_text(value), (name, value) in defaults)
             for name, value in sorted(configuration.items())
         ],
     )
@@ -79,13 +86,32 @@ def write_report(
     return root / REPORT
 
 
-def default_settings() -> dict[str, Any]:
+def p_text(p: float) -> str:
+    """A p-value in short."""
+    return "< 0.0001" if p < 0.00005 else f"{p:.4f}"
+
+
+def write_comparison(path: Path, result: dict[str, Any]) -> None:
+    """Writes the page, in one step; `result` is from `compare`."""
+    page = render(
+        _TEMPLATES / "compare.html",
+        title="Comparison of runs",
+        result=result,
+        names=[run["name"] for run in result["runs"]],
+        p_text=p_text,
+        plot_differences=plot_differences,
+        differing=_differing_settings(result["runs"]),
+    )
+    write_atomically(path, page)
+
+
+def _default_settings() -> dict[str, Any]:
     """The defaults of training, as JSON gives them back."""
     values = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
     return json.loads(json.dumps(values))
 
 
-def setting_text(value: Any) -> str:
+def _setting_text(value: Any) -> str:
     """A setting in a table."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
@@ -143,3 +169,17 @@ def _time(seconds: float) -> str:
         return f"{seconds:.3g} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
+
+
+def _differing_settings(runs: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """The settings that are not the same in all runs: name, and the value of each run.
+
+    What the configuration of an older run does not have was as it is by default.
+    """
+    whole = [_default_settings() | run["configuration"] for run in runs]
+    rows = []
+    for name in sorted({name for settings in whole for name in settings} - {"run"}):
+        values = [_setting_text(settings.get(name)) for settings in whole]
+        if len(set(values)) > 1:
+            rows.append((name, *values))
+    return rows
