@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -209,11 +210,12 @@ class _Records(_TableInitializer):
     def __init__(self, path: Path, size: int, first: int) -> None:
         super().__init__(tf.string, tf.int64)
         self._size, self._first = size, first
+        self._unique_name = f"records_{uuid.uuid4()}"  # tables of one name are one table
         self._file = self._track_trackable(tf.saved_model.Asset(str(path)), "_file")
 
     @property
     def _shared_name(self) -> str:
-        return f"records_{id(self)}"
+        return self._unique_name
 
     def initialize(self, table: Any) -> tf.Operation:
         records = tf.data.TFRecordDataset(self._file.asset_path).batch(self._size + 1)
