@@ -11,11 +11,13 @@ Everywhere else (queries that a method draws, evaluation, serving) a query has i
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from pipeline.contract import schema
+from towers.data.interactions import RetrievalData
 from towers.data.ragged import Lists, values_between
 
 
@@ -44,7 +46,7 @@ class History:
         lists = Lists.of(candidate[order] + 1, np.bincount(query, minlength=num_queries))
         self._lists = Lists(tf.constant(lists.values), tf.constant(lists.offsets))
         pairs, ends = query * num_candidates + candidate, np.empty(len(order), np.int64)
-        ends[order] = _first_of_time(query[order], times[order])
+        ends[order] = _first_of_equal(query[order], times[order])
         by_pair = np.argsort(pairs, kind="stable")
         self._pairs, self._ends = tf.constant(pairs[by_pair]), tf.constant(ends[by_pair])
         self.last = self.of(tf.range(num_queries, dtype=tf.int64)).numpy()
@@ -79,8 +81,55 @@ class History:
         return tf.where(own, values, 0)
 
 
-def _first_of_time(queries: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """The first place of the same query and time, for rows in that order: int64 [n]."""
-    new = np.r_[True, (queries[1:] != queries[:-1]) | (times[1:] != times[:-1])][: len(queries)]
+class Before(NamedTuple):
+    """What the query of each row of a split had chosen before that row, the oldest first.
+
+    These are its rows in the splits before, and the rows of the same split with an earlier time.
+    """
+
+    candidate_ids: np.ndarray  # int64 [n], of all queries, one after the other
+    offsets: np.ndarray  # int64 [R], where that of each row begins
+    sizes: np.ndarray  # int64 [R], how many there are
+
+    @classmethod
+    def rows_of(cls, data: RetrievalData, split: str) -> Before:
+        """Of each row of a split, in the order of `data.arrays(split)`.
+
+        Raises:
+          ValueError: the data have no times.
+        """
+        splits = schema.SPLITS[: schema.SPLITS.index(split) + 1]
+        parts = [data.arrays(name) for name in splits if data.num_rows(name)]
+        if schema.TIMESTAMP not in parts[-1]:
+            raise ValueError(
+                "a live history needs times, and the data have none: prepare them from a log with "
+                "a column of times."
+            )
+        columns = (schema.QUERY_ID, schema.CANDIDATE_ID, schema.TIMESTAMP)
+        query, candidate, times = (np.concatenate([p[name] for p in parts]) for name in columns)
+        num_rows = len(parts[-1][schema.QUERY_ID])
+        in_split = np.arange(len(query)) >= len(query) - num_rows
+        order = np.lexsort((times, in_split, query))
+        ends = np.empty(len(query), np.int64)
+        ends[order] = _first_of_equal(query[order], in_split[order], times[order])
+        offsets = np.searchsorted(query[order], query[-num_rows:])
+        return cls(candidate[order], offsets, ends[-num_rows:] - offsets)
+
+    def codes(self, rows: np.ndarray) -> np.ndarray:
+        """The histories of some rows: int64 [B, longest of them], dense id + 1, 0 at the end."""
+        steps = np.arange(self.sizes[rows].max(initial=0))
+        inside = steps < self.sizes[rows, None]
+        places = np.where(inside, self.offsets[rows, None] + steps, 0)
+        return np.where(inside, self.candidate_ids[places] + 1, 0)
+
+
+def _first_of_equal(*columns: np.ndarray) -> np.ndarray:
+    """The first place with the same values, for rows in their order: int64 [n].
+
+    >>> _first_of_equal(np.array([4, 4, 4, 7]), np.array([1, 2, 2, 2])).tolist()
+    [0, 1, 1, 3]
+    """
+    size = len(columns[0])
+    new = np.any([np.r_[True, column[1:] != column[:-1]][:size] for column in columns], axis=0)
     starts = np.flatnonzero(new)
-    return np.repeat(starts, np.diff(np.append(starts, len(queries))))
+    return np.repeat(starts, np.diff(np.append(starts, size)))

@@ -200,6 +200,11 @@ class FeatureTower(Tower):
             lambda ids: self(self.rows(tensors.inputs(ids, self.columns))), len(self.cold_ids)
         )
 
+    def embed_history(self, ids: tf.Tensor, codes: tf.Tensor) -> tf.Tensor:
+        """As `Tower.embed_history`: the last H are read."""
+        inputs = self._tensors.inputs(ids, self.columns) | {"history": self.last_of(codes)}
+        return self(self.rows(inputs))
+
     def last_of(self, codes: tf.Tensor) -> tf.Tensor:
         """What the tower reads of histories of requests: codes [B, W], 0 for none → [B, H]."""
         assert self._history is not None

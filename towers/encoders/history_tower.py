@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from pipeline.contract.schema import CANDIDATE_ID, QUERY_ID
-from towers.data.ragged import Lists
+from towers.data.ragged import Lists, last_distinct
 from towers.encoders.tower import Maybe, Tower, normal, uniform_by_id
 
 
@@ -85,6 +85,10 @@ class HistoryTower(Tower):
             return total
         own = tf.gather(self.table, tf.maximum(ids, 0))
         return total + tf.where((ids >= 0)[..., None], own, 0.0)
+
+    def embed_history(self, ids: tf.Tensor, codes: tf.Tensor) -> tf.Tensor:
+        """As `Tower.embed_history`: all of the history is read."""
+        return self(self.beside_row(self.sum_of(last_distinct(codes)), ids))
 
     def sum_of(self, codes: tf.Tensor) -> tf.Tensor:
         """The scaled sum over histories of a request: codes [B, W], 0 for none → [B, D]."""

@@ -68,6 +68,15 @@ class Tower(tf_keras.layers.Layer):
         """Both phases: ids [...] → [..., D], or the whole vocabulary; `how` is for `lookup`."""
         return self(self.lookup(ids, **how))
 
+    def embed_history(self, ids: tf.Tensor, codes: tf.Tensor) -> tf.Tensor:
+        """Queries with a history in place of the stored one, where the tower `reads_history`.
+
+        Args:
+          ids: int64 [B], dense ids.
+          codes: int64 [B, W], dense ids of candidates + 1, the oldest first; 0 for none.
+        """
+        raise NotImplementedError
+
     def embed_cold(self) -> tf.Tensor:
         """The embeddings of `cold_ids`: float32 [C, D]."""
         return tf.zeros([0, self.dim])

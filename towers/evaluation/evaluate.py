@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from pipeline.contract.files import checksum
 from towers.data.interactions import open_data
 from towers.evaluation.breakdown import breakdown
 from towers.evaluation.hits_by_query import HitsByQuery
+from towers.evaluation.live import measure_live
 from towers.evaluation.settings import EvaluateConfig
 from towers.metrics.definitions import METRICS
 from towers.metrics.held_out import HeldOut, Means
@@ -27,14 +29,18 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
     Returns:
       {split: metrics, "popularity": metrics, "confidence_95": half-widths, "users": number of
-      queries, "seconds": {...}, ...}; metrics have keys such as "recall@50".
+      queries, "seconds": {...}, ...}; metrics have keys such as "recall@50". With `history` live
+      also "by_row": see `measure_live`.
 
     Raises:
-      ValueError: the run or the split is missing.
+      ValueError: the run or the split is missing; live: times are, or a tower that reads histories.
     """
     run, data = Path(config.run), open_data(config.data)
     held_out = HeldOut(data, config.split)
     model, training = open_run(run, data)
+    by_row: dict[str, Any] = {}
+    if config.history == "live":
+        by_row = measure_live(model, HeldOut(data, config.split, history="live"), config)
     started = time.monotonic()
     ranking = held_out.rank(
         model.query_embeddings(),
@@ -63,6 +69,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             "popularity": round(time.monotonic() - measured, 3),
         },
     }
+    if by_row:
+        result["by_row"] = by_row
     rankings = {"model": ranking, "popularity": by_popularity}
     write_json(run / BREAKDOWN, breakdown(held_out, rankings, max(config.ks)))
     HitsByQuery(
@@ -76,20 +84,26 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         training=checksum(run / TRAINING),
     ).write(run)
     write_json(run / METRICS_FILE, result)
-    print(format_table({training.method: means, "popularity": popularity}, config))
+    about = f"{config.split} split, all candidates ranked; ± is a 95 % confidence interval"
+    print(format_table(about, {training.method: means, "popularity": popularity}, config.ks))
+    if by_row:
+        about = f"\neach of {by_row['rows']:,} rows by itself, from the live or the stale history"
+        names = ("live", "stale", "popularity")
+        rows = {name: (by_row[name]["means"], by_row[name]["confidence_95"]) for name in names}
+        print(format_table(about, rows, config.ks))
     print(f"report: {write_report(run, config.data)}")
     return result
 
 
-def format_table(rows: dict[str, Means], config: EvaluateConfig) -> str:
+def format_table(about: str, rows: dict[str, Means], ks: Sequence[int]) -> str:
     """The metrics of some rankings as plain text: a block a metric, a column a cut-off."""
     width = max(len(name) for name in rows)
-    lines = [f"{config.split} split, all candidates ranked; ± is a 95 % confidence interval"]
+    lines = [about]
     for metric in METRICS:
-        heads = "".join(f"{f'{metric}@{k}':>18}" for k in config.ks)
+        heads = "".join(f"{f'{metric}@{k}':>18}" for k in ks)
         lines.append(f"{'':{width}}{heads}")
         for name, (means, half_widths) in rows.items():
-            keys = [f"{metric}@{k}" for k in config.ks]
+            keys = [f"{metric}@{k}" for k in ks]
             cells = "".join(f"{means[key]:>9.4f} ± {half_widths[key]:.4f}" for key in keys)
             lines.append(f"{name:{width}}{cells}")
     return "\n".join(lines)

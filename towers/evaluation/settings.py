@@ -17,6 +17,9 @@ class EvaluateConfig:
     ks: tuple[int, ...] = (10, 20, 50)  # K, cut-offs
     split: str = "test"  # test or validation
     block_size: int = 256  # queries that are ranked at a time
+    # stale: queries as the preparation knew them; live: beside it, each row from all that the query
+    # chose before it, which needs times
+    history: str = "stale"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "ks", tuple(self.ks))
@@ -25,6 +28,8 @@ class EvaluateConfig:
         require(positive, "ks", "must be one or more numbers >= 1", self.ks)
         known = self.split in ("test", "validation")
         require(known, "split", "must be test or validation", self.split)
+        known = self.history in ("stale", "live")
+        require(known, "history", "must be stale or live", self.history)
         require_all(self, "must be at least 1", "block_size")
 
 

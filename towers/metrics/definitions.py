@@ -61,7 +61,7 @@ METRICS: dict[str, Callable[[np.ndarray, np.ndarray, int], np.ndarray]] = {
 
 
 def mean_metrics(
-    hits: np.ndarray, num_positives: np.ndarray, ks: Sequence[int]
+    hits: np.ndarray, num_positives: np.ndarray, ks: Sequence[int], owners: np.ndarray | None = None
 ) -> tuple[dict[str, float], dict[str, float]]:
     """All metrics at all cut-offs: means over queries, and 95 % confidence half-widths.
 
@@ -69,6 +69,8 @@ def mean_metrics(
       hits: bool [U, K'], K' >= max(ks).
       num_positives: int [U]; queries with 0 do not count.
       ks: the cut-offs.
+      owners: int64 [U], the query of each row; a query counts with the mean over its rows. None:
+        each row is a query.
 
     Returns:
       Two dicts with keys such as "recall@50"; a half-width is that of Student's interval.
@@ -80,10 +82,14 @@ def mean_metrics(
     if not counted.any():
         raise ValueError("no query has a held-out positive: there is nothing to measure.")
     hits, num_positives = hits[counted], num_positives[counted]
+    if owners is not None:
+        owners = np.unique(owners[counted], return_inverse=True)[1]
     means, half_widths = {}, {}
     for name, metric in METRICS.items():
         for k in ks:
             values = metric(hits, num_positives, k)
+            if owners is not None:
+                values = np.bincount(owners, values) / np.bincount(owners)
             means[f"{name}@{k}"] = float(values.mean())
             half_widths[f"{name}@{k}"] = float(half_width(values))
     return means, half_widths

@@ -8,11 +8,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipeline.contract import schema
-from towers.data.interactions import RetrievalData
+from towers.data.history import Before
+from towers.data.interactions import Positives, RetrievalData
 from towers.legacy_keras import tf_keras
 from towers.metrics.definitions import METRICS, mean_metrics
 from towers.metrics.ranking import (
     Embeddings,
+    Known,
     find_hits,
     rank_by_popularity,
     rank_corpus,
@@ -34,27 +36,42 @@ class HeldOut:
 
     Before validation only train is known; before test, train and validation.
 
+    With `history="live"` each of the R rows of the split is predicted by itself, U = R: its one
+    positive is its candidate, and not ranked is what `Before` says that the query had chosen before
+    it. Candidates of the same time or later are ranked. Metrics are means over the rows of each
+    query, then over queries.
+
     Attributes:
-      query_ids: int64 [U], the queries with something held out.
+      query_ids: int64 [U], the queries with something held out; live: the query of each row.
+      before: live: what was chosen before each row.
       num_positives: int64 [U], how much that is, at least 1.
       pairs: rows in query_ids and candidates of all that is held out, int64 [n] each.
       train_rows: int64 [U], the train rows of these queries.
       train_counts: int64 [N], the train rows of the candidates.
 
     Raises:
-      ValueError: the split has no rows.
+      ValueError: the split has no rows, or live ones have no times.
     """
 
-    def __init__(self, data: RetrievalData, split: str) -> None:
+    before: Before | None = None
+
+    def __init__(self, data: RetrievalData, split: str, *, history: str = "stale") -> None:
         if data.num_rows(split) == 0:
             raise ValueError(
                 f"the data has no {split} rows: prepare it with --validation_ratio above 0 for "
                 "validation, or with --train_ratio below 1 for test."
             )
         self._positives = data.positives(split)
-        self._known = data.positives(*schema.SPLITS[: schema.SPLITS.index(split)])
-        self.query_ids = np.flatnonzero(self._positives.sizes)
-        self.num_positives = self._positives.sizes[self.query_ids]
+        self._known: Known = data.positives(*schema.SPLITS[: schema.SPLITS.index(split)])
+        self.query_ids = self._places = np.flatnonzero(self._positives.sizes)
+        if history == "live":
+            self._known = self.before = Before.rows_of(data, split)
+            columns = data.arrays(split)
+            self.query_ids = np.asarray(columns[schema.QUERY_ID])
+            self._places = np.arange(len(self.query_ids))
+            candidates = columns[schema.CANDIDATE_ID]
+            self._positives = Positives(self._places, candidates, len(self._places))
+        self.num_positives = self._positives.sizes[self._places]
         rows = np.repeat(np.arange(len(self.query_ids)), self.num_positives)
         self.pairs = rows, self._positives.candidate_ids
         self.train_rows = data.positives("train").sizes[self.query_ids]
@@ -69,9 +86,9 @@ class HeldOut:
         *,
         block_size: int = 256,
     ) -> Ranking:
-        """The top k of a model: embeddings float32 [Q, D] and [N, D] by dense id."""
+        """The top k of a model: embeddings [Q, D] and [N, D] by dense id; live: [R, D] by row."""
         ranked = rank_corpus(
-            *(query_embeddings, candidate_embeddings, self.query_ids, self._known),
+            *(query_embeddings, candidate_embeddings, self._places, self._known),
             k=k,
             order=self._order,
             block_size=block_size,
@@ -81,13 +98,14 @@ class HeldOut:
     def rank_by_popularity(self, k: int) -> Ranking:
         """The top k by train counts, the same for all queries but for what they know."""
         ranked = rank_by_popularity(
-            self.train_counts, self.query_ids, self._known, k=k, order=self._order
+            self.train_counts, self._places, self._known, k=k, order=self._order
         )
         return self._with_hits(ranked)
 
     def means(self, ranking: Ranking, ks: Sequence[int]) -> Means:
         """All metrics of a ranking at some cut-offs."""
-        return mean_metrics(ranking.hits, self.num_positives, ks)
+        owners = None if self.before is None else self.query_ids
+        return mean_metrics(ranking.hits, self.num_positives, ks, owners)
 
     def measure(
         self,
@@ -97,7 +115,7 @@ class HeldOut:
         *,
         block_size: int = 256,
     ) -> Means:
-        """Metrics of a model: embeddings float32 [Q, D] and [N, D] by dense id."""
+        """Metrics of a model: embeddings as in `rank`."""
         ranking = self.rank(query_embeddings, candidate_embeddings, max(ks), block_size=block_size)
         return self.means(ranking, ks)
 
@@ -106,7 +124,7 @@ class HeldOut:
         return self.means(self.rank_by_popularity(max(ks)), ks)
 
     def _with_hits(self, ranked: np.ndarray) -> Ranking:
-        return Ranking(ranked, find_hits(ranked, self.query_ids, self._positives))
+        return Ranking(ranked, find_hits(ranked, self._places, self._positives))
 
 
 class FullCorpusMetrics(tf_keras.callbacks.Callback):

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from pipeline.contract import hashing
 from samplers.selection.running_top_k import running_top_k
+from towers.data.history import Before
 from towers.data.interactions import Positives
 from towers.errors import Diverged
 
@@ -17,6 +18,7 @@ MAX_SCORES = 1 << 26  # in memory at a time: 256 MiB
 _TIES_SEED = 0
 
 Embeddings: TypeAlias = np.ndarray | tf.Tensor  # float32, those of a model stay on their device
+Known: TypeAlias = Positives | Before
 
 
 def tie_order(fingerprints: np.ndarray) -> np.ndarray:
@@ -32,7 +34,7 @@ def rank_corpus(
     query_embeddings: Embeddings,
     candidate_embeddings: Embeddings,
     query_ids: np.ndarray,
-    known: Positives,
+    known: Known,
     *,
     k: int,
     order: np.ndarray,
@@ -63,7 +65,7 @@ def rank_blocks(
     query_embeddings: Embeddings,
     candidate_embeddings: Embeddings,
     query_ids: np.ndarray,
-    known: Positives,
+    known: Known,
     k: int,
     order: np.ndarray,
     block_size: int,
@@ -112,7 +114,7 @@ def _top_k(
 def rank_by_popularity(
     train_counts: np.ndarray,
     query_ids: np.ndarray,
-    known: Positives,
+    known: Known,
     *,
     k: int,
     order: np.ndarray,
@@ -140,7 +142,7 @@ def rank_by_popularity(
     return ranked
 
 
-def _known_pairs(query_ids: np.ndarray, known: Positives) -> tuple[np.ndarray, np.ndarray]:
+def _known_pairs(query_ids: np.ndarray, known: Known) -> tuple[np.ndarray, np.ndarray]:
     """(row in query_ids, candidate) of everything that these queries are known to like."""
     starts, sizes = known.offsets[query_ids], known.sizes[query_ids]
     rows = np.repeat(np.arange(len(query_ids)), sizes)

@@ -54,6 +54,7 @@ def test_wrong_training_settings_are_errors(field, value, text):
         ("ks", (0,), "one or more numbers"),
         ("split", "train", "must be test or validation"),
         ("block_size", 0, "block_size must be at least 1"),
+        ("history", "old", "must be stale or live"),
     ],
 )
 def test_wrong_evaluation_settings_are_errors(field, value, text):
