@@ -55,7 +55,9 @@ def export(config: Any) -> None:
     if not bundle:
         from towers.export.bundle import export_bundle
 
-        bundle = export_bundle(config.data, config.run, str(Path(config.run) / "bundle"))
+        columns = [name for names in config.filter_columns for name in names.split(",") if name]
+        target = str(Path(config.run) / "bundle")
+        bundle = export_bundle(config.data, config.run, target, columns)
     options = dataclasses.asdict(config.version_options())
     version = publish(bundle, config.models, **options)
     print(f"bundle: {bundle}\nversion: {version}")

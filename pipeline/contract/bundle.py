@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.contract import schema
+from pipeline.contract.attributes import as_attributes
 from pipeline.contract.files import check_files, describe_files, made_aside, replace_directory
 
 _SEEN = (schema.BUNDLE_QUERY_IDS, schema.BUNDLE_SEEN_OFFSETS, schema.BUNDLE_SEEN_CANDIDATES)
@@ -55,6 +56,7 @@ def write_bundle(
     query_ids: Sequence[str] | pa.Array | None = None,
     seen: Sequence[Sequence[int]] | SeenLists | None = None,
     counts: np.ndarray | None = None,
+    attributes: pa.Table | None = None,
     manifest: schema.Manifest | None = None,
 ) -> Path:
     """Writes and checks a bundle; one that stood there is replaced when the new one is whole.
@@ -77,6 +79,8 @@ def write_bundle(
       query_ids: raw ids of the queries with a history, for `exclude_seen`.
       seen: rows of the vectors that each of them had in training.
       counts: [N], how popular each candidate is, for unknown queries. Without them, `seen` says.
+      attributes: N rows of what requests may choose candidates by (`where`): see
+        `pipeline.contract.attributes`.
       manifest: says more than the source; its `files` are filled in.
 
     Returns:
@@ -110,6 +114,8 @@ def write_bundle(
             np.save(aside / schema.BUNDLE_SEEN_CANDIDATES, candidates.astype(np.int32))
         if counts is not None:
             np.save(aside / schema.BUNDLE_CANDIDATE_COUNTS, np.asarray(counts, np.int64))
+        if attributes is not None:
+            pq.write_table(as_attributes(attributes), aside / schema.BUNDLE_ATTRIBUTES)
         dataclasses.replace(manifest, files=describe_files(aside)).write(aside)
         read_bundle(aside)
         replace_directory(aside, finished)
@@ -149,8 +155,8 @@ class Bundle:
         """The files that a version keeps for filtering, outside its graph."""
         names = [schema.BUNDLE_VECTORS, schema.BUNDLE_CANDIDATE_IDS]
         names += _SEEN if self.num_queries is not None else ()
-        if (self.path / schema.BUNDLE_CANDIDATE_COUNTS).exists():
-            names.append(schema.BUNDLE_CANDIDATE_COUNTS)
+        optional = schema.BUNDLE_CANDIDATE_COUNTS, schema.BUNDLE_ATTRIBUTES
+        names += [name for name in optional if (self.path / name).exists()]
         return names
 
     def query_ids(self, limit: int) -> list[str]:
@@ -175,6 +181,9 @@ def read_bundle(path: str | Path) -> Bundle:
         rule = f"float32 [S, {dim}] like the candidate vectors"
         samples = _read_array(file, rule, lambda a: a.dtype == np.float32 and a.shape[1:] == (dim,))
     num_queries = _check_seen(path, len(vectors))
+    file = path / schema.BUNDLE_ATTRIBUTES
+    if file.exists():
+        _check_attributes(file, len(vectors))
     return Bundle(path, manifest, vectors, candidate_ids, samples, num_queries)
 
 
@@ -258,6 +267,24 @@ def _check_seen(path: Path, num_candidates: int) -> int | None:
             f"got {seen.min()} to {seen.max()}."
         )
     return num_queries
+
+
+def _check_attributes(path: Path, num_candidates: int) -> None:
+    try:
+        file = pq.ParquetFile(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{path} must be a Parquet file: {error}.") from error
+    with file:
+        columns, rows = file.schema_arrow, file.metadata.num_rows
+    if rows != num_candidates:
+        raise ValueError(
+            f"{path} must have one row for each of the {num_candidates} candidate vectors, got "
+            f"{rows}: write both in the same order."
+        )
+    if as_attributes(columns.empty_table()).schema.types != columns.types:
+        raise ValueError(
+            f"{path} must hold texts, lists of texts and float64: write it by `write_bundle`."
+        )
 
 
 def _read_array(

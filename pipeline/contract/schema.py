@@ -50,6 +50,7 @@ BUNDLE_SEEN_OFFSETS = "seen_offsets.npy"  # int64 [Q + 1]
 BUNDLE_SEEN_CANDIDATES = "seen_candidates.npy"  # int32, rows of the vectors
 BUNDLE_SAMPLE_QUERIES = "sample_queries.npy"  # float32 [S, D], to measure an index with
 BUNDLE_CANDIDATE_COUNTS = "candidate_counts.npy"  # int64 [N], training rows; optional
+BUNDLE_ATTRIBUTES = "candidate_attributes.parquet"  # N rows, see `contract.attributes`; optional
 
 # Prepared data hold for a side with a table of attributes: feature files, those of ids without
 # rows, the values of categorical and multi columns, `{side}_features_dead_letters.jsonl`.

@@ -44,12 +44,15 @@ class ExportConfig(VersionOptions):
     run: str = ""  # run directory, written by `twotower train`
     models: str = ""  # directory of all models; the version becomes MODELS/NAME/INTEGER
     bundle: str = ""  # instead of data and run: a finished bundle, of this trainer or another
+    filter_columns: tuple[str, ...] = ()  # attributes of items that requests may filter by: a,b
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(bool(self.models), "models", "must be a directory", self.models)
         if self.bundle and (self.data or self.run):
             raise ValueError("an export takes --bundle, or --data and --run, not both.")
+        if self.bundle and self.filter_columns:
+            raise ValueError("filter_columns needs --data and --run: a bundle has its attributes.")
         if not self.bundle:
             require(bool(self.data), "data", "must be a directory", self.data)
             require(bool(self.run), "run", "must be a directory", self.run)

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import tensorflow as tf
 
 from pipeline.contract import schema
+from pipeline.contract.attributes import with_values
 from towers.data.ragged import Lists, first_distinct, first_values
 
 _LARGEST = 5.0  # standard deviations; numbers beyond are cut off there
@@ -72,6 +73,47 @@ def columns_of(features: Features, text_buckets: int) -> tuple[tuple[Column, ...
             num_codes = 0
         columns.append(Column(spec.name, spec.kind, num_codes, width, spec))
     return tuple(columns), arrays, cold
+
+
+def raw_values(features: Features, names: Sequence[str]) -> pa.Table:
+    """Columns in the values and units of their table, null where missing: [V + C], cold ones last.
+
+    Values that the vocabulary does not hold are missing; numbers have the precision of float32.
+
+    Raises:
+      ValueError: there is no such column, or it is of texts.
+    """
+    specs = {spec.name: spec for spec in features.specs if spec.kind != "text"}
+    if unknown := [name for name in names if name not in specs]:
+        raise ValueError(
+            f"filter_columns must be among {', '.join(specs) or 'none (no item_features)'}, got "
+            f"{', '.join(unknown)}: categories, lists and numbers of the items' table."
+        )
+    parts = (features.table, features.cold)
+    tables = [{name: _raw(part, specs[name], features.values) for name in names} for part in parts]
+    return pa.concat_tables([pa.table(columns) for columns in tables])
+
+
+def _raw(table: pa.Table, spec: schema.FeatureSpec, values: Mapping[str, pa.Array]) -> pa.Array:
+    column = table[spec.name].combine_chunks()
+    if spec.kind == "categorical":
+        return values[spec.name].take(pc.if_else(pc.equal(column, 0), None, pc.subtract(column, 1)))
+    if spec.kind == "multi":
+        flat = values[spec.name].take(pc.subtract(pc.list_flatten(column), 1))
+        return with_values(column, flat)
+    scaled = column.to_numpy().astype(np.float64)
+    numbers = scaled * spec.std + spec.mean
+    # As many decimals as float32 kept: 20 is 20 again, and not 20.0000003, which is above it.
+    kept = -np.log10(np.maximum(np.abs(scaled), 1e-7) * spec.std * 2**-23)
+    decimals = np.clip(np.floor(kept), -300, 15).astype(int)
+    for places in np.unique(decimals):
+        rows = decimals == places
+        numbers[rows] = np.round(numbers[rows], places)
+    if spec.has_presence:
+        missing = ~table[spec.presence].to_numpy()
+    else:  # ids of training have it all; of others, what is missing was set to the mean
+        missing = (scaled == 0) & (spec.missing > 0)
+    return pa.array(numbers, mask=missing)
 
 
 def _values(table: pa.Table, spec: schema.FeatureSpec, text_buckets: int) -> Any:

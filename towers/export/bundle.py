@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import tensorflow as tf
 
 from pipeline.contract import schema
 from pipeline.contract.bundle import SeenLists, write_bundle
+from towers.data.attributes import raw_values
 from towers.data.interactions import RetrievalData, open_data
 from towers.encoders.feature_tower import FeatureTower
 from towers.export.encoder import save_encoder
@@ -28,13 +30,22 @@ def export_bundle(
     data_dir: str | os.PathLike[str],
     run_dir: str | os.PathLike[str],
     bundle_dir: str | os.PathLike[str],
+    filter_columns: Sequence[str] = (),
 ) -> Path:
     """Writes the bundle of a trained run; `pipeline.contract.schema` describes what is in it.
 
+    Args:
+      data_dir, run_dir, bundle_dir: prepared data, the run on it, and what is written.
+      filter_columns: attributes of candidates that requests may filter by.
+
     Raises:
-      ValueError: there is no trained run, it is of other data, or it has diverged.
+      ValueError: there is no trained run, it is of other data, or it has diverged; or the data
+        do not have a column.
     """
     data = open_data(data_dir)
+    attributes = None
+    if filter_columns:
+        attributes = raw_values(data.features("candidate"), filter_columns)
     model, config = open_run(run_dir, data)
     queries, candidates = model.query_embeddings().numpy(), vectors(model, "candidate")
     if not (np.isfinite(queries).all() and np.isfinite(candidates).all()):
@@ -54,6 +65,7 @@ def export_bundle(
         sample_queries=queries[np.sort(draw.permutation(len(queries))[:_SAMPLES])],
         query_ids=raw_ids,
         seen=_seen(data, len(raw_ids)),
+        attributes=None if attributes is None else attributes.slice(0, len(candidates)),
         manifest=_manifest(data, model, candidates, config, Path(run_dir)),
     )
 

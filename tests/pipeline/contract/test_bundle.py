@@ -20,6 +20,14 @@ QUERIES = RNG.normal(size=(20, 8))
 SEEN_LISTS = [[], [3, 29, 0], *[[7]] * 18]
 
 
+def test_attributes_are_written_in_the_types_of_the_contract(tmp_path):
+    attributes = pa.table({"price": range(30), "new": [True] * 30})
+    bundle = read_bundle(write_bundle(tmp_path / "bundle", VALUES, NAMES, attributes=attributes))
+    assert schema.BUNDLE_ATTRIBUTES in bundle.retrieval_files
+    table = pq.read_table(bundle.path / schema.BUNDLE_ATTRIBUTES)
+    assert table.to_pylist()[29] == {"price": 29.0, "new": "true"}
+
+
 @pytest.fixture
 def bundle(tmp_path):
     return write_bundle(
@@ -65,6 +73,10 @@ def write_counts(counts):
     return lambda bundle: np.save(bundle / schema.BUNDLE_CANDIDATE_COUNTS, counts)
 
 
+def write_attributes(bundle, columns):
+    pq.write_table(pa.table(columns), bundle / schema.BUNDLE_ATTRIBUTES)
+
+
 def remove(name):
     return lambda bundle: (bundle / name).unlink()
 
@@ -81,6 +93,14 @@ FAULTS = {
         "can find, got only zeros in row 4, candidate 'id 4': train it, or leave it out",
     ),
     "float counts": (write_counts(np.ones(30)), r"must be int64 \[30\] .* got float64 \[30\]"),
+    "few attributes": (
+        lambda bundle: write_attributes(bundle, {"a": ["x"]}),
+        "one row for each of the 30 candidate vectors, got 1",
+    ),
+    "other attributes": (
+        lambda bundle: write_attributes(bundle, {"a": range(30)}),
+        "must hold texts, lists of texts and float64",
+    ),
     "few counts": (write_counts(np.ones(3, np.int64)), r"one for each .* got int64 \[3\]"),
     "below 0": (write_counts(np.arange(30) - 1), r"of at least 0, one for each candidate"),
     "infinite": (change_array(VECTORS, lambda a: a / 0), "must hold finite numbers"),

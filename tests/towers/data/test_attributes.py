@@ -10,7 +10,14 @@ import pytest
 import tensorflow as tf
 
 from pipeline.contract import schema
-from towers.data.attributes import MAX_CODES, columns_of, read_column, text_codes
+from towers.data.attributes import (
+    MAX_CODES,
+    Features,
+    columns_of,
+    raw_values,
+    read_column,
+    text_codes,
+)
 from towers.data.dataframe import from_dataframe
 from towers.data.history import History
 from towers.data.interactions import open_data
@@ -188,3 +195,35 @@ def test_cold_queries_have_columns_alone(attributed_data):
     for column in columns:
         expected = read_column(column, cold[column.name], tf.constant([0]))
         np.testing.assert_array_equal(inputs["columns"][column.name][1:], expected)
+
+
+def test_raw_values_are_those_of_the_table(attributed_data):
+    features = attributed_data.features("candidate")
+    names = ["tags", "price", "sub", "new"]
+    got = raw_values(features, names).to_pylist()
+    vocabulary = attributed_data.candidate_vocabulary.raw_ids.to_pylist()
+    ids = vocabulary + features.cold[schema.RAW_ID].to_pylist()
+    rows = {row["item_id"]: row for row in attributes.make_items()}
+    assert len(got) == len(ids) > len(vocabulary)
+    for item, values in zip(ids, got, strict=True):
+        row = rows.get(item, dict.fromkeys(names))
+        known = [tag for tag in row["tags"] or () if tag != "new tag"]
+        assert values["tags"] == list(dict.fromkeys(known))
+        assert values["sub"] == (None if row["sub"] is None else str(row["sub"]))
+        assert values["new"] == (None if row["new"] is None else str(row["new"]).lower())
+        assert values["price"] == (row["price"] and pytest.approx(row["price"], rel=1e-4))
+
+
+def test_a_price_is_what_it_was_not_a_little_above():
+    prices = np.array([20.0, 19.99, 1234.5, 0.01, 3.0])
+    mean, std = float(prices.mean()), float(prices.std())
+    scaled = pa.table({"price": pa.array((prices - mean) / std, pa.float32())})
+    specs = (schema.FeatureSpec("price", "numeric", mean=mean, std=std),)
+    got = raw_values(Features(specs, scaled, scaled.slice(5)), ["price"])
+    assert got["price"].to_pylist() == prices.tolist()
+
+
+def test_filter_columns_are_categories_lists_and_numbers(attributed_data):
+    features = attributed_data.features("candidate")
+    with pytest.raises(ValueError, match="must be among price, brand, sub, new, tags, got title"):
+        raw_values(features, ["brand", "title"])
