@@ -3,6 +3,11 @@
 from pipeline.contract.flags import Command
 
 COMMANDS = {
+    "items": Command(
+        "serving.publish.settings:ItemsConfig",
+        "serving.publish.items:change_items",
+        "add candidates to a published model, replace and remove them",
+    ),
     "serve": Command(
         "serving.settings:ServeConfig",
         "serving.server:serve",

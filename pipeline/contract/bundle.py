@@ -152,10 +152,11 @@ class Bundle:
 
     @property
     def retrieval_files(self) -> list[str]:
-        """The files that a version keeps for filtering, outside its graph."""
+        """The files that a version keeps outside its graph."""
         names = [schema.BUNDLE_VECTORS, schema.BUNDLE_CANDIDATE_IDS]
         names += _SEEN if self.num_queries is not None else ()
         optional = schema.BUNDLE_CANDIDATE_COUNTS, schema.BUNDLE_ATTRIBUTES
+        optional += (schema.BUNDLE_SAMPLE_QUERIES,)
         names += [name for name in optional if (self.path / name).exists()]
         return names
 
@@ -187,20 +188,20 @@ def read_bundle(path: str | Path) -> Bundle:
     return Bundle(path, manifest, vectors, candidate_ids, samples, num_queries)
 
 
-def read_raw_ids(path: Path) -> list[str]:
-    """The column `raw_id` of a Parquet file, in order.
+def read_raw_ids(path: Path, name: str = schema.RAW_ID) -> list[str]:
+    """A column of ids of a Parquet file, in order.
 
     Raises:
       ValueError: the file or the column is missing, or an id is null, empty or twice there.
     """
     if not path.is_file():
-        raise ValueError(f"{path} is missing: write the raw ids there, column {schema.RAW_ID!r}.")
+        raise ValueError(f"{path} is missing: write the raw ids there, column {name!r}.")
     try:
-        column = pq.read_table(path, columns=[schema.RAW_ID]).column(schema.RAW_ID)
+        column = pq.read_table(path, columns=[name]).column(name)
         ids = column.cast(pa.string()).to_pylist()
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, KeyError) as error:
         raise ValueError(
-            f"{path} must be Parquet with a column {schema.RAW_ID!r} of strings: {error}."
+            f"{path} must be Parquet with a column {name!r} of strings: {error}."
         ) from error
     if not all(ids):
         row = next(row for row, raw_id in enumerate(ids) if not raw_id)

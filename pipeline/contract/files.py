@@ -12,7 +12,7 @@ import logging
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +40,16 @@ def written_aside(path: Path) -> Iterator[Path]:
 
 
 def describe_files(
-    directory: str | os.PathLike[str], rows: dict[str, int] | None = None
+    directory: str | os.PathLike[str],
+    rows: dict[str, int] | None = None,
+    skip: Container[str] = (),
 ) -> dict[str, dict[str, Any]]:
     """Size and checksum of every file below `directory`, for `schema.Manifest.files`."""
     root, described = Path(directory), {}
     for path in sorted(p for p in root.rglob("*") if p.is_file()):
         name = path.relative_to(root).as_posix()
+        if name in skip:
+            continue
         described[name] = {"bytes": path.stat().st_size, "checksum": checksum(path)}
         if rows and name in rows:
             described[name]["rows"] = rows[name]

@@ -95,6 +95,11 @@ def feature_vocabulary_name(side: str, column: str) -> str:
     return f"feature_vocabulary-{side}-{safe}.parquet"
 
 
+def input_name(column: str) -> str:
+    """The name of a column as an input of a graph: what that does not take is an underscore."""
+    return re.sub(r"\W|^(?=\d)", "_", column, flags=re.ASCII)
+
+
 def presence_name(column: str) -> str:
     """The name of the bool column that tells where a column has a value."""
     return f"{column}:present"

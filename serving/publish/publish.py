@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from pipeline.contract.files import describe_files, lone_holder
 from serving.publish import measuring, model_card, tuning
 from serving.publish.settings import VersionOptions
 from serving.version import warmup_requests
+from serving.version.delta import ADDED, read_delta
 from serving.version.index import ExactIndex, import_scann
 from serving.version.names import MAX_VERSION
 from serving.version.served_model import GivenEmbedding, QueryModel, ServedModel
@@ -26,12 +29,13 @@ from serving.version.versions import (
     MODEL_CARD,
     RETRIEVAL,
     SCANN_MODEL,
+    is_finished,
     numbered_directories,
 )
 
 _FORMAT = "1.1"  # 1.1 added wide_search, the plot and warm-up requests; readers of 1.0 read it
 _LOCK = ".lock"
-_PARTIAL = ".partial-"  # neither a reader nor TensorFlow Serving takes this for a version
+PARTIAL = ".partial-"  # neither a reader nor TensorFlow Serving takes this for a version
 _log = logging.getLogger(__name__)
 
 
@@ -57,21 +61,51 @@ def publish(bundle: str | Path, models: str | Path, **options: Any) -> Path:
     """
     chosen = VersionOptions(**options)
     content = read_bundle(bundle)
-    home = Path(models) / chosen.name
+    with new_version(Path(models) / chosen.name, chosen.version) as (partial, finished):
+        _name_lost(finished.parent, content)
+        write_version(partial, content, chosen)
+    return finished
+
+
+@contextlib.contextmanager
+def new_version(home: Path, version: int = 0) -> Iterator[tuple[Path, Path]]:
+    """A path for a version, and that which it gets at the end; where writing fails, none.
+
+    One process at a time has it, the others wait. `version` 0 is the next free number.
+    """
     home.mkdir(parents=True, exist_ok=True)
     with lone_holder(home / _LOCK, f"Waiting for another export to {home}."):
-        for leftover in home.glob(f"{_PARTIAL}*"):  # nobody is writing it: we hold the lock
+        for leftover in home.glob(f"{PARTIAL}*"):  # nobody is writing it: we hold the lock
             _log.warning("Removing %s, left by an export that did not finish.", leftover)
             shutil.rmtree(leftover)
-        number = _free_number(home, chosen.version)
-        partial = home / f"{_PARTIAL}{number}"
+        number = _free_number(home, version)
+        partial = home / f"{PARTIAL}{number}"
         try:
-            _write_version(partial, content, chosen)
+            yield partial, home / str(number)
             os.rename(partial, home / str(number))
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
-    return home / str(number)
+
+
+def _name_lost(home: Path, bundle: Bundle) -> None:
+    """Says which candidates that `twotower items` added are not in a bundle."""
+    finished = [n for n, path in numbered_directories(home).items() if is_finished(path)]
+    newest = home / str(max(finished, default=0))
+    added = read_delta(newest, bundle.vectors.shape[1]).ids
+    if lost := sorted(set(added).difference(bundle.candidate_ids)):
+        _log.warning(
+            "%d candidates that were added to %s are not in this bundle: %s%s. Add them again: "
+            "twotower items --models %s --name %s --add %s, with embeddings of the new model if "
+            "they came with embeddings.",
+            len(lost),
+            newest,
+            ", ".join(map(repr, lost[:3])),
+            ", ..." if len(lost) > 3 else "",
+            home.parent,
+            home.name,
+            newest / ADDED,
+        )
 
 
 def _free_number(home: Path, version: int) -> int:
@@ -87,7 +121,7 @@ def _free_number(home: Path, version: int) -> int:
     return number
 
 
-def _write_version(path: Path, bundle: Bundle, options: VersionOptions) -> None:
+def write_version(path: Path, bundle: Bundle, options: VersionOptions) -> None:
     """Writes all of a version; its manifest comes last."""
     dimensions = bundle.vectors.shape[1]
     query_model = bundle.query_model

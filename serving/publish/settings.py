@@ -61,3 +61,22 @@ class ExportConfig(VersionOptions):
         """The part of the settings that `serving.publish.publish` takes."""
         names = [field.name for field in dataclasses.fields(VersionOptions)]
         return VersionOptions(**{name: getattr(self, name) for name in names})
+
+
+@dataclasses.dataclass(frozen=True)
+class ItemsConfig:
+    """Settings of one change of the candidates of a model."""
+
+    models: str = ""  # directory of all models, as given to `twotower export`
+    name: str = "twotower"  # name of the model, one directory below MODELS
+    add: str = ""  # Parquet file of candidates to add or replace: their ids, and attributes by name
+    remove: str = ""  # Parquet file with ids of candidates to remove
+    id_column: str = "candidate_id"  # of raw ids in both files
+    max_share: float = 0.05  # of the corpus that may lie beside it; above, it is built anew
+
+    def __post_init__(self) -> None:
+        require(bool(self.models), "models", "must be a directory", self.models)
+        check_name(self.name)
+        is_change = bool(self.add or self.remove)
+        require(is_change, "add", "must be a file where --remove is not given", self.add)
+        require(self.max_share >= 0, "max_share", "must be at least 0", self.max_share)

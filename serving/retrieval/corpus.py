@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Iterable
 from functools import cached_property
@@ -13,8 +14,9 @@ import numpy as np
 from pipeline.contract import schema
 from pipeline.contract.bundle import read_raw_ids
 from serving.errors import InvalidRequest
-from serving.retrieval.filters import Filters
+from serving.retrieval.filters import Filters, among
 from serving.retrieval.requests import RetrieveRequest
+from serving.version.delta import Delta
 
 _NO_ROWS = np.empty(0, np.int64)
 
@@ -28,12 +30,43 @@ class FilterRows(NamedTuple):
 
 
 class Corpus:
-    """The files below `assets.extra/retrieval`; what needs much memory is read on first use."""
+    """The files below `assets.extra/retrieval`; what needs much memory is read on first use.
+
+    Rows are those of the base, then the added ones of a delta.
+
+    Attributes:
+      vectors: float32 [N, D], of the base.
+      added: float32 [A, D], of the delta.
+      removed: int64, ascending, rows that nobody gets: removed, or replaced by an added one.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.candidate_ids = read_raw_ids(path / schema.BUNDLE_CANDIDATE_IDS)
-        self.vectors = np.load(path / schema.BUNDLE_VECTORS, mmap_mode="r")  # [N, D]
+        self._base_ids = read_raw_ids(path / schema.BUNDLE_CANDIDATE_IDS)
+        self.vectors = np.load(path / schema.BUNDLE_VECTORS, mmap_mode="r")
+        self.added, self.removed = np.zeros((0, self.vectors.shape[1]), np.float32), _NO_ROWS
+        self._added_ids: list[str] = []
+        self._changed: dict[str, int] = {}  # ids of the delta → their row, -1 for removed ones
+        self._moved = _NO_ROWS, _NO_ROWS  # rows of replaced ones, ascending, and their new rows
+
+    def with_delta(self, path: Path, delta: Delta) -> Corpus:
+        """The corpus of a version with the same base, whose tables it shares.
+
+        Args:
+          path: its `assets.extra/retrieval`.
+          delta: of it.
+        """
+        other = copy.copy(self)
+        for name in ("_names", "popularity"):
+            other.__dict__.pop(name, None)
+        other._path, num_base = path, len(self._base_ids)
+        other.added, other.removed, other._added_ids = delta.vectors, delta.excluded, delta.ids
+        other._changed = {self._base_ids[row]: -1 for row in delta.excluded}
+        added = {raw_id: num_base + row for row, raw_id in enumerate(other._added_ids)}
+        new_rows = np.array([added.get(raw_id, -1) for raw_id in other._changed], np.int64)
+        other._moved = delta.excluded[new_rows >= 0], new_rows[new_rows >= 0]
+        other._changed |= added
+        return other
 
     @property
     def has_seen(self) -> bool:
@@ -47,16 +80,19 @@ class Corpus:
 
     @property
     def num_candidates(self) -> int:
-        """N, the size of the corpus."""
-        return len(self.candidate_ids)
+        """All rows, removed ones too."""
+        return len(self._base_ids) + len(self._added_ids)
 
     def filter_rows(self, request: RetrieveRequest) -> FilterRows:
         """What a request excludes and allows, in rows; its cost grows with their ids."""
         ids = {*request.exclude, *(request.allow or ())}
+        excluded = self.removed
+        if request.exclude:
+            excluded = np.union1d(excluded, self.candidate_rows(request.exclude))
         return FilterRows(
-            self.candidate_rows(request.exclude),
+            excluded,
             None if request.allow is None else self.candidate_rows(request.allow),
-            len(ids.difference(self._candidate_row)),
+            sum(self._row(raw_id) < 0 for raw_id in ids),
         )
 
     def seen_rows(self, query_id: str) -> np.ndarray:
@@ -65,7 +101,11 @@ class Corpus:
         if row is None:
             return _NO_ROWS
         offsets, candidates = self._seen
-        return candidates[offsets[row] : offsets[row + 1]].astype(np.int64)
+        rows = candidates[offsets[row] : offsets[row + 1]].astype(np.int64)
+        moved, new_rows = self._moved
+        if (is_moved := among(rows, moved)).any():
+            rows[is_moved] = new_rows[np.searchsorted(moved, rows[is_moved])]
+        return rows
 
     def query_ids(self, limit: int) -> list[str]:
         """The first raw ids of the queries that have a seen list."""
@@ -86,12 +126,14 @@ class Corpus:
           InvalidRequest: the version has neither.
         """
         self.check_popularity()
-        counts = self._path / schema.BUNDLE_CANDIDATE_COUNTS
-        if counts.is_file():
-            count = np.load(counts)
-        else:
-            count = np.bincount(self._seen[1], minlength=self.num_candidates)
-        return count, np.argsort(-count, kind="stable")
+        count, by_popularity = self._base_popularity
+        added = np.zeros(len(self._added_ids), np.int64)
+        moved, new_rows = self._moved
+        added[new_rows - len(count)] = count[moved]
+        order = np.argsort(-added, kind="stable")
+        places = np.searchsorted(-count[by_popularity], -added[order], side="right")
+        by_popularity = np.insert(by_popularity, places, len(count) + order)
+        return np.concatenate([count, added]), by_popularity
 
     def check_popularity(self) -> None:
         """Raises InvalidRequest where the version does not know which candidates are popular."""
@@ -106,7 +148,7 @@ class Corpus:
         """Reads now what is otherwise read on first use."""
         if self.has_popularity:
             _ = self.popularity
-        _ = self._names, self._candidate_row, self._query_row
+        _ = self._names, self._base_row, self._query_row
 
     def popular_rows(self, filters: Filters, query: int, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The most popular rows that a query may get, at most k, and their counts."""
@@ -121,16 +163,34 @@ class Corpus:
 
     def candidate_rows(self, candidate_ids: Iterable[str]) -> np.ndarray:
         """Rows of the candidates that are in the corpus: int64, ascending, each once."""
-        rows = {self._candidate_row.get(raw_id, -1) for raw_id in candidate_ids} - {-1}
+        rows = {self._row(raw_id) for raw_id in candidate_ids} - {-1}
         return np.sort(np.fromiter(rows, np.int64, len(rows)))
+
+    def _row(self, candidate_id: str) -> int:
+        """Its row; -1 where it is not in the corpus."""
+        row = self._changed.get(candidate_id)
+        return self._base_row.get(candidate_id, -1) if row is None else row
 
     @cached_property
     def _names(self) -> np.ndarray:
-        return np.array(self.candidate_ids, object)
+        return np.concatenate([self._base_names, np.array(self._added_ids, object)])
 
     @cached_property
-    def _candidate_row(self) -> dict[str, int]:
-        return {candidate_id: row for row, candidate_id in enumerate(self.candidate_ids)}
+    def _base_names(self) -> np.ndarray:
+        return np.array(self._base_ids, object)
+
+    @cached_property
+    def _base_row(self) -> dict[str, int]:
+        return {candidate_id: row for row, candidate_id in enumerate(self._base_ids)}
+
+    @cached_property
+    def _base_popularity(self) -> tuple[np.ndarray, np.ndarray]:
+        counts = self._path / schema.BUNDLE_CANDIDATE_COUNTS
+        if counts.is_file():
+            count = np.load(counts)
+        else:
+            count = np.bincount(self._seen[1], minlength=len(self._base_ids))
+        return count, np.argsort(-count, kind="stable")
 
     @cached_property
     def _query_row(self) -> dict[str, int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Mapping, Sequence, Sized
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +12,6 @@ import numpy as np
 import tensorflow as tf
 
 from serving.errors import InvalidRequest, ServiceError
-from serving.retrieval.corpus import Corpus
 from serving.retrieval.filters import Filters
 from serving.retrieval.query_inputs import QueryInputs, query_ids
 from serving.retrieval.requests import (
@@ -23,7 +21,9 @@ from serving.retrieval.requests import (
     given_embeddings,
 )
 from serving.retrieval.search import CheckedQueries, EmbeddedQueries, Hits, IndexSearch, results
+from serving.retrieval.shared_base import SharedBase
 from serving.version import served_model
+from serving.version.delta import read_delta
 from serving.version.index import import_scann
 from serving.version.versions import RETRIEVAL, Version, find_version
 
@@ -60,6 +60,7 @@ class Retriever:
       input: what it takes, "query_id" or, of a version without a query model, "embedding".
       corpus: its candidates, and what the queries have seen.
       query_inputs: what `queries` of a request may say.
+      joins: whether another version had loaded what it needs.
     """
 
     def __init__(self, version: Version, index: str = "default") -> None:
@@ -71,8 +72,11 @@ class Retriever:
         self._wanted_index = index
         self.k: int = version.manifest.details["k"]
         self.input: str = version.manifest.details["input"]
-        self.corpus = Corpus(version.path / RETRIEVAL)
-        self._loading = threading.Lock()
+        self._base = SharedBase.of(version, self)
+        self.joins = self._base.is_shared
+        corpus = self._base.corpus
+        delta = read_delta(version.path, corpus.vectors.shape[1])
+        self.corpus = corpus.with_delta(version.path / RETRIEVAL, delta)
         self._indexes: dict[str, IndexSearch] = {}
         signatures = self.model("exact").signatures
         self._encoder = signatures[served_model.QUERY_EMBEDDING]
@@ -87,8 +91,8 @@ class Retriever:
 
     @property
     def num_candidates(self) -> int:
-        """N, the size of the corpus."""
-        return self.corpus.num_candidates
+        """The size of the corpus."""
+        return self.corpus.num_candidates - len(self.corpus.removed)
 
     @cached_property
     def default_index(self) -> str:
@@ -241,23 +245,49 @@ class Retriever:
                 index.search_wider(embedding, index.widest)
 
     @property
-    def models(self) -> list[Any]:
-        """The SavedModels that have been loaded."""
-        return [index.model for index in self._indexes.values()]
+    def graph_is_whole(self) -> bool:
+        """Whether the graphs that are loaded answer for this version, not for another delta."""
+        has_delta = len(self.corpus.added) or len(self.corpus.removed)
+        return self._base.path == self.version.path and not has_delta
 
-    def close(self) -> None:
-        """Frees what a loaded ScaNN index holds outside Python; call it after the last query."""
-        with self._loading:
-            if (index := self._indexes.pop("scann", None)) is not None:
-                index.model.release()
+    def run(self, signature: str, **inputs: tf.Tensor) -> dict[str, tf.Tensor]:
+        """What `serving_default` or `retrieve` give where `graph_is_whole` is False."""
+        encoder = self._encoder
+        if signature == served_model.RETRIEVE and self._request_encoder is not None:
+            encoder = self._request_encoder
+        outputs = encoder(**inputs)
+        size = len(outputs[served_model.KNOWN])
+        names, nothing = [""] * size, [np.empty(0, np.int64)] * size
+        filters = Filters(self.corpus.num_candidates, self.corpus.removed, None, nothing)
+        request = RetrieveRequest(names, k=self.k)
+        queries = EmbeddedQueries(request, names, *_Outputs(outputs).take(size), filters, 0)
+        [hits] = self._search([queries])
+        answers = results(queries, self._index("default"), hits, self.corpus, "empty")
+        ids, scores = np.full((size, self.k), "", object), np.zeros((size, self.k), np.float32)
+        for row, answer in enumerate(answers):
+            ids[row, : len(answer.scores)] = answer.candidate_ids
+            scores[row, : len(answer.scores)] = answer.scores
+        ids = tf.constant(ids, tf.string, ids.shape)
+        return {served_model.CANDIDATE_ID: ids, served_model.SCORE: tf.constant(scores)}
+
+    def close(self) -> list[Any]:
+        """Frees what a loaded ScaNN index holds outside Python; call it after the last query.
+
+        Returns the SavedModels that no other version uses.
+        """
+        self._indexes = {}
+        return self._base.leave(self)
 
     def _index(self, name: str) -> IndexSearch:
         name = self.default_index if name == "default" else name
-        with self._loading:
-            if name not in self._indexes:
-                model = self.version.load(name)
-                self._indexes[name] = IndexSearch(model, name, self.k, self.num_candidates)
-            return self._indexes[name]
+        if (index := self._indexes.get(name)) is None:
+            with self._base.loading:
+                models = self._base.models
+                if name not in models:
+                    models[name] = self.version.load(name)
+                index = IndexSearch(models[name], name, self.k, self.corpus)
+                index = self._indexes.setdefault(name, index)
+        return index
 
     def _embed(self, requests: Sequence[CheckedQueries]) -> list[EmbeddedQueries]:
         """The embeddings of all queries by one call of each encoder, as those of each request."""
@@ -288,7 +318,7 @@ class Retriever:
             for place, query in enumerate(queries or ()):
                 chosen = self.corpus.candidate_rows(query.get(served_model.HISTORY, ()))
                 seen[place] = np.concatenate([seen[place], chosen])
-        filters = Filters(self.num_candidates, excluded, allowed, seen, request.min_score)
+        filters = Filters(self.corpus.num_candidates, excluded, allowed, seen, request.min_score)
         return EmbeddedQueries(request, names, *outputs, filters, unknown_ids)
 
     def _search(self, requests: Sequence[EmbeddedQueries]) -> list[Hits | None]:

@@ -35,11 +35,17 @@ class Hits(NamedTuple):
 class IndexSearch:
     """The loaded SavedModel of an index ("exact" or "scann"), in NumPy on both sides.
 
-    At most `widest` results may be asked of `search_wider`; 0: there is no such signature.
+    Its results are joined by the added candidates that score above the last of them. Those below
+    wait: what the index did not return may score higher.
+
+    Attributes:
+      widest: most results that `search_wider` may ask of the index; 0: it cannot give more.
     """
 
-    def __init__(self, model: Any, kind: str, k: int, num_candidates: int) -> None:
+    def __init__(self, model: Any, kind: str, k: int, corpus: Corpus) -> None:
         self.model, self.kind, self.k = model, kind, k
+        self._added, num_candidates = corpus.added, len(corpus.vectors)
+        self._first_added = num_candidates  # row
         self._search = model.signatures[served_model.EMBEDDING_SEARCH]
         self._wide_search = model.signatures.get(served_model.WIDE_SEARCH)
         self.widest = 0 if self._wide_search is None else min(_MAX_WIDENING * k, num_candidates)
@@ -47,18 +53,41 @@ class IndexSearch:
         self._tuned = {served_model.LEAVES_TO_SEARCH: tf.constant(0)} if takes_leaves else {}
 
     def search(self, embeddings: np.ndarray) -> Hits:
-        """The K best of each query, as good as the index promises: float32 [B, D] → [B, K]."""
+        """The K best of each query or more, as good as the index promises: float32 [B, D]."""
         return self._run(self._search, embeddings, self._tuned)
 
     def search_wider(self, embeddings: np.ndarray, num_results: int) -> Hits:
-        """More than K results, at most `widest`: float32 [B, D] → [B, num_results]."""
+        """As `search`, with `num_results` of the index, at most `widest`."""
         inputs = {served_model.NUM_RESULTS: tf.constant(num_results)}
         return self._run(self._wide_search, embeddings, inputs)
 
     def _run(self, search: Any, embeddings: np.ndarray, inputs: dict[str, Any]) -> Hits:
         outputs = search(**{served_model.EMBEDDING: tf.constant(embeddings)}, **inputs)
         rows, scores = outputs[served_model.CANDIDATE_ROW], outputs[served_model.SCORE]
-        return Hits(rows.numpy(), scores.numpy())
+        return self._with_added(Hits(rows.numpy(), scores.numpy()), embeddings)
+
+    def _with_added(self, hits: Hits, embeddings: np.ndarray) -> Hits:
+        last = np.where(hits.rows[:, -1:] < 0, -np.inf, hits.scores[:, -1:])  # [B, 1]
+        size = max(1, _MAX_SCORES // max(1, len(self._added)))
+        found = []  # query, row, score
+        for start in range(0, len(embeddings), size) if len(self._added) else ():
+            scores = embeddings[start : start + size] @ self._added.T  # [size, A]
+            queries, rows = np.nonzero(scores > last[start : start + size])
+            found.append((start + queries, rows, scores[queries, rows]))
+        if not sum(len(queries) for queries, _, _ in found):
+            return hits
+        queries, rows, scores = map(np.concatenate, zip(*found, strict=True))
+        counts = np.bincount(queries, minlength=len(embeddings))
+        places = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+        more = Hits(
+            np.full((len(counts), counts.max()), -1, np.int32),
+            np.full((len(counts), counts.max()), -np.inf, np.float32),
+        )
+        more.rows[queries, places], more.scores[queries, places] = self._first_added + rows, scores
+        joined = Hits(*(np.concatenate(parts, axis=1) for parts in zip(hits, more, strict=True)))
+        joined.scores[joined.rows < 0] = -np.inf
+        order = np.argsort(-joined.scores, axis=1, kind="stable")
+        return Hits(*(np.take_along_axis(part, order, axis=1) for part in joined))
 
 
 class CheckedQueries(NamedTuple):
@@ -152,7 +181,10 @@ def _of_known(
             enough |= below
         left, below = left[~enough], below[~enough]
     if hits is not None or k > index.k:
-        barred = corpus.num_candidates - filters.num_left[left]
+        removed = len(corpus.removed)
+        barred = corpus.num_candidates - removed - filters.num_left[left]  # by the request
+        # Removed ones are spread over the corpus: few of them are among the results of a query.
+        barred += min(removed, 16 + 4 * k * removed // len(corpus.vectors))
         wide = (k + barred <= index.widest) & (filters.base is None) & ~below
         if wide.any():
             # So many results cannot all be barred but k; if they are too few, leaves were.
@@ -160,7 +192,8 @@ def _of_known(
             wider = index.search_wider(queries.embeddings[left[wide]], num_results)
             enough = _take(queries, left[wide], wider, best)
             left = np.concatenate([left[~wide], left[wide][~enough]])
-    exactly = best_rows(corpus.vectors, queries.embeddings[left], filters, left, k)
+    vectors = [corpus.vectors, corpus.added]
+    exactly = best_rows(vectors, queries.embeddings[left], filters, left, k)
     for query, rows_and_scores in zip(left, exactly, strict=True):
         best[query] = rows_and_scores
     return best
@@ -179,12 +212,16 @@ def _take(queries: EmbeddedQueries, places: np.ndarray, hits: Hits, best: list[B
 
 
 def best_rows(
-    vectors: np.ndarray, embeddings: np.ndarray, filters: Filters, queries: np.ndarray, k: int
+    vectors: Sequence[np.ndarray],
+    embeddings: np.ndarray,
+    filters: Filters,
+    queries: np.ndarray,
+    k: int,
 ) -> Iterator[Best]:
     """Scores all candidates that queries may get, and keeps the best.
 
     Args:
-      vectors: float32 [N, D].
+      vectors: float32 [N, D] in parts, which may be mapped from files.
       embeddings: float32 [b, D].
       filters: of all queries of the request.
       queries: int [b], which of them these are.
@@ -194,14 +231,22 @@ def best_rows(
       For each query rows int64 and scores float32, best first; of equal scores the lower row.
     """
     base, barred = filters.base, filters.excluded
-    if base is not None and _COPIED_SHARE * len(base) >= len(vectors):
-        others = np.ones(len(vectors), bool)
+    ends = np.cumsum([len(part) for part in vectors])
+    if base is not None and _COPIED_SHARE * len(base) >= ends[-1]:
+        others = np.ones(ends[-1], bool)
         others[base] = False
         base, barred = None, np.flatnonzero(others)
-    searched = vectors if base is None else vectors[base]  # [n, D]
-    size = max(1, _MAX_SCORES // max(1, len(searched)))
+    if base is not None:
+        parts = np.split(base, np.searchsorted(base, ends[:-1]))
+        starts = ends - [len(part) for part in vectors]
+        vectors = [v[rows - start] for v, rows, start in zip(vectors, parts, starts, strict=True)]
+        ends = np.cumsum([len(part) for part in vectors])
+    size = max(1, _MAX_SCORES // max(1, ends[-1]))
     for start in range(0, len(queries), size):
-        scores = embeddings[start : start + size] @ searched.T  # [size, n]
+        block = embeddings[start : start + size]
+        scores = np.empty((len(block), ends[-1]), np.float32)  # [size, n]
+        for part, columns in zip(vectors, np.split(scores, ends[:-1], axis=1), strict=True):
+            np.matmul(block, part.T, out=columns)
         for line, query in zip(scores, queries[start : start + size], strict=True):
             own = filters.own_rows(query)
             line[barred] = -np.inf

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,9 @@ class LoadedVersion:
             default = self.retriever.model().signatures
             searches = {TOP_K, RETRIEVE} & set(default)
             self._functions |= {name: default[name] for name in searches}
+            if not self.retriever.graph_is_whole:
+                run = self.retriever.run
+                self._functions |= {name: partial(run, name) for name in searches}
         protos = _signature_protos(self.path / SAVED_MODEL)
         signatures = {
             name: Signature.of(name, protos[name])
@@ -158,6 +162,9 @@ class LoadedVersion:
           ValueError: a request cannot be read, or is refused.
           ServiceError: the version fails.
         """
+        if self.retriever is not None and self.retriever.joins:
+            self.retriever.warm_up()  # the graphs are warm
+            return
         for number, request in enumerate(warmup_requests.read(self.path), start=1):
             name = request.model_spec.signature_name or TOP_K
             try:
@@ -185,8 +192,7 @@ class LoadedVersion:
         """Frees it; call it after the last request."""
         models = [] if self._foreign is None else [self._foreign]
         if self.retriever is not None:
-            models = self.retriever.models
-            self.retriever.close()
+            models = self.retriever.close()
         self.retriever = self._foreign = None
         self._functions = {}
         for model in models:

@@ -37,38 +37,64 @@ class ExactIndex(tf.Module):
         self.k = min(k, len(vectors))
         self.vectors = tf.Variable(vectors, trainable=False, name="candidate_vectors")
 
-    def search(self, embedding: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def search(
+        self, embedding: tf.Tensor, excluded: tf.Tensor | None = None
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         """Rows int32 [B, K] and scores float32 [B, K]; of equal scores the lower row wins.
 
-        Candidates are scored in blocks, at most `_MAX_SCORES` scores at a time: what is best so
-        far is joined with the best of the next block.
+        `excluded` rows, int32 [any], have the score -inf.
         """
-        vectors, num_queries = tf.convert_to_tensor(self.vectors), tf.shape(embedding)[0]
-        size = tf.maximum(_MAX_SCORES // tf.maximum(num_queries, 1), self.k)
-        size = (size + _ALIGNED - 1) // _ALIGNED * _ALIGNED
-
-        def best_of(start: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            block = vectors[start : start + size]
-            scores = tf.matmul(embedding, block, transpose_b=True)  # [B, size]
-            scores, rows = tf.math.top_k(scores, k=tf.minimum(self.k, tf.shape(scores)[1]))
-            return start + rows, scores
-
-        def add(block: tf.Tensor, rows: tf.Tensor, scores: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            more_rows, more_scores = best_of(block * size)
-            rows = tf.concat([rows, more_rows], axis=1)  # the lower rows first
-            scores, places = tf.math.top_k(tf.concat([scores, more_scores], axis=1), k=self.k)
-            return block + 1, tf.gather(rows, places, batch_dims=1), scores
-
-        rows, scores = (tf.ensure_shape(part, [None, self.k]) for part in best_of(tf.constant(0)))
-        num_blocks = (self.vectors.shape[0] - 1) // size + 1
-        _, rows, scores = tf.while_loop(
-            lambda block, *_: block < num_blocks,
-            add,
-            (tf.constant(1), rows, scores),
-            shape_invariants=(tf.TensorShape([]), *[tf.TensorShape([None, self.k])] * 2),
-            parallel_iterations=1,
-        )
+        results = best_rows(tf.convert_to_tensor(self.vectors), embedding, self.k, excluded)
+        rows, scores = (tf.ensure_shape(part, [None, self.k]) for part in results)
         return rows, scores
+
+
+def best_rows(
+    vectors: tf.Tensor, embedding: tf.Tensor, k: int, excluded: tf.Tensor | None = None
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """The k rows of vectors [N, D] that score highest, as many as there are: [B, min(k, N)] each.
+
+    Candidates are scored in blocks, at most `_MAX_SCORES` scores at a time: what is best so
+    far is joined with the best of the next block.
+    """
+    num_rows, num_queries = tf.shape(vectors)[0], tf.shape(embedding)[0]
+    size = tf.maximum(_MAX_SCORES // tf.maximum(num_queries, 1), k)
+    size = (size + _ALIGNED - 1) // _ALIGNED * _ALIGNED
+    excluded = tf.zeros([0], tf.int32) if excluded is None else excluded
+    are_excluded = tf.size(excluded) > 0
+    places, gone = excluded[:, tf.newaxis], tf.ones_like(excluded, tf.bool)
+    is_excluded = tf.cond(
+        are_excluded,
+        lambda: tf.tensor_scatter_nd_update(tf.zeros([num_rows], tf.bool), places, gone),
+        lambda: tf.zeros([0], tf.bool),
+    )
+
+    def best_of(start: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        scores = tf.matmul(embedding, vectors[start : start + size], transpose_b=True)  # [B, size]
+        scores = tf.cond(
+            are_excluded,
+            lambda: tf.where(is_excluded[start : start + size], -math.inf, scores),
+            lambda: scores,
+        )
+        scores, rows = tf.math.top_k(scores, k=tf.minimum(k, tf.shape(scores)[1]))
+        return start + rows, scores
+
+    def add(block: tf.Tensor, rows: tf.Tensor, scores: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        more_rows, more_scores = best_of(block * size)
+        rows = tf.concat([rows, more_rows], axis=1)  # the lower rows first
+        scores = tf.concat([scores, more_scores], axis=1)
+        scores, places = tf.math.top_k(scores, k=tf.minimum(k, tf.shape(scores)[1]))
+        return block + 1, tf.gather(rows, places, batch_dims=1), scores
+
+    num_blocks = (num_rows - 1) // size + 1
+    _, rows, scores = tf.while_loop(
+        lambda block, *_: block < num_blocks,
+        add,
+        (tf.constant(1), *best_of(tf.constant(0))),
+        shape_invariants=(tf.TensorShape([]), *[tf.TensorShape([None, None])] * 2),
+        parallel_iterations=1,
+    )
+    return rows, scores
 
 
 class ScannIndex(tf.Module):

@@ -9,6 +9,8 @@ Signatures, the same in the exact and the ScaNN model:
     less for the tuned number; kept out of `serving_default`, which thus means the same in both.
   wide_search, in the ScaNN model alone: embedding float32 [B, D], num_results int32 scalar, from
     K to N -> as embedding_search with so many columns, for those who filter results.
+In the exact model, `serving_default` and `retrieve` know the delta of a version (see `delta`), the
+others its base alone.
 Where the query model takes more than ids (see `towers.export.encoder`), also
   request_embedding: its inputs, query_id among them -> embedding, known, unknown_history int32 [B].
   retrieve: the same inputs -> candidate_id, score as `serving_default`.
@@ -17,13 +19,15 @@ A version without a query model takes embedding instead of query_id everywhere.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
 
-from serving.version.index import ExactIndex, ScannIndex
+from serving.version.delta import DeltaVariables, part_checkpoint
+from serving.version.index import ExactIndex, ScannIndex, best_rows
 
 QUERY_ID, EMBEDDING, KNOWN = "query_id", "embedding", "known"
 CANDIDATE_ID, CANDIDATE_ROW, SCORE = "candidate_id", "candidate_row", "score"
@@ -106,7 +110,9 @@ class ServedModel(tf.Module):
         self.index = index
         self.candidate_ids = tf.Variable(candidate_ids, trainable=False, name="candidate_ids")
         self._embedding = tf.TensorSpec([None, dimensions], tf.float32, name=EMBEDDING)
-        if isinstance(index, ScannIndex):
+        if isinstance(index, ExactIndex):
+            self.delta = DeltaVariables(dimensions)
+        else:
             self.release = tf.function(index.release, input_signature=[])
 
     def save(self, path: Path) -> dict[str, list[tf.TensorSpec]]:
@@ -127,6 +133,8 @@ class ServedModel(tf.Module):
             signatures[REQUEST_EMBEDDING] = _trace(self.encoder.request, *inputs)
             signatures[RETRIEVE] = _trace(self._retrieve, *inputs)
         tf.saved_model.save(self, str(path), signatures=signatures)
+        if isinstance(self.index, ExactIndex):
+            part_checkpoint(path)
         return {
             name: list(function.structured_input_signature[0])
             for name, function in signatures.items()
@@ -141,10 +149,24 @@ class ServedModel(tf.Module):
         return self._best(outputs[EMBEDDING], outputs[KNOWN])
 
     def _best(self, embedding: tf.Tensor, known: tf.Tensor) -> dict[str, tf.Tensor]:
-        rows, scores = self.index.search(embedding)
-        is_result = (rows >= 0) & known[:, tf.newaxis]  # [B, K]
-        ids = tf.gather(self.candidate_ids, tf.maximum(rows, 0))
+        if isinstance(self.index, ExactIndex):
+            ids, scores = self._best_with_delta(self.index, embedding)
+            is_result = scores > -math.inf
+        else:
+            rows, scores = self.index.search(embedding)
+            ids, is_result = tf.gather(self.candidate_ids, tf.maximum(rows, 0)), rows >= 0
+        is_result &= known[:, tf.newaxis]  # [B, K]
         return {CANDIDATE_ID: tf.where(is_result, ids, ""), SCORE: tf.where(is_result, scores, 0.0)}
+
+    def _best_with_delta(
+        self, index: ExactIndex, embedding: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Ids and scores [B, K]; -inf where there are no more candidates."""
+        rows, scores = index.search(embedding, self.delta.excluded.read_value())
+        added = best_rows(self.delta.vectors.read_value(), embedding, index.k)
+        ids = [tf.gather(self.candidate_ids, rows), tf.gather(self.delta.ids, added[0])]
+        scores, places = tf.math.top_k(tf.concat([scores, added[1]], axis=1), k=index.k)
+        return tf.gather(tf.concat(ids, axis=1), places, batch_dims=1), scores
 
     def _query_embedding(self, query: tf.Tensor) -> dict[str, tf.Tensor]:
         embedding, known = self.encoder(query)

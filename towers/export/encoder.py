@@ -16,7 +16,6 @@ known where its id is or where anything is given.
 
 from __future__ import annotations
 
-import re
 import tempfile
 import uuid
 from collections.abc import Callable, Sequence
@@ -227,8 +226,8 @@ class _Records(_TableInitializer):
 
 
 def _input_names(side: str, columns: Sequence[Column]) -> list[str]:
-    """The name of the input of each column: what a graph does not take is an underscore."""
-    names = [re.sub(r"\W|^(?=\d)", "_", column.name, flags=re.ASCII) for column in columns]
+    """The name of the input of each column."""
+    names = [schema.input_name(column.name) for column in columns]
     taken: dict[str, str] = {f"{side}_id": "the id", HISTORY: "the history"}
     for name, column in zip(names, columns, strict=True):
         if name in taken:

@@ -119,7 +119,7 @@ def test_the_card_and_the_manifest_describe_the_version(small):
 
 
 def test_versions_are_numbered_on_and_never_replaced(bundle, tmp_path, monkeypatch):
-    monkeypatch.setattr("serving.publish.publish._write_version", lambda path, *_: path.mkdir())
+    monkeypatch.setattr("serving.publish.publish.write_version", lambda path, *_: path.mkdir())
     home = tmp_path / "models" / "shop"
     made = [publish(bundle, home.parent, name="shop") for _ in range(2)]
     assert made == [home / "1", home / "2"]

@@ -64,7 +64,7 @@ def test_exact_search_over_allowed_rows_is_a_sorted_list(seed, monkeypatch):
     k = int(rng.integers(1, 70))
     filters = Filters(60, excluded, allowed, seen, lowest)
     chosen = rng.permutation(5)[:3]
-    answers = list(best_rows(vectors, queries[chosen], filters, chosen, k))
+    answers = list(best_rows([vectors], queries[chosen], filters, chosen, k))
     assert len(answers) == 3
     for query, (found, scores) in zip(chosen, answers, strict=True):
         exact = vectors @ queries[query]

@@ -1,0 +1,236 @@
+"""`twotower items`: candidates come and go by a small version on top of a large one."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import tensorflow as tf
+
+from pipeline.contract import schema
+from pipeline.contract.bundle import SeenLists, read_bundle, read_raw_ids, write_bundle
+from pipeline.contract.files import describe_files
+from serving.publish.publish import PARTIAL, new_version, write_version
+from serving.publish.settings import ItemsConfig, VersionOptions
+from serving.version.delta import Delta, base_files, can_have_delta, read_delta, write_with_delta
+from serving.version.served_model import (
+    EMBEDDING,
+    KNOWN,
+    QUERY_EMBEDDING,
+    REQUEST_EMBEDDING,
+    TOP_K,
+)
+from serving.version.versions import CANDIDATE_MODEL, MODEL_CARD, RETRIEVAL, Version, find_version
+
+_log = logging.getLogger(__name__)
+
+
+def change_items(config: ItemsConfig) -> Path:
+    """Publishes the next version of a model, with candidates added, replaced and removed.
+
+    Example:
+      change_items(ItemsConfig(models="models", add="new.parquet", remove="ids.parquet"))
+
+    Returns:
+      The directory of the version. Its files are links to those of the newest version but for the
+      delta, in which the candidates of earlier calls remain. Where the delta would be larger than
+      `max_share` of the base, the version is built anew, which takes as long as an export.
+
+    Raises:
+      ValueError: a table cannot be read, has candidates that cannot be embedded, or the newest
+        version cannot have a delta. Nothing is left.
+    """
+    home = Path(config.models) / config.name
+    find_version(config.models, config.name)  # no lock is made where there is no model
+    with new_version(home) as (partial, finished):
+        version = find_version(config.models, config.name)
+        base_ids = pa.array(read_raw_ids(version.path / RETRIEVAL / schema.BUNDLE_CANDIDATE_IDS))
+        delta = _changed(version, base_ids, config)
+        left = len(base_ids) - len(delta.excluded) + len(delta.vectors)
+        if not left:
+            raise ValueError(f"nothing would be left of {version.path}: keep a candidate.")
+        is_large = max(len(delta.vectors), len(delta.excluded)) > config.max_share * len(base_ids)
+        if is_large:
+            _log.info("The delta is above %g of the corpus: building anew.", config.max_share)
+            _write_anew(partial, version, base_ids, delta)
+        else:
+            _write_on_top(partial, version, delta, left)
+    _log.info("%d candidates%s.", left, "" if is_large else f", {len(delta.vectors)} beside them")
+    print(f"version: {finished}")
+    return finished
+
+
+def _changed(version: Version, base_ids: pa.Array, config: ItemsConfig) -> Delta:
+    """The delta of the version with what the tables of a call change in it."""
+    if not can_have_delta(version.path):
+        raise ValueError(f"{version.path} was exported by an older twotower: export it again.")
+    before = read_delta(version.path, version.manifest.counts["dimensions"])
+    added, vectors = _embedded(version, config) if config.add else (before.added[:0], None)
+    ids = added[schema.CANDIDATE_ID]
+    removed = read_raw_ids(Path(config.remove), config.id_column) if config.remove else []
+    removed = pa.array(removed, pa.string())
+    if twice := removed.filter(pc.is_in(removed, ids)).to_pylist():
+        raise ValueError(f"candidate {twice[0]!r} is to be added and to be removed: choose one.")
+    changed = pa.concat_arrays([*ids.chunks, removed])
+    stays = pc.invert(pc.is_in(before.added[schema.CANDIDATE_ID], changed)).to_numpy()
+    known = pc.is_in(removed, pa.concat_arrays([base_ids, *before.added[0].chunks]))
+    if unknown := removed.filter(pc.invert(known)).to_pylist():
+        _log.warning("%d ids to remove are not there: %s", len(unknown), unknown[:3])
+    rows = pc.index_in(changed, base_ids).drop_null().to_numpy()
+    parts = [before.vectors[stays], *([] if vectors is None else [vectors])]
+    tables = [before.added.filter(pa.array(stays)), added]
+    try:
+        table = pa.concat_tables(tables, promote_options="permissive").combine_chunks()
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise ValueError(f"{config.add} must have the types of earlier rows: {error}.") from error
+    return Delta(np.concatenate(parts), table, np.union1d(before.excluded, rows).astype(np.int64))
+
+
+def _embedded(version: Version, config: ItemsConfig) -> tuple[pa.Table, np.ndarray]:
+    """The rows to add, their ids as `candidate_id`, and their vectors float32 [A, D]."""
+    ids = pa.array(read_raw_ids(Path(config.add), config.id_column), pa.string())
+    table = pq.read_table(config.add).drop_columns([config.id_column])
+    if schema.CANDIDATE_ID in table.column_names:
+        raise ValueError(f"{config.add}: --id_column must be its column {schema.CANDIDATE_ID!r}.")
+    table = table.add_column(0, schema.CANDIDATE_ID, ids)
+    dimensions = version.manifest.counts["dimensions"]
+    if EMBEDDING in table.column_names:
+        try:
+            vectors = np.array(table[EMBEDDING].to_pylist(), np.float32)
+        except (ValueError, TypeError):
+            vectors = np.zeros(0, np.float32)
+        rule = f"{config.add}: {EMBEDDING} must be {dimensions} numbers in each row"
+        if vectors.shape != (len(ids), dimensions):
+            raise ValueError(f"{rule}, as in {version.path}.")
+    elif (version.path / CANDIDATE_MODEL).is_dir():
+        vectors = _by_model(version.path / CANDIDATE_MODEL, table, config.add)
+        rule = f"{config.add}: the model must know something of each row, as a column that it reads"
+    else:
+        raise ValueError(
+            f"{version.path} cannot embed new candidates, its tower knows ids alone: give "
+            f"{config.add} a column {EMBEDDING!r}, or train --tower features."
+        )
+    good = np.isfinite(vectors).all(axis=1) & vectors.any(axis=1)
+    if not good.all():
+        raise ValueError(f"{rule}, got others for candidate {ids[int(np.argmin(good))]}.")
+    return table, vectors
+
+
+def _by_model(path: Path, table: pa.Table, source: str) -> np.ndarray:
+    """Vectors of the rows by the candidate encoder of a version; zeros where it knows nothing."""
+    encoder = tf.saved_model.load(str(path)).signatures[REQUEST_EMBEDDING]
+    specs = encoder.structured_input_signature[1]
+    names = {schema.input_name(name): name for name in table.column_names}
+    if missing := sorted(specs.keys() - names):
+        _log.warning("%s lacks columns that the model reads: %s", source, ", ".join(missing))
+    inputs = {}
+    for name, spec in specs.items():
+        column = table[names[name]].combine_chunks() if name in names else None
+        try:
+            inputs[name] = _tensor(spec, column, len(table))
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, AttributeError) as error:
+            kind = "numbers" if spec.dtype.is_floating else ("texts", "lists")[spec.shape.rank - 1]
+            raise ValueError(f"{source}: column {name!r} must hold {kind}: {error}.") from error
+    outputs = encoder(**inputs)
+    return tf.where(outputs[KNOWN][:, None], outputs[EMBEDDING], 0.0).numpy()
+
+
+def _tensor(spec: tf.TensorSpec, column: pa.Array | None, size: int) -> tf.Tensor:
+    """A column as an input of the encoder; null is what a row leaves out."""
+    if column is None:
+        column = pa.nulls(size, pa.list_(pa.string()) if spec.shape.rank == 2 else pa.string())
+    if spec.dtype.is_floating:
+        return tf.constant(column.cast(pa.float64()).fill_null(np.nan).to_numpy(), spec.dtype)
+    if spec.shape.rank == 1:
+        return tf.constant(_texts(column).to_pylist(), tf.string, [size])
+    lengths = pc.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False)
+    texts = np.full((size, lengths.max(initial=0)), "", object)
+    texts[np.arange(texts.shape[1]) < lengths[:, None]] = _texts(column.flatten()).to_pylist()
+    return tf.constant(texts, tf.string, texts.shape)
+
+
+def _texts(column: pa.Array) -> pa.Array:
+    """As `prepare` reads a category: whole numbers in decimal, true and false, dates."""
+    if pa.types.is_floating(column.type):  # a missing value made floats of whole numbers
+        column = pc.if_else(pc.is_nan(column), None, column)
+        if pc.all(pc.equal(pc.floor(column), column)).as_py() is not False:
+            column = column.cast(pa.int64())
+    return column.cast(pa.string()).fill_null("")
+
+
+def _write_on_top(path: Path, version: Version, delta: Delta, left: int) -> None:
+    """Writes a version that has the files of another one, and its own delta."""
+    manifest = version.manifest
+    write_with_delta(version.path, manifest.files, path, delta)
+    shutil.copyfile(version.path / MODEL_CARD, path / MODEL_CARD)  # people may annotate it
+    same = base_files(manifest.files)
+    own = describe_files(path, skip={*same, MODEL_CARD})
+    details = {
+        **manifest.details,
+        "delta": {"added": len(delta.vectors), "excluded": len(delta.excluded)},
+    }
+    counts = {**manifest.counts, "candidates": left}
+    dataclasses.replace(manifest, files=same | own, counts=counts, details=details).write(path)
+
+
+def _write_anew(path: Path, version: Version, base_ids: pa.Array, delta: Delta) -> None:
+    """Writes a version without a delta, of a bundle that is made from another one with it."""
+    retrieval, num_base = version.path / RETRIEVAL, len(base_ids)
+    stays = np.ones(num_base, bool)
+    stays[delta.excluded] = False
+    row = np.where(stays, np.cumsum(stays) - 1, -1)  # [N], in the new order
+    moved = pc.index_in(base_ids, pa.array(delta.ids)).fill_null(-1).to_numpy()
+    row = np.where(moved >= 0, stays.sum() + moved, row)
+    vectors = np.load(retrieval / schema.BUNDLE_VECTORS, mmap_mode="r")
+    options: dict[str, Any] = {}
+    if (retrieval / schema.BUNDLE_CANDIDATE_COUNTS).is_file():
+        counts = np.zeros(stays.sum() + len(delta.vectors), np.int64)
+        counts[row[row >= 0]] = np.load(retrieval / schema.BUNDLE_CANDIDATE_COUNTS)[row >= 0]
+        options["counts"] = counts
+    if (retrieval / schema.BUNDLE_SEEN_OFFSETS).is_file():
+        offsets = np.load(retrieval / schema.BUNDLE_SEEN_OFFSETS)
+        seen = row[np.load(retrieval / schema.BUNDLE_SEEN_CANDIDATES)]
+        before = np.concatenate([[0], np.cumsum(seen >= 0)])  # kept ones in front of each
+        options["seen"] = SeenLists(before[offsets], seen[seen >= 0])
+        options["query_ids"] = read_raw_ids(retrieval / schema.BUNDLE_QUERY_IDS)
+    if (retrieval / schema.BUNDLE_SAMPLE_QUERIES).is_file():
+        options["sample_queries"] = np.load(retrieval / schema.BUNDLE_SAMPLE_QUERIES)
+    if version.manifest.details["input"] == schema.QUERY_ID:
+        options["query_model"] = lambda place: _save_query_model(version.path, place)
+    if (version.path / CANDIDATE_MODEL).is_dir():
+        options["candidate_model"] = version.path / CANDIDATE_MODEL
+    scratch = path.with_name(f"{PARTIAL}bundle")
+    try:
+        bundle = write_bundle(
+            scratch / "bundle",
+            np.concatenate([vectors[stays], delta.vectors]),
+            pa.concat_arrays([base_ids.filter(pa.array(stays)), pa.array(delta.ids, pa.string())]),
+            source=version.manifest.source,
+            **options,
+        )
+        settings = VersionOptions(**{**version.manifest.configuration, "version": 0})
+        write_version(path, read_bundle(bundle), settings)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _save_query_model(version: Path, place: Path) -> None:
+    """Writes the query encoder of a version as a SavedModel of its own."""
+    served, module = tf.saved_model.load(str(version)), tf.Module()
+    module.encoder = served.encoder
+    signatures = {TOP_K: QUERY_EMBEDDING, REQUEST_EMBEDDING: REQUEST_EMBEDDING}
+    functions = {}
+    for name, source in signatures.items():
+        if source in served.signatures:
+            function = served.signatures[source]
+            specs = function.structured_input_signature[1]
+            functions[name] = tf.function(lambda f=function, **inputs: f(**inputs))
+            functions[name] = functions[name].get_concrete_function(**specs)
+    tf.saved_model.save(module, str(place), signatures=functions)
