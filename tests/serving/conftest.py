@@ -16,6 +16,7 @@ from running_server import Running, running
 from pipeline.contract import schema
 from pipeline.contract.files import describe_files
 from serving.publish.publish import publish
+from serving.retrieval import shared_base
 
 
 @dataclasses.dataclass(frozen=True)
@@ -253,6 +254,12 @@ def guarded(small: Published, tmp_path_factory: pytest.TempPathFactory) -> Itera
     tokens = {"token": "s3cret", "admin_token": "adm1n"}
     with running(small.models, max_body_mb=1, state_dir=state, **tokens) as place:
         yield place
+
+
+@pytest.fixture
+def unshared() -> Callable[[], None]:
+    """Call it for a version that is to share nothing with those that tests have open."""
+    return shared_base._bases.clear
 
 
 @pytest.fixture

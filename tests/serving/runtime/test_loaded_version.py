@@ -160,8 +160,11 @@ def tables(model):
     return [handle for handle in handles if handle is not None]
 
 
-def test_lookup_tables_go_with_the_version_and_only_with_it(small):
-    first, second = load(small.version, index="exact"), load(small.version, index="exact")
+def test_lookup_tables_go_with_the_version_and_only_with_it(small, unshared):
+    unshared()
+    first = load(small.version, index="exact")
+    unshared()
+    second = load(small.version, index="exact")
     [mine] = tables(first.retriever.model("exact"))
     [scanns] = tables(first.retriever.model("scann"))  # loaded when it was first asked for
     first.close()
@@ -174,8 +177,9 @@ def test_lookup_tables_go_with_the_version_and_only_with_it(small):
     assert outputs["known"].all()
 
 
-def test_what_was_loaded_halfway_is_freed(small, tmp_path, monkeypatch):
+def test_what_was_loaded_halfway_is_freed(small, tmp_path, monkeypatch, unshared):
     """A version whose ScaNN part cannot be read: the tables of its exact part are destroyed."""
+    unshared()
     path = shutil.copytree(small.version, tmp_path / "1")
     files = look_at(1, path)
     shutil.rmtree(path / "assets.extra" / "scann" / "variables")
@@ -188,7 +192,8 @@ def test_what_was_loaded_halfway_is_freed(small, tmp_path, monkeypatch):
         exact.signatures["serving_default"](query_id=tf.constant(["query 3"]))
 
 
-def test_what_is_closed_is_gone(small):
+def test_what_is_closed_is_gone(small, unshared):
+    unshared()
     loaded = load(small.version, index="scann")
     loaded.run("serving_default", {"query_id": names("query 1")})
     models = [weakref.ref(loaded.retriever.model(index)) for index in ("exact", "scann")]

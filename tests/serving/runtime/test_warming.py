@@ -71,7 +71,8 @@ def test_every_signature_runs_with_one_row_and_with_a_full_batch(affine):
     assert rows == {"serving_default": [1, 4], "mean": [1, 4], "positive": [1, 4], "total": []}
 
 
-def test_a_published_version_is_run_on_all_its_paths(small):
+def test_a_published_version_is_run_on_all_its_paths(small, unshared):
+    unshared()
     loaded = load(small.version)
     loaded.warm_up(16)
     sizes = {name: set() for name in loaded.signatures}

@@ -67,7 +67,7 @@ def test_ours_without_its_manifest_is_not_taken_for_anothers(ours, missing):
 
 
 def test_a_file_cut_short_is_a_problem_until_it_is_whole(ours):
-    path = ours / "variables" / "variables.data-00000-of-00001"
+    path = ours / "variables" / "variables.data-00000-of-00002"
     whole = path.read_bytes()
     path.write_bytes(whole[:-1])
     files = look_at(1, ours)
