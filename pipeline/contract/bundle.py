@@ -155,8 +155,8 @@ class Bundle:
         """The files that a version keeps outside its graph."""
         names = [schema.BUNDLE_VECTORS, schema.BUNDLE_CANDIDATE_IDS]
         names += _SEEN if self.num_queries is not None else ()
-        optional = schema.BUNDLE_CANDIDATE_COUNTS, schema.BUNDLE_ATTRIBUTES
-        optional += (schema.BUNDLE_SAMPLE_QUERIES,)
+        optional = [schema.BUNDLE_CANDIDATE_COUNTS, schema.BUNDLE_ATTRIBUTES]
+        optional.append(schema.BUNDLE_SAMPLE_QUERIES)  # an index may be built anew
         names += [name for name in optional if (self.path / name).exists()]
         return names
 

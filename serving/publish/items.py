@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import tensorflow as tf
 
 from pipeline.contract import schema
+from pipeline.contract.attributes import as_attributes, texts
 from pipeline.contract.bundle import SeenLists, read_bundle, read_raw_ids, write_bundle
 from pipeline.contract.files import describe_files
 from serving.publish.publish import PARTIAL, new_version, write_version
@@ -149,20 +150,12 @@ def _tensor(spec: tf.TensorSpec, column: pa.Array | None, size: int) -> tf.Tenso
     if spec.dtype.is_floating:
         return tf.constant(column.cast(pa.float64()).fill_null(np.nan).to_numpy(), spec.dtype)
     if spec.shape.rank == 1:
-        return tf.constant(_texts(column).to_pylist(), tf.string, [size])
+        return tf.constant(texts(column).fill_null("").to_pylist(), tf.string, [size])
     lengths = pc.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False)
-    texts = np.full((size, lengths.max(initial=0)), "", object)
-    texts[np.arange(texts.shape[1]) < lengths[:, None]] = _texts(column.flatten()).to_pylist()
-    return tf.constant(texts, tf.string, texts.shape)
-
-
-def _texts(column: pa.Array) -> pa.Array:
-    """As `prepare` reads a category: whole numbers in decimal, true and false, dates."""
-    if pa.types.is_floating(column.type):  # a missing value made floats of whole numbers
-        column = pc.if_else(pc.is_nan(column), None, column)
-        if pc.all(pc.equal(pc.floor(column), column)).as_py() is not False:
-            column = column.cast(pa.int64())
-    return column.cast(pa.string()).fill_null("")
+    values = np.full((size, lengths.max(initial=0)), "", object)
+    flat = texts(column.flatten()).fill_null("").to_pylist()
+    values[np.arange(values.shape[1]) < lengths[:, None]] = flat
+    return tf.constant(values, tf.string, values.shape)
 
 
 def _write_on_top(path: Path, version: Version, delta: Delta, left: int) -> None:
@@ -202,6 +195,10 @@ def _write_anew(path: Path, version: Version, base_ids: pa.Array, delta: Delta) 
         options["query_ids"] = read_raw_ids(retrieval / schema.BUNDLE_QUERY_IDS)
     if (retrieval / schema.BUNDLE_SAMPLE_QUERIES).is_file():
         options["sample_queries"] = np.load(retrieval / schema.BUNDLE_SAMPLE_QUERIES)
+    if (retrieval / schema.BUNDLE_ATTRIBUTES).is_file():
+        attributes = pq.read_table(retrieval / schema.BUNDLE_ATTRIBUTES)
+        added = as_attributes(delta.added, attributes.schema)
+        options["attributes"] = pa.concat_tables([attributes.filter(pa.array(stays)), added])
     if version.manifest.details["input"] == schema.QUERY_ID:
         options["query_model"] = lambda place: _save_query_model(version.path, place)
     if (version.path / CANDIDATE_MODEL).is_dir():
