@@ -153,8 +153,7 @@ def encode_column(column: Column, values: tf.Tensor, codes: Any) -> tf.Tensor:
         there = present if column.spec.has_presence else tf.ones_like(present)
         return tf.stack([number, tf.cast(there, tf.float32)], axis=1)
     if column.kind == "text":
-        terms = _codes(values, column.num_codes).to_tensor(shape=[None, column.width])
-        return tf.cast(terms, tf.int64)
+        return _codes(values, column.num_codes)[:, : column.width]
     found = tf.maximum(codes.lookup(values), 0)
     return first_distinct(found, column.width) if column.kind == "multi" else found
 
@@ -170,20 +169,40 @@ def text_codes(texts: Sequence[str], num_buckets: int) -> Lists:
       texts: V of them; an empty one has no codes.
       num_buckets: different codes, at least 1; texts that share one are told apart by the others.
     """
-    values, sizes = [np.empty(0, np.int32)], [np.empty(0, np.int64)]
+    values, sizes = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     for start in range(0, len(texts), _TEXTS_A_STEP):
-        codes = _codes(tf.constant(texts[start : start + _TEXTS_A_STEP], tf.string), num_buckets)
-        values.append(codes.values.numpy())
-        sizes.append(codes.row_lengths().numpy())
+        step = tf.constant(texts[start : start + _TEXTS_A_STEP], tf.string)
+        codes = _codes(step, num_buckets).numpy()
+        values.append(codes[codes > 0])
+        sizes.append(np.count_nonzero(codes, axis=1))
     return Lists.of(np.concatenate(values), np.concatenate(sizes))
 
 
-def _codes(texts: tf.Tensor, num_buckets: int) -> tf.RaggedTensor:
-    words = tf.strings.split(tf.strings.lower(texts, encoding="utf-8"))  # [V, words]
-    bounded = tf.ragged.map_flat_values(lambda word: tf.strings.join([" ", word, " "]), words)
-    characters = tf.strings.unicode_split(bounded, "UTF-8")  # [V, words, characters]
-    groups = tf.strings.ngrams(characters, _GROUP, separator="").merge_dims(1, 2)
-    terms = tf.concat([bounded, groups], axis=1)[:, :MAX_CODES]
-    return tf.ragged.map_flat_values(
-        lambda term: 1 + tf.cast(tf.strings.to_hash_bucket_fast(term, num_buckets), tf.int32), terms
-    )
+def _codes(texts: tf.Tensor, num_buckets: int) -> tf.Tensor:
+    """The codes of texts: int64 [V, MAX_CODES], 0 after the last one of each.
+
+    Dense operations: ragged ones are several times as many, and a request pays for each of them.
+    """
+    num_texts = tf.size(texts, tf.int64)
+    split = tf.raw_ops.StringSplitV2(input=tf.strings.lower(texts, encoding="utf-8"), sep="")
+    row, place = split.indices[:, 0], split.indices[:, 1]  # [words]
+    words = tf.strings.join([" ", split.values, " "])
+    sizes = tf.cast(tf.strings.length(words, "UTF8_CHAR"), tf.int64) - (_GROUP - 1)
+    sizes = tf.minimum(sizes, MAX_CODES)  # groups of each word; more of them would be left out
+    starts = tf.cumsum(sizes, exclusive=True)
+    number = tf.range(tf.reduce_sum(sizes))  # [groups]
+    ends = (starts + sizes)[None]
+    word = tf.raw_ops.UpperBound(sorted_inputs=ends, values=number[None], out_type=tf.int64)[0]
+    first = tf.cast(number - tf.gather(starts, word), tf.int32)  # its first letter in the word
+    lengths = tf.fill(tf.shape(first), _GROUP)
+    groups = tf.strings.substr(tf.gather(words, word), first, lengths, "UTF8_CHAR")
+    num_words = tf.math.unsorted_segment_sum(tf.ones_like(row), row, num_texts)  # [V]
+    num_groups = tf.math.unsorted_segment_sum(sizes, row, num_texts)
+    offset = num_words - tf.cumsum(num_groups, exclusive=True)  # from a group's number to its place
+    row_of_group = tf.gather(row, word)
+    rows = tf.concat([row, row_of_group], 0)
+    places = tf.concat([place, number + tf.gather(offset, row_of_group)], 0)
+    places = tf.minimum(places, MAX_CODES)  # a column too many takes what is left out
+    codes = 1 + tf.strings.to_hash_bucket_fast(tf.concat([words, groups], 0), num_buckets)
+    table = tf.scatter_nd(tf.stack([rows, places], 1), codes, tf.stack([num_texts, MAX_CODES + 1]))
+    return table[:, :MAX_CODES]

@@ -41,7 +41,11 @@ def first_distinct(codes: tf.Tensor, width: int) -> tf.Tensor:
     >>> first_distinct(tf.constant([[7, 0, 9, 7, 8]]), 4).numpy().tolist()
     [[7, 9, 8, 0]]
     """
-    return _distinct(codes).to_tensor(shape=[None, width])
+    size = tf.shape(codes)[1]
+    places = tf.sort(_first_places(codes, size), axis=1)[:, :width]
+    missing = tf.maximum(width - size, 0)
+    places = tf.pad(places, [[0, 0], [0, missing]], constant_values=-1)
+    return tf.ensure_shape(_at(codes, places), [None, width])
 
 
 def last_distinct(codes: tf.Tensor, width: int | None = None) -> tf.Tensor:
@@ -50,15 +54,31 @@ def last_distinct(codes: tf.Tensor, width: int | None = None) -> tf.Tensor:
     >>> last_distinct(tf.constant([[7, 0, 9, 7, 8]]), 2).numpy().tolist()
     [[9, 8]]
     """
-    return tf.reverse(_distinct(codes)[:, ::-1].to_tensor(shape=[None, width]), axis=[1])
+    places = tf.sort(_first_places(codes, -1), axis=1)
+    if width is not None:
+        missing = tf.maximum(width - tf.shape(codes)[1], 0)
+        places = tf.pad(places[:, -width:], [[0, 0], [missing, 0]], constant_values=-1)
+        places = tf.ensure_shape(places, [None, width])
+    return _at(codes, places)
 
 
-def _distinct(codes: tf.Tensor) -> tf.RaggedTensor:
-    order = tf.argsort(codes, axis=1, stable=True)
-    ranked = tf.gather(codes, order, batch_dims=1)
-    is_new = tf.concat([tf.ones_like(ranked[:, :1], tf.bool), ranked[:, 1:] != ranked[:, :-1]], 1)
-    is_first = tf.gather(is_new, tf.argsort(order, axis=1), batch_dims=1)
-    return tf.ragged.boolean_mask(codes, is_first & (codes > 0))
+def _first_places(codes: tf.Tensor, otherwise: tf.Tensor | int) -> tf.Tensor:
+    """Where each different code of a row is first, in any order: int64 [B, W]."""
+    size = tf.shape(codes, tf.int64)[1]
+    ranked = tf.sort(
+        tf.cast(codes, tf.int64) * size + tf.range(size), axis=1
+    )  # equal ones by place
+    values, places = ranked // size, ranked % size
+    is_new = tf.pad(values[:, 1:] != values[:, :-1], [[0, 0], [1, 0]], constant_values=True)
+    is_first = is_new[:, :size] & (values > 0)
+    return tf.where(is_first, places, tf.cast(otherwise, tf.int64))
+
+
+def _at(codes: tf.Tensor, places: tf.Tensor) -> tf.Tensor:
+    """The codes of each row at places [B, n]; 0 at negative ones, and at W."""
+    size = tf.shape(codes, tf.int64)[1]
+    places = tf.where(places < 0, size, places)
+    return tf.gather(tf.pad(codes, [[0, 0], [0, 1]]), places, batch_dims=1)
 
 
 def values_between(lists: Lists, starts: tf.Tensor, ends: tf.Tensor, width: int) -> tf.Tensor:
