@@ -102,7 +102,7 @@ def costs(table: Table, dataset: str, names: list[str]) -> str:
     texts = []
     for name in names:
         hours = table.epochs * epoch_seconds(table, dataset, name) / 3600
-        texts.append(f"`{name}` {hours:.1f}" if hours else f"`{name}`")
+        texts.append(f"`{name}` {max(hours, 0.1):.1f}" if hours else f"`{name}`")
     return ", ".join(texts)
 
 
@@ -114,7 +114,9 @@ def missing_curves() -> list[str]:
         lacking = [row for row in table.rows if row not in run]
         hours = sum(epoch_seconds(table, dataset, row) for row in lacking) * table.epochs / 3600
         if lacking:
-            texts.append(f"{table.title}, {len(lacking)} of {len(table.rows)} points, {hours:.1f}")
+            texts.append(
+                f"{table.title}, {len(lacking)} of {len(table.rows)} points, {max(hours, 0.1):.1f}"
+            )
     return texts
 
 
