@@ -8,7 +8,14 @@ from typing import ClassVar
 import numpy as np
 import tensorflow as tf
 
-from samplers.candidates import Batch, Candidates, Encoders, at_least_float32, positive_scores
+from samplers.candidates import (
+    Batch,
+    Candidates,
+    Embed,
+    Encoders,
+    at_least_float32,
+    positive_scores,
+)
 from samplers.losses.softmax import resampled_softmax_loss
 from samplers.losses.streamed_softmax import dot_logsumexp
 from samplers.methods.method import Method, require, require_above_0
@@ -88,14 +95,16 @@ class SlAtK(Method):
     def end_epoch(self, encoders: Encoders) -> None:
         """Estimates β after the first epoch and every `refresh_epochs` epochs after it."""
         embed_queries = encoders.queries_for("sl_at_k")
-        epoch = int(self.epoch.read_value())
+        if int(self.epoch.read_value()) % self.refresh_epochs == 0:
+            self._estimate(encoders.candidates, embed_queries)
         self.epoch.assign_add(1)
-        if epoch % self.refresh_epochs:
-            return
+
+    def _estimate(self, embed_candidates: Embed, embed_queries: Embed) -> None:
+        """Sets β of all queries; a function of its own, so that a traced `end_epoch` follows it."""
         size = min(self.num_estimated or self.num_candidates, self.num_candidates)
         # Evenly spaced in the order of counts, so that every popularity has its share.
         ids = np.arange(size, dtype=np.int64) * self.num_candidates // size
-        candidates = at_least_float32(encoders.candidates(tf.constant(ids)))
+        candidates = at_least_float32(embed_candidates(tf.constant(ids)))
         rank = max(1, round(self.k * size / self.num_candidates))
         best = []
         for start in range(0, self.num_queries, _BLOCK):
