@@ -29,9 +29,9 @@ _WIDTH = 5.4  # inches; 389 units of the SVG, so that letters keep their size in
 
 
 def render(template: Path, **values: Any) -> str:
-    """A page from its template; every value is escaped, unless it is `Markup`.
+    """A page from its template; in `.html` every value is escaped, unless it is `Markup`.
 
-    The template begins with `{% extends "frame.html" %}`, fills the blocks `style` and `content`,
+    One of HTML begins with `{% extends "frame.html" %}`, fills the blocks `style` and `content`,
     and finds macros in `parts.html`. A number is written with `{{ value|number(",.2f") }}`.
 
     Example:
@@ -39,7 +39,7 @@ def render(template: Path, **values: Any) -> str:
     """
     environment = Environment(
         loader=FileSystemLoader([template.parent, _SHARED]),
-        autoescape=True,
+        autoescape=template.suffix == ".html",
         undefined=StrictUndefined,  # a misspelt name is an error
         trim_blocks=True,
         lstrip_blocks=True,

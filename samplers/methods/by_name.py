@@ -83,7 +83,7 @@ def build(
     for option in options:
         if option not in known:
             raise ValueError(_unknown(f"option of {name}", option, sorted(known)))
-    given = {option: _parsed(option, value, known[option]) for option, value in options.items()}
+    given = {key: parse_option(key, value, known[key]) for key, value in options.items()}
     given |= {"frequency": frequency, "num_candidates": num_candidates, "seen": seen}
     given |= {"num_queries": num_queries, "fingerprints": fingerprints}
     if targets is None:
@@ -106,8 +106,14 @@ def _unknown(what: str, name: str, known: list[str]) -> str:
     return f"{what} must be one of {', '.join(known)}, got {name!r}.{hint}"
 
 
-def _parsed(option: str, value: Any, kind: str) -> Any:
-    """The value of an option in its declared type, such as "int | None"; text is converted."""
+def parse_option(option: str, value: Any, kind: str) -> Any:
+    """The value of an option in its declared type, such as "int | None"; text is converted.
+
+        parse_option("num_kept", "4", "int | None")  # 4
+
+    Raises:
+      ValueError: it is of another type.
+    """
     kinds = kind.split(" | ")
     text = value.strip().lower() if isinstance(value, str) else None
     if text is None:

@@ -6,19 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from pipeline.contract.bundle import Bundle
+from pipeline.contract.pages import render
 from pipeline.contract.schema import Manifest
 
-_TEMPLATES = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
-    undefined=jinja2.StrictUndefined,
-    autoescape=False,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    keep_trailing_newline=True,
-)
+_TEMPLATE = Path(__file__).with_name("templates") / "model_card.md.jinja"
 
 
 def write(manifest: Manifest, bundle: Bundle, report: dict[str, Any]) -> str:
@@ -32,7 +24,8 @@ def write(manifest: Manifest, bundle: Bundle, report: dict[str, Any]) -> str:
     """
     details = bundle.manifest.details
     by_id = manifest.details["input"] == "query_id"
-    return _TEMPLATES.get_template("model_card.md.jinja").render(
+    return render(
+        _TEMPLATE,
         manifest=manifest,
         bundle=bundle,
         report=report,

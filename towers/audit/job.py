@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.contract import schema
 from samplers.methods.by_name import METHODS, build
 from samplers.methods.in_batch import CorrectSfx
 from samplers.methods.method import Method
@@ -39,12 +40,9 @@ def audit(config: AuditConfig) -> dict[str, Any]:
       ValueError: the run is missing or of other data, or a method or an option is unknown.
     """
     started = time.monotonic()
-    requested = [Spec.parse(text) for text in config.methods]
-    for number, spec in enumerate(requested):  # before anything is read
+    for spec in map(Spec.parse, config.methods):  # before anything is read
         if spec.name not in METHODS:
             build(spec.name)  # raises, with the names there are
-        if spec in requested[:number]:
-            raise ValueError(f"methods must differ, got {spec.label!r} twice; change --methods.")
     bench = Bench(config)
     specs, left_out = bench.choose()
     for spec in specs:
@@ -56,7 +54,22 @@ def audit(config: AuditConfig) -> dict[str, Any]:
             break
         methods[spec.label] = bench.measure(spec)
         log.info("audit: %s (%d of %d)", spec.label, number + 1, len(specs))
-    result = bench.description() | {"methods": methods, "left_out": left_out}
+    full = measures.full_softmax_buckets(bench.expected, bench.buckets)
+    result = {
+        "k": config.k,
+        "target": bench.target._asdict(),
+        "method": bench.trained.method,
+        "batches": {
+            "audited": config.batches,
+            "pairs": bench.batches.pairs.shape[1],
+            "size": bench.batches.batch_size,
+            "draws": config.draws,
+        },
+        "full_softmax_buckets": full.tolist(),
+        "ranks": bench.ranks.tolist(),
+        "methods": methods,
+        "left_out": left_out,
+    }
     write_reports(Path(config.output or Path(config.run) / "audit"), result)
     return result
 
@@ -67,7 +80,14 @@ class Bench:
     def __init__(self, config: AuditConfig) -> None:
         self.config, self.data = config, open_data(config.data)
         self.model, self.trained = open_run(config.run, self.data)
-        self.frozen = Frozen.of(self.model, self.data, normalize=self.trained.normalize)
+        rows = self.data.arrays("train")
+        self.frozen = Frozen(
+            self.model.query_embeddings().numpy(),
+            self.model.candidate_embeddings().numpy(),
+            np.asarray(rows[schema.QUERY_ID], np.int64),
+            np.asarray(rows[schema.CANDIDATE_ID], np.int64),
+            self.trained.normalize,
+        )
         self.batches = Batches.of(
             self.data.num_rows("train"),
             batches=config.batches,
@@ -88,7 +108,7 @@ class Bench:
     def choose(self) -> tuple[list[Spec], dict[str, str]]:
         """What to audit, in order, and what is left out with the reason."""
         if self.config.methods:
-            return [Spec.parse(text) for text in self.config.methods], {}
+            return [*map(Spec.parse, self.config.methods)], {}
         options = ",".join(self.trained.options)
         own = f"{self.trained.method}:{options}" if options else self.trained.method
         left_out = {}
@@ -121,9 +141,8 @@ class Bench:
             return subject, ""
         own = (spec.name, spec.options) == (self.trained.method, self.trained.method_options)
         if own and not method.row_by_row:
-            pairs = zip(method.variables, self.model.method.variables, strict=True)
-            for variable, trained in pairs:
-                variable.assign(trained)
+            for ours, trained in zip(method.variables, self.model.method.variables, strict=True):
+                ours.assign(trained)
             return subject, "state of the run"
         if isinstance(method, CorrectSfx):
             self._settle(method)
@@ -144,29 +163,11 @@ class Bench:
         last_step = step + 1 - np.rint(interval).astype(np.int64)
         estimates.assign(step=step, last_step=np.clip(last_step, 0, step), interval=interval)
 
-    def description(self) -> dict[str, Any]:
-        """What the figures rest on."""
-        target = self.target
-        full = measures.full_softmax_buckets(self.expected, self.buckets)
-        return {
-            "k": self.config.k,
-            "target": target._asdict() | {"rho": target.rho, "specs": list(target.specs)},
-            "method": self.trained.method,
-            "batches": {
-                "audited": len(self.batches.pairs),
-                "pairs": self.batches.pairs.shape[1],
-                "size": self.batches.batch_size,
-                "draws": self.config.draws,
-            },
-            "full_softmax_buckets": full.tolist(),
-            "ranks": self.ranks.tolist(),
-        }
-
     def measure(self, spec: Spec) -> dict[str, Any]:
         """All that is measured of a method."""
         subject, state = self.make(spec)
-        fixed, draws = (self.frozen, self.expected, self.buckets), self.config.draws
-        sums = measures.measure(subject, *fixed, draws)
+        fixed = self.frozen, self.expected, self.buckets
+        sums = measures.measure(subject, *fixed, self.config.draws)
         watch = Stopwatch(subject, self.batches)
         seconds, ratio = watch.compare(self.baseline, self.config.timed_steps)
         return {

@@ -96,43 +96,31 @@ def measure(
     by_batch = []
     for number, reference in enumerate(expected):
         total = np.zeros(reference.weights.shape)
-        gradient, squares = np.zeros_like(reference.gradient), 0.0
+        mean, squares = np.zeros_like(reference.gradient), 0.0
         for draw in range(draws):
             weights = subject.weights(number, draw)
-            drawn_gradient = query_gradient(frozen, reference.query, weights)
+            gradient = query_gradient(frozen, reference.query, weights)
             total += weights
-            gradient += drawn_gradient
-            squares += (drawn_gradient**2).sum()
-        by_batch.append(_compare(reference, total, gradient / draws, squares, draws, buckets))
+            mean += gradient / draws
+            squares += (gradient**2).sum()
+        # |mean|² holds the variance of the mean beside |E g|²: both are estimated without bias.
+        variance = max(0.0, (squares - draws * (mean**2).sum()) / (draws - 1))
+        mass, full = _negative_shares(total), _negative_shares(reference.weights)
+        has_negatives = mass.sum(axis=1) > 0
+        seen, ranked = shares_by_rank(mass, reference.ranks)
+        sums = Sums(
+            product=(mean * reference.gradient).sum(),
+            squared=(mean**2).sum() - variance / draws,
+            variance=variance,
+            full_squared=(reference.gradient**2).sum(),
+            pairs=has_negatives.sum(),
+            buckets=np.bincount(buckets, mass.sum(axis=0)),
+            full_buckets=np.bincount(buckets, full[has_negatives].sum(axis=0)),
+            seen=seen,
+            ranked=ranked,
+        )
+        by_batch.append(sums)
     return Sums(*map(np.stack, zip(*by_batch, strict=True)))
-
-
-def _compare(
-    reference: Reference,
-    total: np.ndarray,
-    mean: np.ndarray,
-    squares: float,
-    draws: int,
-    buckets: np.ndarray,
-) -> Sums:
-    """The sums of one batch, without the first axis."""
-    # |mean|² holds the variance of the mean beside |E g|²: both are estimated without bias.
-    variance = max(0.0, (squares - draws * (mean**2).sum()) / (draws - 1))
-    mass = _negative_shares(total)
-    full = _negative_shares(reference.weights)
-    has_negatives = mass.sum(axis=1) > 0
-    seen, ranked = shares_by_rank(mass, reference.ranks)
-    return Sums(
-        product=(mean * reference.gradient).sum(),
-        squared=(mean**2).sum() - variance / draws,
-        variance=variance,
-        full_squared=(reference.gradient**2).sum(),
-        pairs=has_negatives.sum(),
-        buckets=np.bincount(buckets, mass.sum(axis=0)),
-        full_buckets=np.bincount(buckets, full[has_negatives].sum(axis=0)),
-        seen=seen,
-        ranked=ranked,
-    )
 
 
 def full_softmax_buckets(expected: list[Reference], buckets: np.ndarray) -> np.ndarray:
@@ -170,9 +158,10 @@ def summarize(sums: Sums, k: int) -> dict[str, Any]:
       stays above; seen_share the share on others that the query did choose.
     """
     measures: dict[str, Callable[[Sums], float]] = {
-        "bias": lambda s: 1 - s.product.sum() / np.sqrt(_above_0(s.squared) * s.full_squared.sum()),
-        "norm_ratio": lambda s: np.sqrt(_above_0(s.squared) / s.full_squared.sum()),
-        "noise": lambda s: s.variance.sum() / _above_0(s.squared),
+        # Noise may have put |E g|² below 0: then it is not known, as its root is not.
+        "bias": lambda s: 1 - s.product.sum() / np.sqrt(s.squared.sum() * s.full_squared.sum()),
+        "norm_ratio": lambda s: np.sqrt(s.squared.sum() / s.full_squared.sum()),
+        "noise": lambda s: s.variance.sum() / np.sqrt(s.squared.sum()) ** 2,
         "variance": lambda s: s.variance.sum() / s.full_squared.sum(),
         "kl": lambda s: entropy(s.full_buckets.sum(axis=0), s.buckets.sum(axis=0)),
         "top_share": lambda s: s.ranked[:, :k].sum() / s.ranked.sum(),
@@ -192,15 +181,8 @@ def _with_error(statistic: Callable[[Sums], float], sums: Sums) -> dict[str, flo
     return {name: x if np.isfinite(x) else None for name, x in figures.items()}
 
 
-def _above_0(squared: np.ndarray) -> float:
-    """|E g|², which noise may have put at or below 0: then not known."""
-    total = float(squared.sum())
-    return total if total > 0 else float("nan")
-
-
 def half_mass_rank(ranked: np.ndarray) -> float:
     """The smallest r such that the r best candidates hold half of the mass."""
     cumulative = np.cumsum(ranked)
-    if not cumulative[-1] > 0:
-        return float("nan")
-    return float(np.searchsorted(cumulative, cumulative[-1] / 2) + 1)
+    rank = np.searchsorted(cumulative, cumulative[-1] / 2) + 1
+    return float(rank) if cumulative[-1] > 0 else float("nan")

@@ -33,6 +33,8 @@ class AuditConfig:
         """Raises ValueError where a field breaks its rule; it names rule, value and remedy."""
         object.__setattr__(self, "methods", tuple(self.methods))
         require_all(self, "must be given", "data", "run")
+        different = len(set(self.methods)) == len(self.methods)
+        require(different, "methods", "must differ", self.methods)
         require_all(self, "must be at least 1", "k", "pairs", "warm_up", "timed_steps")
         require_all(self, "must be at least 2", "batches", "draws")  # an error needs two of each
         size = self.batch_size
@@ -41,8 +43,7 @@ class AuditConfig:
         require_all(self, "must be above 0", "max_seconds")
 
 
-@dataclasses.dataclass(frozen=True)
-class Spec:
+class Spec(NamedTuple):
     """A method and its options, as `name` or `name:option=value,...`."""
 
     label: str
@@ -53,12 +54,10 @@ class Spec:
     def parse(cls, text: str) -> Spec:
         """Reads `dns_mn:num_kept=1,num_negatives=800`; ValueError where an option has no value."""
         name, _, rest = text.partition(":")
-        options: dict[str, str] = {}
-        for part in filter(None, rest.split(",")):
-            option, sign, value = part.partition("=")
-            if not (option and sign):
-                raise ValueError(f"methods must be name or name:option=value,..., got {text!r}.")
-            options[option.strip()] = value.strip()
+        pairs = [part.partition("=") for part in rest.split(",") if part]
+        if not all(option and sign for option, sign, _ in pairs):
+            raise ValueError(f"methods must be name or name:option=value,..., got {text!r}.")
+        options = {option.strip(): value.strip() for option, _, value in pairs}
         return cls(text, name.strip(), options)
 
 
@@ -75,24 +74,18 @@ class Target(NamedTuple):
     beta: float  # K / n₋, at most 1/2
     num_drawn: int  # N of dns_mn and softmax_v
     num_kept: int  # M of dns_mn, so that M / N is near β
+    rho: float  # -log β, but no more than the draws can tell apart
+    specs: tuple[str, str]  # dns_mn and softmax_v with these options
 
     @classmethod
     def of(cls, k: int, num_negatives: float) -> Target:
         """That of a cut-off and n₋."""
         beta = min(k / num_negatives, 0.5)
-        if beta * 200 >= 1:
-            return cls(k, num_negatives, beta, 200, round(beta * 200))
-        return cls(k, num_negatives, beta, min(1000, round(1 / beta)), 1)
-
-    @property
-    def rho(self) -> float:
-        """-log β, but no more than the draws can tell apart."""
-        return min(-math.log(self.beta), math.log(self.num_drawn))
-
-    @property
-    def specs(self) -> tuple[str, str]:
-        """dns_mn and softmax_v with these options."""
-        return (
-            f"dns_mn:num_kept={self.num_kept},num_negatives={self.num_drawn}",
-            f"softmax_v:rho={self.rho:.2f},num_negatives={self.num_drawn}",
+        num_drawn = min(max(200, round(1 / beta)), 1000)
+        num_kept = max(1, round(beta * 200))
+        rho = min(-math.log(beta), math.log(num_drawn))
+        specs = (
+            f"dns_mn:num_kept={num_kept},num_negatives={num_drawn}",
+            f"softmax_v:rho={rho:.2f},num_negatives={num_drawn}",
         )
+        return cls(k, num_negatives, beta, num_drawn, num_kept, rho, specs)

@@ -17,13 +17,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from pipeline.contract import schema
 from samplers.candidates import Batch, Candidates, Encoders
 from samplers.methods.adaptive import AdaSirU
 from samplers.methods.method import Method
 from samplers.random_numbers import split_seed
-from towers.data.interactions import RetrievalData
-from towers.model.two_tower import TwoTower
 
 _WARM = 1 << 30  # draws from here on are those of the warm-up
 
@@ -37,18 +34,6 @@ class Frozen:
     query_ids: np.ndarray  # int64 [n], of the train rows
     candidate_ids: np.ndarray  # int64 [n]
     normalize: bool = False  # scores are cosines, so that a gradient along a query does nothing
-
-    @classmethod
-    def of(cls, model: TwoTower, data: RetrievalData, *, normalize: bool) -> Frozen:
-        """What a run has learned."""
-        rows = data.arrays("train")
-        return cls(
-            model.query_embeddings().numpy(),
-            model.candidate_embeddings().numpy(),
-            np.asarray(rows[schema.QUERY_ID], np.int64),
-            np.asarray(rows[schema.CANDIDATE_ID], np.int64),
-            normalize,
-        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -155,9 +140,7 @@ class Subject:
         self.method.end_epoch(self.encoders(Batch(nothing, nothing)))
 
     def _step_of(self, batch: Batch, seed: tf.Tensor) -> None:
-        first, second = split_seed(seed)
-        proposed = self.propose(batch, first)
-        self.method.loss(self.encoders(batch), batch, proposed, seed=second)
+        self.method(self.encoders(batch), batch, seed=seed)
         self.method.update(batch)
 
     def _weights_of(self, batch: Batch, seed: tf.Tensor) -> tf.Tensor:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from pipeline.contract.files import checksum
 from towers.evaluation.hits_by_query import HitsByQuery, read_hits
@@ -17,6 +19,15 @@ from towers.report.pages import p_text, write_comparison
 from towers.training.run_directory import CONFIG, HITS, TRAINING, read_json, write_json
 from towers.training.settings import parse_metric
 
+_COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {  # field → head, and its form
+    "mean": ("mean", "{:.4f}".format),
+    "difference": ("difference", "{:+.4f} ±".format),
+    "half_width": ("95 %", "{:.4f}".format),
+    "p_t_test": ("p t", p_text),
+    "p_permutation": ("p signs", p_text),
+    "p_holm": ("p Holm", p_text),
+    **{name: (name, "{:,.0f}".format) for name in ("better", "worse", "equal")},
+}
 _DEFAULT = ("ndcg", "recall")  # at the deepest cut-off that all runs have
 
 
@@ -71,19 +82,17 @@ def _compare(
     config: CompareConfig, metrics: list[str], names: list[str], values: np.ndarray
 ) -> dict[str, list[dict[str, Any]]]:
     """The rows of each metric; values are [runs, metrics, U]."""
-    differences = (values[1:] - values[0]).reshape(-1, values.shape[2]).T
-    paired = compare_paired(differences, resamples=config.resamples, seed=config.seed)
-    # By metric, then by run, as the differences are by run, then by metric.
-    tests = {name: column.reshape(-1, len(metrics)).T for name, column in paired._asdict().items()}
-    means = values.mean(axis=2)
     results: dict[str, list[dict[str, Any]]] = {}
-    for number, metric in enumerate(metrics):
-        rows = [{"run": name, "mean": float(means[run, number])} for run, name in enumerate(names)]
-        corrected = holm(tests["p_permutation"][number])
-        for run, row in enumerate(rows[1:]):
-            row["p_holm"] = float(corrected[run])
-            row |= {name: column[number, run].item() for name, column in tests.items()}
-        results[metric] = rows
+    for metric, of_runs in zip(metrics, values.swapaxes(0, 1), strict=True):
+        differences = (of_runs[1:] - of_runs[0]).T
+        paired = compare_paired(differences, resamples=config.resamples, seed=config.seed)
+        paired["p_holm"] = holm(paired["p_permutation"].to_numpy())
+        rows: list[Any] = [{}, *paired.to_dict("records")]
+        means = of_runs.mean(axis=1).tolist()
+        results[metric] = [
+            {"run": name, "mean": mean, **row}
+            for name, mean, row in zip(names, means, rows, strict=True)
+        ]
     return results
 
 
@@ -130,23 +139,14 @@ def _metrics(config: CompareConfig, paths: list[Path], evaluated: list[HitsByQue
 
 def format_comparison(result: dict[str, Any]) -> str:
     """The comparison as plain text: a block a metric, a line a run."""
-    width = max(len(name) for name in [*result["metrics"], *(r["name"] for r in result["runs"])])
-    lines = [
-        f"{result['split']} split, {result['users']:,} users; differences to the first run, paired",
-        f"by user, ± 95 %; p of the t-test, of {result['resamples']:,} random signs, and the "
-        "latter corrected (Holm)",
+    parts = [
+        f"{result['split']} split, {result['users']:,} users; differences to the first run, paired "
+        f"by user, ± 95 %;\np of the t-test, of {result['resamples']:,} random signs, and the "
+        "latter corrected (Holm)"
     ]
-    for metric, (first, *others) in result["metrics"].items():
-        heads = f"{'difference':>20}{'p t':>9}{'p signs':>9}{'p Holm':>9}"
-        lines += [
-            "",
-            f"{metric:{width}}{'mean':>9}{heads}{'better':>9}{'worse':>9}{'equal':>9}",
-            f"{first['run']:{width}}{first['mean']:>9.4f}",
-        ]
-        for row in others:
-            tests = [p_text(row[test]) for test in ("p_t_test", "p_permutation", "p_holm")]
-            counts = [f"{row[name]:,}" for name in ("better", "worse", "equal")]
-            cells = "".join(f"{cell:>9}" for cell in (*tests, *counts))
-            difference = f"{row['difference']:+.4f} ± {row['half_width']:.4f}"
-            lines.append(f"{row['run']:{width}}{row['mean']:>9.4f}{difference:>20}{cells}")
-    return "\n".join(lines)
+    heads = [head for head, _ in _COLUMNS.values()]
+    for metric, rows in result["metrics"].items():
+        table = pd.DataFrame(rows).set_index("run")[list(_COLUMNS)].set_axis(heads, axis=1)
+        table = table.rename_axis(columns=metric, index=None)
+        parts.append(table.to_string(formatters=dict(_COLUMNS.values()), na_rep=""))
+    return "\n\n".join(parts)

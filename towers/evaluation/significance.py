@@ -9,9 +9,9 @@ doi:10.1145/1321440.1321528).
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from scipy import stats
 
 from towers.metrics.definitions import half_width
@@ -19,19 +19,7 @@ from towers.metrics.definitions import half_width
 _MAX_SIGNS = 4_000_000  # in memory at a time
 
 
-class Paired(NamedTuple):
-    """A paired comparison of some columns of differences; float64 or int64 [M] each."""
-
-    difference: np.ndarray  # mean over the queries
-    half_width: np.ndarray  # of its 95 % confidence interval
-    p_t_test: np.ndarray  # two-sided
-    p_permutation: np.ndarray  # two-sided
-    better: np.ndarray  # queries
-    worse: np.ndarray
-    equal: np.ndarray
-
-
-def compare_paired(differences: np.ndarray, *, resamples: int, seed: int) -> Paired:
+def compare_paired(differences: np.ndarray, *, resamples: int, seed: int) -> pd.DataFrame:
     """Tests the mean of each column of differences against 0.
 
     Args:
@@ -39,17 +27,23 @@ def compare_paired(differences: np.ndarray, *, resamples: int, seed: int) -> Pai
       resamples: draws of the randomisation test; all 2^n assignments of signs to the n queries
         that differ are gone through where they are no more.
       seed: of the draws.
+
+    Returns:
+      M rows: `difference`, the mean over queries, and `half_width` of its 95 % interval; two-sided
+      `p_t_test` and `p_permutation`; numbers of queries that are `better`, `worse` and `equal`.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         p_t_test = stats.ttest_1samp(differences, 0.0).pvalue
-    return Paired(
-        differences.mean(axis=0),
-        half_width(differences),
-        np.where(np.isnan(p_t_test), 1.0, p_t_test),  # one query alone, or none that differs
-        permutation_test(differences, resamples=resamples, seed=seed),
-        (differences > 0).sum(axis=0),
-        (differences < 0).sum(axis=0),
-        (differences == 0).sum(axis=0),
+    return pd.DataFrame(
+        {
+            "difference": differences.mean(axis=0),
+            "half_width": half_width(differences),
+            "p_t_test": np.where(np.isnan(p_t_test), 1.0, p_t_test),  # one query, or none differs
+            "p_permutation": permutation_test(differences, resamples=resamples, seed=seed),
+            "better": (differences > 0).sum(axis=0),
+            "worse": (differences < 0).sum(axis=0),
+            "equal": (differences == 0).sum(axis=0),
+        }
     )
 
 
@@ -60,40 +54,26 @@ def permutation_test(differences: np.ndarray, *, resamples: int, seed: int) -> n
     never 0 and the test keeps its level (Phipson and Smyth 2010, doi:10.2202/1544-6115.1585).
     """
     differing = differences[(differences != 0).any(axis=1)].astype(np.float64)
-    count = len(differing)
+    count, random = len(differing), np.random.default_rng(seed)
     if count < 2:
         return np.ones(differences.shape[1])
-    if count <= math.log2(resamples):
-        return stats.permutation_test(
-            (differing,),
-            _distance_from_0,
-            permutation_type="samples",  # of one sample: its signs
-            n_resamples=resamples,
-            alternative="greater",
-        ).pvalue
+    exact = count <= math.log2(resamples)
+    total = 2**count if exact else resamples
 
-    def p_of(column: np.ndarray) -> float:
-        random = np.random.default_rng(seed)
+    def distances(signs: np.ndarray) -> np.ndarray:
+        """Rounded: sums of the same numbers in another order may differ in their last bits."""
+        return np.round(np.abs(signs @ differing) / count, 12)
 
-        def flipped(size: tuple[int, int]) -> np.ndarray:
-            packed = random.integers(0, 256, (size[0], -(-count // 8)), np.uint8)
-            return np.where(np.unpackbits(packed, axis=1, count=count), -column, column)
-
-        return stats.monte_carlo_test(
-            column,
-            flipped,
-            _distance_from_0,
-            n_resamples=resamples,
-            batch=max(1, _MAX_SIGNS // count),
-            alternative="greater",
-        ).pvalue
-
-    return np.array([p_of(column) for column in differing.T])
-
-
-def _distance_from_0(sample: np.ndarray, axis: int) -> np.ndarray:
-    """Rounded: sums of the same numbers in another order may differ in their last bits."""
-    return np.round(np.abs(sample.mean(axis=axis)), 12)
+    observed, extreme = distances(np.ones(count)), np.zeros(differing.shape[1])
+    batch = max(1, _MAX_SIGNS // count)
+    for start in range(0, total, batch):
+        numbers = np.arange(start, min(start + batch, total))
+        if exact:
+            bits = numbers[:, None] >> np.arange(count) & 1
+        else:
+            bits = random.integers(0, 2, (len(numbers), count), np.int8)
+        extreme += (distances(1.0 - 2 * bits) >= observed).sum(axis=0)
+    return extreme / total if exact else (1 + extreme) / (1 + total)
 
 
 def holm(p: np.ndarray) -> np.ndarray:

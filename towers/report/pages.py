@@ -7,38 +7,26 @@ published version where their directories are known; what is not there is said i
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
-import re
 from pathlib import Path
 from typing import Any
 
 from pipeline.contract import schema
 from pipeline.contract.files import write_atomically
 from pipeline.contract.pages import render
-from towers.report.plots import (
-    plot_buckets,
-    plot_differences,
-    plot_index,
-    plot_loss,
-    plot_metric,
+from towers.report.plots import plot_buckets, plot_differences, plot_index, plots_by_epoch
+from towers.training.run_directory import (
+    BREAKDOWN,
+    CONFIG,
+    METRICS,
+    REPORT,
+    TRAINING,
+    default_settings,
+    read_json,
 )
-from towers.training.run_directory import BREAKDOWN, CONFIG, METRICS, REPORT, TRAINING, read_json
-from towers.training.settings import TrainConfig
 
 _TEMPLATES = Path(__file__).with_name("templates")
-_GROUPS = {  # of the breakdown → title, what is counted, its field, and what it is
-    "by_popularity": (
-        *("Recall by popularity", "items", "candidates"),
-        "Items in tenths by their train rows, the rarest first, and the top 1 % apart. Recall of "
-        "a user looks at what is held out in the bucket alone; means over users who have some.",
-    ),
-    "by_activity": (
-        *("Recall by activity", "users", "queries"),
-        "Users in quarters by their train rows, the least active first.",
-    ),
-}
 
 
 def write_report(
@@ -60,7 +48,7 @@ def write_report(
     configuration = read_json(root / CONFIG)["configuration"]
     training, metrics = read_json(root / TRAINING), read_json(root / METRICS)
     index = json.loads(_text_of(version, "ann_report.json") or "null")
-    defaults = _default_settings().items()
+    defaults = default_settings().items()
     seconds = sorted(epoch["seconds"] for epoch in training["history"])
     has_tree = index and index["scann"] and index["scann"]["num_leaves"]
     page = render(
@@ -69,9 +57,10 @@ def write_report(
         configuration=configuration,
         metrics=metrics,
         training=training,
-        figures=_figures(metrics, training, index),
-        training_plots=_training_plots(training),
-        epoch_time=_time(seconds[len(seconds) // 2]) if seconds else "",
+        k=max(int(name.split("@")[1]) for name in metrics["popularity"]),
+        training_plots=plots_by_epoch(training),
+        epoch_time=seconds[len(seconds) // 2] if seconds else None,
+        time=_time,
         groups=_groups(read_json(root / BREAKDOWN)) if (root / BREAKDOWN).is_file() else None,
         index=index,
         index_plot=plot_index(index) if has_tree else "",
@@ -105,55 +94,19 @@ def write_comparison(path: Path, result: dict[str, Any]) -> None:
     write_atomically(path, page)
 
 
-def _default_settings() -> dict[str, Any]:
-    """The defaults of training, as JSON gives them back."""
-    values = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
-    return json.loads(json.dumps(values))
-
-
 def _setting_text(value: Any) -> str:
     """A setting in a table."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _figures(
-    metrics: dict[str, Any], training: dict[str, Any], index: dict[str, Any] | None
-) -> list[tuple[str, str, str]]:
-    """The first things to look at: name, figure, and a note on it."""
-    means, popularity = metrics[metrics["split"]], metrics["popularity"]
-    k = max(int(name.split("@")[1]) for name in means)
-    figures = []
-    for name in (f"recall@{k}", f"ndcg@{k}"):
-        note = f"± {metrics['confidence_95'][name]:.4f}; popularity {popularity[name]:.4f}"
-        figures.append((name, f"{means[name]:.4f}", note))
-    stopped = ", stopped early" if training["stopped_early"] else ""
-    note = f"{training['epochs']:,} epochs, {training['steps']:,} steps{stopped}"
-    figures.append(("trained", _time(training["seconds"]), note))
-    if index and index["scann"]:
-        scann = index["scann"]
-        note = f"{scann['batch_ms']:.3g} ms a batch, exact {index['exact']['batch_ms']:.3g} ms"
-        figures.append((f"index, recall@{index['at']}", f"{scann['recall']:.3f}", note))
-    return figures
-
-
-def _training_plots(training: dict[str, Any]) -> list[str]:
-    """The loss by epoch, and each metric that was measured on the validation split."""
-    history, best = training["history"], training["best_epoch"]
-    if not history:
-        return []
-    names = {found[1] for name in history[-1] if (found := re.match("val_(.+)@", name))}
-    plots = [plot_metric(history, metric, best) for metric in sorted(names)]
-    return [plot_loss(history, best), *plots]
-
-
-def _groups(breakdown: dict[str, Any]) -> list[tuple[Any, ...]]:
-    """Of each part of a breakdown its line of `_GROUPS`, its plot, and its labelled buckets."""
-    groups = []
-    for part, about in _GROUPS.items():
+def _groups(breakdown: dict[str, Any]) -> dict[str, tuple[Any, ...]]:
+    """Of each part of a breakdown its plot and its labelled buckets."""
+    groups = {}
+    for part in ("by_popularity", "by_activity"):
         ends = [sorted({bucket["from"], bucket["to"]}) for bucket in breakdown[part]]
         labels = ["–".join(f"{end:,}" for end in both) for both in ends]
         plot = plot_buckets(part.replace("_", "-"), labels, breakdown[part], breakdown["k"])
-        groups.append((about, plot, list(zip(labels, breakdown[part], strict=True))))
+        groups[part] = plot, list(zip(labels, breakdown[part], strict=True))
     return groups
 
 
@@ -176,7 +129,7 @@ def _differing_settings(runs: list[dict[str, Any]]) -> list[tuple[str, ...]]:
 
     What the configuration of an older run does not have was as it is by default.
     """
-    whole = [_default_settings() | run["configuration"] for run in runs]
+    whole = [default_settings() | run["configuration"] for run in runs]
     rows = []
     for name in sorted({name for settings in whole for name in settings} - {"run"}):
         values = [_setting_text(settings.get(name)) for settings in whole]

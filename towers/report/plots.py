@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+import re
+from collections.abc import Callable
+from typing import Any
 
 from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from pipeline.contract.pages import svg_plot
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 # Colours that nothing else has, and what stands for them on the page, which knows light and dark.
 _INK, _LINE, MODEL, OTHER, THIRD = "#010203", "#010204", "#010205", "#010206", "#010207"
@@ -29,34 +29,42 @@ _STYLE: dict[str, Any] = {
 _LINES = ("-", "--", ":")
 
 
-def plot_loss(history: Sequence[dict[str, float]], best: int | None) -> Markup:
-    """The mean loss by epoch; the best epoch, where there is one, is marked."""
+def plots_by_epoch(training: dict[str, Any]) -> list[Markup]:
+    """The loss by epoch, and each metric on the validation split with a line for each cut-off.
 
-    def draw(axes: Axes) -> None:
-        epochs = [epoch["epoch"] for epoch in history]
-        axes.plot(epochs, [epoch["loss"] for epoch in history], "o-", color=MODEL, markersize=3)
-        _by_epoch(axes, "mean loss of the epoch", best)
+    Of the record `training.json`; its best epoch, where there is one, is marked.
+    """
+    history, best = training["history"], training["best_epoch"]
+    epochs = [epoch["epoch"] for epoch in history]
+    measured = [re.fullmatch(r"val_(.+)@(\d+)", name) for name in (history or [{}])[-1]]
+    cut_offs = sorted((found[1], int(found[2])) for found in measured if found)
 
-    return _figure("Loss", "loss", draw)
+    def plot(title: str, label: str, name: str, lines: dict[str, str]) -> Markup:
+        def draw(axes: Axes) -> None:
+            for number, (field, note) in enumerate(lines.items(), -len(lines)):
+                values = [epoch[field] for epoch in history]
+                line = _LINES[(-1 - number) % len(_LINES)]  # the deepest is whole
+                axes.plot(epochs, values, line, marker="o", color=MODEL, markersize=3)
+                end = epochs[-1], values[-1]
+                axes.annotate(note, end, (5, 0), textcoords="offset points", va="center")
+            if name != "loss":
+                axes.set_ylim(bottom=0)
+            if best:
+                style: Any = {"color": _INK, "linewidth": 0.8, "linestyle": "--"}
+                axes.axvline(best, label="best epoch, kept", **style)
+                axes.legend(frameon=False)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+            axes.set(xlabel="epoch", ylabel=label)
+            axes.grid()
 
+        return _figure(title, name, draw)
 
-def plot_metric(history: Sequence[dict[str, float]], metric: str, best: int | None) -> Markup:
-    """A metric on the validation split by epoch, a line for each cut-off."""
-    names = [name for name in history[0] if name.startswith(f"val_{metric}@")]
-    names.sort(key=lambda name: int(name.split("@")[1]))
-
-    def draw(axes: Axes) -> None:
-        epochs = [epoch["epoch"] for epoch in history]
-        for number, name in enumerate(names):
-            values = [epoch[name] for epoch in history]
-            style = _LINES[(len(names) - 1 - number) % len(_LINES)]  # the deepest is whole
-            axes.plot(epochs, values, style, marker="o", color=MODEL, markersize=3)
-            end, cut_off = (epochs[-1], values[-1]), "@" + name.split("@")[1]
-            axes.annotate(cut_off, end, (5, 0), textcoords="offset points", va="center")
-        axes.set_ylim(bottom=0)
-        _by_epoch(axes, f"{metric} on validation", best)
-
-    return _figure(f"{metric} by epoch", f"by-epoch-{metric}", draw)
+    plots = [plot("Loss", "mean loss of the epoch", "loss", {"loss": ""})] if history else []
+    for metric, pairs in itertools.groupby(cut_offs, lambda pair: pair[0]):
+        lines = {f"val_{metric}@{k}": f"@{k}" for _, k in pairs}
+        about = f"{metric} by epoch", f"{metric} on validation", f"by-epoch-{metric}"
+        plots.append(plot(*about, lines))
+    return plots
 
 
 def plot_buckets(name: str, labels: list[str], buckets: list[dict[str, Any]], k: int) -> Markup:
@@ -145,18 +153,6 @@ def _undominated(points: list[tuple[float, float]]) -> list[tuple[float, float]]
         if not best or point[0] > best[-1][0]:
             best.append(point)
     return best
-
-
-def _by_epoch(axes: Axes, label: str, best: int | None) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    if best:
-        axes.axvline(best, color=_INK, linewidth=0.8, linestyle="--", label="best epoch, kept")
-        axes.legend(frameon=False)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes.set_xlabel("epoch")
-    axes.set_ylabel(label)
-    axes.grid()
 
 
 def _shortened(name: str) -> str:

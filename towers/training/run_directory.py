@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,33 +60,57 @@ def claim(config: TrainConfig, data: RetrievalData) -> None:
         for name in (CONFIG, TRAINING, VOCABULARIES, DIVERGED, METRICS, BREAKDOWN, HITS, REPORT):
             (run / name).unlink(missing_ok=True)
     run.mkdir(parents=True, exist_ok=True)
-    if (run / CONFIG).exists():
-        record = read_json(run / CONFIG)
+    record_settings(run / CONFIG, config, data.fingerprint, "run", "a new --run", _FREE)
+
+
+def record_settings(
+    path: Path, config: TrainConfig, fingerprint: str, what: str, remedy: str, free: Sequence[str]
+) -> None:
+    """Writes the settings of a run or a study, and the fingerprint of its data, to a file.
+
+    Raises:
+      ValueError: it holds others, where not only fields that are `free` differ, or more epochs.
+    """
+    if path.exists():
+        record = read_json(path)
         before = record["configuration"]
-        differing = _differing(before, config)
-        if record["data_fingerprint"] != data.fingerprint:
+        differing = _differing(before, config, free)
+        if record["data_fingerprint"] != fingerprint:
             differing.append("the content of the data")
-        if config.epochs < before["epochs"]:
+        if "epochs" in free and config.epochs < before["epochs"]:
             differing.append(f"epochs {before['epochs']} → {config.epochs}")
         if differing:
             raise ValueError(
-                f"{run} holds a run with another configuration: {', '.join(differing)}. "
-                "Give a new --run, or --overwrite to delete it."
+                f"{path.parent} holds a {what} with another configuration: "
+                f"{', '.join(differing)}. Give {remedy}, or --overwrite to delete it."
             )
-    record = {"configuration": dataclasses.asdict(config), "data_fingerprint": data.fingerprint}
-    write_json(run / CONFIG, record)
+    record = {"configuration": dataclasses.asdict(config), "data_fingerprint": fingerprint}
+    write_json(path, record)
 
 
-def fixed_settings(config: TrainConfig) -> dict[str, Any]:
+def fixed_settings(config: TrainConfig, free: Sequence[str] = _FREE) -> dict[str, Any]:
     """What a run keeps from its first step to its last, and with it each of its checkpoints."""
     fields = json.loads(json.dumps(dataclasses.asdict(config)))
-    return {name: value for name, value in fields.items() if name not in _FREE}
+    return {name: value for name, value in fields.items() if name not in free}
 
 
-def _differing(before: dict[str, Any], config: TrainConfig) -> list[str]:
+def default_settings() -> dict[str, Any]:
+    """The defaults of training, as a record gives them back."""
+    values = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
+    return json.loads(json.dumps(values))
+
+
+def changed_settings(config: TrainConfig) -> dict[str, Any]:
+    """What is not the default."""
+    defaults = default_settings()
+    return {k: value for k, value in fixed_settings(config, ()).items() if value != defaults[k]}
+
+
+def _differing(
+    before: dict[str, Any], config: TrainConfig, free: Sequence[str] = _FREE
+) -> list[str]:
     """The settings that are not those of before; a setting that is new since had its default."""
-    defaults = {field.name: field.default for field in dataclasses.fields(config)}
-    before, now = json.loads(json.dumps(defaults)) | before, fixed_settings(config)
+    before, now = default_settings() | before, fixed_settings(config, free)
     return [f"{n} {before.get(n)!r} → {now[n]!r}" for n in now if before.get(n) != now[n]]
 
 

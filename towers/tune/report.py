@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
 import shlex
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
+import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from pipeline.contract.files import write_atomically, written_aside
-from towers.training.run_directory import write_json
+from pipeline.contract.flags import as_flags
+from pipeline.contract.pages import render
+from towers.training.run_directory import changed_settings, write_json
 from towers.tune.settings import TuneConfig
-from towers.tune.space import Knob, as_flags, train_config
+from towers.tune.space import Knob, train_config
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +26,7 @@ RECORD, TABLE, PLOT = REPORTS = ("trials.json", "trials.md", "tune.png")
 TRIALS = "trials"  # run directories: that of the best trial, and of one that is not finished
 _STATES = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running"}
 _COLOURS = {"complete": "tab:blue", "pruned": "tab:orange"}
-_COLUMNS = 3  # of pictures
+_TEMPLATE = Path(__file__).with_name("templates") / "trials.md.jinja"
 
 
 def write_reports(
@@ -44,17 +46,18 @@ def write_reports(
         "space": {knob.name: [knob.kind, *knob.values] for knob in knobs},
         "trials": trials,
     }
-    complete = [trial for trial in trials if trial["state"] == "complete"]
-    output = Path(config.output)
-    if complete:
-        best = max(complete, key=lambda trial: (trial["value"], -trial["number"]))
+    states, output = list(_STATES.values()), Path(config.output)
+    ranked = sorted(trials, key=lambda t: (states.index(t["state"]), -(t["value"] or 0)))
+    if ranked and ranked[0]["state"] == "complete":
+        best = ranked[0]
         settings = train_config(config, fixed | best["params"], str(output / "best"))
         result["best"] = best | {
             "run": str(output / TRIALS / f"{best['number']:04d}"),
-            "command": shlex.join(["twotower", "train", *as_flags(settings)]),
+            "command": shlex.join(["twotower", "train", *as_flags(changed_settings(settings))]),
         }
     write_json(output / RECORD, result)
-    write_atomically(output / TABLE, _table(config, result, knobs))
+    page = render(_TEMPLATE, **(result | {"trials": ranked}), short=_short)
+    write_atomically(output / TABLE, page)
     return result
 
 
@@ -65,33 +68,12 @@ def _record(trial: optuna.trial.FrozenTrial) -> dict[str, Any]:
         "number": trial.number,
         "state": _STATES[trial.state.name],
         "value": trial.value if trial.value is not None else (values[-1] if values else None),
-        "epochs": max(trial.intermediate_values, default=0),
+        "epochs": len(values),
         "seconds": trial.user_attrs.get("seconds"),
         "params": trial.params,
         "values": values,
         "reason": trial.user_attrs.get("reason", ""),
     }
-
-
-def _table(config: TuneConfig, result: dict[str, Any], knobs: list[Knob]) -> str:
-    """Markdown, the best trial first, then those that were ended early, then those that failed."""
-    states = list(_STATES.values())
-    trials = sorted(
-        result["trials"],
-        key=lambda trial: (states.index(trial["state"]), -(trial["value"] or 0), trial["number"]),
-    )
-    names = [knob.name for knob in knobs]
-    heads = ["trial", config.metric, "state", "epochs", "seconds", *names]
-    rows = [heads, ["---"] * len(heads)]
-    for trial in trials:
-        number, state, epochs = (str(trial[name]) for name in ("number", "state", "epochs"))
-        value = "" if trial["value"] is None else f"{trial['value']:.4f}"
-        seconds = "" if trial["seconds"] is None else f"{trial['seconds']:.0f}"
-        params = [_short(trial["params"].get(name, "")) for name in names]
-        rows.append([number, value, state, epochs, seconds, *params])
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    failed = [f"- trial {t['number']}: {t['reason']}" for t in trials if t["reason"]]
-    return "\n".join([*lines, *([""] if failed else []), *failed]) + "\n"
 
 
 def log_progress(config: TuneConfig, result: dict[str, Any], number: int) -> None:
@@ -117,50 +99,40 @@ def _short(value: Any) -> str:
 
 
 def draw(result: dict[str, Any], output: str) -> None:
-    """tune.png: the best value so far by trial, and the values by each knob."""
-    trials = [t for t in result["trials"] if t["state"] in _COLOURS and t["value"]]
-    names = list(result["space"])
-    rows = 1 + math.ceil(len(names) / _COLUMNS)
-    figure = Figure(figsize=(4 * _COLUMNS, 3.2 * rows), layout="constrained")
-    grid = figure.add_gridspec(rows, _COLUMNS)
-    top = figure.add_subplot(grid[0, :])
-    _scatter(top, trials, [trial["number"] for trial in trials])
-    complete = [trial for trial in trials if trial["state"] == "complete"]
-    numbers = [trial["number"] for trial in complete]
-    best = list(itertools.accumulate((trial["value"] for trial in complete), max))
-    if best:
-        numbers, best = [*numbers, result["trials"][-1]["number"]], [*best, best[-1]]
-    top.step(numbers, best, where="post", color="black", linewidth=1, label="best so far")
-    top.xaxis.set_major_locator(MaxNLocator(integer=True))
-    top.set(xlabel="trial", ylabel=result["metric"], title=f"{result['method']}, validation split")
-    top.legend(loc="upper left", bbox_to_anchor=(1, 1))
-    for place, name in enumerate(names):
-        axes = figure.add_subplot(grid[1 + place // _COLUMNS, place % _COLUMNS])
-        searched = [trial for trial in trials if name in trial["params"]]
-        kind, *choices = result["space"][name]
-        values = [trial["params"][name] for trial in searched]
-        if kind == "choice":
-            axes.set_xticks(range(len(choices)), [_short(choice) for choice in choices])
-            axes.set_xlim(-0.5, len(choices) - 0.5)
-            values = [choices.index(value) for value in values]
+    """tune.png: the value of each trial by its number, with the best so far, and by each knob."""
+    panels = {"number": ["linear"]} | result["space"]
+    rows = []
+    for trial in result["trials"]:
+        places = {
+            name: _short(value) if panels[name][0] == "choice" else value
+            for name, value in trial["params"].items()
+        }
+        rows.append(trial | places)
+    trials = pd.DataFrame(rows, columns=[*panels, "state", "value"])
+    num_rows = math.ceil(len(panels) / 3)
+    figure = Figure(figsize=(12, 3.2 * num_rows), layout="constrained")
+    grid = figure.subplots(num_rows, 3, sharey=True, squeeze=False)
+    for axes, (name, (kind, *choices)) in zip(grid.flat, panels.items(), strict=False):
+        if kind == "choice":  # at equal distances, in this order
+            axes.xaxis.update_units([_short(choice) for choice in choices])
+            axes.margins(x=0.2)
         elif kind == "log":
-            low, high = choices
-            marks = [low, math.sqrt(low * high), high]
+            marks = np.geomspace(choices[0], choices[1], 3)
             axes.set_xscale("log")
-            axes.set_xticks(marks, [f"{mark:.2g}" for mark in marks])
-            axes.set_xticks([], minor=True)
-            axes.set_xlim(low / (high / low) ** 0.05, high * (high / low) ** 0.05)
-        _scatter(axes, searched, values)
-        axes.set(xlabel=name, ylabel=result["metric"] if place % _COLUMNS == 0 else "")
+            axes.set_xticks(marks, [_short(mark) for mark in marks])
+            axes.minorticks_off()
+        for state, colour in _COLOURS.items():
+            points = trials[trials["state"] == state]
+            axes.scatter(points[name], points["value"], s=18, color=colour, label=state)
+        axes.set_xlabel("trial" if name == "number" else name)
+        axes.grid(alpha=0.3)
+    for axes in grid.flat[len(panels) :]:
+        axes.remove()
+    best = trials["value"].where(trials["state"] == "complete").cummax().ffill()
+    grid[0, 0].step(trials["number"], best, where="post", color="black", label="best so far")
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside upper right", ncols=3)
+    figure.suptitle(f"{result['method']}, validation split")
+    for axes in grid[:, 0]:
+        axes.set_ylabel(result["metric"])
     with written_aside(Path(output) / PLOT) as aside:
         figure.savefig(aside, format="png", dpi=100)
-
-
-def _scatter(axes: Any, trials: list[dict[str, Any]], places: list[Any]) -> None:
-    for state, colour in _COLOURS.items():
-        points = [
-            (x, t["value"]) for x, t in zip(places, trials, strict=True) if t["state"] == state
-        ]
-        if points:
-            axes.scatter(*zip(*points, strict=True), s=18, color=colour, label=state)
-    axes.grid(alpha=0.3)

@@ -7,7 +7,7 @@ import inspect
 from typing import Any, NamedTuple
 
 from pipeline.contract.settings import did_you_mean
-from samplers.methods.by_name import METHODS, option_types
+from samplers.methods.by_name import METHODS, option_types, parse_option
 from towers.training.settings import TrainConfig
 from towers.tune.ranges import FIXED, L2_OF_SUMS, OPTIONS, SETTINGS
 from towers.tune.settings import TuneConfig
@@ -40,13 +40,9 @@ class Knob(NamedTuple):
         """The value for an Optuna trial; asked again, the same."""
         if self.kind == "choice":
             return trial.suggest_categorical(self.name, self.values)
-        suggest = trial.suggest_int if self.is_whole else trial.suggest_float
+        whole = all(isinstance(value, int) for value in self.values)
+        suggest = trial.suggest_int if whole else trial.suggest_float
         return suggest(self.name, *self.values, log=self.kind == "log")
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether its range is one of integers."""
-        return self.kind != "choice" and all(isinstance(value, int) for value in self.values)
 
     def holds(self, value: Any) -> bool:
         """Whether a value is in the range."""
@@ -114,32 +110,19 @@ def train_config(config: TuneConfig, params: dict[str, Any], run: str) -> TrainC
     return dataclasses.replace(config.base, **settings, run=run, options=pairs)
 
 
-def as_flags(config: TrainConfig) -> list[str]:
-    """The flags of `twotower train` for all that is not its default."""
-    flags = []
-    for field in dataclasses.fields(TrainConfig):
-        value = getattr(config, field.name)
-        if value != field.default:
-            values = value if isinstance(value, tuple) else [value]
-            flags += [f"--{field.name}", *map(_as_text, values)]
-    return flags
-
-
 def _as_text(value: Any) -> str:
     return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
 def knob_types(method: str) -> dict[str, str]:
     """Everything that may be searched for a method: name → type, such as "int | None"."""
-    kinds: dict[str, str] = {}  # not those of the fields: a parser of flags puts classes there
-    for part in reversed(TrainConfig.__mro__):
-        kinds |= inspect.get_annotations(part)
-    settings = {
+    kinds = {  # not the types of the fields: a parser of flags puts classes there
         name: kind
-        for name, kind in kinds.items()
+        for part in reversed(TrainConfig.__mro__)
+        for name, kind in inspect.get_annotations(part).items()
         if name not in _NEVER and not kind.startswith("tuple")
     }
-    return settings | {METHOD + name: kind for name, kind in option_types(method).items()}
+    return kinds | {METHOD + name: kind for name, kind in option_types(method).items()}
 
 
 def default_range(method: str, name: str) -> str:
@@ -161,18 +144,18 @@ def parse(name: str, text: str, kind: str) -> Knob:
       ValueError: it is no range for values of that type.
     """
     scale, _, limits = text.partition(":")
-    if scale in ("log", "linear"):
-        values = tuple(_value(name, limit, kind) for limit in limits.split(":"))
-        numbers = all(type(value) in (int, float) for value in values)
-        if len(values) != 2 or not numbers or not values[0] <= values[1]:
-            raise _no_range(name, text)
-        if scale == "log" and values[0] <= 0:
-            raise ValueError(f"space of {name} must be above 0 for log, got {text!r}; use linear:.")
-        return Knob(name, scale, values)
-    choices = [choice for choice in text.strip("[]").split(",") if choice.strip()]
-    if not choices:
-        raise _no_range(name, text)
-    return Knob(name, "choice", tuple(_value(name, choice, kind) for choice in choices))
+    is_choice = scale not in ("log", "linear")
+    parts = text.strip("[]").split(",") if is_choice else limits.split(":")
+    values = tuple(_value(name, part, kind) for part in parts if part.strip())
+    numbers = len(values) == 2 and all(type(value) in (int, float) for value in values)
+    if not values or not (is_choice or (numbers and values[0] <= values[1])):
+        raise ValueError(
+            f"space of {name} must be log:LOW:HIGH, linear:LOW:HIGH or A,B,..., got {text!r}; "
+            "change --space."
+        )
+    if scale == "log" and values[0] <= 0:
+        raise ValueError(f"space of {name} must be above 0 for log, got {text!r}; use linear:.")
+    return Knob(name, "choice" if is_choice else scale, values)
 
 
 def _requested(config: TuneConfig, types: dict[str, str]) -> dict[str, str]:
@@ -192,24 +175,9 @@ def _requested(config: TuneConfig, types: dict[str, str]) -> dict[str, str]:
 
 def _value(name: str, text: str, kind: str) -> Any:
     """A value of a declared type from text."""
-    kinds, text = [part.strip() for part in kind.split("|")], text.strip().strip("'\"")
-    if "None" in kinds and text.lower() == "none":
-        return None
-    if "bool" in kinds and text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    for number, convert in (("int", int), ("float", float)):
-        if number in kinds:
-            try:
-                return convert(text)
-            except ValueError:
-                continue
-    if "str" in kinds:
-        return text
-    raise ValueError(f"space of {name} must be of {kind}, got {text!r}; change --space.")
-
-
-def _no_range(name: str, text: str) -> ValueError:
-    return ValueError(
-        f"space of {name} must be log:LOW:HIGH, linear:LOW:HIGH or A,B,..., got {text!r}; "
-        "change --space."
-    )
+    text = text.strip().strip("'\"")
+    try:
+        return parse_option(name, text, kind)
+    except ValueError:
+        wrong = f"space of {name} must be of {kind}, got {text!r}; change --space."
+        raise ValueError(wrong) from None

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gc
-import json
 import logging
 import shutil
 import time
@@ -24,7 +22,7 @@ from towers.data.interactions import open_data
 from towers.errors import Diverged
 from towers.legacy_keras import tf_keras
 from towers.metrics.held_out import HeldOut
-from towers.training.run_directory import CONFIG, TRAINING, read_json, write_json
+from towers.training.run_directory import CONFIG, TRAINING, read_json, record_settings
 from towers.training.train import train
 from towers.tune.report import REPORTS, TRIALS, as_text, draw, log_progress, write_reports
 from towers.tune.settings import TuneConfig
@@ -84,23 +82,8 @@ def _claim(config: TuneConfig, fingerprint: str) -> None:
         shutil.rmtree(output / TRIALS, ignore_errors=True)
         for name in (STUDY, STORAGE, *REPORTS):
             (output / name).unlink(missing_ok=True)
-    settings = json.loads(json.dumps(dataclasses.asdict(config)))
-    if (output / STUDY).exists():
-        record = read_json(output / STUDY)
-        before = record["configuration"]
-        differing = [
-            f"{name} {before.get(name)!r} → {value!r}"
-            for name, value in settings.items()
-            if name not in _FREE and before.get(name) != value
-        ]
-        if fingerprint != record["data_fingerprint"]:
-            differing.append("the content of the data")
-        if differing:
-            raise ValueError(
-                f"{config.output} holds a study with another configuration: "
-                f"{', '.join(differing)}. Give another --output, or --overwrite to delete it."
-            )
-    write_json(output / STUDY, {"configuration": settings, "data_fingerprint": fingerprint})
+    what = "study", "another --output"
+    record_settings(output / STUDY, config, fingerprint, *what, _FREE)
 
 
 def _remove_runs(config: TuneConfig, result: dict[str, Any]) -> None:
@@ -188,6 +171,13 @@ def _run_trial(
         )
     log.info("tune: trial %d of %d: %s", trial.number, config.trials, as_text(params))
     state, value, reason = TrialState.FAIL, None, ""
+
+    def report(epoch: int, logs: dict[str, Any]) -> None:
+        """Tells Optuna the metric after every epoch; ends a trial where others were better."""
+        trial.report(float(logs[f"val_{config.metric}"]), epoch + 1)
+        if trial.should_prune():
+            raise optuna.TrialPruned
+
     if (run / TRAINING).exists():  # epochs after which the process was killed before it reported
         reported = study.get_trials(deepcopy=False)[trial.number].intermediate_values
         for epoch in read_json(run / TRAINING)["history"]:
@@ -196,7 +186,7 @@ def _run_trial(
     try:
         if trial.should_prune():  # the process was killed before it did what was decided
             raise optuna.TrialPruned
-        summary = train(settings, [_Reporter(trial, config.metric)])
+        summary = train(settings, [tf_keras.callbacks.LambdaCallback(on_epoch_end=report)])
         chosen = summary["best_epoch"] or summary["epochs"]
         value = summary["history"][chosen - 1][f"val_{config.metric}"]
         state = TrialState.COMPLETE
@@ -214,21 +204,3 @@ def _run_trial(
     study.tell(trial, value, state)
     tf_keras.backend.clear_session()
     gc.collect()
-
-
-class _Reporter(tf_keras.callbacks.Callback):
-    """Tells Optuna the metric after every epoch, and ends a trial that is not worth going on."""
-
-    def __init__(self, trial: optuna.Trial, metric: str) -> None:
-        super().__init__()
-        self._trial, self._name = trial, f"val_{metric}"
-
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Reports, once the metrics are in the logs.
-
-        Raises:
-          optuna.TrialPruned: other trials were better at this epoch.
-        """
-        self._trial.report(float((logs or {})[self._name]), epoch + 1)
-        if self._trial.should_prune():
-            raise optuna.TrialPruned
