@@ -123,7 +123,7 @@ class Bench:
         rows, num_candidates = self.batches.batch_size, self.data.num_candidates
         if spec.name == "full_softmax" and rows * num_candidates > MAX_SCORES:
             options.setdefault("block_size", str(max(1, MAX_SCORES // rows)))
-        row_by_row = spec.name in METHODS and METHODS[spec.name].row_by_row
+        row_by_row = METHODS[spec.name].row_by_row
         return build(
             spec.name,
             frequency=self.model.method.frequency,

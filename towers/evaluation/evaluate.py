@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from pipeline.contract.files import checksum
 from towers.data.interactions import open_data
 from towers.evaluation.breakdown import breakdown
@@ -95,15 +97,14 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     return result
 
 
-def format_table(about: str, rows: dict[str, Means], ks: Sequence[int]) -> str:
+def format_table(about: str, rankings: dict[str, Means], ks: Sequence[int]) -> str:
     """The metrics of some rankings as plain text: a block a metric, a column a cut-off."""
-    width = max(len(name) for name in rows)
-    lines = [about]
-    for metric in METRICS:
-        heads = "".join(f"{f'{metric}@{k}':>18}" for k in ks)
-        lines.append(f"{'':{width}}{heads}")
-        for name, (means, half_widths) in rows.items():
-            keys = [f"{metric}@{k}" for k in ks]
-            cells = "".join(f"{means[key]:>9.4f} ± {half_widths[key]:.4f}" for key in keys)
-            lines.append(f"{name:{width}}{cells}")
-    return "\n".join(lines)
+    cells = {
+        (metric, name): [
+            f"{means[f'{metric}@{k}']:.4f} ± {half_widths[f'{metric}@{k}']:.4f}" for k in ks
+        ]
+        for metric in METRICS
+        for name, (means, half_widths) in rankings.items()
+    }
+    table = pd.DataFrame(cells, index=[f"@{k}" for k in ks]).T
+    return f"{about}\n{table.to_string()}"

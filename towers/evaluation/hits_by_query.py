@@ -42,18 +42,9 @@ class HitsByQuery:
 
     def write(self, run: Path) -> None:
         """Writes the file into a run directory, in one step."""
-        rows, ranks = np.nonzero(self.hits)
-        sizes = np.bincount(rows, minlength=len(self.hits))
-        offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32)
-        table = pa.table(
-            [
-                self.fingerprints,
-                self.train_rows,
-                self.num_positives,
-                pa.ListArray.from_arrays(offsets, (ranks + 1).astype(np.int32)),
-            ],
-            names=_COLUMNS,
-        )
+        ranks = [np.flatnonzero(hits) + 1 for hits in self.hits]
+        columns = [self.fingerprints, self.train_rows, self.num_positives]
+        table = pa.table([*columns, pa.array(ranks, pa.list_(pa.int32()))], names=_COLUMNS)
         about = {name: getattr(self, name) for name in _ABOUT}
         with written_aside(run / HITS) as aside:
             pq.write_table(table.replace_schema_metadata({_METADATA: json.dumps(about)}), aside)

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import pandas as pd
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
@@ -26,6 +27,7 @@ _STYLE: dict[str, Any] = {
     "grid.color": _LINE,
     "svg.hashsalt": "report",  # ids that do not change from page to page
 }
+_COLOURS = (MODEL, OTHER, THIRD)
 _LINES = ("-", "--", ":")
 
 
@@ -72,13 +74,12 @@ def plot_buckets(name: str, labels: list[str], buckets: list[dict[str, Any]], k:
 
     def draw(axes: Axes) -> None:
         for ranking, colour, offset in (("model", MODEL, -0.2), ("popularity", OTHER, 0.2)):
-            recalls = [bucket[ranking] for bucket in buckets]
-            places = [n for n, recall in enumerate(recalls) if recall["mean"] is not None]
+            recalls = pd.DataFrame([bucket[ranking] for bucket in buckets], dtype=float)
             axes.barh(
-                [place + offset for place in places],
-                [recalls[place]["mean"] for place in places],
+                recalls.index + offset,
+                recalls["mean"],
                 0.36,
-                xerr=[recalls[place]["half_width"] or 0.0 for place in places],
+                xerr=recalls["half_width"],
                 color=colour,
                 error_kw={"ecolor": _INK, "elinewidth": 1, "capsize": 1.5},
                 label=ranking,
@@ -103,14 +104,14 @@ def plot_index(report: dict[str, Any]) -> Markup:
     scann = report["scann"]
 
     def draw(axes: Axes) -> None:
-        trees = sorted({setting["num_leaves"] for setting in scann["sweep"]})
-        for num_leaves, colour in zip(trees, itertools.cycle((MODEL, OTHER, THIRD)), strict=False):
-            settings = [s for s in scann["sweep"] if s["num_leaves"] == num_leaves]
-            points = [(setting["recall"], setting["batch_ms"]) for setting in settings]
-            recalls, times = zip(*points, strict=True)
-            axes.scatter(recalls, times, s=6, alpha=0.35, color=colour, linewidth=0)
-            best = zip(*_undominated(points), strict=True)
-            axes.plot(*best, color=colour, label=f"{num_leaves:,} leaves")
+        sweep = pd.DataFrame(scann["sweep"]).sort_values(["batch_ms", "recall"])
+        trees = sweep.groupby("num_leaves")
+        for (num_leaves, tree), colour in zip(trees, itertools.cycle(_COLOURS), strict=False):
+            axes.scatter(tree["recall"], tree["batch_ms"], 6, colour, alpha=0.35, linewidth=0)
+            best = tree[tree["recall"] > tree["recall"].cummax().shift(fill_value=-1.0)]
+            axes.plot(
+                best["recall"], best["batch_ms"], color=colour, label=f"{num_leaves:,} leaves"
+            )
         axes.plot(scann["recall"], scann["batch_ms"], "*", color=_INK, markersize=13, zorder=3,
                   label="chosen, other queries")  # fmt: skip
         axes.axhline(report["exact"]["batch_ms"], color=_INK, linestyle=":", label="exact search")
@@ -132,9 +133,9 @@ def plot_differences(metric: str, rows: list[dict[str, Any]]) -> Markup:
     first, *others = rows
 
     def draw(axes: Axes) -> None:
-        for place, row in enumerate(others):
-            difference, half_width = row["difference"], row["half_width"]
-            axes.errorbar(difference, place, xerr=half_width, fmt="o", color=MODEL, capsize=3)
+        table = pd.DataFrame(others)
+        style: Any = {"fmt": "o", "color": MODEL, "capsize": 3}
+        axes.errorbar(table["difference"], table.index, xerr=table["half_width"], **style)
         axes.axvline(0, color=_INK, linewidth=1)
         axes.set_yticks(range(len(others)), [_shortened(row["run"]) for row in others])
         axes.set_ylim(len(others) - 0.5, -0.5)
@@ -144,15 +145,6 @@ def plot_differences(metric: str, rows: list[dict[str, Any]]) -> Markup:
 
     name, height = f"difference-{metric.replace('@', '-')}", 1.0 + 0.35 * len(others)
     return _figure(f"Difference to {first['run']}", name, draw, height=height, left=0.3)
-
-
-def _undominated(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """(recall, time) pairs that no other one beats in both, by ascending recall."""
-    best: list[tuple[float, float]] = []
-    for point in sorted(points, key=lambda point: (point[1], -point[0])):
-        if not best or point[0] > best[-1][0]:
-            best.append(point)
-    return best
 
 
 def _shortened(name: str) -> str:

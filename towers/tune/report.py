@@ -18,7 +18,7 @@ from pipeline.contract.flags import as_flags
 from pipeline.contract.pages import render
 from towers.training.run_directory import changed_settings, write_json
 from towers.tune.settings import TuneConfig
-from towers.tune.space import Knob, train_config
+from towers.tune.space import Space, train_config
 
 log = logging.getLogger(__name__)
 
@@ -29,9 +29,7 @@ _COLOURS = {"complete": "tab:blue", "pruned": "tab:orange"}
 _TEMPLATE = Path(__file__).with_name("templates") / "trials.md.jinja"
 
 
-def write_reports(
-    config: TuneConfig, study: optuna.Study, knobs: list[Knob], fixed: dict[str, Any]
-) -> dict[str, Any]:
+def write_reports(config: TuneConfig, study: optuna.Study, space: Space) -> dict[str, Any]:
     """Writes trials.json and trials.md, as far as the study is.
 
     Returns:
@@ -43,14 +41,14 @@ def write_reports(
     result: dict[str, Any] = {
         "metric": config.metric,
         "method": config.method,
-        "space": {knob.name: [knob.kind, *knob.values] for knob in knobs},
+        "space": {knob.name: [knob.kind, *knob.values] for knob in space.knobs},
         "trials": trials,
     }
     states, output = list(_STATES.values()), Path(config.output)
     ranked = sorted(trials, key=lambda t: (states.index(t["state"]), -(t["value"] or 0)))
     if ranked and ranked[0]["state"] == "complete":
         best = ranked[0]
-        settings = train_config(config, fixed | best["params"], str(output / "best"))
+        settings = train_config(config, space.fixed | best["params"], str(output / "best"))
         result["best"] = best | {
             "run": str(output / TRIALS / f"{best['number']:04d}"),
             "command": shlex.join(["twotower", "train", *as_flags(changed_settings(settings))]),

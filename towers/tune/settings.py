@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 
 from simple_parsing import field
 
@@ -43,8 +42,6 @@ class TuneConfig(TrainConfig):
 
     def __post_init__(self) -> None:
         """Raises ValueError where a field breaks its rule; it names rule, value and remedy."""
-        if isinstance(self.space, Mapping):
-            object.__setattr__(self, "space", [f"{k}={v}" for k, v in self.space.items()])
         require(bool(self.output), "output", "must be given", self.output)
         require(not self.run, "run", "must be left out: trials lie in --output", self.run)
         watched, unset = self.validation_metric, TrainConfig.validation_metric

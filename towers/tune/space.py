@@ -52,8 +52,15 @@ class Knob(NamedTuple):
         return number and self.values[0] <= value <= self.values[1]
 
 
-def make_space(config: TuneConfig) -> tuple[list[Knob], dict[str, Any]]:
-    """What is searched, and what `--space` sets to one value.
+class Space(NamedTuple):
+    """What a study looks through."""
+
+    knobs: list[Knob]  # what is searched, in the order of the fields
+    fixed: dict[str, Any]  # what `--space` sets to one value, by name
+
+
+def make_space(config: TuneConfig) -> Space:
+    """The space of a study.
 
     A setting or option that is given as such is not searched. `temperature` is by default
     searched for cosines only.
@@ -82,16 +89,14 @@ def make_space(config: TuneConfig) -> tuple[list[Knob], dict[str, Any]]:
     for knob in knobs:
         for value in knob.values:  # what no training may have is an error before the first one
             train_config(config, single | {knob.name: value}, config.output)
-    return knobs, single
+    return Space(knobs, single)
 
 
-def suggest(
-    config: TuneConfig, knobs: list[Knob], fixed: dict[str, Any], trial: Any
-) -> dict[str, Any]:
+def suggest(config: TuneConfig, space: Space, trial: Any) -> dict[str, Any]:
     """What an Optuna trial is to try, by name of a knob."""
     params: dict[str, Any] = {}
-    for knob in knobs:  # in the order of the fields: normalize comes before temperature
-        cosine = ({"normalize": config.base.normalize} | fixed | params)["normalize"]
+    for knob in space.knobs:  # normalize comes before temperature
+        cosine = ({"normalize": config.base.normalize} | space.fixed | params)["normalize"]
         if cosine or not knob.for_cosines:
             params[knob.name] = knob.suggest(trial)
     return params

@@ -26,7 +26,7 @@ from towers.training.run_directory import CONFIG, TRAINING, read_json, record_se
 from towers.training.train import train
 from towers.tune.report import REPORTS, TRIALS, as_text, draw, log_progress, write_reports
 from towers.tune.settings import TuneConfig
-from towers.tune.space import METHOD, Knob, make_space, suggest, train_config
+from towers.tune.space import METHOD, Space, make_space, suggest, train_config
 
 log = logging.getLogger(__name__)
 
@@ -56,15 +56,15 @@ def tune(config: TuneConfig) -> dict[str, Any]:
       ValueError: a setting or range is wrong, there is no validation split, the directory holds
         another study, another process works on it, or no trial was finished.
     """
-    knobs, fixed = make_space(config)
+    space = make_space(config)
     data = open_data(config.data)
     HeldOut(data, "validation")  # refuses data without one
     busy = f"another process tunes in {config.output}: wait for it, or give another --output."
     with held(Path(config.output) / _LOCK, busy):
         _claim(config, data.fingerprint)
         del data
-        study = _open_study(config, knobs)
-        result = _search(config, study, knobs, fixed)
+        study = _open_study(config, space)
+        result = _search(config, study, space)
     if "best" not in result:
         reasons = (trial["reason"] for trial in result["trials"] if trial["reason"])
         reason = next(reasons, "none was run")
@@ -88,14 +88,14 @@ def _claim(config: TuneConfig, fingerprint: str) -> None:
 
 def _remove_runs(config: TuneConfig, result: dict[str, Any]) -> None:
     """Removes the run directories of finished trials, but for the best one."""
-    kept = [trial for trial in result["trials"] if trial["state"] == "running"]
-    kept += [result["best"]] if "best" in result else []
+    kept = {f"{trial['number']:04d}" for trial in result["trials"] if trial["state"] == "running"}
+    kept |= {f"{result['best']['number']:04d}"} if "best" in result else set()
     for path in (Path(config.output) / TRIALS).glob("*"):
-        if path.name not in {f"{trial['number']:04d}" for trial in kept}:
+        if path.name not in kept:
             shutil.rmtree(path)
 
 
-def _open_study(config: TuneConfig, knobs: list[Knob]) -> optuna.Study:
+def _open_study(config: TuneConfig, space: Space) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     pruners = {
@@ -112,7 +112,7 @@ def _open_study(config: TuneConfig, knobs: list[Knob]) -> optuna.Study:
     )
     if not study.trials:
         defaults = {}
-        for knob in knobs:
+        for knob in space.knobs:
             of_method = knob.name.startswith(METHOD)
             owner = METHODS[config.method] if of_method else config.base
             value = getattr(owner, knob.name.removeprefix(METHOD))
@@ -122,13 +122,11 @@ def _open_study(config: TuneConfig, knobs: list[Knob]) -> optuna.Study:
     return study
 
 
-def _search(
-    config: TuneConfig, study: optuna.Study, knobs: list[Knob], fixed: dict[str, Any]
-) -> dict[str, Any]:
+def _search(config: TuneConfig, study: optuna.Study, space: Space) -> dict[str, Any]:
     """Runs trials until there are enough; the reports are renewed after each."""
     started, trial = time.monotonic(), None
     while True:
-        result = write_reports(config, study, knobs, fixed)
+        result = write_reports(config, study, space)
         if trial:
             log_progress(config, result, trial.number)
         _remove_runs(config, result)
@@ -149,20 +147,14 @@ def _search(
         study.sampler = TPESampler(seed=seed, n_startup_trials=config.startup_trials)
         # One that was running when a process was killed goes on; Optuna would leave it.
         trial = optuna.Trial(study, running[0]._trial_id) if running else study.ask()
-        _run_trial(config, study, trial, knobs, fixed)
+        _run_trial(config, study, space, trial)
 
 
-def _run_trial(
-    config: TuneConfig,
-    study: optuna.Study,
-    trial: optuna.Trial,
-    knobs: list[Knob],
-    fixed: dict[str, Any],
-) -> None:
+def _run_trial(config: TuneConfig, study: optuna.Study, space: Space, trial: optuna.Trial) -> None:
     """Trains, and tells the study the metric of the weights that the run chose."""
-    params = suggest(config, knobs, fixed, trial)
+    params = suggest(config, space, trial)
     run = Path(config.output) / TRIALS / f"{trial.number:04d}"
-    settings = train_config(config, fixed | params, str(run))
+    settings = train_config(config, space.fixed | params, str(run))
     before = read_json(Path(config.output) / STUDY)["data_fingerprint"]
     if schema.read_manifest(config.data, "prepared").fingerprint != before:
         raise ValueError(
