@@ -137,8 +137,31 @@ class RetrievalData:
             schema.CANDIDATE_ID: chosen.candidate_ids[chosen.offsets[queries]].astype(np.int64),
             schema.WEIGHT: np.sqrt(sizes / sizes.mean()).astype(np.float32),
         }
+        return self._loading(lambda split: rows if split == "train" else self._load(split))
+
+    def without_queries(self, query_ids: np.ndarray) -> RetrievalData:
+        """The same data with the rows of some queries in the test split alone.
+
+        For what a model is worth to queries that it has never seen.
+        """
+        unseen = np.zeros(self.num_queries, bool)
+        unseen[query_ids] = True
+
+        def load(split: str) -> Mapping[str, np.ndarray]:
+            rows = self._load(split)
+            if split == "test":
+                return rows
+            kept = ~unseen[rows[schema.QUERY_ID]]
+            return {name: values[kept] for name, values in rows.items()}
+
+        data = self._loading(load)
+        chosen = load("train")[schema.CANDIDATE_ID]
+        return data.with_counts(np.bincount(chosen, minlength=self.num_candidates))
+
+    def _loading(self, load: Callable[[str], Mapping[str, np.ndarray]]) -> RetrievalData:
+        """The same with other rows."""
         data = copy.copy(self)
-        data._load = functools.cache(lambda split: rows if split == "train" else self._load(split))
+        data._load = functools.cache(load)
         data._positives = functools.cache(data._make_positives)
         return data
 

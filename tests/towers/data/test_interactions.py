@@ -226,3 +226,18 @@ def test_wrong_arguments_are_errors(data):
         data.train(0)
     with pytest.raises(ValueError, match="at least 0"):
         data.train(4, seed=-1)
+
+
+def test_unseen_queries_have_test_rows_alone(data):
+    unseen = np.array([3, 7, 11])
+    without = data.without_queries(unseen)
+    for split in schema.SPLITS:
+        gone = np.isin(data.arrays(split)["query_id"], unseen) & (split != "test")
+        for name, values in data.arrays(split).items():
+            np.testing.assert_array_equal(without.arrays(split)[name], values[~gone])
+    assert without.positives("train", "validation").sizes[unseen].sum() == 0
+    train = without.arrays("train")["candidate_id"]
+    np.testing.assert_array_equal(
+        without.train_counts, np.bincount(train, minlength=data.num_candidates)
+    )
+    assert data.positives("train").sizes[unseen].all()  # which stays as it was
