@@ -27,6 +27,7 @@ _STYLE: dict[str, Any] = {
     "grid.color": _LINE,
     "svg.hashsalt": "report",  # ids that do not change from page to page
 }
+_DASHED: Any = {"color": _INK, "linewidth": 0.8, "linestyle": "--"}
 _COLOURS = (MODEL, OTHER, THIRD)
 _LINES = ("-", "--", ":")
 
@@ -52,8 +53,7 @@ def plots_by_epoch(training: dict[str, Any]) -> list[Markup]:
             if name != "loss":
                 axes.set_ylim(bottom=0)
             if best:
-                style: Any = {"color": _INK, "linewidth": 0.8, "linestyle": "--"}
-                axes.axvline(best, label="best epoch, kept", **style)
+                axes.axvline(best, label="best epoch, kept", **_DASHED)
                 axes.legend(frameon=False)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
             axes.set(xlabel="epoch", ylabel=label)
@@ -112,11 +112,10 @@ def plot_index(report: dict[str, Any]) -> Markup:
             axes.plot(
                 best["recall"], best["batch_ms"], color=colour, label=f"{num_leaves:,} leaves"
             )
-        axes.plot(scann["recall"], scann["batch_ms"], "*", color=_INK, markersize=13, zorder=3,
-                  label="chosen, other queries")  # fmt: skip
+        chosen: Any = {"color": _INK, "markersize": 13, "label": "chosen, other queries"}
+        axes.plot(scann["recall"], scann["batch_ms"], "*", zorder=3, **chosen)
         axes.axhline(report["exact"]["batch_ms"], color=_INK, linestyle=":", label="exact search")
-        axes.axvline(report["target_recall"], color=_INK, linewidth=0.8, linestyle="--",
-                     label="promised recall")  # fmt: skip
+        axes.axvline(report["target_recall"], label="promised recall", **_DASHED)
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.yaxis.set_minor_formatter(lambda value, _: "")
