@@ -10,29 +10,43 @@ queries: a batch of 64 queries as a request describes them, made into tensors an
   the ScaNN search of a batch (`encode_overhead`); one described query through `Retriever` against
   one query id (`one_query_added_ms`); the largest relative distance between an embedding of a
   request and the one that the towers gave before they were exported (`skew`).
+items: `twotower items` adds 1,000 rows of columns beside a running service: seconds from the end of
+  its imports to the version (`items_seconds`) and until the service gives one of the rows, which
+  looks for versions each second (`found_after_seconds`); what it took to load a version with the
+  base of the one before (`reload_ms_with_base`).
+delta: batches of 64 query ids through `Retriever` with 1 % and 5 % of the corpus in the delta, half
+  of it in place of rows of the base, against those without (`qps_ratio_at_1pct`, `…_5pct`).
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import tensorflow as tf
 
 from benchmarks.live_corpus import LiveCorpus
+from benchmarks.live_items import ROWS, publish_under_service
 from benchmarks.record import command, processor, write
 from pipeline.contract import schema
+from serving.publish.items import change_items
 from serving.publish.publish import publish
+from serving.publish.settings import ItemsConfig
 from serving.retrieval.requests import RetrieveRequest
 from serving.retrieval.retriever import Retriever
 from serving.version.served_model import EMBEDDING, EMBEDDING_SEARCH, REQUEST_EMBEDDING, SCORE
@@ -41,6 +55,8 @@ NAME, BASE = "live", 1  # of the model, and of the version without a delta
 BATCH, K, TARGET_RECALL = 64, 100, 0.95
 SIZES = {False: (1_000_000, 100_000, 64), True: (50_000, 5_000, 32)}  # quick → N, Q, D
 ROUNDS, QUICK_ROUNDS = 200, 50
+_ROUNDS_A_REPEAT = 40  # so many rounds of a search take as long as a call of `items`
+SHARES = (0.01, 0.05)  # of the corpus that lies in a delta
 _WARM_UP, _BATCHES = 5, 16  # rounds that do not count; batches that rounds repeat
 _CHECKED = 1_024  # queries whose embeddings are compared
 
@@ -125,6 +141,63 @@ def queries(corpus: LiveCorpus, work: Path, rounds: int) -> tuple[dict[str, Any]
     }
 
 
+def items(corpus: LiveCorpus, work: Path, rounds: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Candidates as they come."""
+    repeats = max(1, rounds // _ROUNDS_A_REPEAT)
+    with _linked(work) as models:
+        figures = publish_under_service(models, NAME, corpus.query_ids, repeats)
+    under_load = figures.pop("under_load")
+    return figures, {"rows": ROWS, "repeats": repeats, "under_load": under_load}
+
+
+def delta(corpus: LiveCorpus, work: Path, rounds: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Searches of versions with a delta."""
+    drawn = np.random.default_rng(5).integers(corpus.num_queries, size=(_BATCHES, BATCH))
+    ids = [[f"query {row}" for row in rows] for rows in drawn]
+    with _linked(work) as models:
+        file, start = models.parent / "added.parquet", 0
+        for share in SHARES:
+            end = round(share * corpus.num_candidates)
+            pq.write_table(_changed_rows(corpus, start, end), file)
+            change_items(ItemsConfig(models=str(models), name=NAME, add=str(file)))
+            start = end
+        versions = [Retriever.load(models, NAME, BASE + n) for n in range(1 + len(SHARES))]
+        more: dict[str, Any] = {}
+        for k in (10, K):
+            seconds = in_turns([partial(_ask, one, ids, k=k) for one in versions], rounds // 2)
+            more[f"at_k_{k}"] = {
+                "batch_ms": [_ms(times) for times in seconds],
+                "qps_ratios": [_ratio(seconds[0], times) for times in seconds[1:]],
+            }
+        for one in versions:
+            one.close()
+    names = [f"qps_ratio_at_{100 * share:.0f}pct" for share in SHARES]
+    return dict(zip(names, more["at_k_10"]["qps_ratios"], strict=True)), more
+
+
+def _ask(retriever: Retriever, ids: list[list[str]], n: int, **options: Any) -> None:
+    retriever.answer(RetrieveRequest(ids[n], **options))
+
+
+def _changed_rows(corpus: LiveCorpus, start: int, end: int) -> pa.Table:
+    """Rows of a delta with embeddings like those of the base; every second replaces one of it."""
+    rows = np.arange(start, end)
+    names = [f"candidate {row}" if row % 2 else f"new {row}" for row in rows]
+    noise = np.random.default_rng(start).standard_normal((len(rows), corpus.dim), np.float32)
+    vectors = pa.array(list(corpus.centres(rows) + noise))
+    return pa.table({"candidate_id": names, EMBEDDING: vectors})
+
+
+@contextlib.contextmanager
+def _linked(work: Path) -> Iterator[Path]:
+    """A directory of models with the base alone, whose files are links."""
+    with tempfile.TemporaryDirectory(dir=work) as directory:
+        models = Path(directory) / "models"
+        source = work / "models" / NAME / str(BASE)
+        shutil.copytree(source, models / NAME / str(BASE), copy_function=os.link)
+        yield models
+
+
 def skew(corpus: LiveCorpus, work: Path, retriever: Retriever) -> float:
     """The largest relative distance of embeddings of requests from those of the towers."""
     rows = np.random.default_rng(3).integers(corpus.num_queries, size=_CHECKED)
@@ -159,7 +232,7 @@ def _ms(seconds: Sequence[float]) -> float:
     return round(1000 * statistics.median(seconds), 3)
 
 
-PARTS = {"queries": queries}
+PARTS = {"queries": queries, "items": items, "delta": delta}
 
 if __name__ == "__main__":
     main()

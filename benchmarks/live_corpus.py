@@ -79,13 +79,17 @@ class LiveCorpus:
         history = [f"candidate {place}" for place in self.histories[row]]
         return {"history": history} | raw_values(self.columns["query"], row)
 
+    def centres(self, rows: np.ndarray) -> np.ndarray:
+        """The centres of the clusters that candidates are of, float32 [n, D]."""
+        clusters = max(1, self.num_candidates // _IN_CLUSTER)
+        centres = np.random.default_rng(0).normal(size=(clusters, self.dim))
+        return centres.astype(np.float32)[rows % clusters]
+
     def vectors(self) -> np.ndarray:
         """Rows of the candidates, float32 [N, D], in clusters."""
-        rng = np.random.default_rng(0)
-        clusters = max(1, self.num_candidates // _IN_CLUSTER)
-        centres = rng.normal(size=(clusters, self.dim)).astype(np.float32)
-        noise = rng.standard_normal((self.num_candidates, self.dim), np.float32)
-        return centres[np.arange(self.num_candidates) % clusters] + noise
+        shape = self.num_candidates, self.dim
+        noise = np.random.default_rng(1).standard_normal(shape, np.float32)
+        return self.centres(np.arange(self.num_candidates)) + noise
 
     def data(self) -> RetrievalData:
         """As if it had been prepared; every row of a history is a train row."""
@@ -123,6 +127,7 @@ class LiveCorpus:
             sample_queries=queries[-_SAMPLES:],
             query_ids=data.query_vocabulary.raw_ids,
             seen=seen,
+            attributes=pa.table({"price": self.columns["candidate"]["price"]}),
         )
         return queries
 
