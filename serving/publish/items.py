@@ -91,6 +91,9 @@ def _changed(version: Version, base_ids: pa.Array, config: ItemsConfig) -> Delta
         table = pa.concat_tables(tables, promote_options="permissive").combine_chunks()
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise ValueError(f"{config.add} must have the types of earlier rows: {error}.") from error
+    attributes = version.path / RETRIEVAL / schema.BUNDLE_ATTRIBUTES
+    if attributes.is_file():
+        as_attributes(table, pq.read_schema(attributes))  # raises, so that no server fails
     return Delta(np.concatenate(parts), table, np.union1d(before.excluded, rows).astype(np.int64))
 
 

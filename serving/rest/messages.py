@@ -45,6 +45,12 @@ class RetrieveBody(BaseModel):
     allow: list[str] | None = Field(
         None, fail_fast=True, description="Ids of the only candidates to choose from."
     )
+    where: dict[str, Any] | None = Field(
+        None,
+        description="Conditions on attributes of candidates, all of which hold: texts, of which "
+        "any is meant, true or false, numbers from min to max.",
+        examples=[{"brand": ["a", "b"], "price": {"max": 20}, "in_stock": True}],
+    )
     min_score: float | None = Field(None, description="Leave out candidates below it.")
     index: Literal["default", "exact", "scann"] = Field(
         "default", description="default is the faster one that keeps the promised recall."
@@ -102,9 +108,11 @@ def parse_retrieve(body: bytes | bytearray, max_rows: int) -> RetrieveRequest:
     if isinstance(content, dict):  # what is far too large is refused before its parts are read
         features = content.get("features")
         features = features if isinstance(features, dict) else {}
+        where = content.get("where")
+        conditions = len(where) if isinstance(where, dict) else 0
         rows = [content.get("query_ids"), content.get("queries"), *features.values()]
         check_lengths(rows, max_rows)
-        if max(len(content), len(features)) > _MAX_FIELDS:
+        if max(len(content), len(features), conditions) > _MAX_FIELDS:
             raise InvalidRequest(f"An object may have at most {_MAX_FIELDS} fields here.")
     try:
         return RetrieveRequest(**dict(RetrieveBody.model_validate(content)))

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterable
-from functools import cached_property
+from collections.abc import Iterable, Mapping
+from functools import cache, cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
 from pipeline.contract import schema
+from pipeline.contract.attributes import as_attributes
 from pipeline.contract.bundle import read_raw_ids
 from serving.errors import InvalidRequest
+from serving.retrieval.attributes import Attributes, read_attributes
 from serving.retrieval.filters import Filters, among
 from serving.retrieval.requests import RetrieveRequest
 from serving.version.delta import Delta
@@ -25,7 +28,7 @@ class FilterRows(NamedTuple):
     """What all queries of a request do not get, and what alone they may: rows, ascending."""
 
     excluded: np.ndarray  # int64
-    allowed: np.ndarray | None  # int64, None for all
+    allowed: np.ndarray | None  # int64; or all rows as a mask, bool [N]; None for all
     unknown_ids: int  # different ids that are not in the corpus
 
 
@@ -48,6 +51,9 @@ class Corpus:
         self._added_ids: list[str] = []
         self._changed: dict[str, int] = {}  # ids of the delta → their row, -1 for removed ones
         self._moved = _NO_ROWS, _NO_ROWS  # rows of replaced ones, ascending, and their new rows
+        self._added_table = pa.table({})
+        # A function, as copies share what it keeps.
+        self._read_attributes = cache(lambda: read_attributes(path / schema.BUNDLE_ATTRIBUTES))
 
     def with_delta(self, path: Path, delta: Delta) -> Corpus:
         """The corpus of a version with the same base, whose tables it shares.
@@ -57,10 +63,11 @@ class Corpus:
           delta: of it.
         """
         other = copy.copy(self)
-        for name in ("_names", "popularity"):
+        for name in ("_names", "_added_attributes", "popularity"):
             other.__dict__.pop(name, None)
         other._path, num_base = path, len(self._base_ids)
         other.added, other.removed, other._added_ids = delta.vectors, delta.excluded, delta.ids
+        other._added_table = delta.added
         other._changed = {self._base_ids[row]: -1 for row in delta.excluded}
         added = {raw_id: num_base + row for row, raw_id in enumerate(other._added_ids)}
         new_rows = np.array([added.get(raw_id, -1) for raw_id in other._changed], np.int64)
@@ -89,9 +96,13 @@ class Corpus:
         excluded = self.removed
         if request.exclude:
             excluded = np.union1d(excluded, self.candidate_rows(request.exclude))
+        allowed = None if request.allow is None else self.candidate_rows(request.allow)
+        if request.where:
+            fulfils = self._fulfilling(request.where)
+            allowed = fulfils if allowed is None else allowed[fulfils[allowed]]
         return FilterRows(
             excluded,
-            None if request.allow is None else self.candidate_rows(request.allow),
+            allowed,
             sum(self._row(raw_id) < 0 for raw_id in ids),
         )
 
@@ -135,6 +146,23 @@ class Corpus:
         by_popularity = np.insert(by_popularity, places, len(count) + order)
         return np.concatenate([count, added]), by_popularity
 
+    @property
+    def attributes(self) -> Attributes:
+        """Of the base: what `where` of a request may name, and of which kinds."""
+        return self._read_attributes()
+
+    @cached_property
+    def _added_attributes(self) -> Attributes:
+        return Attributes(as_attributes(self._added_table, self.attributes.schema))
+
+    def _fulfilling(self, where: Mapping[str, Any]) -> np.ndarray:
+        """Which rows fulfil the conditions, bool, not to be changed."""
+        conditions = self.attributes.check(where)
+        mask = self.attributes.mask(conditions)
+        if not len(self.added):
+            return mask
+        return np.concatenate([mask, self._added_attributes.mask(conditions)])
+
     def check_popularity(self) -> None:
         """Raises InvalidRequest where the version does not know which candidates are popular."""
         if not self.has_popularity:
@@ -148,12 +176,13 @@ class Corpus:
         """Reads now what is otherwise read on first use."""
         if self.has_popularity:
             _ = self.popularity
+        _ = self.attributes, self._added_attributes
         _ = self._names, self._base_row, self._query_row
 
     def popular_rows(self, filters: Filters, query: int, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The most popular rows that a query may get, at most k, and their counts."""
         count, by_popularity = self.popularity
-        if filters.base is None:
+        if not filters.is_chosen:
             barred = self.num_candidates - int(filters.num_left[query])
             most = by_popularity[: k + barred]
         else:

@@ -38,6 +38,9 @@ class RetrieveRequest:
       exclude: raw ids of candidates to leave out.
       allow: raw ids of the only candidates to choose from; None for all. An empty list allows
         none. An id that is not in the corpus is left aside and counted, here and in `exclude`.
+      where: conditions on attributes of candidates, all of which hold: {"brand": ["a", "b"],
+        "price": {"min": 1, "max": 20}, "in_stock": True}. Of texts any may be meant, and of a
+        column of lists any value may be it. The version says what it has: `Corpus.attributes`.
       min_score: leave out candidates below it, so that there may be fewer than k; None for no
         limit. Popular candidates in place of an answer have no such score and are not cut.
       index: "default", "exact" or "scann".
@@ -51,6 +54,7 @@ class RetrieveRequest:
     exclude_seen: bool = False
     exclude: Sequence[str] = ()
     allow: Sequence[str] | None = None
+    where: Mapping[str, Any] | None = None
     min_score: float | None = None
     index: str = "default"
     unknown_queries: str | None = None
@@ -69,8 +73,10 @@ class RetrieveRequest:
         _require(self.queries is None or is_list, "queries", "be a list", self.queries)
         for query in self.queries or ():
             _require(isinstance(query, Mapping), "queries", "be mappings", query)
-        is_mapping = self.features is None or isinstance(self.features, Mapping)
-        _require(is_mapping, "features", "map names to values", self.features)
+        for name in ("features", "where"):
+            value = getattr(self, name)
+            is_mapping = value is None or isinstance(value, Mapping)
+            _require(is_mapping, name, "map names to values", value)
         _require(type(self.k) is int and self.k >= 1, "k", "be at least 1", self.k)
         is_bool = isinstance(self.exclude_seen, bool)
         _require(is_bool, "exclude_seen", "be true or false", self.exclude_seen)

@@ -1,11 +1,14 @@
 """From the embeddings of a request to its results: an index first, then what filters ask for.
 
 A query that filters leave fewer than k of the K results of an index is searched again: ScaNN is
-asked for more, and what is still missing is scored among all candidates that it may get.
+asked for more, and what is still missing is scored among all candidates that it may get. What
+filters choose by `allow` or `where` decides what comes first: few candidates are scored each, of a
+larger share so many results are asked for that k of them are among them, if they lie evenly.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,7 +21,9 @@ from serving.retrieval.requests import RetrieveRequest, RetrieveResult, UnknownQ
 from serving.version import served_model
 
 _MAX_WIDENING = 8  # times K: what a wider search may be asked for
-_FEW_ALLOWED = 20_000  # so few rows are scored each; more are sought among an index's results
+_FEW_CHOSEN = 20_000  # so few rows are scored each; more are sought among an index's results
+_SPREAD = 2  # standard deviations that an index is asked for beyond k of its results, on average
+_COLUMN = 32  # scores
 _MAX_SCORES = 1 << 25  # that are held at a time: 128 MB
 _COPIED_SHARE = 4  # an allowed share below 1 / 4 of the corpus is copied out of it
 
@@ -121,8 +126,21 @@ class EmbeddedQueries(NamedTuple):
 
     def asks_index(self, k: int) -> bool:
         """Whether the K results of an index are worth looking at first."""
-        few = self.filters.base is not None and len(self.filters.base) <= _FEW_ALLOWED
-        return self.request.k <= k and not few
+        return self.request.k <= k and self.num_asked <= k and not self.chooses_few
+
+    @property
+    def chooses_few(self) -> bool:
+        """Whether filters leave so few candidates that each is scored."""
+        return self.filters.is_chosen and self.filters.num_shared <= _FEW_CHOSEN
+
+    @property
+    def num_asked(self) -> int:
+        """How many results have k of the chosen ones among them, if these lie evenly."""
+        k, filters = self.request.k, self.filters
+        if not filters.is_chosen:
+            return k
+        wanted = k + _SPREAD * math.sqrt(k)
+        return math.ceil(wanted * filters.num_candidates / max(1, filters.num_shared))
 
 
 def results(
@@ -172,31 +190,45 @@ def _of_known(
     filters, k = queries.filters, queries.request.k
     best: list[Best] = [(np.empty(0, np.int64), np.empty(0, np.float32))] * len(queries.known)
     left = np.flatnonzero(queries.known)
-    below = np.zeros(len(left), bool)  # whose results go below the lowest score
+    below = np.zeros(len(best), bool)  # whose results go below the lowest score
     if hits is not None:
         hits = Hits(hits.rows[left], hits.scores[left])
         enough = _take(queries, left, hits, best)
-        below = np.logical_or.reduce((hits.rows >= 0) & (hits.scores < filters.min_score), axis=1)
+        is_low = (hits.rows >= 0) & (hits.scores < filters.min_score)
+        below[left] = np.logical_or.reduce(is_low, axis=1)
         if index.kind == "exact":  # what is not among the results is lower still
-            enough |= below
-        left, below = left[~enough], below[~enough]
-    if hits is not None or k > index.k:
-        removed = len(corpus.removed)
-        barred = corpus.num_candidates - removed - filters.num_left[left]  # by the request
-        # Removed ones are spread over the corpus: few of them are among the results of a query.
-        barred += min(removed, 16 + 4 * k * removed // len(corpus.vectors))
-        wide = (k + barred <= index.widest) & (filters.base is None) & ~below
-        if wide.any():
-            # So many results cannot all be barred but k; if they are too few, leaves were.
-            num_results = max(index.k, k + int(barred[wide].max()))
-            wider = index.search_wider(queries.embeddings[left[wide]], num_results)
-            enough = _take(queries, left[wide], wider, best)
-            left = np.concatenate([left[~wide], left[wide][~enough]])
+            enough |= below[left]
+        left = left[~enough]
+    for asked in _widths(queries, index, corpus, is_searched=hits is not None):
+        wide = left[(asked[left] <= index.widest) & ~below[left]]
+        if len(wide):
+            num_results = max(index.k, int(asked[wide].max()))
+            wider = index.search_wider(queries.embeddings[wide], num_results)
+            enough = _take(queries, wide, wider, best)
+            left = np.setdiff1d(left, wide[enough])
     vectors = [corpus.vectors, corpus.added]
     exactly = best_rows(vectors, queries.embeddings[left], filters, left, k)
     for query, rows_and_scores in zip(left, exactly, strict=True):
         best[query] = rows_and_scores
     return best
+
+
+def _widths(
+    queries: EmbeddedQueries, index: IndexSearch, corpus: Corpus, *, is_searched: bool
+) -> list[np.ndarray]:
+    """How many results an index is asked for, one try after the other: int [B] each."""
+    filters, k = queries.filters, queries.request.k
+    if not filters.is_chosen:
+        removed = len(corpus.removed)
+        barred = corpus.num_candidates - removed - filters.num_left  # by the request
+        # Removed ones are spread over the corpus: few of them are among the results of a query.
+        barred += min(removed, 16 + 4 * k * removed // len(corpus.vectors))
+        # So many results cannot all be barred but k; if they are too few, leaves were.
+        return [k + barred]
+    if queries.chooses_few or queries.num_asked > index.widest:
+        return []
+    tries = [index.widest] if is_searched else [queries.num_asked, index.widest]
+    return [np.full(len(queries.known), asked) for asked in tries]
 
 
 def _take(queries: EmbeddedQueries, places: np.ndarray, hits: Hits, best: list[Best]) -> np.ndarray:
@@ -230,7 +262,7 @@ def best_rows(
     Yields:
       For each query rows int64 and scores float32, best first; of equal scores the lower row.
     """
-    base, barred = filters.base, filters.excluded
+    base, barred = filters.base if filters.is_chosen else None, filters.excluded
     ends = np.cumsum([len(part) for part in vectors])
     if base is not None and _COPIED_SHARE * len(base) >= ends[-1]:
         others = np.ones(ends[-1], bool)
@@ -239,7 +271,8 @@ def best_rows(
     if base is not None:
         parts = np.split(base, np.searchsorted(base, ends[:-1]))
         starts = ends - [len(part) for part in vectors]
-        vectors = [v[rows - start] for v, rows, start in zip(vectors, parts, starts, strict=True)]
+        places = zip(vectors, parts, starts, strict=True)
+        vectors = [np.take(part, rows - start, axis=0) for part, rows, start in places]
         ends = np.cumsum([len(part) for part in vectors])
     size = max(1, _MAX_SCORES // max(1, ends[-1]))
     for start in range(0, len(queries), size):
@@ -260,6 +293,9 @@ def _highest(scores: np.ndarray, k: int) -> np.ndarray:
     """Places of the k highest scores, best first; of equal ones the lower place."""
     if k == 0:
         return np.empty(0, np.int64)
-    lowest = np.partition(scores, -k)[-k]  # one pass, then only the best are sorted
-    places = np.flatnonzero(scores >= lowest)
+    size = len(scores) // _COLUMN * _COLUMN
+    highest = scores[:size].reshape(_COLUMN, -1).max(axis=0)  # of each column, a fast first pass
+    if len(highest) < k or (lowest := np.partition(highest, -k)[-k]) == -np.inf:
+        lowest = np.partition(scores, -k)[-k]
+    places = np.flatnonzero(scores >= lowest)  # k or some more
     return places[np.argsort(-scores[places], kind="stable")][:k]

@@ -24,6 +24,7 @@ from serving.version.served_model import SCORE
 PREDICT, RETRIEVE = "predict", "retrieve"  # names of the APIs in the metrics
 MAX_RESULTS = 640_000  # of a request: 6,400 rows of 100, or 640 of 1,000
 MAX_FILTER_IDS = 100_000  # of a request
+_MASK = 1 << 16  # values that are compared for a condition which is new, about
 _WIDTH = 64  # values of an embedding, about
 
 _R = TypeVar("_R")
@@ -107,6 +108,7 @@ class BatchedVersion:
                 f"exclude and allow may have at most {MAX_FILTER_IDS} ids, got {filter_ids}."
             )
         size = filter_ids + rows * (1 if request.query_ids is not None else _WIDTH)
+        size += _MASK if request.where else 0
         checked = await aside(size, partial(retriever.check, request))
         alone = retriever.default_index != "exact" and retriever.scores_all(request)
         batcher = self._score_all if alone else self._retrieve

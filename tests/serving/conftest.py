@@ -14,6 +14,7 @@ import tensorflow as tf
 from running_server import Running, running
 
 from pipeline.contract import schema
+from pipeline.contract.attributes import as_attributes
 from pipeline.contract.files import describe_files
 from serving.publish.publish import publish
 from serving.retrieval import shared_base
@@ -34,6 +35,19 @@ class Sample:
     @cached_property
     def query_ids(self) -> list[str]:
         return [f"query {row}" for row in range(len(self.queries))]
+
+    @cached_property
+    def attributes(self) -> list[dict[str, object]]:
+        """What is known of each candidate."""
+        sizes = [[], ["s"], ["m", "l"], ["s", "m"], None]
+        return [
+            {
+                "colour": ["red", "blue", None][row % 3],
+                "sizes?": sizes[row % 5],
+                "weight": None if row % 7 == 0 else row % 100 / 4,
+            }
+            for row in range(len(self.vectors))
+        ]
 
     def best(self, query: int, excluded: Sequence[int] = ()) -> list[int]:
         """All rows but the excluded ones, best first: a loop over nothing but NumPy float64."""
@@ -125,6 +139,8 @@ def write_bundle(
     path.mkdir(parents=True)
     np.save(path / schema.BUNDLE_VECTORS, sample.vectors)
     write_ids(path / schema.BUNDLE_CANDIDATE_IDS, sample.candidate_ids)
+    attributes = as_attributes(pa.Table.from_pylist(sample.attributes))
+    pq.write_table(attributes, path / schema.BUNDLE_ATTRIBUTES)
     if query_model:
         model = LookupQueryModel(sample.query_ids, sample.queries)
         if described:

@@ -167,6 +167,34 @@ def test_filters_hold_for_added_replaced_and_removed_ones(live, shop, index):
     assert result.candidate_ids == wanted
 
 
+@pytest.mark.parametrize("few_chosen", [0, 20_000])
+@pytest.mark.parametrize("index", ["exact", "scann"])
+def test_added_candidates_are_chosen_by_their_columns(live, shop, index, few_chosen, monkeypatch):
+    monkeypatch.setattr("serving.retrieval.search._FEW_CHOSEN", few_chosen)
+    sample = shop.sample
+    colour = {
+        i: row["colour"] for i, row in zip(sample.candidate_ids, sample.attributes, strict=True)
+    }
+    columns, _ = replaced_and_added(sample)
+    colour |= dict(zip(columns["candidate_id"], columns["colour"], strict=True))
+    best = [name for name in sample.best_ids(0)[:6] if name not in columns["candidate_id"]]
+    colour |= {best[0]: None, "nëw\n3\0": None}  # added again, with an embedding alone
+    where = {"colour": ["blue"]}
+    for query, result in enumerate(live.top_k(sample.query_ids, 30, where=where, index=index)):
+        wanted = [name for name in shop.best(query) if colour[name] == "blue"]
+        assert result.candidate_ids == wanted[:30]
+    [result] = live.top_k([sample.query_ids[0]], 1000, where={"weight": {"min": 6.3, "max": 7.7}})
+    assert "nëw\n7\0" in result.candidate_ids  # 9 · 0.7
+    assert "nëw\n9\0" not in result.candidate_ids  # without a weight
+
+
+def test_columns_of_another_kind_are_refused(tmp_path, shop_bundle):
+    shop = Shop(tmp_path, *shop_bundle, scann=False)
+    add = {"candidate_id": ["x"], "weight": ["heavy"], "embedding": [[1.0] * 8]}
+    with pytest.raises(ValueError, match="attribute 'weight' must hold numbers"):
+        shop.change(add, (), [[1.0] * 8])
+
+
 def test_popular_ones_are_of_the_changed_corpus(live, shop):
     [result] = live.top_k(["nobody"], 1000, unknown_queries="popular")
     count = np.bincount(np.concatenate(shop.sample.seen), minlength=300)

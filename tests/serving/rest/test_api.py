@@ -109,6 +109,21 @@ def test_more_rows_than_a_batch(server, small):
         (":retrieve", {"query_ids": ["a"], "k": 501}, 400, "k must be at most 500"),
         (":retrieve", {"query_ids": ["a"], "k": 10**30}, 400, "k"),
         (":retrieve", {"query_ids": ["a"], "index": "hnsw"}, 400, "index"),
+        (":retrieve", {"query_ids": ["a"], "where": ["b"]}, 400, "where: Input should be a valid"),
+        (":retrieve", {"query_ids": ["a"], "where": {"color": ["b"]}}, 400, "did you mean colour"),
+        (":retrieve", {"query_ids": ["a"], "where": {"weight": 3}}, 400, "weight must be numbers"),
+        (
+            ":retrieve",
+            {"query_ids": ["a"], "where": {"colour": ["b"] * 10**5}},
+            400,
+            "at most 10000 values",
+        ),
+        (
+            ":retrieve",
+            {"query_ids": ["a"], "where": dict.fromkeys(map(str, range(10**4)), "x")},
+            400,
+            "at most 20 fields",
+        ),
         (":retrieve", {"query_ids": ["a"], "kk": 5}, 400, "kk: Extra inputs"),
         (":retrieve", b'{"query_ids": ["a"], "min_score": NaN}', 400, "min_score"),
         (":retrieve", b'{"query_ids": ["\\ud800"]}', 400, "Invalid JSON"),
@@ -179,6 +194,14 @@ def candidates(server, **body):
 def test_filters(server, small):
     best, seen = small.sample.best_ids(1), small.sample.seen[1]
     assert candidates(server, k=4, exclude=best[:2]) == best[2:6]
+    red = [name for row, name in enumerate(small.sample.candidate_ids) if row % 3 == 0]
+    where = {"colour": ["red", "a\n\0"], "weight": {"min": -1e300}}
+    weighed = [name for name in best if name in red and small.sample.candidate_ids.index(name) % 7]
+    assert (
+        candidates(server, k=5, where=where, exclude=best[:2])
+        == [name for name in weighed if name not in best[:2]][:5]
+    )
+    assert candidates(server, k=5, where={}) == best[:5]
     assert candidates(server, k=3, exclude_seen=True) == small.sample.best_ids(1, seen)[:3]
     assert candidates(server, k=9, allow=[best[250], best[7], "nothing"]) == [best[7], best[250]]
     scores = np.sort(small.sample.vectors @ small.sample.queries[1])[::-1]

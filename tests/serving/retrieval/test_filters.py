@@ -34,6 +34,18 @@ def test_only_allowed_rows_worked_by_hand():
     ]
 
 
+def test_a_mask_is_as_the_rows_that_it_marks():
+    for excluded in (rows(), rows(3)):
+        mask = np.array([False, True, False, True, True, False])
+        filters = Filters(6, excluded, mask, [rows(), rows(0, 4)])
+        same = Filters(6, excluded, np.flatnonzero(mask), [rows(), rows(0, 4)])
+        assert filters.base.tolist() == same.base.tolist()
+        assert filters.num_left.tolist() == same.num_left.tolist()
+        found = np.array([[0, 1, 3, 4, -1], [0, 1, 3, 4, -1]])
+        assert filters.may_get(found).tolist() == same.may_get(found).tolist()
+        assert mask.tolist() == [False, True, False, True, True, False]  # it is shared
+
+
 def test_nothing_allowed_is_nothing_left():
     filters = Filters(6, rows(), rows(), [rows(), rows(2)])
     assert filters.num_left.tolist() == [0, 0]

@@ -26,12 +26,19 @@ def random_request(sample, seed, index):
         return [sample.candidate_ids[row] for row in chosen] + ["unheard of"] * rng.integers(0, 3)
 
     allow = [None, None, some_ids(size), some_ids(40)][rng.integers(4)]
+    where = [
+        None,
+        {"colour": ["red", "green"]},
+        {"colour": ["red", "blue"], "sizes?": ["s"]},
+        {"weight": {"min": 3, "max": 3.5}},
+    ][rng.integers(4)]
     return RetrieveRequest(
         [*rng.choice(sample.query_ids, rng.integers(1, 8)), "nobody"],
         k=int(rng.choice([1, 5, 20, 40, 41, 200])),
         exclude_seen=bool(sample.seen is not None and rng.integers(2)),
         exclude=some_ids([1, 10, size][rng.integers(3)]),
         allow=allow,
+        where=where,
         min_score=None if rng.integers(2) else float(rng.normal()),
         index=index,
         unknown_queries="empty",
@@ -44,11 +51,19 @@ def passing(sample, request, query_id):
     scores = sample.vectors.astype(np.float64) @ sample.queries[query].astype(np.float64)
     seen = sample.seen[query] if request.exclude_seen else ()
     barred = {sample.candidate_ids[row] for row in seen} | set(request.exclude)
-    rows = []
+    where, rows = request.where or {}, []
     for row in np.argsort(-scores, kind="stable"):
         name = sample.candidate_ids[row]
         allowed = request.allow is None or name in request.allow
         high = request.min_score is None or scores[row] >= request.min_score
+        known = sample.attributes[row]
+        if "colour" in where:
+            allowed &= known["colour"] in where["colour"]
+        if "sizes?" in where:
+            allowed &= bool({*(known["sizes?"] or ())} & {*where["sizes?"]})
+        if "weight" in where:
+            weight, bounds = known["weight"], where["weight"]
+            allowed &= weight is not None and bounds["min"] <= weight <= bounds["max"]
         if allowed and high and name not in barred:
             rows.append(row)
     return [sample.candidate_ids[row] for row in rows], dict(
@@ -56,10 +71,10 @@ def passing(sample, request, query_id):
     )
 
 
-@pytest.mark.parametrize("few_allowed", [0, 20_000])
+@pytest.mark.parametrize("few_chosen", [0, 20_000])
 @pytest.mark.parametrize("index", ["exact", "scann"])
-def test_any_filters_give_what_a_loop_gives(retriever, small, index, few_allowed, monkeypatch):
-    monkeypatch.setattr(search, "_FEW_ALLOWED", few_allowed)
+def test_any_filters_give_what_a_loop_gives(retriever, small, index, few_chosen, monkeypatch):
+    monkeypatch.setattr(search, "_FEW_CHOSEN", few_chosen)
     lengths = []
     for seed in range(24):
         request = random_request(small.sample, seed, index)
@@ -138,7 +153,7 @@ def test_an_index_is_asked_for_more_before_everything_is_scored(tree, clustered,
     assert results[0].candidate_ids == sample.best_ids(0, barred)[:20]
 
 
-def test_few_allowed_rows_and_a_large_k_go_straight_to_exact_search(
+def test_few_chosen_rows_and_a_large_k_go_straight_to_exact_search(
     tree, clustered, exactly_searched, monkeypatch
 ):
     searched, of_index = [], IndexSearch.search
@@ -152,6 +167,34 @@ def test_few_allowed_rows_and_a_large_k_go_straight_to_exact_search(
     assert (searched, exactly_searched) == ([], [3, 3])
     tree.answer(RetrieveRequest(ids, k=20, index="scann"))
     assert (searched, exactly_searched) == ([3], [3, 3, 0])
+
+
+def test_a_share_of_the_corpus_is_sought_among_more_results(
+    tree, clustered, exactly_searched, monkeypatch
+):
+    """A third is chosen: 20 of them are among 90 results, or among 160, the widest search."""
+    monkeypatch.setattr(search, "_FEW_CHOSEN", 100)
+    asked, search_wider = [], IndexSearch.search_wider
+
+    def widening(self, embeddings, num_results):
+        asked.append((len(embeddings), num_results))
+        return search_wider(self, embeddings, num_results)
+
+    monkeypatch.setattr(IndexSearch, "search_wider", widening)
+    sample, where = clustered.sample, {"colour": ["red"]}
+    request = RetrieveRequest(sample.query_ids, k=20, where=where, index="scann")
+    results = tree.answer(request).results
+    assert asked[0] == (200, 87)  # (20 + 2 √20) · 4000 / 1334
+    assert asked[1][1] == 160
+    assert exactly_searched[0] <= 10
+    hits = 0
+    for query, result in enumerate(results):
+        chosen = [row for row in sample.best(query) if row % 3 == 0][:20]
+        hits += len({*result.candidate_ids} & {sample.candidate_ids[row] for row in chosen})
+        assert len(result.candidate_ids) == 20
+    assert hits / 4000 > 0.95
+    tree.answer(dataclasses.replace(request, where={"colour": ["red"], "sizes?": ["l"]}))
+    assert (len(asked), exactly_searched[1]) == (2, 200)  # a fifteenth: scored each
 
 
 @pytest.mark.parametrize("index", ["exact", "scann"])
