@@ -36,6 +36,7 @@ def render() -> str:
     parts.append(
         f"Not run, with the estimated CPU hours of a seed: {'; '.join(missing_curves())}.\n"
     )
+    parts.append(f"## What is left\n\n{notes['left']}\n")
     return "\n".join([*parts, evaluations()])
 
 
@@ -66,9 +67,11 @@ def section(table: Table, dataset: str, rows: list[dict[str, Any]], path: Path) 
             lines.append(f"| {' | '.join([method, 'not built', '–', *values, '–'])} |")
         lines.append("")
     if groups:
-        newest = max(rows, key=lambda row: row["date"])
+        own = [row for row in rows if row["method"] != POPULARITY] or rows
+        newest = max(own, key=lambda row: row["date"])
+        machine = newest.get("processor", "processor not noted")
         lines.append(
-            f"{newest['date']}, commit {newest['commit']}, {newest.get('processor', 'two cores')}, "
+            f"{newest['date']}, commit {newest['commit']}, {machine}, "
             f"[results](../{path.relative_to(ROOT)}), such as by\n`{newest['command']}`.\n"
         )
     missing = [name for name in table.rows if name not in groups]
