@@ -16,6 +16,9 @@ items: `twotower items` adds 1,000 rows of columns beside a running service: sec
   base of the one before (`reload_ms_with_base`).
 delta: batches of 64 query ids through `Retriever` with 1 % and 5 % of the corpus in the delta, half
   of it in place of rows of the base, against those without (`qps_ratio_at_1pct`, `â€¦_5pct`).
+where: the same batches with a condition that 10 % and 1 % of the candidates fulfil, against those
+  without; the smaller ratio (`filter_qps_ratio`), and the smaller recall of the exact top 10 of
+  what fulfils it (`filter_recall`).
 """
 
 from __future__ import annotations
@@ -57,7 +60,9 @@ SIZES = {False: (1_000_000, 100_000, 64), True: (50_000, 5_000, 32)}  # quick â†
 ROUNDS, QUICK_ROUNDS = 200, 50
 _ROUNDS_A_REPEAT = 40  # so many rounds of a search take as long as a call of `items`
 SHARES = (0.01, 0.05)  # of the corpus that lies in a delta
+KEPT = (0.1, 0.01)  # of the corpus that a condition keeps
 _WARM_UP, _BATCHES = 5, 16  # rounds that do not count; batches that rounds repeat
+_RECALL_BATCHES = 4
 _CHECKED = 1_024  # queries whose embeddings are compared
 
 
@@ -175,6 +180,43 @@ def delta(corpus: LiveCorpus, work: Path, rounds: int) -> tuple[dict[str, Any], 
     return dict(zip(names, more["at_k_10"]["qps_ratios"], strict=True)), more
 
 
+def where(corpus: LiveCorpus, work: Path, rounds: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Searches among the candidates that fulfil a condition."""
+    retriever = Retriever.load(work / "models", NAME, BASE)
+    drawn = np.random.default_rng(6).integers(corpus.num_queries, size=(_BATCHES, BATCH))
+    ids = [[f"query {row}" for row in rows] for rows in drawn]
+    price = corpus.columns["candidate"]["price"]
+    limits = [float(np.quantile(price, share)) for share in KEPT]
+    filters: list[dict[str, Any]] = [{}, *({"where": {"price": {"max": top}}} for top in limits)]
+    seconds = in_turns([partial(_ask, retriever, ids, **one) for one in filters], rounds // 2)
+    ratios = [_ratio(seconds[0], times) for times in seconds[1:]]
+    recalls = [_recall(work, retriever, drawn, price, top) for top in limits]
+    retriever.close()
+    return {"filter_qps_ratio": min(ratios), "filter_recall": min(recalls)}, {
+        "kept": KEPT,
+        "batch_ms": [_ms(times) for times in seconds],
+        "qps_ratios": ratios,
+        "recalls": recalls,
+    }
+
+
+def _recall(
+    work: Path, retriever: Retriever, drawn: np.ndarray, price: np.ndarray, top: float
+) -> float:
+    """Share of the exact top 10 among the candidates up to a price that a search gives."""
+    vectors = np.asarray(retriever.corpus.vectors)[price <= top]
+    embeddings = np.load(work / "queries.npy", mmap_mode="r")
+    shares = []
+    for rows in drawn[:_RECALL_BATCHES]:
+        exact = np.partition(embeddings[rows] @ vectors.T, -10, axis=1)[:, -10]
+        lowest = exact - 1e-5 * np.abs(exact)
+        names = [f"query {row}" for row in rows]
+        results = retriever.top_k(names, 10, where={"price": {"max": top}})
+        pairs = zip(results, lowest, strict=True)
+        shares += [np.count_nonzero(np.array(one.scores) >= low) / 10 for one, low in pairs]
+    return round(float(np.mean(shares)), 4)
+
+
 def _ask(retriever: Retriever, ids: list[list[str]], n: int, **options: Any) -> None:
     retriever.answer(RetrieveRequest(ids[n], **options))
 
@@ -232,7 +274,7 @@ def _ms(seconds: Sequence[float]) -> float:
     return round(1000 * statistics.median(seconds), 3)
 
 
-PARTS = {"queries": queries, "items": items, "delta": delta}
+PARTS = {"queries": queries, "items": items, "delta": delta, "where": where}
 
 if __name__ == "__main__":
     main()
