@@ -44,7 +44,7 @@ class Corpus:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self._path, self._base = path, self
         self._base_ids = read_raw_ids(path / schema.BUNDLE_CANDIDATE_IDS)
         self.vectors = np.load(path / schema.BUNDLE_VECTORS, mmap_mode="r")
         self.added, self.removed = np.zeros((0, self.vectors.shape[1]), np.float32), _NO_ROWS
@@ -65,7 +65,7 @@ class Corpus:
         other = copy.copy(self)
         for name in ("_names", "_added_attributes", "popularity"):
             other.__dict__.pop(name, None)
-        other._path, num_base = path, len(self._base_ids)
+        other._path, num_base = path, len(self._base_ids)  # tables stay with the base
         other.added, other.removed, other._added_ids = delta.vectors, delta.excluded, delta.ids
         other._added_table = delta.added
         other._changed = {self._base_ids[row]: -1 for row in delta.excluded}
@@ -108,10 +108,10 @@ class Corpus:
 
     def seen_rows(self, query_id: str) -> np.ndarray:
         """Rows that the query had in training, int64, in the order of its list; [] if unknown."""
-        row = self._query_row.get(query_id)
+        row = self._base._query_row.get(query_id)
         if row is None:
             return _NO_ROWS
-        offsets, candidates = self._seen
+        offsets, candidates = self._base._seen
         rows = candidates[offsets[row] : offsets[row + 1]].astype(np.int64)
         moved, new_rows = self._moved
         if (is_moved := among(rows, moved)).any():
@@ -120,7 +120,7 @@ class Corpus:
 
     def query_ids(self, limit: int) -> list[str]:
         """The first raw ids of the queries that have a seen list."""
-        return list(itertools.islice(self._query_row, limit))
+        return list(itertools.islice(self._base._query_row, limit))
 
     def names(self, rows: np.ndarray) -> list[str]:
         """Raw ids of rows of candidates."""
@@ -137,7 +137,7 @@ class Corpus:
           InvalidRequest: the version has neither.
         """
         self.check_popularity()
-        count, by_popularity = self._base_popularity
+        count, by_popularity = self._base._base_popularity
         added = np.zeros(len(self._added_ids), np.int64)
         moved, new_rows = self._moved
         added[new_rows - len(count)] = count[moved]
@@ -177,7 +177,9 @@ class Corpus:
         if self.has_popularity:
             _ = self.popularity
         _ = self.attributes, self._added_attributes
-        _ = self._names, self._base_row, self._query_row
+        _ = self._names, self._base._base_row, self._base._query_row
+        if self.has_seen:
+            _ = self._base._seen
 
     def popular_rows(self, filters: Filters, query: int, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The most popular rows that a query may get, at most k, and their counts."""
@@ -198,11 +200,11 @@ class Corpus:
     def _row(self, candidate_id: str) -> int:
         """Its row; -1 where it is not in the corpus."""
         row = self._changed.get(candidate_id)
-        return self._base_row.get(candidate_id, -1) if row is None else row
+        return self._base._base_row.get(candidate_id, -1) if row is None else row
 
     @cached_property
     def _names(self) -> np.ndarray:
-        return np.concatenate([self._base_names, np.array(self._added_ids, object)])
+        return np.concatenate([self._base._base_names, np.array(self._added_ids, object)])
 
     @cached_property
     def _base_names(self) -> np.ndarray:
@@ -218,7 +220,7 @@ class Corpus:
         if counts.is_file():
             count = np.load(counts)
         else:
-            count = np.bincount(self._seen[1], minlength=len(self._base_ids))
+            count = np.bincount(self._base._seen[1], minlength=len(self._base_ids))
         return count, np.argsort(-count, kind="stable")
 
     @cached_property

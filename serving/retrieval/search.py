@@ -27,6 +27,8 @@ _COLUMN = 32  # scores
 _MAX_SCORES = 1 << 25  # that are held at a time: 128 MB
 _COPIED_SHARE = 4  # an allowed share below 1 / 4 of the corpus is copied out of it
 
+_NOTHING = np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32)
+
 Best = tuple[np.ndarray, np.ndarray]  # rows and scores, best first
 
 
@@ -49,7 +51,7 @@ class IndexSearch:
 
     def __init__(self, model: Any, kind: str, k: int, corpus: Corpus) -> None:
         self.model, self.kind, self.k = model, kind, k
-        self._added, num_candidates = corpus.added, len(corpus.vectors)
+        self._added, num_candidates = tf.constant(corpus.added), len(corpus.vectors)
         self._first_added = num_candidates  # row
         self._search = model.signatures[served_model.EMBEDDING_SEARCH]
         self._wide_search = model.signatures.get(served_model.WIDE_SEARCH)
@@ -74,14 +76,17 @@ class IndexSearch:
     def _with_added(self, hits: Hits, embeddings: np.ndarray) -> Hits:
         last = np.where(hits.rows[:, -1:] < 0, -np.inf, hits.scores[:, -1:])  # [B, 1]
         size = max(1, _MAX_SCORES // max(1, len(self._added)))
-        found = []  # query, row, score
+        found = [_NOTHING]  # queries, added rows, scores
         for start in range(0, len(embeddings), size) if len(self._added) else ():
-            scores = embeddings[start : start + size] @ self._added.T  # [size, A]
-            queries, rows = np.nonzero(scores > last[start : start + size])
-            found.append((start + queries, rows, scores[queries, rows]))
-        if not sum(len(queries) for queries, _, _ in found):
-            return hits
+            piece = slice(start, start + size)
+            # TensorFlow's threads are there already; those of NumPy would fight with them.
+            scores = tf.matmul(embeddings[piece], self._added, transpose_b=True).numpy()
+            places = np.flatnonzero(scores > last[piece])
+            queries, rows = np.divmod(places, len(self._added))
+            found.append((start + queries, rows, scores.ravel()[places]))
         queries, rows, scores = map(np.concatenate, zip(*found, strict=True))
+        if not len(rows):
+            return hits
         counts = np.bincount(queries, minlength=len(embeddings))
         places = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
         more = Hits(

@@ -163,7 +163,7 @@ class LoadedVersion:
           ServiceError: the version fails.
         """
         if self.retriever is not None and self.retriever.joins:
-            self.retriever.warm_up()  # the graphs are warm
+            self.retriever.corpus.load()  # the rest is warm
             return
         for number, request in enumerate(warmup_requests.read(self.path), start=1):
             name = request.model_spec.signature_name or TOP_K
