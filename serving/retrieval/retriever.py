@@ -250,7 +250,7 @@ class Retriever:
         has_delta = len(self.corpus.added) or len(self.corpus.removed)
         return self._base.path == self.version.path and not has_delta
 
-    def run(self, signature: str, **inputs: tf.Tensor) -> dict[str, tf.Tensor]:
+    def run(self, signature: str, **inputs: tf.Tensor) -> dict[str, np.ndarray]:
         """What `serving_default` or `retrieve` give where `graph_is_whole` is False."""
         encoder = self._encoder
         if signature == served_model.RETRIEVE and self._request_encoder is not None:
@@ -263,12 +263,11 @@ class Retriever:
         queries = EmbeddedQueries(request, names, *_Outputs(outputs).take(size), filters, 0)
         [hits] = self._search([queries])
         answers = results(queries, self._index("default"), hits, self.corpus, "empty")
-        ids, scores = np.full((size, self.k), "", object), np.zeros((size, self.k), np.float32)
+        ids, scores = np.full((size, self.k), b"", object), np.zeros((size, self.k), np.float32)
         for row, answer in enumerate(answers):
-            ids[row, : len(answer.scores)] = answer.candidate_ids
+            ids[row, : len(answer.scores)] = [raw_id.encode() for raw_id in answer.candidate_ids]
             scores[row, : len(answer.scores)] = answer.scores
-        ids = tf.constant(ids, tf.string, ids.shape)
-        return {served_model.CANDIDATE_ID: ids, served_model.SCORE: tf.constant(scores)}
+        return {served_model.CANDIDATE_ID: ids, served_model.SCORE: scores}
 
     def close(self) -> list[Any]:
         """Frees what a loaded ScaNN index holds outside Python; call it after the last query.

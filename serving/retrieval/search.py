@@ -47,6 +47,7 @@ class IndexSearch:
 
     Attributes:
       widest: most results that `search_wider` may ask of the index; 0: it cannot give more.
+      spare: results that are asked for beyond K, as removed candidates may be among them.
     """
 
     def __init__(self, model: Any, kind: str, k: int, corpus: Corpus) -> None:
@@ -56,11 +57,16 @@ class IndexSearch:
         self._search = model.signatures[served_model.EMBEDDING_SEARCH]
         self._wide_search = model.signatures.get(served_model.WIDE_SEARCH)
         self.widest = 0 if self._wide_search is None else min(_MAX_WIDENING * k, num_candidates)
+        removed, self.spare = len(corpus.removed), 0
+        if removed and self.widest:  # they are spread over the corpus, and 4 times as many come
+            self.spare = min(16 + 4 * k * removed // num_candidates, removed, self.widest - k)
         takes_leaves = served_model.LEAVES_TO_SEARCH in self._search.structured_input_signature[1]
         self._tuned = {served_model.LEAVES_TO_SEARCH: tf.constant(0)} if takes_leaves else {}
 
     def search(self, embeddings: np.ndarray) -> Hits:
         """The K best of each query or more, as good as the index promises: float32 [B, D]."""
+        if self.spare:
+            return self.search_wider(embeddings, self.k + self.spare)
         return self._run(self._search, embeddings, self._tuned)
 
     def search_wider(self, embeddings: np.ndarray, num_results: int) -> Hits:
@@ -224,12 +230,9 @@ def _widths(
     """How many results an index is asked for, one try after the other: int [B] each."""
     filters, k = queries.filters, queries.request.k
     if not filters.is_chosen:
-        removed = len(corpus.removed)
-        barred = corpus.num_candidates - removed - filters.num_left  # by the request
-        # Removed ones are spread over the corpus: few of them are among the results of a query.
-        barred += min(removed, 16 + 4 * k * removed // len(corpus.vectors))
+        barred = corpus.num_candidates - len(corpus.removed) - filters.num_left  # by the request
         # So many results cannot all be barred but k; if they are too few, leaves were.
-        return [k + barred]
+        return [k + barred + index.spare]
     if queries.chooses_few or queries.num_asked > index.widest:
         return []
     tries = [index.widest] if is_searched else [queries.num_asked, index.widest]

@@ -240,7 +240,9 @@ def _is_dense(proto: meta_graph_pb2.SignatureDef) -> bool:
     return all(info.WhichOneof("encoding") == "name" for info in infos)
 
 
-def _as_array(tensor: tf.Tensor) -> np.ndarray:
+def _as_array(tensor: tf.Tensor | np.ndarray) -> np.ndarray:
+    if isinstance(tensor, np.ndarray):
+        return tensor
     value = tensor.numpy()  # of a scalar it is a number or bytes
     return np.asarray(value, object if isinstance(value, bytes) else None)
 

@@ -1,11 +1,7 @@
 """Candidates that come and go: a delta, in the graph, in the retriever, and built anew."""
 
-import os
-import signal
-import subprocess
-import sys
+import multiprocessing
 import time
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -365,41 +361,27 @@ def test_the_next_export_names_what_it_lacks(tmp_path, shop_bundle, caplog):
     assert set(rows["title"].to_pylist()) == {"not read", None}
 
 
-KILLED = """
-import sys
-from serving.publish.items import change_items
-from serving.publish.settings import ItemsConfig
-print("ready", flush=True)
-change_items(ItemsConfig(models=sys.argv[1], add=sys.argv[2], max_share=float(sys.argv[3])))
-print("done", flush=True)
-"""
-
-
 @pytest.mark.long
 @pytest.mark.parametrize("max_share", [1.0, 0.0])
 def test_killed_at_any_moment_the_old_or_the_new_version_answers(tmp_path, shop_bundle, max_share):
     sample, bundle = shop_bundle
     shop = Shop(tmp_path, sample, bundle, scann=False)
+    forks = multiprocessing.get_context("forkserver")
+    forks.set_forkserver_preload(["serving.publish.items"])
+    config = ItemsConfig(str(shop.models), add=str(tmp_path / "new.parquet"), max_share=max_share)
     rng, seconds, ends = np.random.default_rng(0), 0.0, set()
-    for moment in range(11):
+    for moment in range(12):
         vector = (10 + moment) * sample.queries[0]
         table = {"candidate_id": [f"new {moment}"], "embedding": [vector.tolist()]}
-        pq.write_table(pa.table(table), tmp_path / "new.parquet")
-        arguments = [shop.models, tmp_path / "new.parquet", max_share]
-        process = subprocess.Popen(
-            [sys.executable, "-c", KILLED, *map(str, arguments)],
-            stdout=subprocess.PIPE,
-            cwd=Path(twotower.__file__).parent,
-        )
-        with process:
-            while process.stdout.readline() != b"ready\n":
-                pass
-            start = time.monotonic()
-            if moment:  # the first one says how long it takes
-                time.sleep(rng.uniform(0, 1.1) * seconds)
-                os.kill(process.pid, signal.SIGKILL)
-            process.wait()
-            seconds = seconds or time.monotonic() - start
+        pq.write_table(pa.table(table), config.add)
+        process = forks.Process(target=change_items, args=(config,))
+        process.start()
+        start = time.monotonic()
+        if moment > 1:  # the first ones say how long it takes
+            time.sleep(rng.uniform(0, 1.1) * seconds)
+            process.kill()
+        process.join()
+        seconds = time.monotonic() - start if moment < 2 else seconds
         retriever = Retriever.load(shop.models)
         [result] = retriever.top_k(["query 0"], K)
         changed = shop.corpus | {f"new {moment}": vector}
