@@ -34,9 +34,17 @@ def as_attributes(table: pa.Table, like: pa.Schema | None = None) -> pa.Table:
         try:
             columns.append(_as_type(table[field.name].combine_chunks(), field.type))
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            kind = {TEXT: "texts", LIST: "lists of texts", NUMBER: "numbers"}[field.type]
+            rule = {"text": "texts", "list": "lists of texts", "number": "numbers"}
+            kind = rule[kind_of(field.type)]
             raise ValueError(f"attribute {field.name!r} must hold {kind}: {error}.") from error
     return pa.table(columns, schema=fields)
+
+
+def kind_of(column_type: pa.DataType) -> str:
+    """text, list or number; types of lists that are equal may have different hashes."""
+    if column_type == NUMBER:
+        return "number"
+    return "list" if column_type == LIST else "text"
 
 
 def texts(column: pa.Array) -> pa.Array:

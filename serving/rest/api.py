@@ -149,6 +149,7 @@ class _RestApi:
             lambda retriever: {
                 "input": retriever.input,
                 "inputs": retriever.query_inputs.kinds(),
+                "attributes": retriever.corpus.attributes.kinds(),
                 "k": retriever.k,
                 "default_index": retriever.default_index,
                 "num_candidates": retriever.num_candidates,

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.contract.attributes import LIST, NUMBER
+from pipeline.contract.attributes import LIST, NUMBER, kind_of
 from pipeline.contract.settings import did_you_mean
 from serving.errors import InvalidRequest
 from serving.retrieval.requests import shown
@@ -55,8 +55,7 @@ class Attributes:
 
     def kinds(self) -> dict[str, str]:
         """Of each column, what it holds: text, list (of texts) or number."""
-        kinds = {NUMBER: "number", LIST: "list"}
-        return {field.name: kinds.get(field.type, "text") for field in self.schema}
+        return {field.name: kind_of(field.type) for field in self.schema}
 
     def check(self, where: Mapping[str, Any]) -> Conditions:
         """The conditions of a request.

@@ -270,6 +270,8 @@ def best_rows(
     Yields:
       For each query rows int64 and scores float32, best first; of equal scores the lower row.
     """
+    if not len(queries):  # the vectors of a choice are not copied for nothing
+        return
     base, barred = filters.base if filters.is_chosen else None, filters.excluded
     ends = np.cumsum([len(part) for part in vectors])
     if base is not None and _COPIED_SHARE * len(base) >= ends[-1]:

@@ -138,10 +138,26 @@ def test_asking_by_keyboard(browser, server, sample):
     assert [row[1] for row in page.rows] == sample.best_ids(7)[:3]
     assert browser.switch_to.active_element.get_attribute("id") == "query"
     reached = []
-    for _ in range(4):
+    for _ in range(7):
         browser.switch_to.active_element.send_keys(Keys.TAB)
         reached.append(browser.switch_to.active_element.text or "input")
-    assert reached == ["input", "input", "Ask", "Another query"]
+    assert reached == [*["input"] * 5, "Ask", "Another query"]
+
+
+def test_filtering_by_attributes(browser, server, sample):
+    page = Page(browser, server.rest)
+    browser.find_element(By.NAME, "colour").send_keys("red, nothing")
+    browser.find_element(By.NAME, "weight").send_keys("to 20")
+    page.ask("query 7")
+
+    def fulfils(row):
+        return row % 3 == 0 and row % 7 and row % 100 <= 80
+
+    wanted = [sample.candidate_ids[row] for row in sample.best(7) if fulfils(row)]
+    assert [row[1] for row in page.rows] == wanted[:10]
+    browser.find_element(By.NAME, "weight").send_keys(" kg", Keys.ENTER)
+    page.wait("message")
+    assert "weight must be numbers" in page["message"].text
 
 
 def test_leaving_out_the_history(browser, server, sample):

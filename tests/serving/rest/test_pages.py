@@ -12,6 +12,7 @@ def test_samples_and_history(server, small):
     assert set(described["query_ids"]) <= set(sample.query_ids)
     assert (described["k"], described["num_candidates"], described["version"]) == (40, 300, 1)
     assert described["input"] == "query_id"
+    assert described["attributes"] == {"colour": "text", "sizes?": "list", "weight": "number"}
     answer = server.get(f"{MODEL}/versions/1:history?query_id=query%201&limit=4").json
     assert answer["candidate_ids"] == [sample.candidate_ids[row] for row in sample.seen[1][:4]]
     assert (answer["total"], answer["version"]) == (90, 1)
