@@ -11,7 +11,7 @@ tables and layers of the tower. It needs neither Keras nor this package. Signatu
 
 An empty string, a list of them and NaN stand for what the request leaves out. What is stored of a
 known id is then read in its place; of other ids it counts as missing, as in training. A query is
-known where its id is or where anything is given.
+known where its id is or where anything is given, unless that leaves nothing to embed.
 """
 
 from __future__ import annotations
@@ -118,8 +118,8 @@ class Encoder(tf.Module):
     def stored(self, raw_ids: tf.Tensor) -> dict[str, tf.Tensor]:
         """string [B] → embedding float32 [B, D], zeros for unknown ids, and known bool [B]."""
         rows = self._row_of.lookup(raw_ids)
-        known = rows >= 0
         embedding = self._embed(rows, {}, None)
+        known = (rows >= 0) & _has_direction(embedding)
         return {"embedding": tf.where(known[:, None], embedding, 0.0), "known": known}
 
     def requested(self, inputs: Inputs) -> dict[str, tf.Tensor]:
@@ -142,6 +142,7 @@ class Encoder(tf.Module):
             history = tf.reduce_any(there, axis=1), codes
             known |= tf.reduce_any(codes > 0, axis=1)
         embedding = self._embed(rows, columns, history)
+        known &= _has_direction(embedding)
         return {
             "embedding": tf.where(known[:, None], embedding, 0.0),
             "known": known,
@@ -237,6 +238,11 @@ def _input_names(side: str, columns: Sequence[Column]) -> list[str]:
             )
         taken[name] = f"column {column.name!r}"
     return names
+
+
+def _has_direction(embeddings: tf.Tensor) -> tf.Tensor:
+    """Whether candidates differ in their scores; of an empty sum they all are 0: bool [B]."""
+    return tf.reduce_any(embeddings != 0, axis=1)
 
 
 def _beside(mask: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
