@@ -70,6 +70,8 @@ def _type_of(table: pa.Table, name: str) -> pa.DataType:
         kind = kind.value_type
     if types.is_string(kind) or types.is_large_string(kind) or types.is_boolean(kind):
         return TEXT
+    if types.is_null(kind):  # no row has a value
+        return TEXT
     if types.is_list(kind) or types.is_large_list(kind):
         return LIST
     if types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind):

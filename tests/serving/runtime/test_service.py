@@ -600,11 +600,12 @@ def test_a_version_is_not_freed_under_a_batch_whose_clients_have_left(
 
 
 @pytest.mark.long
-def test_what_is_replaced_is_freed(small, models, start, monkeypatch):
+def test_what_is_replaced_is_freed(small, models, start, monkeypatch, unshared):
     loaded = []
     load = Service._load
 
     def remember(self, model, files):
+        unshared()  # the versions are copies of one another
         version = load(self, model, files)
         inner = version.loaded
         exact, scann = (inner.retriever.model(index) for index in ("exact", "scann"))
