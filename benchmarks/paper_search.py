@@ -32,25 +32,27 @@ from benchmarks.record import command, processor, write
 Trial = Mapping[str, float]
 _OPTIONS = ("num_negatives", "soft_factor")  # of the method; the rest are settings of training
 
-# The grid of the paper, section 4.1: learning rate 5e-4 to 1e-2, H 8 to 64, 1 - α .05 to .4, a
-# term of the loss λ from {0, 1, 10, 100}e-4. Where that is λ/2 |θ|² of the rows of a batch over B,
-# as in the published code of LightGCN, λ = 1e-3 adds about as much to a gradient as 1e-7 at every
-# row and step does, which is how --l2 is meant. The row is H = 16, .005 and 0.
-_RATES: tuple[Trial, ...] = ({"learning_rate": 0.001}, {"learning_rate": 0.01})
-_L2: tuple[Trial, ...] = ({"l2": 1e-6}, {"l2": 1e-7})
+# The grid of the paper, section 4.1: learning rate 5e-4 to 1e-2, H 8 to 64, 1 - α .05 to .4, and
+# λ from {0, 1, 10, 100}e-4, which is a term of the loss, `batch_l2`. The row is H = 16, .005 and 0.
+_L2: tuple[Trial, ...] = ({"batch_l2": 1e-3}, {"batch_l2": 1e-4}, {"batch_l2": 1e-2})
 _POOLS: tuple[Trial, ...] = ({"num_negatives": 8}, {"num_negatives": 32}, {"num_negatives": 64})
+_SOFT: Trial = {"soft_factor": 0.1, "learning_rate": 0.01}
 SEARCHES: Mapping[tuple[str, str], tuple[Trial, ...]] = {
     ("bmns", "bmns"): ({"l2": 1e-5}, {"l2": 1e-6}, {"l2": 1e-4}),
     ("bmns", "ssl_pop"): ({"l2": 1e-5}, {"l2": 1e-6}, {"l2": 1e-4}),
     ("sdns", "bpr"): ({"learning_rate": 0.01}, {}, *_L2, {"learning_rate": 0.001}),
-    # The last one is outside the grid: an L2 that weighs in DNS as 1e-6 does beside a factor of .1.
-    ("sdns", "dns"): ({"l2": 1e-6}, {}, {"l2": 1e-7}, *_RATES, *_POOLS, {"l2": 1e-5}),
+    ("sdns", "dns"): (
+        *({}, {"learning_rate": 0.001}, {"learning_rate": 0.01}),
+        *_L2,
+        *_POOLS,
+        *({"learning_rate": 0.001} | l2 for l2 in _L2),
+    ),
     ("sdns", "soft_bpr"): (
-        {"soft_factor": 0.1, "learning_rate": 0.01},
-        *({"soft_factor": 0.1, "learning_rate": 0.01} | l2 for l2 in (*_L2, {"l2": 1e-8})),
-        *({"soft_factor": factor, "learning_rate": 0.01} for factor in (0.2, 0.05, 0.4)),
+        _SOFT,
+        *(_SOFT | l2 for l2 in _L2),
+        *(_SOFT | {"soft_factor": factor} for factor in (0.2, 0.05, 0.4)),
         *({"soft_factor": 0.1, "learning_rate": rate} for rate in (0.005, 0.001)),
-        *({"soft_factor": 0.1, "learning_rate": 0.01} | pool for pool in _POOLS),
+        *(_SOFT | pool for pool in _POOLS),
     ),
 }
 

@@ -16,6 +16,7 @@ _HISTORIES = ("features", *SUMS)
 # field → towers; the other fields are for `features`
 _MEANT_FOR = {
     "num_layers": _GRAPHS,
+    "batch_l2": _GRAPHS,
     "popularity_power": tuple(name for name in TOWERS if name != "features"),
     "history": _HISTORIES,
     "share_items": _HISTORIES,
@@ -28,6 +29,9 @@ class TowerConfig:
 
     tower: str = "id"  # of both sides: id, gmf, features, fism, svdpp, light_gcn or ngcf
     num_layers: int = 3  # light_gcn, ngcf: L, steps along the edges of the graph
+    # light_gcn, ngcf: λ; the loss of a row gets λ/2 |θ|² of its query, its positive and its own
+    # negatives, θ their rows of the tables, as in the published code; mostly with --l2 0
+    batch_l2: float = 0.0
     # all but features, with normalize: embeddings of candidates have the length (count / mean
     # count)^popularity_power; count: train rows, or what --frequency names
     popularity_power: float = 0.0
@@ -62,6 +66,7 @@ class TowerConfig:
                 )
         sizes = ("num_layers", "feature_dim", "history", "text_buckets")
         require_all(self, "must be at least 1", *sizes)
+        require_all(self, "must be at least 0", "batch_l2")
         units, pooling = self.hidden, self.history_pooling
         require(all(n >= 1 for n in units), "hidden", "must be numbers of at least 1", units)
         require(pooling in POOLINGS, "history_pooling", f"must be one of {POOLINGS}", pooling)

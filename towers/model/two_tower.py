@@ -15,6 +15,7 @@ from samplers.methods.by_name import METHODS, build
 from samplers.methods.full_softmax import SoftTargets
 from samplers.methods.method import require, without_gradient
 from samplers.random_numbers import HOST, split_seed, step_seed
+from samplers.selection.validity import weigh_rows
 from samplers.state import state_variable
 from towers.data.interactions import RetrievalData
 from towers.encoders.make_towers import make_towers
@@ -102,6 +103,7 @@ class TwoTower(tfrs.Model):
             **options,
         )
         self.temperature, self.reduction, self._seed = temperature, reduction, seed
+        self._batch_l2 = config.batch_l2
         with tf.device(HOST):
             self.iteration = state_variable(tf.constant(0, tf.int64), "iteration")
         self.mean_loss = MeanOfAll(name="loss")
@@ -154,6 +156,7 @@ class TwoTower(tfrs.Model):
                 part.add_proposed(
                     proposed.ids, lambda ids: self._towers.candidate_rows(ids, tables, drop)
                 )
+            penalty = self._penalty(part.batch, proposed, part.num_rows)
         batch = self.method.with_seen(part.batch, proposed)
         scaled = isinstance(self.optimizer, tf_keras.mixed_precision.LossScaleOptimizer)
         scale = tf.constant(1.0)
@@ -167,6 +170,8 @@ class TwoTower(tfrs.Model):
         # Or the counters would run ahead of a step that finds no more data.
         with tf.control_dependencies([loss]):
             looked_up, by_rows = floats_in(tables, part.own), part.by_looked_up(tables, by_rows)
+            if penalty is not None:
+                looked_up, by_rows = [*looked_up, penalty], [*by_rows, scale]
             known = [gradient is not None for gradient in by_rows]
             through = tape.gradient(  # sparse where only rows of a table have one
                 list(itertools.compress(looked_up, known)),
@@ -224,6 +229,28 @@ class TwoTower(tfrs.Model):
         if proposed is None:
             return None
         return self.method.select(encoders, part.batch, part.drawn(proposed))
+
+    def _penalty(
+        self, batch: Batch, proposed: Candidates | None, num_rows: tf.Tensor | None
+    ) -> tf.Tensor | None:
+        """`batch_l2` of the rows of a batch, reduced as losses are: a scalar; None for 0.
+
+        The published code of LightGCN (He et al., SIGIR 2020) adds it to the loss:
+            λ / (2 B) Σ_b (|θ_u|² + |θ_i|² + Σ_j |θ_j|²)
+        over the rows b of a batch, θ the tables before they spread over the graph. Negatives that
+        a batch shares are not in it, and the loss that is logged is without it.
+        """
+        if not self._batch_l2:
+            return None
+        ids = batch.candidate_ids[:, None]  # [B, 1 + N]
+        if proposed is not None and proposed.ids.shape.rank == 2:
+            ids = tf.concat([ids, proposed.ids], axis=1)
+        rows = tf.gather(self.candidate_tower.table, ids)
+        squares = tf.reduce_sum(tf.square(rows), axis=[1, 2])
+        rows = tf.gather(self.query_tower.table, batch.query_ids)
+        squares += tf.reduce_sum(tf.square(rows), axis=1)
+        losses = weigh_rows(self._batch_l2 / 2 * squares, batch._replace(weight=None))
+        return self._reduce(losses, batch, num_rows)
 
     def _reduce(
         self, losses: tf.Tensor, batch: Batch, num_rows: tf.Tensor | None = None

@@ -31,8 +31,8 @@ OPTIONS = {
 }
 MASKED = {"method": "bir", "mask_accidental_hits": True}
 TOWERS = [
-    {"tower": "light_gcn", "method": "mns"},
-    {"tower": "ngcf", "method": "bpr", "num_layers": 2},
+    {"tower": "light_gcn", "method": "mns", "batch_l2": 0.1},
+    {"tower": "ngcf", "method": "bpr", "num_layers": 2, "batch_l2": 0.1},
     {"tower": "fism", "method": "mns", "history": 4},
     {"tower": "svdpp", "method": "dns_mn", "history": 4, "share_items": False},
     {"tower": "features", "method": "dns_mn", "history": 4, "hidden": [8], "feature_dim": 4},

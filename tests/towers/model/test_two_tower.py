@@ -7,6 +7,7 @@ import towers
 from samplers.candidates import Candidates
 from samplers.methods.by_name import METHODS
 from samplers.methods.method import Method
+from samplers.random_numbers import split_seed, step_seed
 from towers.legacy_keras import tf_keras
 from towers.metrics.held_out import HeldOut
 from towers.model.two_tower import TwoTower
@@ -59,6 +60,36 @@ def test_a_step_leaves_out_what_a_query_has_seen(data, method, jit_compile):
         for ours, theirs in zip(model.optimizer.given, expected, strict=True):
             np.testing.assert_allclose(ours, theirs, atol=1e-6)
     assert losses[1] < losses[0]
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_l2_of_the_rows_of_a_batch(data, reduction):
+    """The term of the published code of LightGCN, against a loop over pairs and negatives."""
+    batch, size, settings = batch_of(data, 16), 16, {"jit_compile": False, "reduction": reduction}
+    batch["valid"] = tf.range(size) < size - 1  # the last row is padding
+    gradients = []
+    for weight in (0.0, 0.3):
+        model = TwoTower(
+            *(data, 4, "bpr"), tower="light_gcn", num_negatives=2, batch_l2=weight, **settings
+        )
+        pairs = samplers.Batch(batch["query_id"], batch["candidate_id"])
+        first, _ = split_seed(step_seed(10, model.iteration))
+        negatives = model.method.propose(None, pairs, seed=first).ids.numpy()
+        tables = [table.numpy() for table in model.trainable_variables]
+        model.compile(optimizer=Recording(0.1), run_eagerly=True)
+        model.train_step(batch)
+        gradients.append(model.optimizer.given)
+
+    assert [len(table) for table in tables] == [data.num_queries, data.num_candidates]
+    expected = [np.zeros_like(table, np.float64) for table in tables]
+    scale = 0.3 / (size - 1 if reduction == "mean" else 1)
+    for b in range(size - 1):
+        u = int(batch["query_id"][b])
+        expected[0][u] += scale * tables[0][u]
+        for j in (int(batch["candidate_id"][b]), *negatives[b]):
+            expected[1][j] += scale * tables[1][j]
+    for without, with_it, wanted in zip(*gradients, expected, strict=True):
+        np.testing.assert_allclose(with_it - without, wanted, rtol=1e-4, atol=1e-6)
 
 
 def test_seen_is_left_out_by_default_where_the_paper_does(data):
