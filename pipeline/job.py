@@ -56,7 +56,7 @@ def prepare(config: PrepareConfig, beam_arguments: list[str] | None = None) -> s
         blocks = sorted(map(str, staging.stage("rows").glob("*.npy")))
         blocks = k_core(blocks, config, staging, counts)
         if config.dry_run:
-            found = _judge(read, measure_blocks(blocks, config, staging))
+            found = _judge(read, measure_blocks(blocks, config, staging), config)
             for line in as_lines(found):
                 log.info("%s", line)
             log.info("prepare: this was a dry run; nothing is written")
@@ -70,7 +70,10 @@ def prepare(config: PrepareConfig, beam_arguments: list[str] | None = None) -> s
         for shard in shards:
             rows[schema.SPLITS[shard.split]] += shard.rows
         measured = measure_output(staging.out, rows)
-        details: dict[str, Any] = {"columns": list(columns), "quality": _judge(read, measured)}
+        details: dict[str, Any] = {
+            "columns": list(columns),
+            "quality": _judge(read, measured, config),
+        }
         _check_ids(read["ids"], measured, staging)
         write_dataset_metadata(staging.out, shards, num_shards, columns)
         features = {
@@ -89,10 +92,21 @@ def prepare(config: PrepareConfig, beam_arguments: list[str] | None = None) -> s
     return manifest
 
 
-def _judge(read: dict[str, Any], measured: Measures) -> dict[str, Any]:
-    """The quality of the data; completes and checks the counts in `read`."""
+def _judge(read: dict[str, Any], measured: Measures, config: PrepareConfig) -> dict[str, Any]:
+    """The quality of the data; completes and checks the counts in `read`.
+
+    Raises:
+      ValueError: one moment divides the rows, and no row is before or after it.
+    """
     counts = read["counts"]
     counts |= measured.splits
+    for split, side in (("train", "before"), ("test", "at or after")):
+        if config.test_from and not counts[split]:
+            first, last = min(read["days"]), max(read["days"])
+            raise ValueError(
+                f"no row of {config.source} is {side} --test_from {config.test_from}: its days are "
+                f"{first} to {last}; choose a date between them."
+            )
     check_sum("writing the examples", counts["rows"], counts, schema.SPLITS)
     check_sum("preparing the rows", counts["read"], counts, (*DROPS, *schema.SPLITS))
     for side, name in zip(schema.SIDES, ("queries", "candidates"), strict=True):

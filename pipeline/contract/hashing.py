@@ -111,3 +111,32 @@ def split_codes(
     codes = np.empty(len(ordered), np.int8)
     codes[rows] = np.repeat(np.tile(np.arange(3, dtype=np.int8), len(sizes)), parts.ravel())
     return codes
+
+
+def global_time_codes(
+    query_ids: np.ndarray,
+    timestamps: np.ndarray,
+    *order: np.ndarray,
+    test_from: int,
+    validation_ratio: float = 0.0,
+) -> np.ndarray:
+    """The split of every row where one moment divides all of them: int8 [n], as `split_codes`.
+
+    Rows at `test_from` or later are test, whoever has them, so that queries and candidates of test
+    may have no train row. Of the earlier rows of a query, the last share by time is validation.
+
+    Example:
+      global_time_codes(np.array([7, 7, 8]), np.array([10, 20, 30]), test_from=20)  # [0, 2, 2]
+
+    Args:
+      query_ids: int64 [n], dense ids or fingerprints.
+      timestamps: int64 [n], seconds since 1970.
+      *order: [n] each, decide between rows of a query at the same time.
+      test_from: seconds since 1970, of `contract.settings.utc_seconds`.
+      validation_ratio: in [0, 1), the share of a query's earlier rows that is validation.
+    """
+    earlier = np.asarray(timestamps) < test_from
+    codes = np.full(len(earlier), 2, np.int8)
+    keys = [np.asarray(key)[earlier] for key in (query_ids, timestamps, *order)]
+    codes[earlier] = split_codes(*keys, train_ratio=1.0, validation_ratio=validation_ratio)
+    return codes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import difflib
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -49,3 +50,22 @@ def did_you_mean(name: str, known: Iterable[str], otherwise: str) -> str:
     """The end of an error about an unknown name: the nearest known one, or `otherwise`."""
     near = difflib.get_close_matches(name, list(known), 1)
     return f"did you mean {near[0]}?" if near else otherwise
+
+
+def utc_seconds(name: str, moment: str) -> int:
+    """A date or a date with a time → seconds since 1970; without an offset it is in UTC.
+
+    Example:
+      utc_seconds("test_from", "2026-01-01")  # 1767225600
+
+    Raises:
+      ValueError: the text is not a date; the message names the setting.
+    """
+    try:
+        time = datetime.datetime.fromisoformat(moment)
+    except ValueError:
+        time = None
+    rule = "must be a date such as 2026-01-01 or 2026-01-01T12:00:00 (UTC)"
+    require(time is not None, name, rule, moment)
+    assert time is not None
+    return int((time if time.tzinfo else time.replace(tzinfo=datetime.UTC)).timestamp())

@@ -6,21 +6,24 @@ import dataclasses
 from typing import Any
 
 from pipeline.contract import schema
-from pipeline.contract.settings import require, require_all
+from pipeline.contract.settings import require, require_all, utc_seconds
 from pipeline.read.settings import SourceConfig
 
 DUPLICATES = ("first", "sum", "max")
-SPLIT_KINDS = ("random", "time", "leave_last_out", "given")
+SPLIT_KINDS = ("random", "time", "global_time", "leave_last_out", "given")
 
 
 @dataclasses.dataclass(frozen=True)
 class PrepareConfig(SourceConfig):
     """Settings of one preparation: what is read, which rows are kept, how they are split."""
 
-    split: str = "random"  # random, time (within each user), leave_last_out or given
+    # random, time (within each user), global_time (with --test_from), leave_last_out, or given
+    split: str = "random"
+    # date, or date with a time, in UTC: rows from then on are test, all earlier ones are train
+    test_from: str = ""
     # weight of a repeated pair, whose earliest row stays: first (of that row), sum or max
     duplicates: str = "first"
-    train_ratio: float = 0.8  # share of each user's rows for training, at least one row
+    train_ratio: float = 0.8  # random, time: share of each user's rows for training, at least one
     validation_ratio: float = 0.0  # share of the training rows that becomes validation
     min_user_interactions: int = 1  # k-core: users with fewer rows are dropped, to a fixed point
     min_item_interactions: int = 1  # k-core: items with fewer rows are dropped, to a fixed point
@@ -44,6 +47,10 @@ class PrepareConfig(SourceConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.split in SPLIT_KINDS, "split", f"must be one of {SPLIT_KINDS}", self.split)
+        if (self.split == "global_time") != bool(self.test_from):
+            raise ValueError("--split global_time and --test_from DATE need each other; give both.")
+        if self.test_from:
+            utc_seconds("test_from", self.test_from)
         rule = f"must be one of {DUPLICATES}"
         require(self.duplicates in DUPLICATES, "duplicates", rule, self.duplicates)
         if self.duplicates != "first" and not self.weight_column:
@@ -63,7 +70,10 @@ class PrepareConfig(SourceConfig):
 
     @property
     def needs_timestamps(self) -> bool:
-        return self.split in ("time", "leave_last_out") or self.max_empty_days is not None
+        return (
+            self.split in ("time", "global_time", "leave_last_out")
+            or self.max_empty_days is not None
+        )
 
     @property
     def keeps_split(self) -> bool:
@@ -88,6 +98,8 @@ class PrepareConfig(SourceConfig):
             *("allow_empty_files", "max_empty_days"),
         ):
             del fields[name]
+        if not self.test_from:
+            del fields["test_from"]
         if not self.user_features and not self.item_features:
             fields = {name: value for name, value in fields.items() if "feature" not in name}
         else:  # where they lie does not decide the content, as for the source

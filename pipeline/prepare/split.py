@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from pipeline.contract import hashing
+from pipeline.contract.settings import utc_seconds
 from pipeline.prepare.settings import PrepareConfig
 
 
@@ -12,9 +13,10 @@ def assign_splits(rows: np.ndarray, config: PrepareConfig) -> np.ndarray:
     """Sets `split`, and `order` to the row's place in the output, on all rows of some queries.
 
     `random` orders each query's rows by hash, `time` by time and source order; the first
-    `train_ratio` of them are train. `leave_last_out` leaves the last row by time for test (and
-    the one before it for validation where `validation_ratio` is above 0), never a query's only
-    training row. `given` keeps what the source says.
+    `train_ratio` of them are train. `global_time` leaves all rows at `test_from` or later for test.
+    `leave_last_out` leaves the last row by time for test (and the one before it for validation
+    where `validation_ratio` is above 0), never a query's only training row. `given` keeps what the
+    source says.
 
     ROW [n] with fingerprints, every row of each query that occurs in it → a copy in this order.
     """
@@ -26,6 +28,12 @@ def assign_splits(rows: np.ndarray, config: PrepareConfig) -> np.ndarray:
     elif config.split == "time":
         order = rows["timestamp"], rows["order"]
         rows["split"] = hashing.split_codes(rows["query"], *order, **ratios)
+    elif config.split == "global_time":
+        rows["split"] = hashing.global_time_codes(
+            *(rows[name] for name in ("query", "timestamp", "order")),
+            test_from=utc_seconds("test_from", config.test_from),
+            validation_ratio=config.validation_ratio,
+        )
     elif config.split == "leave_last_out":
         rows["split"] = _leave_last_out(rows, config.validation_ratio > 0)
     rows["order"] = hashing.row_hash(config.seed, "order", rows["query"], rows["candidate"])

@@ -160,15 +160,20 @@ def test_random_split_cuts_each_users_rows_in_hash_order(log, prepared):
         assert set(found["test"][user]) == set(ordered[known:])
 
 
+GLOBAL_30 = {"split": "global_time", "test_from": "1970-01-01T00:00:30"}
+
+
 @pytest.mark.parametrize(
     ("settings", "validation", "test"),
     [
         ({"split": "time", "train_ratio": 0.6}, [], ["av", "ax", "cx"]),
+        (GLOBAL_30, [], ["av", "ax", "az"]),
+        (GLOBAL_30 | {"validation_ratio": 0.5}, ["ay", "cx"], ["av", "ax", "az"]),
         ({"split": "leave_last_out"}, [], ["av", "cx"]),
         ({"split": "leave_last_out", "validation_ratio": 0.1}, ["ax"], ["av", "cx"]),
     ],
 )
-def test_time_split_and_leave_last_out_by_hand(settings, validation, test):
+def test_splits_by_time_by_hand(settings, validation, test):
     pairs = ["av", "aw", "ax", "ay", "az", "bv", "cw", "cx"]
     rows = np.zeros(len(pairs), ROW)
     rows["query"], rows["candidate"] = zip(*(map(ord, pair) for pair in pairs), strict=True)
@@ -179,6 +184,31 @@ def test_time_split_and_leave_last_out_by_hand(settings, validation, test):
         found[schema.SPLITS[row["split"]]].append(chr(row["query"]) + chr(row["candidate"]))
     assert (sorted(found["validation"]), sorted(found["test"])) == (validation, test)
     assert sorted(found["train"] + validation + test) == pairs
+
+
+def test_a_moment_divides_all_users(log, tmp_path):
+    moment = "1970-01-13T01:00:00+01:00"  # 1,036,800 seconds, inside the log
+    settings = {"split": "global_time", "test_from": moment, "validation_ratio": 0.2}
+    manifest, out = run(log, tmp_path, **settings)
+    first = distinct(log)
+    later = {pair for pair, time in first.items() if time >= 1_036_800}
+    train = set(raw_pairs(out, "train"))
+    assert set(raw_pairs(out, "test")) == later
+    assert train | set(raw_pairs(out, "validation")) == set(first) - later
+    assert {user for user, _ in later} - {user for user, _ in train}, "a user of test alone"
+    assert manifest.counts["candidates_without_train_rows"] > 0
+    assert manifest.configuration["test_from"] == moment
+    assert "test_from" not in PrepareConfig(source="log", output="out").recorded()
+
+
+@pytest.mark.parametrize(
+    ("date", "side"), [("1970-01-01", "before"), ("2030-01-01", "at or after")]
+)
+def test_a_moment_outside_the_log_is_an_error(log, tmp_path, date, side):
+    with pytest.raises(ValueError, match=f"no row of .* is {side} --test_from {date}") as error:
+        run(log, tmp_path, split="global_time", test_from=date)
+    assert "1970-01-12 to 1970-01-13" in str(error.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["log.parquet"]
 
 
 def test_rows_are_in_the_order_of_their_hash_across_shards(prepared):
