@@ -52,7 +52,9 @@ def change_items(config: ItemsConfig) -> Path:
     find_version(config.models, config.name)  # no lock is made where there is no model
     with new_version(home) as (partial, finished):
         version = find_version(config.models, config.name)
-        base_ids = pa.array(read_raw_ids(version.path / RETRIEVAL / schema.BUNDLE_CANDIDATE_IDS))
+        file = version.path / RETRIEVAL / schema.BUNDLE_CANDIDATE_IDS
+        ids = pq.read_table(file, columns=[schema.RAW_ID])[schema.RAW_ID]
+        base_ids = ids.cast(pa.string()).combine_chunks()
         delta = _changed(version, base_ids, config)
         left = len(base_ids) - len(delta.excluded) + len(delta.vectors)
         if not left:
@@ -81,10 +83,11 @@ def _changed(version: Version, base_ids: pa.Array, config: ItemsConfig) -> Delta
         raise ValueError(f"candidate {twice[0]!r} is to be added and to be removed: choose one.")
     changed = pa.concat_arrays([*ids.chunks, removed])
     stays = pc.invert(pc.is_in(before.added[schema.CANDIDATE_ID], changed)).to_numpy()
-    known = pc.is_in(removed, pa.concat_arrays([base_ids, *before.added[0].chunks]))
-    if unknown := removed.filter(pc.invert(known)).to_pylist():
+    is_changed = pc.is_in(base_ids, changed)  # the other way round, a million ids are hashed
+    known = pa.concat_arrays([base_ids.filter(is_changed), *before.added[0].chunks])
+    if unknown := removed.filter(pc.invert(pc.is_in(removed, known))).to_pylist():
         _log.warning("%d ids to remove are not there: %s", len(unknown), unknown[:3])
-    rows = pc.index_in(changed, base_ids).drop_null().to_numpy()
+    rows = np.flatnonzero(is_changed)
     parts = [before.vectors[stays], *([] if vectors is None else [vectors])]
     tables = [before.added.filter(pa.array(stays)), added]
     try:

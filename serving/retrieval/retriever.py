@@ -240,7 +240,7 @@ class Retriever:
         if self._request_encoder is not None:
             self._request_encoder(**self.query_inputs.tensors([{}]))
         for index in map(self._index, self.usable_indexes):
-            index.search(embedding)
+            index.search(embedding, self.k)
             if index.widest:
                 index.search_wider(embedding, index.widest)
 
@@ -329,7 +329,8 @@ class Retriever:
                 places.setdefault(self._index(queries.request.index), []).append(place)
         for index, of_index in places.items():
             embeddings = [requests[place].embeddings for place in of_index]
-            rows, scores = index.search(np.concatenate(embeddings))
+            k = max(requests[place].request.k for place in of_index)
+            rows, scores = index.search(np.concatenate(embeddings), k)
             ends = _ends(embeddings)
             parts = map(Hits, np.split(rows, ends), np.split(scores, ends))
             for place, part in zip(of_index, parts, strict=True):

@@ -52,8 +52,9 @@ class IndexSearch:
 
     def __init__(self, model: Any, kind: str, k: int, corpus: Corpus) -> None:
         self.model, self.kind, self.k = model, kind, k
-        self._added, num_candidates = tf.constant(corpus.added), len(corpus.vectors)
+        num_candidates = len(corpus.vectors)
         self._first_added = num_candidates  # row
+        self._added = tf.constant(np.ascontiguousarray(corpus.added.T))  # [D, A]
         self._search = model.signatures[served_model.EMBEDDING_SEARCH]
         self._wide_search = model.signatures.get(served_model.WIDE_SEARCH)
         self.widest = 0 if self._wide_search is None else min(_MAX_WIDENING * k, num_candidates)
@@ -63,10 +64,15 @@ class IndexSearch:
         takes_leaves = served_model.LEAVES_TO_SEARCH in self._search.structured_input_signature[1]
         self._tuned = {served_model.LEAVES_TO_SEARCH: tf.constant(0)} if takes_leaves else {}
 
-    def search(self, embeddings: np.ndarray) -> Hits:
-        """The K best of each query or more, as good as the index promises: float32 [B, D]."""
-        if self.spare:
-            return self.search_wider(embeddings, self.k + self.spare)
+    def search(self, embeddings: np.ndarray, k: int) -> Hits:
+        """The K best of each query or more, as good as the index promises.
+
+        Args:
+          embeddings: float32 [B, D].
+          k: at most K, how many of them are wanted when removed candidates are gone.
+        """
+        if self.spare and k + self.spare > self.k:
+            return self.search_wider(embeddings, k + self.spare)
         return self._run(self._search, embeddings, self._tuned)
 
     def search_wider(self, embeddings: np.ndarray, num_results: int) -> Hits:
@@ -81,14 +87,16 @@ class IndexSearch:
 
     def _with_added(self, hits: Hits, embeddings: np.ndarray) -> Hits:
         last = np.where(hits.rows[:, -1:] < 0, -np.inf, hits.scores[:, -1:])  # [B, 1]
-        size = max(1, _MAX_SCORES // max(1, len(self._added)))
+        num_added = self._added.shape[1]
+        size = max(1, _MAX_SCORES // max(1, num_added))
         found = [_NOTHING]  # queries, added rows, scores
-        for start in range(0, len(embeddings), size) if len(self._added) else ():
+        for start in range(0, len(embeddings), size) if num_added else ():
             piece = slice(start, start + size)
-            # TensorFlow's threads are there already; those of NumPy would fight with them.
-            scores = tf.matmul(embeddings[piece], self._added, transpose_b=True).numpy()
+            # TensorFlow's threads are there already; those of NumPy would fight with them. A
+            # memoryview, as `numpy()` copies.
+            scores = np.asarray(memoryview(tf.matmul(embeddings[piece], self._added)))
             places = np.flatnonzero(scores > last[piece])
-            queries, rows = np.divmod(places, len(self._added))
+            queries, rows = np.divmod(places, num_added)
             found.append((start + queries, rows, scores.ravel()[places]))
         queries, rows, scores = map(np.concatenate, zip(*found, strict=True))
         if not len(rows):

@@ -143,6 +143,19 @@ def test_the_changed_corpus_is_searched(live, shop, index, k):
         np.testing.assert_allclose(result.scores, wanted, rtol=1e-4, atol=1e-5)
 
 
+def test_an_index_gives_more_only_where_removed_ones_could_leave_too_few(live, shop, monkeypatch):
+    index, widths = live._index("scann"), []
+    wider = type(index).search_wider
+    monkeypatch.setattr(
+        type(index), "search_wider", lambda self, e, n: (widths.append(n), wider(self, e, n))[1]
+    )
+    assert 0 < index.spare < K
+    live.top_k(shop.sample.query_ids[:2], K - index.spare, index="scann")
+    assert not widths
+    live.top_k(shop.sample.query_ids[:2], K - index.spare + 1, index="scann")
+    assert widths == [K + 1]
+
+
 @pytest.mark.parametrize("index", ["exact", "scann"])
 def test_filters_hold_for_added_replaced_and_removed_ones(live, shop, index):
     ids, sample = shop.sample.query_ids, shop.sample

@@ -158,7 +158,7 @@ def test_few_chosen_rows_and_a_large_k_go_straight_to_exact_search(
 ):
     searched, of_index = [], IndexSearch.search
     monkeypatch.setattr(
-        IndexSearch, "search", lambda self, e: (searched.append(len(e)), of_index(self, e))[1]
+        IndexSearch, "search", lambda self, e, k: (searched.append(len(e)), of_index(self, e, k))[1]
     )
     ids, sample = clustered.sample.query_ids[:3], clustered.sample
     allow = sample.candidate_ids[:50]
