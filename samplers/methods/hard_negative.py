@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import ClassVar
 
 import tensorflow as tf
 
-from samplers.candidates import Batch, Candidates, Encoders, candidate_scores, positive_scores
+from samplers.candidates import (
+    Batch,
+    Candidates,
+    Encoders,
+    at_least_float32,
+    candidate_scores,
+    positive_scores,
+)
 from samplers.losses.pairwise import soft_bpr_loss
 from samplers.methods.method import require
 from samplers.methods.per_query import PerQueryMethod
+from samplers.random_numbers import for_rows, uniform_numbers
 from samplers.selection.weights import harmonic_number
 
 
@@ -44,24 +53,41 @@ class DnsMn(Dns):
     Shi et al., WWW 2023, doi:10.1145/3543507.3583223, Algorithm 1:
         loss_b = (1/M) Σ_{j in the top M of N} -log σ(s_ui - s_uj)
     With all n₋ negatives for the draws and M = β n₋ it is the estimator of OPAUC(β), eq. (12).
+
+    With `dro` = β it is the loss of eq. (14), distributionally robust by CVaR, over the draws:
+        loss_b = min_η η + 1/(β N) Σ_j (L_bj - η)_+, L_bj = -log σ(s_ui - s_uj)
+    The minimum is at the ⌈β N⌉-th highest L: the mean of the β N highest, of the last of them only
+    a part where β N is not whole, else DNS(β N, N), as Lemma 1 says.
+
+    Differs: eq. (14) prints one η for all pairs; the lemma is about one for each.
     """
 
     num_negatives: int = 200  # N, uniform draws for each pair
     num_kept: int = 2  # M, the draws with the highest scores that are kept, at most N
     sum_over_kept: bool = False  # the sum over the M, not the mean, as in the published code
+    dro: float | None = None  # β of the DRO loss, share of the draws that counts; none: M of them
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        most = self.num_negatives
+        most, share = self.num_negatives, self.dro
         require(self.num_kept <= most, "num_kept", f"at most num_negatives = {most}", self.num_kept)
         self._num_kept = self.num_kept
+        if share is not None:
+            require(0 < share <= 1, "dro", "above 0 and at most 1", share)
+            require(not self.sum_over_kept, "sum_over_kept", "false with dro, a mean", True)
+            self._num_kept = math.ceil(share * most)
 
     def _weights(
         self, losses: tf.Tensor, scores: tf.Tensor, log_q: tf.Tensor, valid: tf.Tensor | None
     ) -> tf.Tensor:
-        if not self.sum_over_kept:
+        usable = tf.ones_like(losses) if valid is None else tf.cast(valid, losses.dtype)
+        if self.sum_over_kept:
+            return usable
+        if self.dro is None:
             return super()._weights(losses, scores, log_q, valid)
-        return tf.ones_like(losses) if valid is None else tf.cast(valid, losses.dtype)
+        places = tf.range(self._num_kept, dtype=losses.dtype)  # by descending loss, as selected
+        parts = tf.clip_by_value(self.dro * self.num_negatives - places, 0, 1) * usable
+        return tf.math.divide_no_nan(parts, tf.reduce_sum(parts, axis=1, keepdims=True))
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
@@ -70,17 +96,48 @@ class SoftBpr(Dns):
 
     Shi et al., "Soft BPR Loss for Dynamic Hard Negative Sampling in Recommender Systems",
     Algorithm 1, eq. (10): loss_b = -log σ((1 - α) (s_ui - s_uj)), j as in `dns`.
+
+    With `mix` it is bpr against a synthetic negative, after which the paper makes that loss:
+        e_j' = α e_i + (1 - α) e_j, eq. (4)-(5), with a gradient through both embeddings
+    `fixed`: α is that of `soft_factor`, and losses and gradients are those of eq. (10). `uniform`:
+    1 - α ~ U(0, 2 · soft_factor) for each pair, so that .5 is the U(0, 1) of MixGCF (Huang et al.,
+    KDD 2021).
     """
 
     num_negatives: int = 16  # H, uniform draws for each pair, of which one is kept
     soft_factor: float = 0.1  # 1 - α, above 0 and at most 1, where it is dns
+    mix: str = "none"  # bpr against mixes with the positive instead, their α fixed or uniform
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        factor = self.soft_factor
+        factor, known = self.soft_factor, ("none", "fixed", "uniform")
         require(0 < factor <= 1, "soft_factor", "above 0 and at most 1", factor)
+        require(self.mix in known, "mix", "none, fixed or uniform", repr(self.mix))
+        if self.mix == "uniform":
+            require(factor <= 0.5, "soft_factor", "at most 0.5 with mix=uniform", factor)
+            self.row_by_row = False  # type: ignore[misc]  # α is drawn for the whole batch
+
+    def loss(
+        self, encoders: Encoders, batch: Batch, proposed: Candidates | None, *, seed: tf.Tensor
+    ) -> tf.Tensor:
+        if self.mix == "none":
+            return super().loss(encoders, batch, proposed, seed=seed)
+        share = tf.constant(self.soft_factor)  # 1 - α: [], or [B, 1, 1]
+        if self.mix == "uniform":
+            rows = tf.size(batch.query_ids)
+            draws = for_rows(lambda num: uniform_numbers([num], seed), rows, batch.part)
+            share = 2 * share * draws[:, None, None]
+        positive = at_least_float32(encoders.positive)[:, None]
+
+        def mixed(ids: tf.Tensor) -> tf.Tensor:
+            negative = at_least_float32(encoders.candidates(ids))
+            return positive + tf.cast(share, negative.dtype) * (negative - positive)
+
+        return super().loss(encoders._replace(candidates=mixed), batch, proposed, seed=seed)
 
     def _pair_losses(self, positive: tf.Tensor, negative: tf.Tensor) -> tf.Tensor:
+        if self.mix != "none":
+            return super()._pair_losses(positive, negative)
         return soft_bpr_loss(positive, negative, soft_factor=self.soft_factor)
 
 

@@ -98,6 +98,18 @@ def test_dns_mn_over_all_negatives_is_the_estimator_of_opauc(kept):
     assert not set(selected.ids.numpy().ravel()) & set(positives)
 
 
+def test_the_dro_loss_of_a_whole_number_of_draws_is_dns_mn():
+    """Lemma 1: eq. (14) with β = M / N."""
+    queries, table = (tf.constant(array) for array in tables())
+    encoders = make_encoders(queries, table, make_batch())
+    for kept in (1, 2, 4, 8):
+        method = {"num_candidates": N, "num_negatives": 8}
+        robust = build("dns_mn", dro=kept / 8, **method)
+        plain = build("dns_mn", num_kept=kept, **method)
+        expected = plain(encoders, make_batch(), seed=SEED)
+        np.testing.assert_allclose(robust(encoders, make_batch(), seed=SEED), expected, rtol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["adasir_w", "warp"])
 def test_a_positive_never_outranks_itself(name):
     """Two kernels may sum the same products in other orders."""

@@ -8,7 +8,7 @@ from table_encoders import make_encoders, seen_by
 import samplers
 from samplers.candidates import candidate_scores, positive_scores
 from samplers.methods.by_name import METHODS, build
-from samplers.random_numbers import split_seed
+from samplers.random_numbers import split_seed, uniform_numbers
 
 N, Q, B, D = 12, 7, 6, 3
 SEED = tf.constant([5, 11], tf.int64)
@@ -25,7 +25,11 @@ CASES = [
     ("dns", {"num_negatives": 3}),
     ("dns_mn", {"num_negatives": 9, "num_kept": 4}),
     ("dns_mn", {"num_negatives": 9, "num_kept": 4, "sum_over_kept": True}),
+    ("dns_mn", {"num_negatives": 9, "dro": 0.4}),
+    ("dns_mn", {"num_negatives": 9, "dro": 0.05}),
     ("soft_bpr", {"soft_factor": 0.3, "num_negatives": 5}),
+    ("soft_bpr", {"soft_factor": 0.3, "num_negatives": 5, "mix": "fixed"}),
+    ("soft_bpr", {"soft_factor": 0.5, "num_negatives": 5, "mix": "uniform"}),
     ("softmax_v", {"num_negatives": 10, "rho": 0.2}),
     ("softmax_v", {"num_negatives": 10, "tau": 0.5}),
     ("pris_u", {"num_negatives": 7}),
@@ -107,6 +111,8 @@ def row_terms(name, method, s_i, s, log_q):
         return every, equal, 1.0
     if name in ("dns", "soft_bpr"):
         return order[:1], np.ones(1), 1.0
+    if name == "dns_mn" and method.dro:
+        return dro_terms(loss, max(1, min(method.dro * method.num_negatives, len(loss))))
     if name == "dns_mn":
         kept = order[: method.num_kept]
         share = np.ones(len(kept)) if method.sum_over_kept else np.full(len(kept), 1 / len(kept))
@@ -124,6 +130,15 @@ def row_terms(name, method, s_i, s, log_q):
     raise AssertionError(name)
 
 
+def dro_terms(losses, tail):
+    """Where η + Σ (L - η)_+ / tail is least over η, of which a loss is one, and its slopes by L."""
+    values = [eta + np.maximum(losses - eta, 0).sum() / tail for eta in losses]
+    place = int(np.argmin(values))
+    slopes = (losses > losses[place]) / tail
+    slopes[place] = 1 - slopes.sum()
+    return np.arange(len(losses)), slopes, 1.0
+
+
 def harmonic(rank):
     return sum(1 / k for k in range(1, rank + 1))
 
@@ -132,7 +147,9 @@ def reference(name, method, batch, *, masked=False):
     """Loss of each row and the gradients of its sum by both tables."""
     queries, table = (array.astype(np.float64) for array in tables())
     all_ids, all_log_q = drawn_ids(name, method, batch)
-    stretch = getattr(method, "soft_factor", 1.0)
+    stretches = np.full(B, getattr(method, "soft_factor", 1.0))
+    if getattr(method, "mix", None) == "uniform":
+        stretches = 2 * method.soft_factor * uniform_numbers([B], split_seed(SEED)[1]).numpy()
     losses, by_queries, by_table = np.zeros(B), np.zeros_like(queries), np.zeros_like(table)
     for b in range(B):
         u, i = int(batch.query_ids[b]), int(batch.candidate_ids[b])
@@ -152,6 +169,7 @@ def reference(name, method, batch, *, masked=False):
         if name == "adasir_w":
             left_out = {i, *(CHOSEN[u] if masked else ())}
             weight = adasir_rank_weight(method, queries[u], table, u, s_i, left_out)
+        stretch = stretches[b]
         for j, p_j in zip(kept, p, strict=True):
             x = stretch * (scores[j] - s_i)
             losses[b] += weight * p_j * softplus(x)

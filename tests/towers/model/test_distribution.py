@@ -56,6 +56,7 @@ def test_methods_optimizers_xla_bfloat16_and_a_task_of_tfrs():
     run(
         [{"method": name, "epochs": 1} | OPTIONS.get(name, {}) for name in METHODS]
         + [{"method": "full_softmax", "teacher": True, "num_chosen": 4}]
+        + [{"method": "soft_bpr", "mix": "uniform", "epochs": 1}]
         + [{"method": "ssl_pop", "optimizer": "adam"}]
         + [{"method": "ssl_pop", "optimizer": "adagrad", "epochs": 1}]
         + [{"method": "ssl_pop", "policy": "mixed_bfloat16", "epochs": 1}]
