@@ -181,14 +181,7 @@ def trained(
 
 def by_group(rows: HeldOut, ranking: Ranking, groups: dict[str, np.ndarray]) -> dict[str, Any]:
     """Recall and NDCG of the rows of each group."""
-    return {
-        name: rounded(
-            mean_metrics(
-                ranking.hits[rows_in], rows.num_positives[rows_in], KS, rows.query_ids[rows_in]
-            )
-        )
-        for name, rows_in in groups.items()
-    }
+    return {name: rounded(rows.means(ranking, KS, rows_in)) for name, rows_in in groups.items()}
 
 
 def fit_and_measure(data: RetrievalData, candidates: np.ndarray) -> dict[str, Any]:

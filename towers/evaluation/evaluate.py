@@ -88,11 +88,13 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     write_json(run / METRICS_FILE, result)
     about = f"{config.split} split, all candidates ranked; ± is a 95 % confidence interval"
     print(format_table(about, {training.method: means, "popularity": popularity}, config.ks))
-    if by_row:
-        about = f"\neach of {by_row['rows']:,} rows by itself, from the live or the stale history"
-        names = ("live", "stale", "popularity")
-        rows = {name: (by_row[name]["means"], by_row[name]["confidence_95"]) for name in names}
-        print(format_table(about, rows, config.ks))
+    groups = {"rows": by_row, "rows of users without train rows": by_row.get("unseen")}
+    for name, group in groups.items():
+        if group:
+            about = f"\neach of {group['rows']:,} {name} by itself, from the live or stale history"
+            names = ("live", "stale", "popularity")
+            rows = {name: (group[name]["means"], group[name]["confidence_95"]) for name in names}
+            print(format_table(about, rows, config.ks))
     print(f"report: {write_report(run, config.data)}")
     return result
 

@@ -21,23 +21,36 @@ def measure_live(model: TwoTower, held_out: HeldOut, config: EvaluateConfig) -> 
 
     Returns:
       {"rows", "users": numbers of rows and of their queries; "live", "stale" and "popularity":
-      {"means": metrics, "confidence_95": half-widths}}.
+      {"means": metrics, "confidence_95": half-widths}}, and the same as "unseen" for the rows of
+      queries without train rows that have something before them, where there are any.
 
     Raises:
       ValueError: the tower of queries reads no history.
     """
-    candidates = model.candidate_embeddings()
-    stale = tf.gather(model.query_embeddings(), held_out.query_ids)
-    result: dict[str, Any] = {
-        "rows": len(held_out.query_ids),
-        "users": len(np.unique(held_out.query_ids)),
+    candidates, depth = model.candidate_embeddings(), max(config.ks)
+    embeddings = {
+        "live": live_embeddings(model, held_out),
+        "stale": tf.gather(model.query_embeddings(), held_out.query_ids),
     }
-    for name, queries in (("live", live_embeddings(model, held_out)), ("stale", stale)):
-        means = held_out.measure(queries, candidates, config.ks, block_size=config.block_size)
-        result[name] = dict(zip(("means", "confidence_95"), means, strict=True))
-    popularity = held_out.measure_popularity(config.ks)
-    result["popularity"] = dict(zip(("means", "confidence_95"), popularity, strict=True))
-    return result
+    rankings = {
+        name: held_out.rank(queries, candidates, depth, block_size=config.block_size)
+        for name, queries in embeddings.items()
+    } | {"popularity": held_out.rank_by_popularity(depth)}
+    assert held_out.before is not None, "a live HeldOut"
+    all_rows = np.ones(len(held_out.query_ids), bool)
+    unseen = (held_out.train_rows == 0) & (held_out.before.sizes > 0)
+
+    def figures(rows: np.ndarray) -> dict[str, Any]:
+        result: dict[str, Any] = {
+            "rows": int(rows.sum()),
+            "users": len(np.unique(held_out.query_ids[rows])),
+        }
+        for name, ranking in rankings.items():
+            means = held_out.means(ranking, config.ks, rows)
+            result[name] = dict(zip(("means", "confidence_95"), means, strict=True))
+        return result
+
+    return figures(all_rows) | ({"unseen": figures(unseen)} if unseen.any() else {})
 
 
 def live_embeddings(model: TwoTower, held_out: HeldOut) -> np.ndarray:

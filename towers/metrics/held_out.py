@@ -102,10 +102,12 @@ class HeldOut:
         )
         return self._with_hits(ranked)
 
-    def means(self, ranking: Ranking, ks: Sequence[int]) -> Means:
-        """All metrics of a ranking at some cut-offs."""
-        owners = None if self.before is None else self.query_ids
-        return mean_metrics(ranking.hits, self.num_positives, ks, owners)
+    def means(
+        self, ranking: Ranking, ks: Sequence[int], rows: np.ndarray | slice = slice(None)
+    ) -> Means:
+        """All metrics of a ranking at some cut-offs, of all rows or of those that are chosen."""
+        owners = None if self.before is None else self.query_ids[rows]
+        return mean_metrics(ranking.hits[rows], self.num_positives[rows], ks, owners)
 
     def measure(
         self,

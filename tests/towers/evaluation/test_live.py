@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from towers.data.interactions import open_data
 from towers.evaluation.evaluate import evaluate
-from towers.evaluation.live import live_embeddings
+from towers.evaluation.live import live_embeddings, measure_live
 from towers.evaluation.settings import EvaluateConfig
 from towers.export.encoder import Encoder
 from towers.metrics.held_out import HeldOut
@@ -94,8 +94,26 @@ def test_evaluate_measures_both_histories(attributed, timed, live, tmp_path, cap
     page = (tmp_path / "report.html").read_text()
     section = page[page.index("Live history") : page.index("Training")]
     assert all(cell in section for cell in cells)
+    assert f"{by_row['unseen']['live']['means']['recall@5']:.4f}" in section.split("without")[1]
     evaluate(EvaluateConfig(data=str(attributed), run=str(tmp_path), ks=(5,)))
     assert "Live history" not in (tmp_path / "report.html").read_text()
+
+
+def test_users_without_train_rows_are_measured_apart(timed, live):
+    """Whom training has never seen: rows of theirs with something before, by hand."""
+    absent = np.unique(live.query_ids)[::3]
+    data = timed.without_queries(absent)
+    rows = HeldOut(data, "test", history="live")
+    model = TwoTower(data, 4, method="mns", tower="fism")
+    config = EvaluateConfig(data="data", run="run", ks=(5,))
+    result = measure_live(model, rows, config)["unseen"]
+    trained = np.isin(rows.query_ids, data.arrays("train")["query_id"])
+    chosen = ~trained & (rows.before.sizes > 0)
+    assert result["rows"] == chosen.sum() > 0
+    assert 1 < result["users"] == len(np.unique(rows.query_ids[chosen]))
+    hits = rows.rank(live_embeddings(model, rows), model.candidate_embeddings(), 5).hits.any(axis=1)
+    users = [hits[chosen & (rows.query_ids == u)].mean() for u in np.unique(rows.query_ids[chosen])]
+    np.testing.assert_allclose(result["live"]["means"]["hit_rate@5"], np.mean(users))
 
 
 def test_towers_without_a_history_are_refused(timed, live):
