@@ -13,7 +13,7 @@ import sys
 
 import twotower_run
 from pipeline import commands as pipeline_commands
-from pipeline.contract.flags import as_flags, parse, resolve, take_config_file
+from pipeline.contract.flags import as_flags, help_text, parse, resolve, take_config_file
 from pipeline.contract.settings import did_you_mean
 from serving import commands as serving_commands
 from towers import commands as towers_commands
@@ -59,8 +59,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _usage() -> str:
-    lines = ["usage: twotower COMMAND [flags]; twotower COMMAND --help lists the flags", ""]
+    lines = ["usage: twotower COMMAND [flags]", ""]
     lines += [f"  {name:11} {command.help}" for name, command in COMMANDS.items()]
+    lines += ["", "twotower COMMAND --help shows the flags that matter, --help all every flag."]
     return "\n".join(lines)
 
 
@@ -75,8 +76,12 @@ def _set_up_logs() -> None:
 
 def _dispatch(name: str, arguments: list[str]) -> int:
     command = COMMANDS[name]
-    if name == "compare" and arguments and not arguments[0].startswith("-"):
-        arguments = ["--runs", *arguments]
+    ours = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    if {"-h", "--help"} & set(ours):
+        print(help_text(name, command, everything="all" in ours))
+        return 0
+    if command.positional and arguments and not arguments[0].startswith("-"):
+        arguments = [f"--{command.positional}", *arguments]
     arguments, sections = take_config_file(arguments)
     if name == "run":  # its file has a section for each stage, and flags of the run beside them
         own = {key: value for key, value in sections.items() if not isinstance(value, dict)}

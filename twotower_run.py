@@ -21,11 +21,13 @@ COMMANDS = {
         "serving.publish.settings:ExportConfig",
         "twotower_run:export",
         "publish a trained model as a version with exact and ScaNN top-k",
+        flags="data run models name k filter_columns target_recall scann",
     ),
     "recommend": Command(
         "towers.export.settings:RecommendConfig",
         "twotower_run:recommend",
         "write the top-k of all users to Parquet files",
+        flags="data run output k index models keep_seen overwrite",
     ),
 }
 STAGES = {  # in their order → what shows in the working directory that one has ended

@@ -16,12 +16,31 @@ COMMANDS = {
         "pipeline.commands:prepare",
         "read raw interactions and write examples, vocabularies and counts (Beam)",
         on_beam=True,
+        flags="source output user_column item_column timestamp_column timestamp_format split "
+        "item_features",
+        groups={
+            "the log": "rating_column rating_threshold weight_column duplicates delimiter "
+            "max_bad_share allow_empty_files max_empty_days",
+            "which rows are kept and how they are split": "min_user_interactions "
+            "min_item_interactions test_from train_ratio validation_ratio seed",
+            "attributes": "user_features user_features_id item_features_id user_feature_kinds "
+            "item_feature_kinds feature_min_count feature_separator",
+        },
     ),
     "frequencies": Command(
         "pipeline.counts.settings:FrequenciesConfig",
         "pipeline.commands:frequencies",
         "count items, or estimate their frequency from a stream, for log_q alone (Beam)",
         on_beam=True,
+        flags="source output item_column previous decay streaming timestamp_column "
+        "timestamp_format",
+        groups={
+            "the log": "user_column rating_column rating_threshold weight_column delimiter "
+            "max_bad_share allow_empty_files allow_repeated_files",
+            "streaming": "batch_size step_seconds allowed_lateness_seconds max_ahead_seconds "
+            "max_late_share num_buckets num_hashes alpha watch poll_seconds max_polls "
+            "keep_snapshots",
+        },
     ),
 }
 

@@ -12,10 +12,21 @@ COMMANDS = {
         "serving.settings:ServeConfig",
         "serving.server:serve",
         "serve the newest model versions over REST and gRPC",
+        flags="models host rest_port grpc_port index unknown_queries token config_file",
+        groups={
+            "models and versions": "state_dir poll_seconds prune_versions",
+            "requests": "max_k max_body_mb deadline_ms log_requests",
+            "batches and threads": "max_batch_size batch_timeout_micros max_enqueued_batches "
+            "num_batch_threads intra_op_threads inter_op_threads",
+            "who may ask": "admin_token tls_certificate tls_key",
+            "the end": "lame_duck_seconds drain_seconds",
+        },
     ),
     "query": Command(
         "serving.retrieval.settings:QueryConfig",
         "serving.retrieval.query:answer",
         "ask a published version for a top-k",
+        flags="models query k exclude_seen history set name json",
+        positional="query",
     ),
 }

@@ -2,16 +2,29 @@
 
 from pipeline.contract.flags import Command
 
+_OF_TRAINING = {
+    "the method": "options frequency exclude_seen_negatives reduction teacher teacher_candidates",
+    "the towers": "query_inputs candidate_inputs hidden feature_dim history history_pooling "
+    "share_items id_dropout text_buckets num_layers popularity_power init_stddev init_from",
+    "the optimizer": "batch_size optimizer learning_rate learning_rate_decay decay_epochs l2 "
+    "batch_l2",
+    "when it ends": "patience validation_metric checkpoint_minutes",
+    "the machine": "jit_compile precision deterministic strategy devices",
+}
 COMMANDS = {
     "train": Command(
         "towers.training.settings:TrainConfig",
         "towers.training.train:train",
-        "train a two-tower model on them",
+        "train a two-tower model on prepared data",
+        flags="data run method tower dim normalize temperature epochs",
+        groups=_OF_TRAINING,
     ),
     "tune": Command(
         "towers.tune.settings:TuneConfig",
         "towers.tune.study:tune",
         "search good settings of training on the validation split",
+        flags="data output method tower trials epochs metric space",
+        groups={"the search": "pruner startup_trials timeout overwrite", **_OF_TRAINING},
     ),
     "evaluate": Command(
         "towers.evaluation.settings:EvaluateConfig",
@@ -22,11 +35,13 @@ COMMANDS = {
         "towers.evaluation.settings:CompareConfig",
         "towers.evaluation.compare:compare",
         "set evaluated runs side by side, with tests over the users",
+        positional="runs",
     ),
     "audit": Command(
         "towers.audit.settings:AuditConfig",
         "towers.audit.job:audit",
         "measure how far each sampler is from the full softmax on a trained run",
+        flags="data run output methods k batches pairs max_seconds",
     ),
     "doctor": Command(
         "towers.doctor:DoctorConfig", "towers.doctor:report", "look at this machine's set-up"

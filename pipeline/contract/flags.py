@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import shutil
+import textwrap
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from pipeline.contract.settings import did_you_mean
@@ -20,12 +24,64 @@ class Command(NamedTuple):
     call: str
     help: str
     on_beam: bool = False  # what its flags leave over goes to Beam
+    flags: str = ""  # those that matter most, which --help shows; none: all
+    groups: Mapping[str, str] = MappingProxyType({})  # heading → flags, for --help all
+    positional: str = ""  # the flag that arguments before all flags are for
 
 
 def resolve(reference: str) -> Any:
     """What `module:name` names."""
     module, _, name = reference.partition(":")
     return getattr(importlib.import_module(module), name)
+
+
+def help_text(name: str, command: Command, *, everything: bool) -> str:
+    """The help of a command: the flags that matter, or all of them in groups."""
+    fields = {field.name: field for field in dataclasses.fields(resolve(command.config))}
+    main = command.flags.split() or list(fields)
+    first = f"{command.positional.upper()} ... " if command.positional else ""
+    lines = [f"usage: twotower {name} {first}[flags]", "", command.help, ""]
+    lines += _flag_lines(command, main, fields)
+    groups = {heading: names.split() for heading, names in command.groups.items()}
+    named = {flag for names in (main, *groups.values()) for flag in names}
+    groups["more"] = [flag for flag in fields if flag not in named]
+    for heading, names in groups.items() if everything else ():
+        if rest := [flag for flag in names if flag not in main]:
+            lines += ["", f"{heading}:", *_flag_lines(command, rest, fields)]
+    lines.append("")
+    if not everything and len(fields) > len(main):
+        others = len(fields) - len(main)
+        lines.append(f"{others} more flags: twotower {name} --help all")
+    lines.append("--config FILE reads flags from a YAML file; flags beside it come first.")
+    if command.on_beam:
+        lines.append("Flags of Beam and its runner go on the same command line.")
+    return "\n".join(lines)
+
+
+def _flag_lines(command: Command, names: list[str], fields: Mapping[str, Any]) -> list[str]:
+    """A flag, what it takes and does, and its default, as wide as the terminal."""
+    from simple_parsing.docstring import get_attribute_docstring
+
+    lines = []
+    kinds = {"int": " N", "float": " X", "bool": " true|false"}
+    for name in names:
+        default, kind = fields[name].default, str(fields[name].type)
+        value = kinds.get(kind.split(" |")[0], " N" if "[int" in kind else " TEXT")
+        value = "" if default is False else value
+        several = " ..." if kind.startswith(("tuple", "list")) else ""
+        said = get_attribute_docstring(resolve(command.config), name)
+        text = " ".join((said.comment_inline or said.comment_above).split())
+        if default is not dataclasses.MISSING and default not in (None, "", ()) and value:
+            default = " ".join(map(str, default)) if isinstance(default, tuple) else default
+            text += f" (default: {str(default).lower() if default is True else default})"
+        flag = f"  --{name}{value}{several}"
+        if len(flag) > 26:
+            lines.append(flag)
+            flag = ""
+        width = max(60, min(100, shutil.get_terminal_size().columns)) - 30
+        first, *rest = textwrap.wrap(text, width, break_on_hyphens=False)
+        lines += [f"{flag:28}{first}", *(" " * 28 + line for line in rest)]
+    return lines
 
 
 def parse(name: str, command: Command, arguments: list[str]) -> tuple[Any, list[str]]:
