@@ -43,6 +43,18 @@ COMMANDS = {
         "measure how far each sampler is from the full softmax on a trained run",
         flags="data run output methods k batches pairs max_seconds",
     ),
+    "methods": Command(
+        "towers.catalogue:CatalogueConfig",
+        "towers.catalogue:show_methods",
+        "list the methods, or the options of one",
+        positional="name",
+    ),
+    "towers": Command(
+        "towers.catalogue:CatalogueConfig",
+        "towers.catalogue:show_towers",
+        "list the towers, or the flags of one",
+        positional="name",
+    ),
     "doctor": Command(
         "towers.doctor:DoctorConfig", "towers.doctor:report", "look at this machine's set-up"
     ),

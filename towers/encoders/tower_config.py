@@ -23,11 +23,16 @@ _MEANT_FOR = {
 }
 
 
+def reads(tower: str, field: str) -> bool:
+    """Whether a tower reads a field of `TowerConfig` other than its name."""
+    return tower in _MEANT_FOR.get(field, ("features",))
+
+
 @dataclasses.dataclass(frozen=True)
 class TowerConfig:
     """Which towers, and what they are made of."""
 
-    tower: str = "id"  # of both sides: id, gmf, features, fism, svdpp, light_gcn or ngcf
+    tower: str = "id"  # id, gmf, features, fism, svdpp, light_gcn or ngcf; see `twotower towers`
     num_layers: int = 3  # light_gcn, ngcf: L, steps along the edges of the graph
     # light_gcn, ngcf: λ; the loss of a row gets λ/2 |θ|² of its query, its positive and its own
     # negatives, θ their rows of the tables, as in the published code; mostly with --l2 0
@@ -58,8 +63,13 @@ class TowerConfig:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         require(self.tower in TOWERS, "tower", f"must be one of {TOWERS}", self.tower)
         for field in dataclasses.fields(TowerConfig):
-            value, towers = getattr(self, field.name), _MEANT_FOR.get(field.name, ("features",))
-            if field.name != "tower" and value != field.default and self.tower not in towers:
+            value = getattr(self, field.name)
+            if (
+                field.name != "tower"
+                and value != field.default
+                and not reads(self.tower, field.name)
+            ):
+                towers = [tower for tower in TOWERS if reads(tower, field.name)]
                 raise ValueError(
                     f"{field.name} is for --tower {' or '.join(towers)}, got {value!r} with "
                     f"{self.tower}; leave out --{field.name}."

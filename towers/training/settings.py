@@ -18,7 +18,7 @@ class TrainConfig(TowerConfig):
 
     data: str = ""  # directory that `twotower prepare` made
     run: str = ""  # directory of the run; an unfinished run in it goes on where it stopped
-    method: str = "ssl_pop"  # a name in samplers.METHODS
+    method: str = "ssl_pop"  # how negatives are chosen; `twotower methods` lists them
     dim: int = 32  # D, size of the embeddings
     normalize: bool = False  # score by the cosine instead of the dot product
     temperature: float = 1.0  # what scores are divided by; about 0.1 for cosines
