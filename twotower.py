@@ -29,6 +29,7 @@ COMMANDS = {
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; the exit status."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ["TF_USE_LEGACY_KERAS"] = "1"  # of TFRS; nothing else in this process needs tf.keras
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_usage())

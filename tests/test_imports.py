@@ -152,11 +152,18 @@ WITH_TENSORFLOW = {
     "samplers": """
 import samplers
 samplers.build
+assert "TF_USE_LEGACY_KERAS" not in os.environ
 assert_not_loaded("apache_beam tensorflow_recommenders scann towers pipeline")
 """,
     "serving": """
 import serving.retrieval.retriever
 assert_not_loaded("apache_beam towers samplers scann")
+""",
+    "data and encoders": """
+import towers.data.dataframe, towers.encoders.make_towers, towers.metrics.held_out
+towers.open_data, towers.HeldOut
+assert "TF_USE_LEGACY_KERAS" not in os.environ
+assert_not_loaded("apache_beam serving tensorflow_recommenders")
 """,
     "towers": """
 before = loaded()
@@ -167,13 +174,25 @@ import tf_keras
 assert tf.keras.Model is tf_keras.Model
 assert_not_loaded("apache_beam serving")
 """,
-    "towers after Keras 3": """
+    "towers beside a model of Keras 3": """
+import keras
+assert keras.__version__.startswith("3.")
+model = keras.Sequential([keras.layers.Dense(1)])
+model.compile("sgd", "mse")
+model.fit(tf.ones([4, 2]), tf.ones([4, 1]), verbose=0)
+import towers
+assert not issubclass(towers.TwoTower, keras.Model)
+model.fit(tf.ones([4, 2]), tf.ones([4, 1]), verbose=0)
+""",
+    "towers after tf.keras as Keras 3": """
 tf.keras.Model
 import towers
+towers.HeldOut
 try:
     towers.TwoTower
 except ImportError as error:
-    assert "Keras 3 is already loaded" in str(error), error
+    assert "tf.keras is Keras 3" in str(error), error
+    assert "write `import keras`" in str(error)
     assert "\\n" not in str(error)
 else:
     raise AssertionError("no ImportError")

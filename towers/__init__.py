@@ -7,10 +7,7 @@ Of the sub-packages, `training` and `export` stand above `model`, which stands o
 from __future__ import annotations
 
 import importlib
-import os
 from typing import TYPE_CHECKING, Any
-
-os.environ["TF_USE_LEGACY_KERAS"] = "1"  # read when tf.keras is first used; TFRS needs Keras 2
 
 if TYPE_CHECKING:
     from towers.data.dataframe import from_dataframe as from_dataframe
