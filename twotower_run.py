@@ -24,7 +24,7 @@ COMMANDS = {
         flags="data run models name k filter_columns target_recall scann",
     ),
     "recommend": Command(
-        "towers.export.settings:RecommendConfig",
+        "towers.output.settings:RecommendConfig",
         "twotower_run:recommend",
         "write the top-k of all users to Parquet files",
         flags="data run output k index models keep_seen overwrite",
@@ -55,7 +55,7 @@ def export(config: Any) -> None:
 
     bundle = config.bundle
     if not bundle:
-        from towers.export.bundle import export_bundle
+        from towers.output.bundle import export_bundle
 
         columns = [name for names in config.filter_columns for name in names.split(",") if name]
         target = str(Path(config.run) / "bundle")
@@ -71,7 +71,7 @@ def export(config: Any) -> None:
 
 def recommend(config: Any) -> None:
     """The top-k of all users: by the trained run alone, or by the index of its version."""
-    from towers.export.recommend import Ranker, recommend
+    from towers.output.recommend import Ranker, recommend
 
     if config.index == "exact":
         recommend(config)

@@ -19,7 +19,7 @@ from pipeline.contract import hashing, schema
 from pipeline.contract.bundle import SeenLists, write_bundle
 from towers.data.attributes import Features
 from towers.data.interactions import RetrievalData, Vocabulary
-from towers.export.encoder import save_encoder
+from towers.model.encoder import save_encoder
 from towers.model.two_tower import TwoTower
 
 HISTORY = 20

@@ -94,7 +94,7 @@ def measured(
     options: argparse.Namespace, dataset: str, method: str, seed: int, place: Path
 ) -> list[dict[str, Any]]:
     """Trains one row with one seed in a directory, or goes on there; and popularity's row."""
-    from towers.evaluation.evaluate import evaluate
+    from towers.evaluation.evaluate import evaluate_run
     from towers.evaluation.settings import EvaluateConfig
     from towers.training.settings import TrainConfig
     from towers.training.train import train
@@ -119,7 +119,7 @@ def measured(
     print(f"{options.table} {dataset} {method} seed {seed}: {place}", flush=True)
     clock = CpuClock(place)
     summary = train(config, [clock.callback()])
-    metrics = evaluate(EvaluateConfig(data=str(data), run=str(place), ks=KS))
+    metrics = evaluate_run(EvaluateConfig(data=str(data), run=str(place), ks=KS))
     shared = {"table": owner, "dataset": dataset, "commit": options.commit}
     shared |= {"date": datetime.date.today().isoformat(), "command": command("paper_tables")}
     log_evaluation(shared | {"method": method, "seed": seed, "epochs": summary["epochs"]})

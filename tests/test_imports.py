@@ -21,7 +21,7 @@ ALLOWED = {  # room → modules of ours that it may import
 FLOORS = {  # room → its sub-packages and top modules; each may import those after it
     "pipeline": "commands job streaming counts features quality prepare read beam contract",
     "samplers": "methods proposals selection losses random_numbers state candidates",
-    "towers": "commands doctor catalogue audit tune export evaluation report training model "
+    "towers": "commands doctor catalogue audit tune output evaluation report training model "
     "encoders metrics data errors legacy_keras",
     "serving": "commands server rest rpc runtime settings retrieval publish monitoring version "
     "errors",

@@ -1,6 +1,6 @@
 """Two-tower models: data, training, evaluation, export.
 
-Of the sub-packages, `training` and `export` stand above `model`, which stands on `encoders` and
+Of the sub-packages, `training` and `output` stand above `model`, which stands on `encoders` and
 `data`. A name below is loaded when it is first used, so that `--help` needs no TensorFlow.
 """
 

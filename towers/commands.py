@@ -28,7 +28,7 @@ COMMANDS = {
     ),
     "evaluate": Command(
         "towers.evaluation.settings:EvaluateConfig",
-        "towers.evaluation.evaluate:evaluate",
+        "towers.evaluation.evaluate:evaluate_run",
         "rank the whole corpus for every test user, and write a report",
     ),
     "compare": Command(

@@ -11,7 +11,7 @@ Signatures, the same in the exact and the ScaNN model:
     K to N -> as embedding_search with so many columns, for those who filter results.
 In the exact model, `serving_default` and `retrieve` know the delta of a version (see `delta`), the
 others its base alone.
-Where the query model takes more than ids (see `towers.export.encoder`), also
+Where the query model takes more than ids (see `towers.model.encoder`), also
   request_embedding: its inputs, query_id among them -> embedding, known, unknown_history int32 [B].
   retrieve: the same inputs -> candidate_id, score as `serving_default`.
 A version without a query model takes embedding instead of query_id everywhere.

@@ -22,7 +22,7 @@ from towers.training.run_directory import BREAKDOWN, TRAINING, open_run, read_js
 from towers.training.run_directory import METRICS as METRICS_FILE
 
 
-def evaluate(config: EvaluateConfig) -> dict[str, Any]:
+def evaluate_run(config: EvaluateConfig) -> dict[str, Any]:
     """Measures a trained run, and the ranking by popularity beside it, on a held-out split.
 
     Writes metrics.json, breakdown.json, hits_by_query.parquet and report.html into the run

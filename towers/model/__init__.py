@@ -1,4 +1,4 @@
-"""The Keras model: `two_tower` (the step), optimizers, gradients, replicas.
+"""The Keras model: `two_tower` (the step), its `encoder`, optimizers, gradients, replicas.
 
 `retrieval_task` is for stock TFRS. Imports `encoders` and what lies below.
 """

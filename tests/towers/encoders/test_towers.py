@@ -16,12 +16,12 @@ from pipeline.contract import schema
 from pipeline.contract.bundle import read_bundle
 from towers.data.attributes import Features
 from towers.data.interactions import open_data
-from towers.export.bundle import export_bundle
-from towers.export.recommend import recommend
-from towers.export.settings import RecommendConfig
 from towers.legacy_keras import tf_keras
 from towers.metrics.held_out import HeldOut
 from towers.model.two_tower import TwoTower
+from towers.output.bundle import export_bundle
+from towers.output.recommend import recommend
+from towers.output.settings import RecommendConfig
 from towers.training.run_directory import open_run
 from towers.training.settings import TrainConfig
 from towers.training.train import train

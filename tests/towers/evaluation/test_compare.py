@@ -13,7 +13,7 @@ import pytest
 import twotower
 from towers.data.interactions import open_data
 from towers.evaluation.compare import compare
-from towers.evaluation.evaluate import evaluate
+from towers.evaluation.evaluate import evaluate_run
 from towers.evaluation.hits_by_query import read_hits
 from towers.evaluation.settings import CompareConfig, EvaluateConfig
 from towers.evaluation.significance import compare_paired, holm, permutation_test
@@ -32,7 +32,7 @@ def runs(prepared, trained, tmp_path_factory):
     first, second = shutil.copytree(config.run, root / "first"), root / HOSTILE
     train(dataclasses.replace(config, run=str(second), epochs=1, learning_rate=1e-6))
     for run in (first, second):
-        evaluate(EvaluateConfig(data=str(prepared), run=str(run), ks=(5, 10)))
+        evaluate_run(EvaluateConfig(data=str(prepared), run=str(run), ks=(5, 10)))
     third = shutil.copytree(first, root / "third")
     hits = read_hits(third)
     order = np.random.default_rng(0).permutation(len(hits.hits))

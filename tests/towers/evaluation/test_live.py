@@ -7,11 +7,11 @@ import pytest
 import tensorflow as tf
 
 from towers.data.interactions import open_data
-from towers.evaluation.evaluate import evaluate
+from towers.evaluation.evaluate import evaluate_run
 from towers.evaluation.live import live_embeddings, measure_live
 from towers.evaluation.settings import EvaluateConfig
-from towers.export.encoder import Encoder
 from towers.metrics.held_out import HeldOut
+from towers.model.encoder import Encoder
 from towers.model.two_tower import TwoTower
 from towers.training.settings import TrainConfig
 from towers.training.train import train
@@ -82,7 +82,7 @@ def test_evaluate_measures_both_histories(attributed, timed, live, tmp_path, cap
     settings = {"dim": 4, "epochs": 1, "batch_size": 64, "tower": "fism", "jit_compile": False}
     train(TrainConfig(data=str(attributed), run=str(tmp_path), **settings))
     config = EvaluateConfig(data=str(attributed), run=str(tmp_path), ks=(5,), history="live")
-    by_row = evaluate(config)["by_row"]
+    by_row = evaluate_run(config)["by_row"]
     assert json.loads((tmp_path / "metrics.json").read_text())["by_row"] == by_row
     assert by_row["rows"] == timed.num_rows("test")
     assert by_row["users"] == len(np.unique(live.query_ids))
@@ -95,7 +95,7 @@ def test_evaluate_measures_both_histories(attributed, timed, live, tmp_path, cap
     section = page[page.index("Live history") : page.index("Training")]
     assert all(cell in section for cell in cells)
     assert f"{by_row['unseen']['live']['means']['recall@5']:.4f}" in section.split("without")[1]
-    evaluate(EvaluateConfig(data=str(attributed), run=str(tmp_path), ks=(5,)))
+    evaluate_run(EvaluateConfig(data=str(attributed), run=str(tmp_path), ks=(5,)))
     assert "Live history" not in (tmp_path / "report.html").read_text()
 
 

@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 import twotower
-from towers.evaluation.evaluate import evaluate
+from towers.evaluation.evaluate import evaluate_run
 from towers.evaluation.settings import EvaluateConfig
 from towers.report.pages import write_report
 from towers.training.settings import TrainConfig
@@ -57,7 +57,7 @@ def run(prepared, tmp_path_factory):
     train(
         TrainConfig(data=str(prepared), run=str(run), dim=4, epochs=2, batch_size=256, **settings)
     )
-    evaluate(EvaluateConfig(data=str(prepared), run=str(run), ks=(5, 10)))
+    evaluate_run(EvaluateConfig(data=str(prepared), run=str(run), ks=(5, 10)))
     return run
 
 

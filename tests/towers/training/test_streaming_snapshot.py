@@ -17,7 +17,7 @@ from samplers.proposals import streaming_frequency as trainer_side
 from towers.audit.job import audit
 from towers.audit.settings import AuditConfig
 from towers.data.interactions import open_data
-from towers.evaluation.evaluate import evaluate
+from towers.evaluation.evaluate import evaluate_run
 from towers.evaluation.settings import EvaluateConfig
 from towers.legacy_keras import tf_keras
 from towers.training.checkpoints import RunRecorder
@@ -254,7 +254,7 @@ def test_going_on_needs_no_stream(prepared, snapshots, whole, tmp_path, monkeypa
     shutil.rmtree(stream)
     record = json.loads((tmp_path / "cut" / "config.json").read_text())["configuration"]
     assert record["frequency"] == f"streaming:{stream / '00000001'}"
-    evaluate(EvaluateConfig(data=str(prepared), run=str(tmp_path / "cut")))
+    evaluate_run(EvaluateConfig(data=str(prepared), run=str(tmp_path / "cut")))
 
 
 def test_another_stream_is_another_run(prepared, snapshots, whole, tmp_path):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from towers.data.interactions import open_data
-from towers.evaluation.evaluate import evaluate
+from towers.evaluation.evaluate import evaluate_run
 from towers.evaluation.settings import EvaluateConfig
 from towers.model.optimizers import CoupledAdam
 from towers.model.two_tower import TwoTower
@@ -119,7 +119,7 @@ def test_a_student_is_used_without_its_teacher(prepared, teacher, student, tmp_p
     queries = len(np.unique(open_data(prepared).arrays("train")["query_id"]))
     assert summary["steps"] == -(-queries // 16)
     shutil.rmtree(copy)
-    assert evaluate(EvaluateConfig(data=str(prepared), run=student.run))["test"]
+    assert evaluate_run(EvaluateConfig(data=str(prepared), run=student.run))["test"]
     model, config = open_run(student.run, open_data(prepared))
     assert config.recorded()["teacher"] is True
     assert not hasattr(model.method, "targets")

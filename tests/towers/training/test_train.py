@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 from towers.data.interactions import open_data
-from towers.evaluation.evaluate import evaluate
+from towers.evaluation.evaluate import evaluate_run
 from towers.evaluation.settings import EvaluateConfig
 from towers.metrics.held_out import HeldOut
 from towers.training.run_directory import only_writer, open_run
@@ -210,7 +210,7 @@ def test_wrong_methods_leave_nothing_behind(prepared, tmp_path):
 
 def test_evaluate(prepared, two_epochs, tmp_path, capsys):
     run, summary = shutil.copytree(two_epochs[0], tmp_path / "run"), two_epochs[1]
-    result = evaluate(EvaluateConfig(data=str(prepared), run=str(run), ks=(5, 10)))
+    result = evaluate_run(EvaluateConfig(data=str(prepared), run=str(run), ks=(5, 10)))
     assert json.loads((run / "metrics.json").read_text()) == result
     assert result["users"] == (open_data(prepared).positives("test").sizes > 0).sum()
     assert result["seconds"]["train"] == summary["seconds"]
@@ -220,13 +220,13 @@ def test_evaluate(prepared, two_epochs, tmp_path, capsys):
     table = capsys.readouterr().out
     assert f"{result['test']['ndcg@10']:.4f} ± " in table
     assert "popularity" in table
-    same = evaluate(EvaluateConfig(data=str(prepared), run=str(run), split="validation"))
+    same = evaluate_run(EvaluateConfig(data=str(prepared), run=str(run), split="validation"))
     assert same["validation"]["recall@10"] == summary["history"][-1]["val_recall@10"]
 
 
 def test_what_is_not_there_cannot_be_evaluated(prepared, checkerboard, make_prepared, tmp_path):
     with pytest.raises(ValueError, match="holds no trained run"):
-        evaluate(EvaluateConfig(data=str(prepared), run=str(tmp_path)))
+        evaluate_run(EvaluateConfig(data=str(prepared), run=str(tmp_path)))
     board = make_prepared(checkerboard)
     with pytest.raises(ValueError, match="no validation rows"):
-        evaluate(EvaluateConfig(data=str(board), run=str(tmp_path), split="validation"))
+        evaluate_run(EvaluateConfig(data=str(board), run=str(tmp_path), split="validation"))

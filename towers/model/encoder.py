@@ -20,7 +20,7 @@ import tempfile
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -33,7 +33,9 @@ from towers.data.ragged import Lists, last_distinct
 from towers.encoders.feature_tower import FeatureTower
 from towers.encoders.history_tower import HistoryTower
 from towers.encoders.tower import Tower
-from towers.model.two_tower import TwoTower
+
+if TYPE_CHECKING:
+    from towers.model.two_tower import TwoTower
 
 REQUEST = "request_embedding"  # the signature that takes all inputs
 HISTORY, UNKNOWN_HISTORY = "history", "unknown_history"

@@ -14,8 +14,8 @@ import twotower
 from pipeline.contract import schema
 from pipeline.contract.files import checksum, made_aside
 from towers.data.interactions import open_data
-from towers.export.recommend import Ranker, recommend
-from towers.export.settings import RecommendConfig
+from towers.output.recommend import Ranker, recommend
+from towers.output.settings import RecommendConfig
 from towers.training.run_directory import open_run
 
 
@@ -178,8 +178,8 @@ def test_a_second_writer_is_refused(config, tmp_path):
 KILLED = """
 import os, signal, sys
 from test_recommend import ranker
-from towers.export.settings import RecommendConfig
-from towers.export.recommend import recommend
+from towers.output.settings import RecommendConfig
+from towers.output.recommend import recommend
 
 config = RecommendConfig(
     data=sys.argv[1], run=sys.argv[2], output=sys.argv[3], block_size=16, shard_size=16

@@ -9,9 +9,9 @@ import tensorflow as tf
 from pipeline.contract import schema
 from pipeline.contract.files import checksum
 from towers.data.interactions import open_data
-from towers.evaluation.evaluate import evaluate
+from towers.evaluation.evaluate import evaluate_run
 from towers.evaluation.settings import EvaluateConfig
-from towers.export.bundle import export_bundle
+from towers.output.bundle import export_bundle
 from towers.training.run_directory import open_run
 
 
@@ -22,7 +22,7 @@ def run(trained, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def bundle(prepared, run):
-    evaluate(EvaluateConfig(data=str(prepared), run=str(run), ks=(5,)))
+    evaluate_run(EvaluateConfig(data=str(prepared), run=str(run), ks=(5,)))
     return export_bundle(prepared, run, run.parent / "bundle")
 
 

@@ -20,7 +20,7 @@ from towers.data.attributes import Features, columns_of
 from towers.data.history import History
 from towers.data.interactions import open_data
 from towers.encoders.feature_tower import FeatureSource
-from towers.export.encoder import REQUEST, Encoder, _input_names
+from towers.model.encoder import REQUEST, Encoder, _input_names
 from towers.model.two_tower import TwoTower
 
 BUCKETS = 64

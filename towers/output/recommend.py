@@ -15,11 +15,11 @@ import pyarrow.parquet as pq
 from pipeline.contract import hashing, schema
 from pipeline.contract.files import describe_files, made_aside, replace_directory
 from towers.data.interactions import Positives, RetrievalData, open_data
-from towers.export.bundle import all_ids, vectors
-from towers.export.settings import RecommendConfig
 from towers.legacy_keras import tf_keras
 from towers.metrics.ranking import rank_blocks, tie_order
 from towers.model.two_tower import TwoTower
+from towers.output.bundle import all_ids, vectors
+from towers.output.settings import RecommendConfig
 from towers.training.failures import told_when_full
 from towers.training.run_directory import open_run
 

@@ -17,7 +17,7 @@ from pipeline.contract.bundle import SeenLists, write_bundle
 from towers.data.attributes import raw_values
 from towers.data.interactions import RetrievalData, open_data
 from towers.encoders.feature_tower import FeatureTower
-from towers.export.encoder import save_encoder
+from towers.model.encoder import save_encoder
 from towers.model.two_tower import TwoTower
 from towers.training.run_directory import METRICS, open_run, read_json
 from towers.training.settings import TrainConfig
