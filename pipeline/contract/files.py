@@ -76,6 +76,19 @@ def check_files(
             raise ValueError(f"{path} was changed after its manifest was written: export it again.")
 
 
+def did_you_mean_directory(path: str | os.PathLike[str], holds: str) -> str:
+    """The end of an error about a directory that lacks a file: the one above or below that has it.
+
+    Example:
+      did_you_mean_directory("run/checkpoints", "training.json")  # " Did you mean run?"
+    """
+    place = Path(path)
+    for near in (place.parent, *sorted(place.glob("*/"))):
+        if (near / holds).is_file():
+            return f" Did you mean {near}?"
+    return ""
+
+
 @contextlib.contextmanager
 def made_aside(destination: Path, told: str = "") -> Iterator[Path]:
     """An empty `.<name>.partial` for what `replace_directory` then puts in place; gone at the end.

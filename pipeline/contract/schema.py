@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.contract.files import write_atomically
+from pipeline.contract.files import did_you_mean_directory, write_atomically
 
 FORMAT_VERSION = "1.0"  # major.minor; a reader refuses a newer major version
 
@@ -195,7 +195,7 @@ def read_manifest(directory: str | os.PathLike[str], kind: str) -> Manifest:
     if not path.is_file():
         raise ValueError(
             f"{directory} holds no finished {kind} data: there is no {MANIFEST} in it. "
-            f"Make it with `twotower {makers[kind]}`."
+            f"Make it with `twotower {makers[kind]}`.{did_you_mean_directory(directory, MANIFEST)}"
         )
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))

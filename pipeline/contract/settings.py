@@ -46,6 +46,18 @@ def require_all(settings: Any, rule: str, *names: str) -> None:
         require(RULES[rule](value), name, rule, value)
 
 
+def require_in_corpus(settings: Any, name: str, num_candidates: int) -> None:
+    """Checks that a cut-off that somebody chose, not the default, is at most the corpus.
+
+    Raises:
+      ValueError: it is above.
+    """
+    value, default = getattr(settings, name), getattr(type(settings), name)
+    largest = max(value) if isinstance(value, tuple) else value
+    rule = f"must be at most {num_candidates}, the number of candidates"
+    require(value == default or largest <= num_candidates, name, rule, largest)
+
+
 def did_you_mean(name: str, known: Iterable[str], otherwise: str) -> str:
     """The end of an error about an unknown name: the nearest known one, or `otherwise`."""
     near = difflib.get_close_matches(name, list(known), 1)

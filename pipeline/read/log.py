@@ -219,7 +219,13 @@ def check_read(
             "missing? --allow_empty_files goes on without."
         )
     letters = sorted(staging.stage("dead").glob("*.jsonl"))
-    check_bad(letters, DEAD_LETTERS, counts, config, staging)
+    hint = ""
+    if any(reason.startswith(f"{config.timestamp_column} is ") for reason in read["reasons"]):
+        hint = (
+            f"is --timestamp_format {config.timestamp_format} that of {config.timestamp_column!r}, "
+            "or rather another, such as %Y-%m-%d or ms? "
+        )
+    check_bad(letters, DEAD_LETTERS, counts, config, staging, hint)
     days = sorted((int(day), rows) for day, rows in read["days"].items())
     reasons = sorted(read["reasons"].items(), key=lambda pair: (-pair[1], pair[0]))
     return {

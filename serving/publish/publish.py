@@ -15,6 +15,7 @@ from typing import Any
 from pipeline.contract import schema
 from pipeline.contract.bundle import Bundle, read_bundle
 from pipeline.contract.files import describe_files, lone_holder
+from pipeline.contract.settings import require_in_corpus
 from serving.publish import measuring, model_card, tuning
 from serving.publish.settings import VersionOptions
 from serving.version import warmup_requests
@@ -61,6 +62,7 @@ def publish(bundle: str | Path, models: str | Path, **options: Any) -> Path:
     """
     chosen = VersionOptions(**options)
     content = read_bundle(bundle)
+    require_in_corpus(chosen, "k", len(content.vectors))
     with new_version(Path(models) / chosen.name, chosen.version) as (partial, finished):
         _name_lost(finished.parent, content)
         write_version(partial, content, chosen)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from pipeline.contract.settings import did_you_mean
 from serving.errors import InvalidRequest
 from serving.rest.codec import PIECE_VALUES, check_lengths, dump, json_list, parse
 from serving.rest.tensors import to_json_values
@@ -121,7 +122,12 @@ def parse_retrieve(body: bytes | bytearray, max_rows: int) -> RetrieveRequest:
         lines = []
         for mistake in mistakes[:_MAX_MISTAKES]:
             place = ".".join(str(part)[:40] for part in mistake["loc"]) or "body"
-            lines.append(f"{place}: {mistake['msg'][:200]}")
+            text = mistake["msg"][:200]
+            if mistake["type"] == "extra_forbidden":
+                known = RetrieveBody.model_fields
+                hint = did_you_mean(place, known, "")
+                text = f"there is no such field, a body has {', '.join(known)}. {hint}".rstrip()
+            lines.append(f"{place}: {text}")
         if len(mistakes) > _MAX_MISTAKES:
             lines.append(f"and {len(mistakes) - _MAX_MISTAKES} more")
         raise InvalidRequest("; ".join(lines)) from error

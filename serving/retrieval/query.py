@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from pipeline.contract.settings import require_in_corpus
 from serving.retrieval.requests import RetrieveResult, UnknownQuery
 from serving.retrieval.retriever import Retriever
 from serving.retrieval.settings import QueryConfig
@@ -18,6 +19,7 @@ def answer(config: QueryConfig) -> RetrieveResult:
       ValueError: the version cannot be found or cannot do what is asked.
     """
     retriever = Retriever.load(config.models, config.name, config.version)
+    require_in_corpus(config, "k", retriever.num_candidates)
     choice: dict[str, Any] = {"index": config.index, "exclude_seen": config.exclude_seen}
     if config.history or config.set:
         choice["queries"] = [_described(config, retriever)]

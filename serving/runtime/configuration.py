@@ -22,7 +22,7 @@ from tensorflow_serving.config import model_server_config_pb2
 from pipeline.contract.files import write_atomically
 from serving.errors import FailedPrecondition, InvalidRequest, NotFound
 from serving.version.names import check_name, is_name
-from serving.version.versions import numbered_directories
+from serving.version.versions import check_models_directory, numbered_directories
 
 KEPT = ".reloaded.json"
 PLATFORM = "tensorflow"
@@ -93,7 +93,10 @@ class Configuration:
         """
         self.root = Path(os.path.abspath(models))
         if not self.root.is_dir():
-            raise ValueError(f"models must be a directory, got {str(models)!r}.")
+            raise ValueError(
+                f"models must be a directory, got {str(models)!r}; make one with `twotower export`."
+            )
+        check_models_directory(models)
         self._file = config_file
         self._kept = Path(state_dir or models) / KEPT
         self._problem = ""

@@ -260,7 +260,7 @@ class ServedModels:
         if number is None or coming or label is not None:
             errors = [status.error_message for _, status in sorted(model.statuses.items())]
             errors = [f": {error}" for error in errors if error]
-            why = errors[-1] if errors else "."
+            why = errors[-1] if errors else ": it is LOADING, ask again when /readyz says ok."
             raise Unavailable(f"Model {name!r} has no {_which(number)} loaded yet{why}")
         there = ", ".join(map(str, sorted(available))) or "none"
         raise NotFound(f"Version {number} of model {name!r} is not served; there are: {there}.")

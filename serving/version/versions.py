@@ -75,8 +75,12 @@ def find_version(models: str | Path, name: str, version: int = 0) -> Version:
     numbered = numbered_directories(home)
     finished = {n: path for n, path in numbered.items() if (path / schema.MANIFEST).is_file()}
     if not finished:
+        check_models_directory(models)
+        names = model_names(models)
+        hint = f"it has {', '.join(names)}: change --name, or export" if names else "make one with"
         raise ValueError(
-            f"{home} holds no model version: make one with `twotower export --models {models}`."
+            f"{home} holds no model version; {hint} `twotower export --models {models}"
+            + (f" --name {name}`." if name != "twotower" else "`.")
         )
     number = version or max(finished)
     if number not in finished:
@@ -85,6 +89,24 @@ def find_version(models: str | Path, name: str, version: int = 0) -> Version:
     manifest = schema.read_manifest(finished[number], "version")
     check_files(finished[number], manifest.files)
     return Version(number, finished[number], manifest)
+
+
+def model_names(models: str | Path) -> list[str]:
+    """The models in a directory of all models that have a finished version."""
+    manifests = Path(models).glob(f"*/*/{schema.MANIFEST}")
+    return sorted({path.parents[1].name for path in manifests if path.parent.name.isdecimal()})
+
+
+def check_models_directory(models: str | Path) -> None:
+    """Raises ValueError where the path is that of one model, or of one version of it."""
+    home = Path(models)
+    is_version = home.name.isdecimal() and is_finished(home)
+    if is_version or any(map(is_finished, numbered_directories(home).values())):
+        what, model = ("a version", home.parent) if is_version else ("a model", home)
+        raise ValueError(
+            f"{models} is {what}, not the directory of all models: give --models {model.parent}; "
+            f"the name of the model is {model.name}."
+        )
 
 
 def numbered_directories(home: Path) -> dict[int, Path]:

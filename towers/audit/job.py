@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.contract import schema
+from pipeline.contract.settings import require_in_corpus
 from samplers.methods.by_name import METHODS, build
 from samplers.methods.in_batch import CorrectSfx
 from samplers.methods.method import Method
@@ -79,6 +80,7 @@ class Bench:
 
     def __init__(self, config: AuditConfig) -> None:
         self.config, self.data = config, open_data(config.data)
+        require_in_corpus(config, "k", self.data.num_candidates)
         self.model, self.trained = open_run(config.run, self.data)
         rows = self.data.arrays("train")
         self.frozen = Frozen(

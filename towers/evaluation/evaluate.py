@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from pipeline.contract.files import checksum
+from pipeline.contract.settings import require_in_corpus
 from towers.data.interactions import open_data
 from towers.evaluation.breakdown import breakdown
 from towers.evaluation.hits_by_query import HitsByQuery
@@ -39,6 +40,7 @@ def evaluate_run(config: EvaluateConfig) -> dict[str, Any]:
     """
     run, data = Path(config.run), open_data(config.data)
     held_out = HeldOut(data, config.split)
+    require_in_corpus(config, "ks", data.num_candidates)
     model, training = open_run(run, data)
     by_row: dict[str, Any] = {}
     if config.history == "live":

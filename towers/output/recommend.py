@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from pipeline.contract import hashing, schema
 from pipeline.contract.files import describe_files, made_aside, replace_directory
+from pipeline.contract.settings import require_in_corpus
 from towers.data.interactions import Positives, RetrievalData, open_data
 from towers.legacy_keras import tf_keras
 from towers.metrics.ranking import rank_blocks, tie_order
@@ -64,6 +65,7 @@ def recommend(config: RecommendConfig, ranker: Ranker | None = None) -> schema.M
     data = open_data(config.data)
     model, training = open_run(config.run, data)
     users, candidates = (all_ids(data, model, side) for side in schema.SIDES)
+    require_in_corpus(config, "k", len(candidates))
     if ranker is None:
         blocks = _ranked(config, data, model, users, candidates)
     else:

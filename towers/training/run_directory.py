@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from pipeline.contract.files import held, write_atomically
+from pipeline.contract.files import did_you_mean_directory, held, write_atomically
 from samplers.methods.full_softmax import SoftTargets
 from towers.data.interactions import RetrievalData
 from towers.legacy_keras import tf_keras
@@ -163,7 +163,7 @@ def open_run(run: str | os.PathLike[str], data: RetrievalData) -> tuple[TwoTower
     if not (root / TRAINING).is_file():
         raise ValueError(
             f"{run} holds no trained run: there is no {TRAINING} in it. "
-            "Make it with `twotower train`."
+            f"Make it with `twotower train`.{did_you_mean_directory(root, TRAINING)}"
         )
     record = read_json(root / CONFIG)
     if record["data_fingerprint"] != data.fingerprint:
