@@ -21,7 +21,7 @@ COMMANDS = {
         "serving.publish.settings:ExportConfig",
         "twotower_run:export",
         "publish a trained model as a version with exact and ScaNN top-k",
-        flags="data run models name k filter_columns target_recall scann",
+        flags="data run models name k filter_columns title_column",
     ),
     "recommend": Command(
         "towers.output.settings:RecommendConfig",
@@ -58,8 +58,9 @@ def export(config: Any) -> None:
         from towers.output.bundle import export_bundle
 
         columns = [name for names in config.filter_columns for name in names.split(",") if name]
+        title = [config.title_column] if config.title_column else []
         target = str(Path(config.run) / "bundle")
-        bundle = export_bundle(config.data, config.run, target, columns)
+        bundle = export_bundle(config.data, config.run, target, columns, title)
     options = dataclasses.asdict(config.version_options())
     version = publish(bundle, config.models, **options)
     print(f"bundle: {bundle}\nversion: {version}")

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from pipeline.contract import schema
 from pipeline.contract.bundle import Bundle, read_bundle
 from pipeline.contract.files import describe_files, lone_holder
@@ -63,6 +65,7 @@ def publish(bundle: str | Path, models: str | Path, **options: Any) -> Path:
     chosen = VersionOptions(**options)
     content = read_bundle(bundle)
     require_in_corpus(chosen, "k", len(content.vectors))
+    _check_title(content, chosen.title_column)
     with new_version(Path(models) / chosen.name, chosen.version) as (partial, finished):
         _name_lost(finished.parent, content)
         write_version(partial, content, chosen)
@@ -88,6 +91,16 @@ def new_version(home: Path, version: int = 0) -> Iterator[tuple[Path, Path]]:
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
+
+
+def _check_title(bundle: Bundle, column: str) -> None:
+    file = bundle.path / schema.BUNDLE_ATTRIBUTES
+    names = pq.read_schema(file).names if file.is_file() else []
+    if column and column not in names:
+        raise ValueError(
+            f"title_column must be an attribute of the bundle, got {column!r}: it has "
+            f"{', '.join(names) or 'none'}; change --title_column."
+        )
 
 
 def _name_lost(home: Path, bundle: Bundle) -> None:

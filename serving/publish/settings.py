@@ -20,6 +20,7 @@ class VersionOptions:
     scann_leaves: int = 0  # leaves of the ScaNN tree; 0: chosen from the size of the corpus
     seed: int = 10  # chooses the sample of queries that the indexes are measured with
     at: int = 0  # rank up to which the promise counts; 0: k
+    title_column: str = ""  # attribute of items that query and the explorer show beside ids
 
     def __post_init__(self) -> None:
         check_name(self.name)

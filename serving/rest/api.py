@@ -164,7 +164,9 @@ class _RestApi:
             if query_id is None:
                 raise InvalidRequest("The query parameter query_id is missing.")
             seen = retriever.history(query_id)
-            return {"query_id": query_id, "total": len(seen), "candidate_ids": seen[:limit]}
+            titles = retriever.corpus.titles_of(seen[:limit])
+            answer = {"query_id": query_id, "total": len(seen), "candidate_ids": seen[:limit]}
+            return answer | ({"titles": titles} if titles else {})
 
         return self._about(request, "history", history)
 

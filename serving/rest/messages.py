@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any, Literal
 
 import numpy as np
@@ -66,6 +67,7 @@ class CandidateAnswer(BaseModel):
 
     id: str
     score: float
+    title: str | None = Field(None, description="Where the version has a title column.")
 
 
 class ResultAnswer(BaseModel):
@@ -157,7 +159,8 @@ def _piece(results: Sequence[RetrieveResult]) -> list[dict[str, Any]]:
             "fallback": result.fallback,
             "unknown_history": result.unknown_history,
             "candidates": [
-                {"id": raw_id, "score": next(scores)} for raw_id in result.candidate_ids
+                {"id": raw_id, "score": next(scores)} | ({"title": title} if title else {})
+                for raw_id, title in zip_longest(result.candidate_ids, result.titles)
             ],
         }
         for result in results

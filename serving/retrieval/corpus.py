@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipeline.contract import schema
 from pipeline.contract.attributes import as_attributes
@@ -41,7 +42,10 @@ class Corpus:
       vectors: float32 [N, D], of the base.
       added: float32 [A, D], of the delta.
       removed: int64, ascending, rows that nobody gets: removed, or replaced by an added one.
+      title_column: the attribute that `titles` gives; "" where the version has none.
     """
+
+    title_column: str = ""
 
     def __init__(self, path: Path) -> None:
         self._path, self._base = path, self
@@ -53,7 +57,9 @@ class Corpus:
         self._moved = _NO_ROWS, _NO_ROWS  # rows of replaced ones, ascending, and their new rows
         self._added_table = pa.table({})
         # A function, as copies share what it keeps.
-        self._read_attributes = cache(lambda: read_attributes(path / schema.BUNDLE_ATTRIBUTES))
+        file = path / schema.BUNDLE_ATTRIBUTES
+        self._read_attributes = cache(lambda: read_attributes(file))
+        self._read_titles = cache(lambda name: pq.read_table(file, columns=[name])[name])
 
     def with_delta(self, path: Path, delta: Delta) -> Corpus:
         """The corpus of a version with the same base, whose tables it shares.
@@ -125,6 +131,24 @@ class Corpus:
     def names(self, rows: np.ndarray) -> list[str]:
         """Raw ids of rows of candidates."""
         return self._names[rows].tolist()
+
+    def titles(self, rows: Sequence[int] | np.ndarray) -> list[str]:
+        """What people call candidates, "" where it is missing; [] where there is no such column."""
+        if not self.title_column:
+            return []
+        base = self._read_titles(self.title_column)
+        added = as_attributes(self._added_table, self.attributes.schema)[self.title_column]
+        column = pa.chunked_array([*base.chunks, *added.chunks], base.type) if len(added) else base
+        values = column.take(pa.array(rows, pa.int64())).to_pylist()
+        return [
+            " ".join(value) if isinstance(value, list) else str(value or "") for value in values
+        ]
+
+    def titles_of(self, candidate_ids: Sequence[str]) -> list[str]:
+        """As `titles`, by raw ids; "" for one that is not in the corpus."""
+        rows = [self._row(candidate_id) for candidate_id in candidate_ids]
+        titles = iter(self.titles([row for row in rows if row >= 0]))
+        return [next(titles, "") if row >= 0 else "" for row in rows] if self.title_column else []
 
     @cached_property
     def popularity(self) -> tuple[np.ndarray, np.ndarray]:

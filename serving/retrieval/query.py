@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any
 
 from pipeline.contract.settings import require_in_corpus
@@ -11,11 +13,11 @@ from serving.retrieval.retriever import Retriever
 from serving.retrieval.settings import QueryConfig
 
 
-def answer(config: QueryConfig) -> RetrieveResult:
-    """Prints the best candidates of one query, as a table or as JSON, and returns them.
+def answer(config: QueryConfig) -> list[RetrieveResult]:
+    """Prints the best candidates of some queries, as tables or as JSON, and returns them.
 
     Raises:
-      UnknownQuery: the query was not in the training data of the version.
+      UnknownQuery: the version knows nothing of a query.
       ValueError: the version cannot be found or cannot do what is asked.
     """
     retriever = Retriever.load(config.models, config.name, config.version)
@@ -24,24 +26,32 @@ def answer(config: QueryConfig) -> RetrieveResult:
     if config.history or config.set:
         choice["queries"] = [_described(config, retriever)]
     else:
-        choice["query_ids"] = [config.query]
-    [result] = retriever.top_k(k=config.k, **choice)
-    if not result.known:
+        choice["query_ids"] = list(config.query)
+    results = retriever.top_k(k=config.k, **choice)
+    if unknown := [result.query_id for result in results if not result.known]:
+        what = ", ".join(map(repr, unknown)) if unknown[0] else "what --history and --set say"
         raise UnknownQuery(
-            f"Query {config.query!r} is not known to {retriever.version.path}: it was not in the "
-            "training data, check the id or export a newer version."
+            f"{what} is not known to {retriever.version.path}: it was not in the training data; "
+            "check the ids, or export a newer version."
         )
-    history = config.history.split(",") if config.history else retriever.history(config.query)
+    given = config.history.split(",") if config.history else None
+    histories = [given or retriever.history(result.query_id) for result in results]
+    pairs = list(zip(results, histories, strict=True))
     if config.json:
-        print(_json(config, retriever, result, history))
-    else:
-        print(_table(result, history))
-    return result
+        answers = [_json(config, retriever, *pair) for pair in pairs]
+        content = answers[0] if len(answers) == 1 else answers
+        print(json.dumps(content, indent=2, ensure_ascii=False))
+    for result, history in () if config.json else pairs:
+        print(
+            (f"\n{result.query_id}\n" if len(results) > 1 else "")
+            + _table(result, history, retriever.corpus.titles_of(history))
+        )
+    return results
 
 
 def _described(config: QueryConfig, retriever: Retriever) -> dict[str, Any]:
     """The query as --query, --history and --set describe it."""
-    described: dict[str, Any] = {"query_id": config.query} if config.query else {}
+    described: dict[str, Any] = {"query_id": config.query[0]} if config.query else {}
     if config.history:
         described["history"] = config.history.split(",")
     for pair in config.set:
@@ -60,9 +70,10 @@ def _described(config: QueryConfig, retriever: Retriever) -> dict[str, Any]:
 
 def _json(
     config: QueryConfig, retriever: Retriever, result: RetrieveResult, history: list[str]
-) -> str:
-    ranked = enumerate(zip(result.candidate_ids, result.scores, strict=True), start=1)
-    content = {
+) -> dict[str, Any]:
+    titles = result.titles or [""] * len(result.scores)
+    ranked = enumerate(zip(result.candidate_ids, result.scores, titles, strict=True), start=1)
+    return {
         "query_id": result.query_id,
         "model": config.name,
         "version": retriever.version.number,
@@ -70,21 +81,30 @@ def _json(
         "history": history,
         "results": [
             {"rank": rank, "candidate_id": name, "score": score, "seen": name in history}
-            for rank, (name, score) in ranked
+            | ({"title": title} if title else {})
+            for rank, (name, score, title) in ranked
         ],
     }
-    return json.dumps(content, indent=2, ensure_ascii=False)
 
 
-def _table(result: RetrieveResult, history: list[str]) -> str:
-    """Rank, candidate id, score, a mark on what was seen; the query's history beside it."""
-    width = max([len("candidate_id"), *map(len, result.candidate_ids)])
+def _table(result: RetrieveResult, history: list[str], titles: list[str]) -> str:
+    """Rank, candidate id and title, score, a mark on what was seen; the query's history beside it.
+
+    `titles` are those of the history, [] where the version has none.
+    """
+    names = _named(result.candidate_ids, result.titles)
+    width = max([len("candidate_id"), *map(len, names)])
     rows = [f"rank  {'candidate_id':<{width}}  {'score':>9}  seen  "]
-    ranked = zip(result.candidate_ids, result.scores, strict=True)
-    for rank, (name, score) in enumerate(ranked, start=1):
-        mark = "yes" if name in history else ""
+    ranked = zip(result.candidate_ids, names, result.scores, strict=True)
+    for rank, (raw_id, name, score) in enumerate(ranked, start=1):
+        mark = "yes" if raw_id in history else ""
         rows.append(f"{rank:>4}  {name:<{width}}  {score:>9.4f}  {mark:4}  ")
-    shown = history[: len(rows) - 1]
+    shown = _named(history, titles)[: len(rows) - 1]
     of_all = "" if len(shown) == len(history) else f" ({len(shown)} of {len(history)})"
     beside = [f"history{of_all}", *shown] + [""] * (len(rows) - 1 - len(shown))
     return "\n".join((row + other).rstrip() for row, other in zip(rows, beside, strict=True))
+
+
+def _named(ids: Sequence[str], titles: Sequence[str]) -> list[str]:
+    """Ids, each with its title where there is one."""
+    return [f"{raw_id}  {title or ''}".rstrip() for raw_id, title in zip_longest(ids, titles)]

@@ -100,6 +100,7 @@ class RetrieveResult(NamedTuple):
     # are then counts of training rows
     fallback: str = ""
     unknown_history: int = 0  # ids of the history in the request that the model does not know
+    titles: Sequence[str] = ()  # of the candidates, where the version has a title column
 
 
 @dataclasses.dataclass(frozen=True)

@@ -77,6 +77,7 @@ class Retriever:
         corpus = self._base.corpus
         delta = read_delta(version.path, corpus.vectors.shape[1])
         self.corpus = corpus.with_delta(version.path / RETRIEVAL, delta)
+        self.corpus.title_column = version.manifest.configuration.get("title_column", "")
         self._indexes: dict[str, IndexSearch] = {}
         signatures = self.model("exact").signatures
         self._encoder = signatures[served_model.QUERY_EMBEDDING]

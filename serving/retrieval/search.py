@@ -198,7 +198,8 @@ def results(
     for query_id, known, skipped, (rows, scores) in zip(*columns, strict=True):
         names, values = corpus.names(rows), scores.astype(float).tolist()
         shown = "" if known else fallback
-        answers.append(RetrieveResult(query_id, known, names, values, shown, skipped))
+        titles = corpus.titles(rows)
+        answers.append(RetrieveResult(query_id, known, names, values, shown, skipped, titles))
     return answers
 
 

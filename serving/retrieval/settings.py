@@ -17,7 +17,7 @@ class QueryConfig:
     """Settings of one question to a model version."""
 
     models: str  # directory of all models, as given to `twotower export`
-    query: str = ""  # raw id of the query, as in the interaction log
+    query: tuple[str, ...] = ()  # raw ids of queries, as in the interaction log
     history: str = ""  # what the query chose until now, in place of what is stored: a,b,c
     set: list[str] = field(default_factory=list)  # attributes of the query now: NAME=VALUE ...
     k: int = 10  # results to show
@@ -28,11 +28,15 @@ class QueryConfig:
     json: bool = False  # print JSON instead of a table
 
     def __post_init__(self) -> None:
+        ids = (self.query,) if isinstance(self.query, str) else tuple(self.query)
+        object.__setattr__(self, "query", tuple(filter(None, ids)))
         require(bool(self.models), "models", "must be a directory", self.models)
         check_name(self.name)
         require(self.index in INDEXES, "index", f"must be one of {', '.join(INDEXES)}", self.index)
         said = bool(self.query or self.history or self.set)
-        require(said, "query", "must be a raw id without --history and --set", self.query)
+        require(said, "query", "must be raw ids without --history and --set", self.query)
+        alone = len(self.query) < 2 or not (self.history or self.set)
+        require(alone, "query", "must be one raw id with --history or --set", self.query)
         for pair in self.set:
             require("=" in pair, "set", "must be NAME=VALUE", pair)
         require(self.k >= 1, "k", "must be at least 1", self.k)

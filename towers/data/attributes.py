@@ -75,27 +75,38 @@ def columns_of(features: Features, text_buckets: int) -> tuple[tuple[Column, ...
     return tuple(columns), arrays, cold
 
 
-def raw_values(features: Features, names: Sequence[str]) -> pa.Table:
+def raw_values(
+    features: Features, names: Sequence[str], text_names: Sequence[str] = ()
+) -> pa.Table:
     """Columns in the values and units of their table, null where missing: [V + C], cold ones last.
 
     Values that the vocabulary does not hold are missing; numbers have the precision of float32.
+    Columns of `text_names` may be texts, too.
 
     Raises:
-      ValueError: there is no such column, or it is of texts.
+      ValueError: there is no such column, or one of `names` is of texts.
     """
-    specs = {spec.name: spec for spec in features.specs if spec.kind != "text"}
+    every = {spec.name: spec for spec in features.specs}
+    if unknown := [name for name in text_names if name not in every]:
+        raise ValueError(
+            f"title_column must be among {', '.join(every) or 'none (no item_features)'}, got "
+            f"{', '.join(unknown)}; change --title_column."
+        )
+    specs = {name: spec for name, spec in every.items() if spec.kind != "text"}
     if unknown := [name for name in names if name not in specs]:
         raise ValueError(
             f"filter_columns must be among {', '.join(specs) or 'none (no item_features)'}, got "
             f"{', '.join(unknown)}: categories, lists and numbers of the items' table."
         )
-    parts = (features.table, features.cold)
-    tables = [{name: _raw(part, specs[name], features.values) for name in names} for part in parts]
+    parts, both = (features.table, features.cold), dict.fromkeys([*names, *text_names])
+    tables = [{name: _raw(part, every[name], features.values) for name in both} for part in parts]
     return pa.concat_tables([pa.table(columns) for columns in tables])
 
 
 def _raw(table: pa.Table, spec: schema.FeatureSpec, values: Mapping[str, pa.Array]) -> pa.Array:
     column = table[spec.name].combine_chunks()
+    if spec.kind == "text":
+        return column
     if spec.kind == "categorical":
         return values[spec.name].take(pc.if_else(pc.equal(column, 0), None, pc.subtract(column, 1)))
     if spec.kind == "multi":

@@ -31,12 +31,14 @@ def export_bundle(
     run_dir: str | os.PathLike[str],
     bundle_dir: str | os.PathLike[str],
     filter_columns: Sequence[str] = (),
+    text_columns: Sequence[str] = (),
 ) -> Path:
     """Writes the bundle of a trained run; `pipeline.contract.schema` describes what is in it.
 
     Args:
       data_dir, run_dir, bundle_dir: prepared data, the run on it, and what is written.
       filter_columns: attributes of candidates that requests may filter by.
+      text_columns: others, of any kind, to be shown, such as titles.
 
     Raises:
       ValueError: there is no trained run, it is of other data, or it has diverged; or the data
@@ -44,8 +46,8 @@ def export_bundle(
     """
     data = open_data(data_dir)
     attributes = None
-    if filter_columns:
-        attributes = raw_values(data.features("candidate"), filter_columns)
+    if filter_columns or text_columns:
+        attributes = raw_values(data.features("candidate"), filter_columns, text_columns)
     model, config = open_run(run_dir, data)
     queries, candidates = model.query_embeddings().numpy(), vectors(model, "candidate")
     if not (np.isfinite(queries).all() and np.isfinite(candidates).all()):

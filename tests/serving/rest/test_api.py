@@ -124,7 +124,12 @@ def test_more_rows_than_a_batch(server, small):
             400,
             "at most 20 fields",
         ),
-        (":retrieve", {"query_ids": ["a"], "kk": 5}, 400, "kk: there is no such field, a body has query_ids, queries, "),
+        (
+            ":retrieve",
+            {"query_ids": ["a"], "kk": 5},
+            400,
+            "kk: there is no such field, a body has query_ids,",
+        ),
         (":retrieve", b'{"query_ids": ["a"], "min_score": NaN}', 400, "min_score"),
         (":retrieve", b'{"query_ids": ["\\ud800"]}', 400, "Invalid JSON"),
         (":retrieve", {"query_ids": ["a"], "unknown_queries": "error"}, 404, "'a'"),
