@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from towers.data.interactions import open_data as open_data
     from towers.metrics.held_out import FullCorpusMetrics as FullCorpusMetrics
     from towers.metrics.held_out import HeldOut as HeldOut
+    from towers.model.method_layer import MethodLayer as MethodLayer
     from towers.model.optimizers import CoupledAdam as CoupledAdam
     from towers.model.optimizers import staircase_decay as staircase_decay
     from towers.model.retrieval_task import RetrievalTask as RetrievalTask
@@ -25,6 +26,7 @@ _HOMES = {
     "CoupledAdam": "towers.model.optimizers",
     "FullCorpusMetrics": "towers.metrics.held_out",
     "HeldOut": "towers.metrics.held_out",
+    "MethodLayer": "towers.model.method_layer",
     "RetrievalData": "towers.data.interactions",
     "RetrievalTask": "towers.model.retrieval_task",
     "TwoTower": "towers.model.two_tower",
