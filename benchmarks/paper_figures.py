@@ -5,8 +5,9 @@
 
 FIGURE is a key of `benchmarks.paper_settings.FIGURES`. Each panel has recall at some cut-offs,
 each relative to its best value: where the curves peak at different places, the best value of the
-option depends on the K that one cares about. Dots are runs of one seed. A second plot has the
-trials of `benchmarks.paper_search`, epoch by epoch.
+option depends on the K that one cares about. Dots are runs of one seed. A second plot has Recall
+epoch by epoch: of the trials of `benchmarks.paper_search`, of the rows of Soft BPR's tables, and of
+its figures `hardness` and `mixing`, which are run with --patience.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import argparse
 import functools
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.paper_search import name_of, trials_of
 from benchmarks.paper_settings import FIGURES, TABLES, Table
@@ -23,6 +24,7 @@ from benchmarks.paper_tables import ROOT, results_of, rows_of
 PLOT = ROOT / "docs" / "paper_figures.png"
 CURVES = ROOT / "docs" / "paper_trials.png"
 COLOURS = {5: "#7b3f98", 10: "#0b5fa5", 20: "#c65a11", 50: "#4b7f52"}  # by cut-off
+FIRST_SEED = 10  # of rows that have several, it alone is drawn epoch by epoch
 _COLUMNS = 3
 
 
@@ -36,36 +38,71 @@ def main() -> None:
         points = points_of(table, rows_of(results_of(name, dataset)))
         if len(points) > 1:
             panels.append((table, points))
-    draw_trials(CURVES)
+    if curves := panels_by_epoch():
+        draw_by_epoch(curves, CURVES)
     if not panels:
         parser.error("there are no runs to draw: run benchmarks.paper_tables first.")
     draw(panels, options.plot)
 
 
-def draw_trials(path: Path) -> None:
-    """Recall@50 on validation by epoch: a panel a data set, a line a trial, the best ones thick."""
-    found = [
-        (dataset, rows)
-        for (name, dataset), table in TABLES.items()
-        if name == "sdns" and (rows := rows_of(trials_of(name, dataset)))
-    ]
-    if not found:
-        return
-    figure, grid = pyplot().subplots(1, len(found), figsize=(5.5 * len(found), 3.6), squeeze=False)
-    for axes, (dataset, rows) in zip(grid.flat, found, strict=True):
-        methods = list(dict.fromkeys(row["method"] for row in rows))
-        for row in rows:
-            best = max(max(other["by_epoch"]) for other in rows if other["method"] == row["method"])
-            first = max(row["by_epoch"]) == best
+class Line(NamedTuple):
+    """One run of a panel."""
+
+    name: str
+    values: list[float]  # Recall@50 on validation by epoch
+    number: int  # of its colour
+    thick: bool = True
+
+
+def panels_by_epoch() -> dict[str, list[Line]]:
+    """Title → the runs that were followed: of each table of Soft BPR, its trials and its curves."""
+    panels = {}
+    for (name, dataset), table in {**TABLES, **FIGURES}.items():
+        if name not in ("sdns", "hardness", "mixing"):
+            continue
+        rows = rows_of(results_of(name, dataset))
+        rows = [row for row in rows if row["method"] in table.rows and "history" in row]
+        title = table.title if name == "sdns" else f"{table.title}, {dataset.capitalize()}"
+        panels[title] = [
+            Line(row["method"], [value for _, value in row["history"]], number)
+            for number, row in enumerate(row for row in rows if row["seed"] == FIRST_SEED)
+        ]
+        panels[f"Trials, {dataset.capitalize()}"] = _lines(rows_of(trials_of("sdns", dataset)))
+    return {title: lines for title, lines in panels.items() if lines}
+
+
+def _lines(trials: list[dict[str, Any]]) -> list[Line]:
+    """Trials in the colours of their methods, the best of each thick."""
+    lines = []
+    methods = list(dict.fromkeys(row["method"] for row in trials))
+    for row in trials:
+        same = [other for other in trials if other["method"] == row["method"]]
+        best = max(same, key=lambda other: max(other["by_epoch"])) is row
+        name = f"{row['method']}, {name_of(row['trial'])}"
+        lines.append(Line(name, row["by_epoch"], methods.index(row["method"]), best))
+    return lines
+
+
+def draw_by_epoch(panels: dict[str, list[Line]], path: Path) -> None:
+    """Recall@50 on validation by epoch: a panel a table, a line a run; thick ones have a name."""
+    width = min(2, len(panels))
+    height = -(-len(panels) // width)
+    size = (5.5 * width, 3.6 * height)
+    figure, grid = pyplot().subplots(height, width, figsize=size, squeeze=False)
+    for axes in list(grid.flat)[len(panels) :]:
+        axes.axis("off")
+    for axes, (title, lines) in zip(grid.flat, panels.items(), strict=False):
+        for line in lines:
             axes.plot(
-                range(1, len(row["by_epoch"]) + 1),
-                row["by_epoch"],
-                color=list(COLOURS.values())[methods.index(row["method"])],
-                linewidth=2.2 if first else 0.8,
-                label=f"{row['method']}, {name_of(row['trial'])}" if first else None,
+                range(1, len(line.values) + 1),
+                line.values,
+                color=f"C{line.number}",
+                linewidth=2.2 if line.thick else 0.8,
+                label=line.name if line.thick else None,
             )
-        axes.set_title(f"Recall@50 on validation, {dataset.capitalize()}", fontsize=10, loc="left")
+        axes.set_title(title, fontsize=10, loc="left")
         axes.set_xlabel("epoch")
+        axes.set_ylabel("Recall@50, validation", fontsize=9)
         axes.legend(frameon=False, fontsize=8)
         _plain(axes)
     figure.tight_layout()

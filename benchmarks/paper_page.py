@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections import Counter
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from typing import Any
 
 from benchmarks.paper_search import name_of, trials_of
 from benchmarks.paper_settings import FIGURES, TABLES, Metrics, Table, epoch_seconds
-from benchmarks.paper_tables import LOG, NOTES, POPULARITY, ROOT, results_of, rows_of
+from benchmarks.paper_tables import LOG, NOTES, PHASES, POPULARITY, ROOT, results_of, rows_of
 
 _CLOSE = 0.97  # a value is reproduced from this share of the published one on
 
@@ -30,6 +31,8 @@ def render() -> str:
         rows = [row for row in rows_of(path) if row["method"] in (POPULARITY, *table.rows)]
         parts.append(section(table, dataset, rows, path))
         parts += trials(name, dataset)
+        if (name, dataset) == ("adasir", "gowalla"):
+            parts += phases()
         if f"{name} {dataset}" in notes:
             parts.append(notes[f"{name} {dataset}"] + "\n")
     parts.append(f"## Figures\n\n{notes['figures']}\n")
@@ -143,6 +146,39 @@ def trials(table: str, dataset: str) -> list[str]:
 
 def _by_validation(row: dict[str, Any]) -> float:
     return row["validation"]["recall@50"]
+
+
+# Table 3 of the AdaSIR paper, with an accelerator: seconds of sampling and of training.
+_PHASES = {
+    "adasir_u": (0.0741, 0.7572),
+    "adasir_p": (0.0734, 0.7475),
+    "adasir_w": (0.0637, 1.3787),
+}
+
+
+def phases() -> list[str]:
+    """How long an epoch of AdaSIR samples, and trains; nothing before `paper_phases` has run."""
+    if not PHASES.exists():
+        return []
+    found = json.loads(PHASES.read_text())
+    lines = [
+        "Seconds of an epoch by phase, in brackets the paper's (Table 3, with an accelerator):\n",
+        "| method | sampling | training | sampling ÷ training |",
+        "| --- | --- | --- | --- |",
+    ]
+    for method, paper in _PHASES.items():
+        means = [found[method][phase][0] for phase in ("sampling", "training")]
+        texts = [
+            f"{mean:.2f} ± {found[method][phase][1]:.2f} ({value:.2f})"
+            for phase, mean, value in zip(("sampling", "training"), means, paper, strict=True)
+        ]
+        share = f"{means[0] / means[1]:.2f} ({paper[0] / paper[1]:.2f})"
+        lines.append(f"| `{method}` | {' | '.join(texts)} | {share} |")
+    lines.append(
+        f"\n{found['processor']}, beside it {found['beside']}; commit {found['commit']}, "
+        f"[results](../{PHASES.relative_to(ROOT)}), `{found['command']}`.\n"
+    )
+    return ["\n".join(lines)]
 
 
 def evaluations() -> str:

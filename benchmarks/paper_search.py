@@ -4,9 +4,10 @@
         [--epochs 40] [--patience 4] [--trials N ...]
 
 The trials of a row stand in SEARCHES, in the order of their running; each is what differs from the
-row. A trial ends --patience epochs after the best Recall@50 on validation, at most after --epochs.
-The test split is not read. Directories are as in `benchmarks.paper_tables`: a command that was
-killed goes on where it stopped, and every trial is written to
+settings of the table and the options of the row. A trial ends --patience epochs after the best
+Recall@50 on validation, at most after --epochs. The test split is not read. Directories are as in
+`benchmarks.paper_tables`: a command that was killed goes on where it stopped, and every trial is
+written as it ends, to
 `benchmarks/results/paper_search_<table>_<dataset>.json` as it ends. What wins goes by hand into
 `benchmarks.paper_settings`; the page shows all trials.
 """
@@ -33,7 +34,7 @@ Trial = Mapping[str, float]
 _OPTIONS = ("num_negatives", "soft_factor")  # of the method; the rest are settings of training
 
 # The grid of the paper, section 4.1: learning rate 5e-4 to 1e-2, H 8 to 64, 1 - α .05 to .4, and
-# λ from {0, 1, 10, 100}e-4, which is a term of the loss, `batch_l2`. The row is H = 16, .005 and 0.
+# λ from {0, 1, 10, 100}e-4, a term of the loss, `batch_l2`. The tables have H = 16, .005, 0.
 _L2: tuple[Trial, ...] = ({"batch_l2": 1e-3}, {"batch_l2": 1e-4}, {"batch_l2": 1e-2})
 _POOLS: tuple[Trial, ...] = ({"num_negatives": 8}, {"num_negatives": 32}, {"num_negatives": 64})
 _SOFT: Trial = {"soft_factor": 0.1, "learning_rate": 0.01}
@@ -122,15 +123,15 @@ def run_trial(options: argparse.Namespace, trial: Trial) -> None:
 
 
 def changed(row: Row, trial: Trial) -> Row:
-    """The row with the settings and options of a trial."""
+    """The row of a trial: what won stands in the settings of a row, and is no part of others."""
     options = {name: value for name, value in trial.items() if name in _OPTIONS}
     settings = {name: value for name, value in trial.items() if name not in _OPTIONS}
-    return Row({**row.settings, **settings}, {**row.options, **options}, row.paper, row.method)
+    return Row(settings, {**row.options, **options}, row.paper, row.method)
 
 
 def name_of(trial: Trial) -> str:
-    """Such as "l2=1e-06"; the row itself is "row"."""
-    return ", ".join(f"{name}={value:g}" for name, value in trial.items()) or "row"
+    """Such as "l2=1e-06"; the settings of the table are "table"."""
+    return ", ".join(f"{name}={value:g}" for name, value in trial.items()) or "table"
 
 
 def place_of_trial(options: argparse.Namespace, trial: Trial) -> Path:

@@ -48,6 +48,7 @@ POPULARITY = "popularity"
 TEACHER_SEED = 10  # of the one run that runs of all seeds learn from
 GIVEN = ("tmall", "taobao")  # data sets whose split is given
 LOG = RESULTS / "paper_test_evaluations.json"
+PHASES = RESULTS / "paper_phases.json"
 
 
 def main() -> None:
@@ -100,8 +101,8 @@ def measured(
     from towers.training.train import train
 
     table = ALL[options.table, dataset]
-    data = prepared(options, dataset)
     settings = settings_of(table.rows[method], table, method)
+    data = prepared(options, dataset, with_features=settings.get("tower") == "features")
     owner = table.runs or options.table
     paths = {
         name: str(place_of(options, dataset, settings[name], of))
@@ -224,8 +225,8 @@ def settings_of(row: Row, table: Table, name: str) -> dict[str, Any]:
     return {"method": row.method or name, **table.settings, **row.settings, **options}
 
 
-def prepared(options: argparse.Namespace, dataset: str) -> Path:
-    """The prepared data, made where it is not there yet."""
+def prepared(options: argparse.Namespace, dataset: str, *, with_features: bool = False) -> Path:
+    """The prepared data, made where it is not there yet; of items with attributes or without."""
     from pipeline.job import prepare
     from pipeline.prepare.settings import PrepareConfig
 
@@ -236,6 +237,9 @@ def prepared(options: argparse.Namespace, dataset: str) -> Path:
     else:
         how = {"source": str(source / "interactions.parquet"), "validation_ratio": ratio}
         output = Path(options.work) / "data" / f"{dataset}{'-validated' if ratio else ''}"
+    if with_features:
+        how |= {"item_features": str(source / "items.parquet")}
+        output = output.with_name(f"{output.name}-features")
     if not (output / schema.MANIFEST).is_file():
         prepare(PrepareConfig(output=str(output), **how), [])
     return output

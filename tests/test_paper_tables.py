@@ -1,10 +1,11 @@
 """Runs of the papers' tables: which are the same, what is repeated, what the page shows."""
 
 import argparse
+import json
 
 import pytest
 
-from benchmarks import paper_tables
+from benchmarks import paper_page, paper_tables
 from benchmarks.paper_page import section
 from benchmarks.paper_search import SEARCHES, changed
 from benchmarks.paper_settings import TABLES, Row, Table
@@ -69,3 +70,17 @@ def test_a_table_has_its_seeds_what_is_not_built_and_what_is_missing():
         result(seed, epochs=n, config={"validation_ratio": 0.1}) for seed, n in ((10, 6), (11, 8))
     ]
     assert "| `bpr` | 6-8 | 2 |" in section(table, "gowalla", ended, path)
+
+
+def test_the_page_has_the_phases_of_adasir_beside_those_of_the_paper(monkeypatch, tmp_path):
+    path = tmp_path / "paper_phases.json"
+    monkeypatch.setattr(paper_page, "PHASES", path)
+    monkeypatch.setattr(paper_page, "ROOT", tmp_path)
+    assert paper_page.phases() == []
+    times = {"sampling": [0.5, 0.01], "training": [2.0, 0.1]}
+    phases = dict.fromkeys(("adasir_u", "adasir_p", "adasir_w"), times)
+    path.write_text(
+        json.dumps(phases | dict.fromkeys(("processor", "beside", "commit", "command"), "-"))
+    )
+    (text,) = paper_page.phases()
+    assert "| `adasir_w` | 0.50 ± 0.01 (0.06) | 2.00 ± 0.10 (1.38) | 0.25 (0.05) |" in text
