@@ -1,3 +1,3 @@
-"""Attributes of users and items: `job`, `tables` (kinds of columns), `values`, `columns` (and
-their files), `join` (read, then joined by id). Imports `prepare` and what lies below.
+"""Attributes of users and items: `job`, `tables` (kinds of columns), `values`, `encoding` (codes
+and numbers), `columns` (their files), `join` (by id). Imports `prepare` and what lies below.
 """

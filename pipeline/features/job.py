@@ -21,7 +21,8 @@ from pipeline.beam.accounting import check_sum
 from pipeline.beam.options import finish, running, spread
 from pipeline.beam.staging import Staging, load_block, read_all, read_json, write_json
 from pipeline.contract import schema
-from pipeline.features.columns import FeatureFiles, Statistics, merge, rank_values
+from pipeline.features.columns import FeatureFiles
+from pipeline.features.encoding import Statistics, make_spec, merge
 from pipeline.features.join import (
     VocabularyShard,
     join_range,
@@ -110,20 +111,9 @@ def _summarise(
     """Writes the vocabulary of a column, and stages its spec."""
     name, kind = list(table.kinds.items())[number]
     statistics = merge(parts)
-    spec = schema.FeatureSpec(
-        name,
-        kind,
-        mean=statistics.moments.mean,
-        std=statistics.moments.std,
-        max_length=statistics.max_length,
-        has_presence=kind == "numeric" and statistics.train_missing > 0,
-        missing=statistics.missing,
-    )
-    if kind in ("categorical", "multi"):
-        vocabulary = rank_values(statistics.counts, config.feature_min_count)
-        file = schema.feature_vocabulary_name(table.side, name)
-        write_table(vocabulary, out / file)
-        spec = dataclasses.replace(spec, vocabulary=file, size=len(vocabulary))
+    spec, vocabulary = make_spec(name, kind, table.side, statistics, config.feature_min_count)
+    if vocabulary is not None:
+        write_table(vocabulary, out / spec.vocabulary)
     staged_spec = {"spec": dataclasses.asdict(spec), "ids": statistics.ids}
     write_json(staged, f"spec-{table.side}-{number:05d}", staged_spec)
 

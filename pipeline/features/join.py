@@ -16,7 +16,8 @@ from pipeline.beam.accounting import look_up
 from pipeline.beam.blocks import begins, by_range
 from pipeline.beam.staging import write_json
 from pipeline.contract import schema
-from pipeline.features.columns import DENSE, Statistics, describe
+from pipeline.features.columns import DENSE
+from pipeline.features.encoding import Statistics, describe
 from pipeline.features.tables import Table
 from pipeline.features.values import TEXT, VALUE_TYPES, values_of
 from pipeline.prepare.settings import PrepareConfig

@@ -13,7 +13,7 @@ import pytest
 
 import twotower
 from pipeline.contract import schema
-from pipeline.features.columns import rank_values
+from pipeline.features.encoding import rank_values
 from pipeline.features.join import distinct_rows
 from pipeline.features.tables import feature_files, find_tables
 from pipeline.features.values import VALUE_TYPES, Moments, infer_kind, values_of
