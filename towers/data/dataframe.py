@@ -1,15 +1,24 @@
-"""Interactions from a pandas DataFrame: the rules of `twotower prepare`, in memory."""
+"""Interactions and attributes from pandas: the rules of `twotower prepare`, in memory."""
 
 from __future__ import annotations
 
+import dataclasses
+import datetime
 import hashlib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline.contract import hashing, schema
-from towers.data.interactions import RetrievalData, Vocabulary
+from pipeline.features.encoding import describe, encode, make_spec
+from pipeline.features.values import infer_kind, values_of
+from pipeline.prepare.settings import PrepareConfig
+from pipeline.prepare.split import assign_splits
+from pipeline.read.cells import Checks, ids_of
+from towers.data.attributes import Features, no_features
+from towers.data.interactions import RetrievalData, Vocabulary, find_ids
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,64 +31,211 @@ def from_dataframe(
     item: str,
     timestamp: str | None = None,
     weight: str | None = None,
+    rating: str | None = None,
+    rating_threshold: float | None = None,
+    split: str = "random",
+    test_from: str | datetime.date = "",
     train_ratio: float = 0.8,
     validation_ratio: float = 0.0,
     seed: int = 10,
+    user_features: pd.DataFrame | None = None,
+    item_features: pd.DataFrame | None = None,
+    user_feature_kinds: Mapping[str, str] | None = None,
+    item_feature_kinds: Mapping[str, str] | None = None,
 ) -> RetrievalData:
-    """Splits a DataFrame of interactions as `twotower prepare --split random` does.
+    """Prepares a DataFrame of interactions as `twotower prepare` does, with the same split.
+
+    Example:
+      log = pd.DataFrame({"user": ["ann", "ann", "bob"], "item": ["tea", "milk", "tea"]})
+      data = towers.from_dataframe(log, user="user", item="item")
 
     Of equal (user, item) pairs the earliest stays. Dense ids go by descending count over all
-    splits, then by raw id. Each user's rows are put in order by a hash of (seed, user, item)
-    and cut at the ratios, see `pipeline.contract.hashing.split_codes`.
+    splits, then by raw id.
 
     Args:
       df: one row an interaction.
       user: the column of raw query ids, text or integers.
       item: the column of raw candidate ids, text or integers.
-      timestamp: a column of times or integers, which decides who is earliest; without it, the
-        order of the rows does.
+      timestamp: a column of times, or of integers: seconds since 1970. It decides who is earliest;
+        without it, the order of the rows does.
       weight: a column of weights of the rows in the loss.
-      train_ratio: share of each user's rows that are not test, in (0, 1].
+      rating, rating_threshold: rows whose number in that column is below the threshold are
+        dropped: they are no positives.
+      split: random, time (within each user), global_time or leave_last_out, see
+        `pipeline.prepare.split`; all but random need times.
+      test_from: of global_time: a moment, in UTC; rows from then on are test, all earlier ones
+        are train.
+      train_ratio: of random and time: share of each user's rows that are not test, in (0, 1].
       validation_ratio: share of those that are validation, in [0, 1).
-      seed: of the split.
+      seed: of the random split and of the order of rows.
+      user_features, item_features: attributes, a row an id, with a column of ids of the name that
+        it has in `df`. Ids without interactions are known by their attributes.
+      user_feature_kinds, item_feature_kinds: column → categorical, multi, numeric, text or skip,
+        where its type does not say it: numbers with decimals and times are numeric, lists multi,
+        all others categorical.
 
     Raises:
-      ValueError: a column is missing, or ids are missing or not text or integers.
+      ValueError: a column is missing, a cell cannot be read, a setting breaks its rule, or one
+        side of a moment has no rows.
     """
-    for column in (user, item, timestamp, weight):
-        if column is not None and column not in df.columns:
-            known = list(df.columns)
-            raise ValueError(f"the DataFrame must have a column {column!r}, got {known}.")
+    if (rating is None) != (rating_threshold is None):
+        raise ValueError("rating and rating_threshold need each other: give both, or none.")
+    kinds: dict[str, Any] = {
+        f"{word}_feature_kinds": tuple(f"{name}={kind}" for name, kind in (given or {}).items())
+        for word, given in (("user", user_feature_kinds), ("item", item_feature_kinds))
+    }
+    tables = {"query": (user, user_features), "candidate": (item, item_features)}
+    config = PrepareConfig(
+        source="DataFrame",
+        output="memory",
+        split=split,
+        test_from=str(test_from),
+        train_ratio=train_ratio,
+        validation_ratio=validation_ratio,
+        seed=seed,
+        user_features="" if user_features is None else "DataFrame",
+        item_features="" if item_features is None else "DataFrame",
+        **kinds,
+    )
+    if config.keeps_split or (config.needs_timestamps and timestamp is None):
+        remedy = "is for files" if config.keeps_split else "needs times: name their column"
+        raise ValueError(f"split={split!r} {remedy}, or choose another split.")
+    _check_columns(df, "the DataFrame", user, item, timestamp, weight, rating)
+    if rating is not None:
+        ratings = df[rating]
+        _check_whole(ratings.isna(), rating, "a rating")
+        if ratings.dtype.kind not in "iufb":
+            raise ValueError(f"column {rating!r} must hold numbers, got {ratings.dtype}.")
+        df = df[ratings >= rating_threshold]
     if len(df) == 0:
-        raise ValueError("the DataFrame must have rows, got none.")
+        where = "" if rating is None else f" with {rating} of at least {rating_threshold}"
+        raise ValueError(f"the DataFrame must have rows{where}, got none.")
     columns = _distinct_pairs(df, user, item, timestamp, weight)
     queries, columns[schema.QUERY_ID] = _rank(*columns[schema.QUERY_ID])
     candidates, columns[schema.CANDIDATE_ID] = _rank(*columns[schema.CANDIDATE_ID])
-    prints = (
-        queries.fingerprints[columns[schema.QUERY_ID]],
-        candidates.fingerprints[columns[schema.CANDIDATE_ID]],
-    )
-    order = np.argsort(hashing.row_hash(seed, "order", *prints), kind="stable")
-    codes = hashing.split_codes(
-        prints[0],
-        hashing.row_hash(seed, "split", *prints),
-        train_ratio=train_ratio,
-        validation_ratio=validation_ratio,
-    )[order]
-    columns = {name: values[order] for name, values in columns.items()}
-    splits = {
-        split: {name: values[codes == code] for name, values in columns.items()}
-        for code, split in enumerate(schema.SPLITS)
+    splits = _split(columns, queries, candidates, config)
+    train = {
+        side: np.bincount(splits["train"][f"{side}_id"], minlength=len(vocabulary))
+        for side, vocabulary in zip(schema.SIDES, (queries, candidates), strict=True)
     }
-    train_counts = np.bincount(splits["train"][schema.CANDIDATE_ID], minlength=len(candidates))
+    features = {side: no_features(side) for side in schema.SIDES}
+    for side, vocabulary in zip(schema.SIDES, (queries, candidates), strict=True):
+        column, table = tables[side]
+        if table is not None:
+            features[side] = _features(table, column, side, vocabulary, train[side] > 0, config)
     return RetrievalData(
         queries,
         candidates,
-        train_counts,
+        train["candidate"],
         splits.__getitem__,
-        fingerprint=_fingerprint(queries, candidates, splits),
+        fingerprint=_fingerprint(queries, candidates, splits, features),
         source="DataFrame",
+        features=features.__getitem__,
     )
+
+
+def _check_columns(df: pd.DataFrame, what: str, *columns: str | None) -> None:
+    for column in columns:
+        if column is not None and column not in df.columns:
+            known = list(df.columns)
+            raise ValueError(f"{what} must have a column {column!r}, got {known}.")
+
+
+def _split(
+    columns: dict[str, Any], queries: Vocabulary, candidates: Vocabulary, config: PrepareConfig
+) -> dict[str, dict[str, np.ndarray]]:
+    """The columns of each split, in the order that preparation writes them in."""
+    size = len(columns[schema.QUERY_ID])
+    fields = [(name, "<i8") for name in ("query", "candidate", "timestamp")]
+    rows = np.zeros(size, [*fields, ("order", "<u8"), ("split", "<i1")])
+    rows["query"] = queries.fingerprints[columns[schema.QUERY_ID]]
+    rows["candidate"] = candidates.fingerprints[columns[schema.CANDIDATE_ID]]
+    rows["timestamp"] = columns.get(schema.TIMESTAMP, 0)
+    rows["order"] = np.arange(size)
+    rows = assign_splits(rows, config)
+    order = np.argsort(rows["order"], kind="stable")
+    codes = rows["split"][order]
+    columns = {name: values[order] for name, values in columns.items()}
+    for code, side in ((0, "before"), (2, "at or after")):
+        if config.test_from and not (codes == code).any():
+            days = columns[schema.TIMESTAMP].astype("datetime64[s]").astype("datetime64[D]")
+            raise ValueError(
+                f"no row is {side} test_from {config.test_from}: the days are {days.min()} to "
+                f"{days.max()}; choose a date between them."
+            )
+    return {
+        split: {name: values[codes == code] for name, values in columns.items()}
+        for code, split in enumerate(schema.SPLITS)
+    }
+
+
+def _features(
+    df: pd.DataFrame,
+    id_column: str,
+    side: str,
+    vocabulary: Vocabulary,
+    train: np.ndarray,
+    config: PrepareConfig,
+) -> Features:
+    """The attributes of the ids of a vocabulary, and of those without interactions.
+
+    `train`, bool [V], tells which ids have train rows: they alone say what values there are.
+    """
+    what = "user_features" if side == "query" else "item_features"
+    _check_columns(df, what, id_column, *config.kinds_of(side))
+    try:
+        table = pa.Table.from_pandas(df, preserve_index=False)
+    except pa.ArrowException as error:
+        raise ValueError(f"{what} cannot be read: {error.args[0]}; mend the column.") from error
+    checks = Checks(len(df))
+    codes, (prints, raw) = ids_of(table[id_column].combine_chunks(), id_column, checks)
+    kinds, values = _kinds(table, id_column, what, config.kinds_of(side)), {}
+    for name, kind in kinds.items():
+        column = table[name].combine_chunks()
+        values[name] = values_of(column, kind, name, config.feature_separator, checks)
+    for row, reason in checks.failures():
+        raise ValueError(f"{what}: {reason} in row {row}; mend it, or drop the row.")
+    ids = pa.array([raw[code].decode() for code in codes], pa.string())
+    prints = prints[codes] if len(codes) else np.empty(0, np.int64)
+    if len(repeated := np.flatnonzero(np.bincount(codes, minlength=1) > 1)):
+        name = raw[repeated[0]].decode()
+        raise ValueError(f"{what} must have one row an id, got {name!r} twice: drop one of them.")
+    places, known = find_ids(vocabulary.fingerprints, prints)
+    cold = np.flatnonzero(~np.isin(prints, vocabulary.fingerprints))
+    cold = cold[np.argsort(ids.take(pa.array(cold)).to_numpy(zero_copy_only=False), kind="stable")]
+    specs, texts = [], {}
+    of_known: dict[str, pa.Array] = {}
+    of_cold: dict[str, pa.Array] = {schema.RAW_ID: ids.take(pa.array(cold))}
+    for name, kind in kinds.items():
+        joined = pa.chunked_array([values[name].take(pa.array(places, mask=~known))])
+        spec, values_table = make_spec(name, kind, side, describe(joined, kind, train))
+        encoded, unknown = encode(joined, spec, values_table)
+        of_known |= encoded
+        rest = pa.chunked_array([values[name].take(pa.array(cold))])
+        of_cold |= encode(rest, spec, values_table)[0]
+        specs.append(dataclasses.replace(spec, unknown=int(unknown.sum())))
+        if values_table is not None:
+            texts[name] = values_table[schema.VALUE].combine_chunks()
+    return Features(tuple(specs), pa.table(of_known), pa.table(of_cold), texts)
+
+
+def _kinds(table: pa.Table, id_column: str, what: str, given: dict[str, str]) -> dict[str, str]:
+    """The kind of every column that is kept."""
+    kinds = {}
+    for name in table.column_names:
+        if name == id_column or given.get(name) == "skip":
+            continue
+        try:
+            kinds[name] = given.get(name) or infer_kind(table.schema.field(name).type)
+        except TypeError:
+            raise ValueError(
+                f"{what}: column {name!r} holds {table.schema.field(name).type}, which has no "
+                "kind: convert it, or leave it out."
+            ) from None
+        kinds[name] = kinds[name] or "categorical"  # without any value
+    if not kinds:
+        raise ValueError(f"{what} must have a column beside the id {id_column!r}, got none.")
+    return kinds
 
 
 def _distinct_pairs(
@@ -124,6 +280,11 @@ def _seconds(times: pd.Series) -> np.ndarray:
     _check_whole(times.isna(), times.name, "a time")
     if times.dtype.kind == "M" or hasattr(times.dtype, "tz"):
         return times.to_numpy("datetime64[s]").astype(np.int64)
+    if times.dtype.kind not in "iuf":
+        raise ValueError(
+            f"column {times.name!r} must hold times or seconds since 1970, got {times.dtype}: "
+            "convert it by pd.to_datetime."
+        )
     return times.to_numpy(np.int64)
 
 
@@ -149,11 +310,21 @@ def _rank(codes: np.ndarray, texts: np.ndarray) -> tuple[Vocabulary, np.ndarray]
 
 
 def _fingerprint(
-    queries: Vocabulary, candidates: Vocabulary, splits: dict[str, dict[str, np.ndarray]]
+    queries: Vocabulary,
+    candidates: Vocabulary,
+    splits: dict[str, dict[str, np.ndarray]],
+    features: Mapping[str, Features],
 ) -> str:
     arrays = [queries.fingerprints, candidates.fingerprints]
     arrays += [values for columns in splits.values() for values in columns.values()]
     digest = hashlib.blake2b(digest_size=8)
     for array in arrays:
         digest.update(array.tobytes())
+    for side in features.values():
+        vocabularies = [pa.table({schema.VALUE: values}) for values in side.values.values()]
+        for table in (side.table, side.cold, *vocabularies):
+            sink = pa.BufferOutputStream()
+            with pa.ipc.new_stream(sink, table.schema) as stream:
+                stream.write_table(table)
+            digest.update(sink.getvalue())
     return digest.hexdigest()

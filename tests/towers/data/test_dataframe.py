@@ -1,9 +1,14 @@
+import attributed
+import attributes
 import numpy as np
 import pandas as pd
 import pytest
 
 from pipeline.contract import hashing, schema
+from pipeline.job import prepare
+from pipeline.prepare.settings import PrepareConfig
 from towers.data.dataframe import from_dataframe
+from towers.data.interactions import open_data
 
 
 def raw_pairs(data, split):
@@ -88,3 +93,146 @@ def test_a_missing_time_is_an_error(times):
     df = pd.DataFrame({"u": [1, 1], "i": [2, 3], "t": times})
     with pytest.raises(ValueError, match="column 't' must have a time in every row, got 1 rows"):
         from_dataframe(df, user="u", item="i", timestamp="t")
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    """A log with ratings and times, and tables of both sides, in pandas and as Parquet files."""
+    folder = tmp_path_factory.mktemp("shop")
+    rng = np.random.default_rng(5)
+    rows = 700
+    log = pd.DataFrame(
+        {
+            "user_id": [attributed.USERS[n] for n in rng.integers(0, 28, rows)],
+            "item_id": [attributes.ITEMS[n] for n in rng.integers(0, 45, rows)],
+            "when": pd.Timestamp("2026-01-01") + pd.to_timedelta(rng.integers(0, 60, rows), "D"),
+            "stars": rng.integers(1, 6, rows),
+        }
+    )
+    tables = {
+        "users": pd.DataFrame(attributed.make_users()),
+        "items": attributes.as_table(attributes.make_items()).to_pandas(),
+    }
+    log.to_parquet(folder / "log.parquet")
+    for name, table in tables.items():
+        table.to_parquet(folder / f"{name}.parquet")
+    return folder, log, tables
+
+
+@pytest.mark.parametrize(
+    "split",
+    [
+        {"split": "global_time", "test_from": "2026-02-10", "validation_ratio": 0.1},
+        pytest.param({"split": "time"}, marks=pytest.mark.long),
+        pytest.param({"split": "leave_last_out", "validation_ratio": 0.1}, marks=pytest.mark.long),
+        pytest.param({"split": "random", "validation_ratio": 0.1}, marks=pytest.mark.long),
+    ],
+    ids=lambda split: split["split"],
+)
+def test_is_what_prepare_writes(shop, split):
+    folder, log, tables = shop
+    kinds = dict(pair.split("=") for pair in attributes.FLAGS)
+    output = folder / split["split"]
+    config = PrepareConfig(
+        source=str(folder / "log.parquet"),
+        output=str(output),
+        timestamp_column="when",
+        rating_column="stars",
+        rating_threshold=3,
+        user_features=str(folder / "users.parquet"),
+        item_features=str(folder / "items.parquet"),
+        item_feature_kinds=attributes.FLAGS,
+        **split,
+    )
+    prepare(config, [])
+    written = open_data(output)
+    data = from_dataframe(
+        log,
+        user="user_id",
+        item="item_id",
+        timestamp="when",
+        rating="stars",
+        rating_threshold=3,
+        user_features=tables["users"],
+        item_features=tables["items"],
+        item_feature_kinds=kinds,
+        **split,
+    )
+    for part in schema.SPLITS:
+        assert data.num_rows(part) == written.num_rows(part)
+        assert sorted(raw_pairs(data, part)) == sorted(raw_pairs(written, part))
+        if split["split"] != "random":
+            times = data.arrays(part)["timestamp"]
+            assert sorted(times) == sorted(written.arrays(part)["timestamp"])
+    if split["split"] == "global_time":
+        moment = int(pd.Timestamp("2026-02-10").timestamp())
+        assert data.arrays("test")["timestamp"].min() == moment
+        assert data.arrays("validation")["timestamp"].max() < moment
+    for side in schema.SIDES:
+        mine, theirs = data.features(side), written.features(side)
+        assert [s.name for s in mine.specs] == [s.name for s in theirs.specs]
+        assert mine.specs == theirs.specs
+        assert mine.table.to_pydict() == theirs.table.to_pydict()
+        assert mine.cold.to_pydict() == theirs.cold.to_pydict()
+        assert len(mine.cold) > 0
+        assert {n: v.to_pylist() for n, v in mine.values.items()} == {
+            n: v.to_pylist() for n, v in theirs.values.items()
+        }
+
+
+def test_attributes_are_part_of_the_fingerprint(pairs):
+    items = pd.DataFrame({"item_id": ["i1", "i2"], "kind": ["a", "b"]})
+    names = {"user": "user_id", "item": "item_id"}
+    one, two = (
+        from_dataframe(pairs, item_features=table, **names).fingerprint
+        for table in (items, items.assign(kind=["a", "c"]))
+    )
+    assert len({one, two, from_dataframe(pairs, **names).fingerprint}) == 3
+
+
+LOG = pd.DataFrame(
+    {
+        "u": ["a", "a", "b"],
+        "i": ["x", "y", "x"],
+        "t": pd.to_datetime(["2026-01-01", "2026-01-02", "2026-01-03"]),
+        "text": ["2026-01-01"] * 3,
+        "r": [1, 2, 3],
+    }
+)
+BY_TIME = {"split": "global_time", "timestamp": "t"}
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"rating": "r"}, "rating and rating_threshold need each other"),
+        ({"rating": "r", "rating_threshold": 9}, "rows with r of at least 9, got none"),
+        ({"rating": "text", "rating_threshold": 1}, "'text' must hold numbers"),
+        ({"rating": "stars", "rating_threshold": 1}, "must have a column 'stars'"),
+        ({"timestamp": "text"}, "convert it by pd.to_datetime"),
+        ({"split": "time"}, "needs times: name their column"),
+        ({"split": "given"}, "is for files"),
+        ({"split": "weekly"}, "split must be one of"),
+        (BY_TIME, "need each other"),
+        (BY_TIME | {"test_from": "soon"}, "must be a date such as 2026-01-01"),
+        (BY_TIME | {"test_from": "2027-01-01"}, "no row is at or after test_from 2027-01-01"),
+        (BY_TIME | {"test_from": "2025-01-01"}, "no row is before .* 2026-01-01 to 2026-01-03"),
+        ({"item_features": pd.DataFrame({"id": [1]})}, "item_features must have a column 'i'"),
+        ({"item_features": pd.DataFrame({"i": ["x"]})}, "a column beside the id 'i'"),
+        ({"item_features": pd.DataFrame({"i": ["x", "x"], "k": [1, 2]})}, "got 'x' twice"),
+        ({"item_features": pd.DataFrame({"i": ["x", None], "k": [1, 2]})}, "i is missing in row 1"),
+        ({"item_features": pd.DataFrame({"i": ["x"], "k": [{"a": 1}]})}, "which has no kind"),
+        (
+            {
+                "item_features": pd.DataFrame({"i": ["x"], "k": ["a"]}),
+                "item_feature_kinds": {"k": "numeric"},
+            },
+            "item_features: k is not a number in row 0",
+        ),
+        ({"item_feature_kinds": {"k": "text"}}, "item_feature_kinds needs --item_features"),
+    ],
+)
+def test_wrong_settings_are_errors(options, text):
+    with pytest.raises(ValueError, match=text) as caught:
+        from_dataframe(LOG, user="u", item="i", **options)
+    assert "\n" not in str(caught.value)
