@@ -120,8 +120,11 @@ def missing_curves() -> list[str]:
         lacking = [row for row in table.rows if row not in run]
         hours = sum(epoch_seconds(table, dataset, row) for row in lacking) * table.epochs / 3600
         if lacking:
+            title = (
+                table.title if dataset == "gowalla" else f"{table.title}, {dataset.capitalize()}"
+            )
             texts.append(
-                f"{table.title}, {len(lacking)} of {len(table.rows)} points, {max(hours, 0.1):.1f}"
+                f"{title}, {len(lacking)} of {len(table.rows)} points, {max(hours, 0.1):.1f}"
             )
     return texts
 

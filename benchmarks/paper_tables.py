@@ -14,7 +14,8 @@ Of Gowalla and Ta-Feng, 80 % of each user's rows are train, the rest test. With 
 of the train rows is set aside and training stops P epochs after the best Recall@50 on it; this
 says how many --epochs the whole train split deserves. The test split chooses nothing.
 
---check trains a row that is kept once more, elsewhere, and fails if it comes out differently.
+--check trains a row that is kept once more with the code of now, elsewhere, and fails if it comes
+out differently.
 
 --render writes `docs/paper_tables.md`: ours beside the paper's, and what has not been run. Each
 measurement on test is logged in `benchmarks/results/paper_test_evaluations.json`.
@@ -74,7 +75,10 @@ def main() -> None:
     if not ((options.table or options.check) and options.data and options.work):
         parser.error("--table or --check, --data and --work must be given, or --render.")
     if options.check:
-        sys.exit(0 if check(options) else 1)
+        try:
+            sys.exit(0 if check(options) else 1)
+        except ValueError as error:
+            parser.error(f"--{error}")
     for dataset in options.dataset or [name for table, name in ALL if table == options.table]:
         table = ALL[options.table, dataset]
         for method in options.method or table.rows:
@@ -151,18 +155,22 @@ def check(options: argparse.Namespace) -> bool:
 
     The interval is the one of 95 % of the mean over the test users.
     """
-    options.table, dataset, method, seed = f"{options.check}/10".split("/")[:4]
-    kept = [
-        row
-        for row in rows_of(results_of(options.table, dataset))
-        if row["method"] == method and row["seed"] == int(seed)
-    ]
-    if not kept:
-        raise SystemExit(f"--check: there is no row {method!r} with seed {seed}.")
+    kept: list[dict[str, Any]] = []
+    parts = options.check.split("/")
+    options.table, dataset, method, seed = [*parts, *("", "", "", "10")[len(parts) :]][:4]
+    if (options.table, dataset) in ALL:
+        rows = rows_of(results_of(options.table, dataset))
+        kept = [row for row in rows if (row["method"], str(row["seed"])) == (method, seed)]
+    if not kept or method not in ALL[options.table, dataset].rows:
+        raise ValueError(
+            f"check must be TABLE/DATASET/METHOD[/SEED] of a kept row, got {options.check!r}: "
+            f"{RESULTS} has them."
+        )
     old = max(kept, key=lambda row: row["epochs"])
     options.epochs = old["epochs"]
     options.patience = old["epochs"] if old["config"].get("validation_ratio") else 0
-    place = Path(options.work) / "checks" / place_of(options, dataset, method, int(seed)).name
+    run = place_of(options, dataset, method, int(seed)).name
+    place = Path(options.work) / "checks" / f"{run}-{options.commit}"  # or nothing may be trained
     new, _ = measured(options, dataset, method, int(seed), place)
     within, widths = True, old.get("confidence_95", new["confidence_95"])
     for metric, before in old["metrics"].items():

@@ -50,9 +50,19 @@ def test_a_check_trains_as_long_as_the_row_and_fails_outside_its_interval(
 
     monkeypatch.setattr(paper_tables, "rows_of", lambda path: kept)
     monkeypatch.setattr(paper_tables, "measured", measured)
-    options = argparse.Namespace(check="adasir/gowalla/bpr", work=str(tmp_path))
+    options = argparse.Namespace(check="adasir/gowalla/bpr", work=str(tmp_path), commit="c")
     assert check(options) is within
     assert trained == [("gowalla", "bpr", 10, 60)]
+
+
+@pytest.mark.parametrize(
+    "row", ["", "adasir", "nothing/gowalla/bpr", "adasir/gowalla/nothing", "adasir/gowalla/bpr/99"]
+)
+def test_a_check_of_a_row_that_is_not_kept_is_an_error(row, monkeypatch, tmp_path):
+    monkeypatch.setattr(paper_tables, "rows_of", lambda path: [result(), result(method="nothing")])
+    options = argparse.Namespace(check=row, work=str(tmp_path), commit="c")
+    with pytest.raises(ValueError, match=r"check must be TABLE/DATASET/METHOD\[/SEED\] of a kept"):
+        check(options)
 
 
 def test_a_table_has_its_seeds_what_is_not_built_and_what_is_missing():
