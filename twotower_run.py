@@ -66,7 +66,10 @@ def export(config: Any) -> None:
     print(f"bundle: {bundle}\nversion: {version}")
     if config.run and (Path(config.run) / "metrics.json").is_file():
         from towers.report.pages import write_report
+        from towers.training.run_directory import read_run
 
+        if read_run(config.run)[1] != schema.read_manifest(config.data, "prepared").fingerprint:
+            return  # the report is of the data that the run was trained on
         print(f"report: {write_report(config.run, config.data, version)}")
 
 

@@ -8,7 +8,7 @@ _OF_TRAINING = {
     "share_items id_dropout text_buckets num_layers popularity_power init_stddev init_from",
     "the optimizer": "batch_size optimizer learning_rate learning_rate_decay decay_epochs l2 "
     "batch_l2",
-    "when it ends": "patience validation_metric checkpoint_minutes",
+    "when it ends": "refit patience validation_metric checkpoint_minutes",
     "the machine": "jit_compile precision deterministic strategy devices",
 }
 COMMANDS = {

@@ -41,7 +41,7 @@ class VersionOptions:
 class ExportConfig(VersionOptions):
     """Settings of one export: a trained run, or any bundle, becomes a model version."""
 
-    data: str = ""  # directory of the prepared data that the run was trained on
+    data: str = ""  # directory of prepared data: those that the run was trained on, or later ones
     run: str = ""  # run directory, written by `twotower train`
     models: str = ""  # directory of all models; the version becomes MODELS/NAME/INTEGER
     bundle: str = ""  # instead of data and run: a finished bundle, of this trainer or another

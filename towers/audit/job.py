@@ -82,6 +82,8 @@ class Bench:
         self.config, self.data = config, open_data(config.data)
         require_in_corpus(config, "k", self.data.num_candidates)
         self.model, self.trained = open_run(config.run, self.data)
+        if self.trained.refit:
+            self.data = self.data.all_as_train()
         rows = self.data.arrays("train")
         self.frozen = Frozen(
             self.model.query_embeddings().numpy(),

@@ -32,6 +32,11 @@ class Vocabulary:
     def __len__(self) -> int:
         return len(self.raw_ids)
 
+    def restricted(self, kept: np.ndarray) -> Vocabulary:
+        """Some of the ids, bool [V], in the same order."""
+        raw_ids = self.raw_ids.filter(pa.array(kept))
+        return Vocabulary(raw_ids, self.fingerprints[kept], self.counts[kept])
+
 
 def find_ids(wanted: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Where each fingerprint stands among others: places [n], and whether it does: bool [n]."""
@@ -157,6 +162,43 @@ class RetrievalData:
         data = self._loading(load)
         chosen = load("train")[schema.CANDIDATE_ID]
         return data.with_counts(np.bincount(chosen, minlength=self.num_candidates))
+
+    def all_as_train(self) -> RetrievalData:
+        """The same data with the rows of all splits in train, to fit what was chosen before."""
+        parts = [self._load(split) for split in schema.SPLITS]
+        rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        empty = {name: values[:0] for name, values in rows.items()}
+        data = self._loading(lambda split: rows if split == "train" else empty)
+        chosen = rows[schema.CANDIDATE_ID]
+        return data.with_counts(np.bincount(chosen, minlength=self.num_candidates))
+
+    def restricted(self, queries: np.ndarray, candidates: np.ndarray) -> RetrievalData:
+        """The same data with some ids alone, bool [Q] and bool [N]; the dense ids close up."""
+        kept = {"query": queries, "candidate": candidates}
+
+        def load(split: str) -> Mapping[str, np.ndarray]:
+            rows = self._load(split)
+            stay = queries[rows[schema.QUERY_ID]] & candidates[rows[schema.CANDIDATE_ID]]
+            rows = {name: values[stay] for name, values in rows.items()}
+            closed = {f"{s}_id": (np.cumsum(kept[s]) - 1)[rows[f"{s}_id"]] for s in schema.SIDES}
+            return {**rows, **closed}
+
+        def features(side: str) -> Features:
+            features = self.features(side)
+            table = (
+                features.table.filter(pa.array(kept[side])) if features.specs else features.table
+            )
+            return dataclasses.replace(features, table=table)
+
+        return RetrievalData(
+            self.query_vocabulary.restricted(queries),
+            self.candidate_vocabulary.restricted(candidates),
+            self.train_counts[candidates],
+            load,
+            fingerprint=self.fingerprint,
+            source=self.source,
+            features=features,
+        )
 
     def _loading(self, load: Callable[[str], Mapping[str, np.ndarray]]) -> RetrievalData:
         """The same with other rows."""

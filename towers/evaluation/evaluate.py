@@ -42,6 +42,11 @@ def evaluate_run(config: EvaluateConfig) -> dict[str, Any]:
     held_out = HeldOut(data, config.split)
     require_in_corpus(config, "ks", data.num_candidates)
     model, training = open_run(run, data)
+    if training.refit:
+        raise ValueError(
+            f"{run} was trained on the rows of all splits, so nothing is held out: evaluate "
+            f"{training.refit}."
+        )
     by_row: dict[str, Any] = {}
     if config.history == "live":
         by_row = measure_live(model, HeldOut(data, config.split, history="live"), config)

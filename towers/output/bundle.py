@@ -19,7 +19,8 @@ from towers.data.interactions import RetrievalData, open_data
 from towers.encoders.feature_tower import FeatureTower
 from towers.model.encoder import save_encoder
 from towers.model.two_tower import TwoTower
-from towers.training.run_directory import METRICS, open_run, read_json
+from towers.training.earlier_run import open_to_serve
+from towers.training.run_directory import METRICS, read_json
 from towers.training.settings import TrainConfig
 
 _SAMPLES = 1_000  # query vectors to measure an index with
@@ -36,7 +37,8 @@ def export_bundle(
     """Writes the bundle of a trained run; `pipeline.contract.schema` describes what is in it.
 
     Args:
-      data_dir, run_dir, bundle_dir: prepared data, the run on it, and what is written.
+      data_dir, run_dir, bundle_dir: prepared data, the run on it or on an earlier preparation,
+        and what is written.
       filter_columns: attributes of candidates that requests may filter by.
       text_columns: others, of any kind, to be shown, such as titles.
 
@@ -44,11 +46,10 @@ def export_bundle(
       ValueError: there is no trained run, it is of other data, or it has diverged; or the data
         do not have a column.
     """
-    data = open_data(data_dir)
+    model, config, data = open_to_serve(run_dir, open_data(data_dir))
     attributes = None
     if filter_columns or text_columns:
         attributes = raw_values(data.features("candidate"), filter_columns, text_columns)
-    model, config = open_run(run_dir, data)
     queries, candidates = model.query_embeddings().numpy(), vectors(model, "candidate")
     if not (np.isfinite(queries).all() and np.isfinite(candidates).all()):
         raise ValueError(

@@ -21,8 +21,8 @@ from towers.metrics.ranking import rank_blocks, tie_order
 from towers.model.two_tower import TwoTower
 from towers.output.bundle import all_ids, vectors
 from towers.output.settings import RecommendConfig
+from towers.training.earlier_run import open_to_serve
 from towers.training.failures import told_when_full
-from towers.training.run_directory import open_run
 
 log = logging.getLogger(__name__)
 
@@ -62,8 +62,7 @@ def recommend(config: RecommendConfig, ranker: Ranker | None = None) -> schema.M
         raise ValueError(
             f"{destination} already exists; choose another --output, or --overwrite it."
         )
-    data = open_data(config.data)
-    model, training = open_run(config.run, data)
+    model, training, data = open_to_serve(config.run, open_data(config.data))
     users, candidates = (all_ids(data, model, side) for side in schema.SIDES)
     require_in_corpus(config, "k", len(candidates))
     if ranker is None:

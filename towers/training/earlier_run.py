@@ -23,8 +23,12 @@ from towers.training.run_directory import (
     CONFIG,
     TRAINING,
     VOCABULARIES,
+    counts_of_run,
+    make_model,
     open_run,
     read_json,
+    read_run,
+    weights_of_run,
 )
 from towers.training.settings import TrainConfig
 
@@ -76,7 +80,62 @@ def start_from_run(config: TrainConfig, model: TwoTower, data: RetrievalData) ->
             "init_from starts from vectors of ids, and --tower features makes them of attributes, "
             "whose codes are those of one preparation: leave out --init_from."
         )
-    checkpoint = root / CHECKPOINTS / read_json(root / TRAINING)["weights"]
+    _take_weights(root, root / CHECKPOINTS / read_json(root / TRAINING)["weights"], model, data)
+    if tower not in SUMS or config.tower in SUMS:
+        return
+    if record["data_fingerprint"] != data.fingerprint:
+        log.warning("train: queries start anew: %s made theirs of the rows of other data", root)
+        return
+    earlier, _ = open_run(root, data)
+    model.query_tower.table.assign(earlier.query_embeddings() * earlier.temperature)
+
+
+def open_to_serve(
+    run: str | os.PathLike[str], data: RetrievalData
+) -> tuple[TwoTower, TrainConfig, RetrievalData]:
+    """The trained model of a run with the data to serve it with, which may be a later preparation.
+
+    Of a later one the ids that the run does not know are left out, and a log says how many. The
+    data of a refit have the rows of all splits in train.
+
+    Raises:
+      ValueError: there is no trained run, it cannot be read, its towers read attributes of another
+        preparation, or it knows no ids of a side.
+    """
+    config, fingerprint = read_run(run)
+    rows = data.all_as_train() if config.refit else data
+    if fingerprint == data.fingerprint:
+        return *open_run(run, data), rows
+    vocabularies = Path(run) / VOCABULARIES
+    if config.tower == "features" or not vocabularies.is_file():
+        raise ValueError(
+            f"{run} was trained on other data than what was given, and not on ids alone, which can "
+            "be joined: give those as --data and add new items by `twotower items`, or train again."
+        )
+    counts, kept = counts_of_run(run, config), []
+    with np.load(vocabularies) as known:
+        for side in schema.SIDES:
+            places, there = find_ids(_fingerprints(data, side), known[side])
+            if not there.any():
+                raise ValueError(
+                    f"none of the {len(there)} ids of the {side} side of the data is in {run}: "
+                    "check --data, or train again."
+                )
+            text = "%d %s ids of the data are new to %s, such as %r: not in its version"
+            if not there.all():
+                new = getattr(data, f"{side}_vocabulary").raw_ids[int(np.argmin(there))]
+                log.warning(text, np.count_nonzero(~there), side, run, new.as_py())
+            kept.append(there)
+    rows = rows.restricted(*kept)
+    counted = rows if counts is None else rows.with_counts(counts[places[there]])
+    model = make_model(config, counted)
+    with weights_of_run(run, config) as weights:
+        _take_weights(Path(run), Path(weights), model, rows)
+    return model, config, rows
+
+
+def _take_weights(root: Path, checkpoint: Path, model: TwoTower, data: RetrievalData) -> None:
+    """Assigns the variables of a checkpoint: rows of ids by fingerprint, the others as they are."""
     reader = tf.train.load_checkpoint(str(checkpoint))
     keys = {  # by the path of a variable in the model
         key.removesuffix(_VALUE).removeprefix("model/"): key
@@ -98,13 +157,6 @@ def start_from_run(config: TrainConfig, model: TwoTower, data: RetrievalData) ->
         variable = _variable(model, path)
         if path.split("/")[1] not in ("table", "items") and variable is not None:
             variable.assign(reader.get_tensor(key))
-    if tower not in SUMS or config.tower in SUMS:
-        return
-    if record["data_fingerprint"] != data.fingerprint:
-        log.warning("train: queries start anew: %s made theirs of the rows of other data", root)
-        return
-    earlier, _ = open_run(root, data)
-    model.query_tower.table.assign(earlier.query_embeddings() * earlier.temperature)
 
 
 def _variable(model: Any, path: str) -> Any:

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -152,12 +152,11 @@ def make_model(
         tf_keras.mixed_precision.set_global_policy(before)
 
 
-def open_run(run: str | os.PathLike[str], data: RetrievalData) -> tuple[TwoTower, TrainConfig]:
-    """The trained model of a run, with the weights that the run chose.
+def read_run(run: str | os.PathLike[str]) -> tuple[TrainConfig, str]:
+    """The settings of a trained run, and the fingerprint of its data.
 
     Raises:
-      ValueError: there is no run, it has no checkpoint yet or one of another configuration, or it
-        was trained on other data.
+      ValueError: there is no run, or it has no checkpoint yet.
     """
     root = Path(run)
     if not (root / TRAINING).is_file():
@@ -166,34 +165,78 @@ def open_run(run: str | os.PathLike[str], data: RetrievalData) -> tuple[TwoTower
             f"Make it with `twotower train`.{did_you_mean_directory(root, TRAINING)}"
         )
     record = read_json(root / CONFIG)
-    if record["data_fingerprint"] != data.fingerprint:
+    known = {field.name for field in dataclasses.fields(TrainConfig)}
+    fields = {name: value for name, value in record["configuration"].items() if name in known}
+    return TrainConfig(**fields), record["data_fingerprint"]
+
+
+def open_run(run: str | os.PathLike[str], data: RetrievalData) -> tuple[TwoTower, TrainConfig]:
+    """The trained model of a run, with the weights that the run chose.
+
+    Raises:
+      ValueError: there is no run, it has no checkpoint yet or one of another configuration, or it
+        was trained on other data.
+    """
+    config, fingerprint = read_run(run)
+    if fingerprint != data.fingerprint:
         raise ValueError(
             f"{run} was trained on other data than what was given: check --data, or train again."
         )
-    known = {field.name for field in dataclasses.fields(TrainConfig)}
-    fields = {name: value for name, value in record["configuration"].items() if name in known}
-    config = TrainConfig(**fields)
-    frequency, counted = root / FREQUENCY, data  # with the counts that the run began with
-    if config.frequency != "counts":
-        if not frequency.is_file():
-            raise ValueError(
-                f"{frequency} is missing: put it back, or train again with --overwrite."
-            )
-        with np.load(frequency) as kept:
-            counted = data.with_counts(kept["counts"]) if "counts" in kept else data
-    model = make_model(config, counted)
+    data = data.all_as_train() if config.refit else data
+    counts = counts_of_run(run, config)
+    model = make_model(config, data if counts is None else data.with_counts(counts))
+    with weights_of_run(run, config) as weights:
+        status = tf.train.Checkpoint(model=model).read(weights).expect_partial()
+        status.assert_existing_objects_matched()
+    return model, config
+
+
+def counts_of_run(run: str | os.PathLike[str], config: TrainConfig) -> np.ndarray | None:
+    """The counts of candidates that a run began with, [N]; None for those of its train rows."""
+    frequency = Path(run) / FREQUENCY
+    if config.frequency == "counts":
+        return None
+    if not frequency.is_file():
+        raise ValueError(f"{frequency} is missing: put it back, or train again with --overwrite.")
+    with np.load(frequency) as kept:
+        return kept.get("counts")
+
+
+@contextlib.contextmanager
+def weights_of_run(run: str | os.PathLike[str], config: TrainConfig) -> Iterator[str]:
+    """A context in which the checkpoint that a run chose is read; a ValueError if it cannot be."""
+    root = Path(run)
     weights = root / CHECKPOINTS / read_json(root / TRAINING)["weights"]
     try:
         check_checkpoint(str(weights), config)
-        status = tf.train.Checkpoint(model=model).read(str(weights)).expect_partial()
-        status.assert_existing_objects_matched()
+        yield str(weights)
     except UNREADABLE as error:
         raise ValueError(
             f"{weights} cannot be read into the run of {root / CONFIG} "
             f"({str(error).splitlines()[0]}): put the checkpoints of this run back, or train it "
             "again with --overwrite."
         ) from error
-    return model, config
+
+
+def refit_settings(config: TrainConfig) -> TrainConfig:
+    """The settings and epochs that the run `config.refit` chose, to train on all rows.
+
+    Raises:
+      ValueError: it is not finished, or `config` has other settings than those of running it.
+    """
+    chosen, _ = read_run(config.refit)
+    training = read_json(Path(config.refit) / TRAINING)
+    if not training["finished"]:
+        raise ValueError(f"{config.refit} is not finished: train it to its end, then refit it.")
+    own = {name: getattr(config, name) for name in (*_FREE, "deterministic", "refit")}
+    own |= {"epochs": training["best_epoch"] or training["epochs"], "patience": 0}
+    given = changed_settings(config)
+    if other := [name for name in given if name not in own or name in ("epochs", "patience")]:
+        raise ValueError(
+            f"refit takes the settings and epochs of {config.refit}: leave out "
+            f"{', '.join(f'--{name}' for name in other)}."
+        )
+    return dataclasses.replace(chosen, **own)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -45,6 +45,9 @@ class TrainConfig(TowerConfig):
     # the method does, which is dns, dns_mn, soft_bpr and softmax_v
     exclude_seen_negatives: bool | None = None
     init_from: str = ""  # directory of a run whose vectors this one starts with, by raw id
+    # directory of a finished run: its settings and the epochs that it chose, on the rows of train,
+    # validation and test
+    refit: str = ""
     # directory of a run of the same data, often a larger one, whose ranking full_softmax learns
     # besides; an epoch then has one row for each query
     teacher: str = ""
@@ -91,7 +94,7 @@ class TrainConfig(TowerConfig):
         known = self.frequency == "counts" or bool(kind in ("counts", "streaming") and path)
         rule = "must be counts, counts:DIR or streaming:DIR"
         require(known, "frequency", rule, self.frequency)
-        for name in ("init_from", "teacher"):
+        for name in ("init_from", "teacher", "refit"):
             start = getattr(self, name)
             other = not start or os.path.abspath(start) != os.path.abspath(self.run)
             require(other, name, "must be another directory than run", start)
@@ -112,7 +115,7 @@ class TrainConfig(TowerConfig):
         )
         fields = {k: v for k, v in dataclasses.asdict(self).items() if k not in left_out.split()}
         fields["frequency"] = "".join(self.frequency.partition(":")[:2])  # without its path
-        for name in ("init_from", "teacher"):
+        for name in ("init_from", "teacher", "refit"):
             fields[name] = bool(getattr(self, name))
         return fields
 

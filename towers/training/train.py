@@ -28,6 +28,7 @@ from towers.training.run_directory import (
     make_model,
     only_writer,
     open_run,
+    refit_settings,
 )
 from towers.training.settings import TrainConfig, parse_metric
 
@@ -54,6 +55,7 @@ def train(config: TrainConfig, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
     """
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
+    config = refit_settings(config) if config.refit else config
     strategy = make_strategy(config.strategy, config.devices)
     data = open_data(config.data)
     if config.patience and data.num_rows("validation") == 0:
@@ -61,10 +63,14 @@ def train(config: TrainConfig, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
             f"patience must be 0 without a validation part, got {config.patience}: prepare the "
             "data with --validation_ratio above 0, or leave out --patience."
         )
+    prepared = data
+    if config.refit:
+        log.info("train: %d epochs on all rows, as %s chose", config.epochs, config.refit)
+        data = data.all_as_train()
     config, frequency = open_frequency(config, data)
     targets, rows = None, data  # rows: whose train rows make up an epoch
     if config.teacher:
-        teacher, _ = open_run(config.teacher, data)
+        teacher, _ = open_run(config.teacher, prepared)
         log.info("train: the ranking of %s is read off", config.teacher)
         targets, rows = soft_targets(teacher, data, config.teacher_candidates), data.by_query()
     with strategy.scope():

@@ -17,7 +17,7 @@ METHOD = "method."  # what stands before the name of an option of the method
 # What belongs to the study, or to no model.
 _NEVER = (
     *("data", "run", "method", "epochs", "seed", "patience", "validation_metric", "options"),
-    *("checkpoint_minutes", "frequency", "init_from", "overwrite", "strategy", "devices"),
+    *("checkpoint_minutes", "frequency", "init_from", "refit", "overwrite", "strategy", "devices"),
 )
 
 

@@ -3,6 +3,7 @@ import json
 import os
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from pipeline.contract import schema
@@ -241,3 +242,21 @@ def test_unseen_queries_have_test_rows_alone(data):
         without.train_counts, np.bincount(train, minlength=data.num_candidates)
     )
     assert data.positives("train").sizes[unseen].all()  # which stays as it was
+
+
+def test_the_attributes_of_some_ids_stay_with_them(attributed):
+    data = open_data(attributed)
+    queries = np.arange(data.num_queries) % 3 > 0
+    candidates = np.arange(data.num_candidates) % 2 > 0
+    some = data.restricted(queries, candidates)
+    for side, kept in (("query", queries), ("candidate", candidates)):
+        rows = pa.array(np.flatnonzero(kept))
+        assert some.features(side).table == data.features(side).table.take(rows)
+        raw_ids = getattr(data, f"{side}_vocabulary").raw_ids.take(rows)
+        assert getattr(some, f"{side}_vocabulary").raw_ids == raw_ids
+    whole = data.arrays("train")
+    stay = queries[whole["query_id"]] & candidates[whole["candidate_id"]]
+    for side in ("query", "candidate"):
+        before, after = (getattr(d, f"{side}_vocabulary").raw_ids for d in (data, some))
+        expected = before.take(pa.array(whole[f"{side}_id"][stay]))
+        assert after.take(pa.array(some.arrays("train")[f"{side}_id"])) == expected
