@@ -69,8 +69,10 @@ def _usage() -> str:
 def _set_up_logs() -> None:
     """Our own words at INFO, one a line; of the libraries, warnings alone."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
-    # Beam warns of clients for a cloud that nobody asked for whenever it is imported.
-    logging.getLogger().addFilter(lambda record: "apitools" not in record.getMessage())
+    # Beam warns of clients for a cloud that nobody asked for, and of a directory of its workers.
+    idle = ("apitools", "semi_persistent_directory")
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(lambda record: not any(word in record.getMessage() for word in idle))
     for room in ("pipeline", "towers", "serving", "twotower"):
         logging.getLogger(room).setLevel(logging.INFO)
 

@@ -12,6 +12,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.utils import interactive_utils
 
 from pipeline.beam.accounting import lost_in
+from pipeline.contract.files import quiet_standard_error
 from pipeline.contract.settings import did_you_mean
 
 # The runner for several processes of one machine sends what it has each second, from a thread that
@@ -31,8 +32,11 @@ def running(options: PipelineOptions | None) -> Iterator[beam.Pipeline]:
     from apache_beam.runners.portability.fn_api_runner import worker_handlers
 
     worker_handlers.DATA_BUFFER_TIME_LIMIT_MS = DATA_BUFFER_TIME_LIMIT_MS
+    # Workers in processes of their own log how they start and end.
+    in_processes = "multi_processing" in str(options and options.get_all_options())
+    quiet = quiet_standard_error() if in_processes else contextlib.nullcontext()
     try:
-        with _not_interactive(), beam.Pipeline(options=options) as pipeline:
+        with quiet, _not_interactive(), beam.Pipeline(options=options) as pipeline:
             yield pipeline
     except Exception as error:
         lost = lost_in(error)

@@ -12,6 +12,8 @@ import logging
 import os
 import secrets
 import shutil
+import sys
+import tempfile
 from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
@@ -164,3 +166,25 @@ def lone_holder(path: Path, told: str = "", *, waits: bool = True) -> Iterator[N
                 finally:
                     path.unlink()
                 return
+
+
+@contextlib.contextmanager
+def quiet_standard_error() -> Iterator[None]:
+    """Keeps what native code and processes log, and shows it only if an error is raised inside.
+
+    The file descriptor is that of the process: what other threads write meanwhile is kept as well.
+    """
+    if sys.stderr is None:  # the process was started without descriptor 2
+        yield
+        return
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as kept, os.fdopen(os.dup(2), "wb") as standard_error:
+        os.dup2(kept.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            kept.seek(0)
+            shutil.copyfileobj(kept, standard_error)
+            raise
+        finally:
+            os.dup2(standard_error.fileno(), 2)

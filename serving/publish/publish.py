@@ -172,7 +172,7 @@ def _why_no_scann(options: VersionOptions) -> str:
         return "it was switched off (scann=False)"
     if import_scann() is None:
         _log.warning("scann cannot be imported here: the version gets exact search only.")
-        return "the package scann could not be imported (install twotower[serve])"
+        return "the package scann could not be imported (pip install '.[serve]' in the checkout)"
     return ""
 
 

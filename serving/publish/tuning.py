@@ -96,7 +96,8 @@ def _tune_scann(
         seconds[index.num_leaves] = round(time.perf_counter() - start, 2)
         sweep = Sweep(index, choosing, options.target_recall)
         sweeps.append(sweep.settings)
-        _log.info("ScaNN with %d leaves: built in %.1f s.", num_leaves, seconds[num_leaves])
+        tree = f"with {num_leaves} leaves" if num_leaves else "without a tree"
+        _log.info("ScaNN index %s, built in %.1f s.", tree, seconds[num_leaves])
         if best and sweep.fastest_ms > _FASTER * best.fastest_ms:
             index.release()
             break

@@ -6,18 +6,14 @@ stands for "no result"; only ScaNN returns it, where the searched leaves hold fe
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
-import os
-import shutil
-import sys
-import tempfile
-from collections.abc import Iterator
 from types import ModuleType
 
 import numpy as np
 import tensorflow as tf
+
+from pipeline.contract.files import quiet_standard_error
 
 _MAX_SCORES = 1 << 26  # that exact search holds at a time: 256 MB
 _ALIGNED = 16  # rows: a block that starts at a multiple is not copied
@@ -213,9 +209,12 @@ def import_scann() -> ModuleType | None:
     return scann_ops
 
 
+@tf.autograph.experimental.do_not_convert
 def _scann_ops() -> ModuleType:
     if (scann_ops := import_scann()) is None:
-        raise ValueError("A ScaNN index needs the package scann: install twotower[serve].")
+        raise ValueError(
+            "A ScaNN index needs the package scann: pip install '.[serve]' in the checkout."
+        )
     return scann_ops
 
 
@@ -234,33 +233,11 @@ def _build_searcher(vectors: np.ndarray, k: int, num_leaves: int, reordered: int
         )
     else:
         builder = builder.score_brute_force()
-    with _quiet_standard_error():
+    with quiet_standard_error():
         searcher = builder.build()
     state = searcher.serialize_to_module()
     tf.raw_ops.DestroyResourceOp(resource=searcher.searcher_handle)  # `state` is all we keep
     return state
-
-
-@contextlib.contextmanager
-def _quiet_standard_error() -> Iterator[None]:
-    """Keeps what native code logs to itself, unless an error is raised inside: then it is shown.
-
-    The file descriptor is that of the process: what other threads write meanwhile is kept as well.
-    """
-    if sys.stderr is None:  # the process was started without descriptor 2
-        yield
-        return
-    sys.stderr.flush()
-    with tempfile.TemporaryFile() as kept, os.fdopen(os.dup(2), "wb") as standard_error:
-        os.dup2(kept.fileno(), 2)
-        try:
-            yield
-        except BaseException:
-            kept.seek(0)
-            shutil.copyfileobj(kept, standard_error)
-            raise
-        finally:
-            os.dup2(standard_error.fileno(), 2)
 
 
 def _given(choice: tf.Tensor | None, otherwise: int) -> tf.Tensor:

@@ -60,7 +60,7 @@ class Version:
         if import_scann() is None:  # its operations must be known before the graph is read
             raise InvalidRequest(
                 "index 'scann' needs the package scann, which cannot be imported here: "
-                "install twotower[serve] or use index 'exact'."
+                "pip install '.[serve]' in the checkout, or use index 'exact'."
             )
         return tf.saved_model.load(str(self.path / SCANN_MODEL))
 

@@ -20,6 +20,7 @@ from towers.audit.settings import AuditConfig, Spec, Target
 from towers.audit.subjects import Batches, Frozen, Stopwatch, Subject
 from towers.data.interactions import open_data
 from towers.metrics.ranking import MAX_SCORES
+from towers.training.failures import compile_quietly
 from towers.training.run_directory import open_run
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ def audit(config: AuditConfig) -> dict[str, Any]:
     for spec in map(Spec.parse, config.methods):  # before anything is read
         if spec.name not in METHODS:
             build(spec.name)  # raises, with the names there are
+    compile_quietly()
     bench = Bench(config)
     specs, left_out = bench.choose()
     for spec in specs:

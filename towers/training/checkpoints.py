@@ -123,7 +123,8 @@ class RunRecorder(tf_keras.callbacks.Callback):
         progress.history.append({"epoch": epoch + 1, "seconds": round(seconds, 3)} | metrics)
         progress.seconds, progress.epoch_seconds = progress.seconds + seconds, 0.0
         if self._chief and not sys.stdout.isatty():  # a terminal shows a progress bar
-            values = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+            names = {"loss", f"val_{self._config.validation_metric}"} & metrics.keys()
+            values = ", ".join(f"{name} {metrics[name]:.4f}" for name in sorted(names))
             of_all = f"epoch {epoch + 1} of {self._config.epochs}, {seconds:.0f} s"
             print(f"{of_all}: {values}", flush=True)
         if self._config.patience:

@@ -1,4 +1,7 @@
-"""What ends a run, told in one line: the data changed, the disk is full, a loss is not finite."""
+"""What ends a run, told in one line: the data changed, the disk is full, a loss is not finite.
+
+And what says nothing to a user, kept quiet.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ import pyarrow.parquet as pq
 import tensorflow as tf
 
 from pipeline.contract import schema
-from pipeline.contract.files import written_aside
+from pipeline.contract.files import quiet_standard_error, written_aside
 from towers.data.epochs import step_rows
 from towers.data.interactions import RetrievalData
 from towers.errors import Diverged
@@ -47,6 +50,12 @@ class CheckData(tf_keras.callbacks.Callback):
                 "now with another --run, or put the former data back and give the same command "
                 "again: the run goes on from its last checkpoint."
             )
+
+
+def compile_quietly() -> None:
+    """Has XLA say unheard that it compiles, which it says once in the life of a process."""
+    with quiet_standard_error():
+        tf.function(lambda number: number + 1, jit_compile=True)(tf.constant(0))
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from towers.model.optimizers import make_optimizer, staircase_decay
 from towers.model.two_tower import TwoTower
 from towers.training.checkpoints import RunRecorder
 from towers.training.earlier_run import keep_vocabularies, soft_targets, start_from_run
-from towers.training.failures import CheckData, explain_divergence, told_when_full
+from towers.training.failures import CheckData, compile_quietly, explain_divergence, told_when_full
 from towers.training.frequency import open_frequency
 from towers.training.run_directory import (
     CHECKPOINTS,
@@ -57,6 +57,7 @@ def train(config: TrainConfig, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
         tf.config.experimental.enable_op_determinism()
     config = refit_settings(config) if config.refit else config
     strategy = make_strategy(config.strategy, config.devices)
+    compile_quietly()
     data = open_data(config.data)
     if config.patience and data.num_rows("validation") == 0:
         raise ValueError(
