@@ -26,8 +26,8 @@ COMMANDS = {
     "recommend": Command(
         "towers.output.settings:RecommendConfig",
         "twotower_run:recommend",
-        "write the top-k of all users to Parquet files",
-        flags="data run output k index models keep_seen overwrite",
+        "write the top-k of all users, or of queries from a file, to Parquet files",
+        flags="data run output k queries where index models",
     ),
 }
 STAGES = {  # in their order → what shows in the working directory that one has ended
@@ -74,34 +74,42 @@ def export(config: Any) -> None:
 
 
 def recommend(config: Any) -> None:
-    """The top-k of all users: by the trained run alone, or by the index of its version."""
+    """The top-k of all users, or of queries from a file: by the trained run, or by a version."""
     from towers.output.recommend import Ranker, recommend
 
-    if config.index == "exact":
+    if not config.asks_version:
         recommend(config)
         return
     import numpy
+    import pyarrow.parquet as pq
 
     from pipeline.contract.bundle import read_raw_ids
+    from serving.retrieval.attributes import as_where
     from serving.retrieval.retriever import Retriever
     from serving.version.versions import RETRIEVAL
 
     retriever = Retriever.load(config.models, config.name)
     version = retriever.version.path
-    if config.k > retriever.k:
+    if config.index == "scann" and config.k > retriever.k:
         raise ValueError(
             f"k must be at most {retriever.k}, the k of {version}, got {config.k}: export with a "
             "larger --k, or use --index exact."
         )
+    choice: dict[str, Any] = {"index": config.index, "exclude_seen": not config.keep_seen}
+    if config.where:
+        choice["where"] = as_where(config.where, retriever.corpus.attributes.kinds())
+    queries, asked = None, "query_ids"
+    if config.queries:
+        read_raw_ids(Path(config.queries), schema.QUERY_ID)  # raises where one is missing or twice
+        queries, asked = retriever.query_inputs.rows(pq.read_table(config.queries)), "queries"
 
-    def top_k(users: list[str]) -> list[tuple[list[str], list[float]]]:
-        seen_out = not config.keep_seen
-        results = retriever.top_k(users, config.k, index=config.index, exclude_seen=seen_out)
+    def top_k(block: Any) -> list[tuple[list[str], list[float]]]:
+        results = retriever.top_k(k=config.k, **{asked: block}, **choice)
         return [(result.candidate_ids, result.scores) for result in results]
 
     ids = read_raw_ids(version / RETRIEVAL / schema.BUNDLE_CANDIDATE_IDS)
     vectors = numpy.load(version / RETRIEVAL / schema.BUNDLE_VECTORS, mmap_mode="r")
-    recommend(config, Ranker(str(version), ids, vectors, top_k))
+    recommend(config, Ranker(str(version), ids, vectors, top_k, queries))
 
 
 def run(config: RunConfig, sections: dict[str, Any], commands: dict[str, Command]) -> None:

@@ -26,7 +26,7 @@ COMMANDS = {
         "serving.retrieval.settings:QueryConfig",
         "serving.retrieval.query:answer",
         "ask a published version for a top-k",
-        flags="models query k exclude_seen history set name json",
+        flags="models query k exclude_seen history set where json",
         positional="query",
     ),
 }

@@ -120,6 +120,33 @@ class Attributes:
         return mask
 
 
+def as_where(pairs: Sequence[str], kinds: Mapping[str, str]) -> dict[str, Any]:
+    """The `where` that a command line says: ["brand=a,b", "price:max=20"].
+
+    Args:
+      pairs: NAME=VALUE, with values of texts apart by commas; NAME:min= or NAME:max= of numbers.
+      kinds: of the columns, as `Attributes.kinds` gives them.
+
+    Raises:
+      ValueError: a pair is not that, or a number is none.
+    """
+    where: dict[str, Any] = {}
+    for pair in pairs:
+        name, _, value = pair.partition("=")
+        name, _, bound = name.partition(":") if name.endswith((":min", ":max")) else (name, "", "")
+        if not (name and value):
+            raise ValueError(f"where must be NAME=VALUE, NAME:min=N or NAME:max=N, got {pair!r}.")
+        if not (bound or kinds.get(name) == "number"):
+            where.setdefault(name, []).extend(value.split(","))
+            continue
+        try:
+            bounds = dict.fromkeys([bound] if bound else ["min", "max"], float(value))
+        except ValueError as error:
+            raise ValueError(f"where must give {name} a number, got {value!r}.") from error
+        where[name] = where.get(name, {}) | bounds
+    return where
+
+
 def read_attributes(path: Path) -> Attributes:
     """The attributes of a version; without columns where none were exported."""
     return Attributes(pq.read_table(path) if path.is_file() else pa.table({}))

@@ -8,6 +8,7 @@ from itertools import zip_longest
 from typing import Any
 
 from pipeline.contract.settings import require_in_corpus
+from serving.retrieval.attributes import as_where
 from serving.retrieval.requests import RetrieveResult, UnknownQuery
 from serving.retrieval.retriever import Retriever
 from serving.retrieval.settings import QueryConfig
@@ -23,6 +24,8 @@ def answer(config: QueryConfig) -> list[RetrieveResult]:
     retriever = Retriever.load(config.models, config.name, config.version)
     require_in_corpus(config, "k", retriever.num_candidates)
     choice: dict[str, Any] = {"index": config.index, "exclude_seen": config.exclude_seen}
+    if config.where:
+        choice["where"] = as_where(config.where, retriever.corpus.attributes.kinds())
     if config.history or config.set:
         choice["queries"] = [_described(config, retriever)]
     else:

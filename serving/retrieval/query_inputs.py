@@ -6,8 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import tensorflow as tf
 
+from pipeline.contract import schema
+from pipeline.contract.attributes import LIST, NUMBER, TEXT, as_attributes
 from pipeline.contract.settings import did_you_mean
 from serving.errors import MAX_ID_LENGTH, InvalidRequest
 from serving.retrieval.requests import MAX_NUMBER, shown
@@ -50,6 +53,23 @@ class QueryInputs:
                 )
             checked.append(kept)
         return checked
+
+    def rows(self, table: pa.Table) -> list[dict[str, Any]]:
+        """Checked queries as the rows of a table describe them; null is what one leaves out.
+
+        Raises:
+          ValueError: a column is unknown, or of another kind than its input.
+        """
+        table = table.rename_columns([schema.input_name(name) for name in table.column_names])
+        for name in table.column_names:
+            if name not in self.specs:
+                raise InvalidRequest(self._unknown(0, name))
+        types = {"number": NUMBER, "list": LIST, "text": TEXT}
+        like = pa.schema([(name, types[kind]) for name, kind in self.kinds().items()])
+        rows = as_attributes(table, like).to_pylist()
+        for row in rows:
+            row |= {n: list(filter(None, v)) for n, v in row.items() if isinstance(v, list)}
+        return self.check(rows)
 
     def tensors(self, queries: Sequence[Query]) -> dict[str, tf.Tensor]:
         """Checked queries as tensors with B rows: lists are filled up with empty strings."""

@@ -20,6 +20,7 @@ class QueryConfig:
     query: tuple[str, ...] = ()  # raw ids of queries, as in the interaction log
     history: str = ""  # what the query chose until now, in place of what is stored: a,b,c
     set: list[str] = field(default_factory=list)  # attributes of the query now: NAME=VALUE ...
+    where: tuple[str, ...] = ()  # attributes of results: kind=tea,milk price:min=1 price:max=2 ...
     k: int = 10  # results to show
     name: str = "twotower"  # name of the model, one directory below MODELS
     version: int = 0  # number of the version; 0: the newest

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import tensorflow as tf
 from hypothesis import HealthCheck, given, settings
@@ -101,6 +102,31 @@ def test_a_wrong_query_is_one_line(retriever, query, message):
     assert len(str(error.value)) < 300
 
 
+def test_the_rows_of_a_table(retriever):
+    table = {"query_id": ["a", "b"], "history": [[ITEMS[3], None, ""], None], "town": [7.0, None]}
+    table |= {"age": pa.array([30, None]), "tags": pa.array([None, ["x"]])}
+    rows = retriever.query_inputs.rows(pa.table(table))
+    first = {"query_id": "a", "history": [ITEMS[3]], "town": "7", "age": 30, "tags": []}
+    assert rows == [first, {"query_id": "b", "history": [], "tags": ["x"]}]
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"histroy": [["a"]]}, "'histroy', which this version does not take: did you mean history"),
+        ({"history": ["a"]}, "attribute 'history' must hold lists of texts"),
+        ({"age": ["old"]}, "attribute 'age' must hold numbers"),
+        ({"town": [["Ulm"]]}, "attribute 'town' must hold texts"),
+        ({"town": [None]}, r"queries\[0\] must have at least one of"),
+        ({"history": [["a"] * 100_000]}, f"history must be a list of at most {MAX_HISTORY}"),
+    ],
+)
+def test_a_wrong_table_is_one_line(retriever, columns, message):
+    with pytest.raises(ValueError, match=message) as error:
+        retriever.query_inputs.rows(pa.table(columns))
+    assert len(str(error.value)) < 300
+
+
 def test_a_version_that_takes_ids_alone(small):
     retriever = Retriever.load(small.models)
     [result] = retriever.top_k(queries=[{"query_id": "query 3"}], k=4)
@@ -163,6 +189,16 @@ def test_the_command(described, capsys):
     expected = best_ids(described.sample, query)[:5]
     assert [result["candidate_id"] for result in results] == expected
     assert results[0]["seen"] == (expected[0] == ITEMS[3])
+    barred = {name for name, row in zip(ITEMS, range(300), strict=True) if row % 3 != 1}
+    where = ["--where", "colour=blue", "weight:max=20"]
+    assert twotower.main([*models, *said, *where, "--k", "9"]) == 0
+    results = json.loads(capsys.readouterr().out)["results"]
+    weight = {n: a["weight"] for n, a in zip(ITEMS, described.sample.attributes, strict=True)}
+    barred |= {name for name in ITEMS if weight[name] is None or weight[name] > 20}
+    expected = best_ids(described.sample, query, barred)
+    assert [result["candidate_id"] for result in results] == expected[:9]
+    assert twotower.main([*models, *said, "--where", "colour:min=3"]) == 2
+    assert "where: colour must be a string" in capsys.readouterr().err
     assert twotower.main([*models, "--set", "age=old"]) == 2
     assert twotower.main(models) == 2
-    assert "query must be a raw id without --history and --set" in capsys.readouterr().err
+    assert "query must be raw ids without --history and --set" in capsys.readouterr().err

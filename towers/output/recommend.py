@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -27,10 +27,11 @@ from towers.training.failures import told_when_full
 log = logging.getLogger(__name__)
 
 RECOMMENDATIONS = "recommendations"  # files are {RECOMMENDATIONS}-0000i-of-0000N.parquet
+_RECORDED = ("k", "index", "keep_seen", "where")  # settings, in the manifest
 QUERY, CANDIDATES, SCORES = "query_id", "candidate_ids", "scores"  # their columns; ids are raw
 
-# Raw ids of some users → for each its raw candidate ids and their scores, best first.
-TopK = Callable[[list[str]], Iterable[tuple[Sequence[str], Sequence[float]]]]
+# Some queries → for each its raw candidate ids and their scores, best first.
+TopK = Callable[[Sequence[Any]], Iterable[tuple[Sequence[str], Sequence[float]]]]
 
 
 class Ranker(NamedTuple):
@@ -39,7 +40,8 @@ class Ranker(NamedTuple):
     source: str  # what it is, for messages
     candidate_ids: Sequence[str]  # raw ids of its corpus, [N]
     vectors: np.ndarray  # float32 [N, D], what it scores them by
-    top_k: TopK  # ranks, and leaves out what is to be left out
+    top_k: TopK  # ranks raw ids, or `queries`, and leaves out what is to be left out
+    queries: Sequence[Mapping[str, Any]] | None = None  # to be answered in place of all users
 
 
 def recommend(config: RecommendConfig, ranker: Ranker | None = None) -> schema.Manifest:
@@ -51,7 +53,8 @@ def recommend(config: RecommendConfig, ranker: Ranker | None = None) -> schema.M
     is what a user chose in train and validation, as in a published version. The directory is made
     as `.<output>.partial` and renamed into place, the manifest last.
 
-    Without a `ranker` all candidates are scored.
+    Without a `ranker` all candidates are scored. One that brings `queries` answers these, in their
+    order, and neither data nor run are looked at.
 
     Raises:
       ValueError: the output is there already or being written, there is no trained run, it is of
@@ -62,27 +65,31 @@ def recommend(config: RecommendConfig, ranker: Ranker | None = None) -> schema.M
         raise ValueError(
             f"{destination} already exists; choose another --output, or --overwrite it."
         )
-    model, training, data = open_to_serve(config.run, open_data(config.data))
-    users, candidates = (all_ids(data, model, side) for side in schema.SIDES)
-    require_in_corpus(config, "k", len(candidates))
-    if ranker is None:
-        blocks = _ranked(config, data, model, users, candidates)
+    if ranker is not None and ranker.queries is not None:
+        users = pa.array([query[QUERY] for query in ranker.queries], pa.string())
+        blocks = _answered(config, users, ranker.queries, ranker.top_k)
+        source, details = ranker.source, {}
     else:
-        _check_same_run(config, ranker, candidates, model)
-        blocks = _answered(config, users, ranker.top_k)
+        model, training, data = open_to_serve(config.run, open_data(config.data))
+        users, candidates = (all_ids(data, model, side) for side in schema.SIDES)
+        require_in_corpus(config, "k", len(candidates))
+        if ranker is None:
+            blocks = _ranked(config, data, model, users, candidates)
+        else:
+            _check_same_run(config, ranker, candidates, model)
+            blocks = _answered(config, users, users.to_pylist(), ranker.top_k)
+        source, details = data.source, {"configuration": training.recorded()}
+        details["data"] = {"source": data.source, "fingerprint": data.fingerprint}
     busy = f"another process is writing {destination}; wait for it, or choose another --output."
     with told_when_full(destination), made_aside(destination, busy) as aside:
         rows = _write(aside, _with_progress(blocks, len(users)), len(users), config.shard_size)
         manifest = schema.Manifest(
             kind=RECOMMENDATIONS,
-            source=data.source,
-            configuration={name: getattr(config, name) for name in ("k", "index", "keep_seen")},
+            source=source,
+            configuration={name: getattr(config, name) for name in _RECORDED},
             counts={"queries": len(users)},
             files=describe_files(aside, rows),
-            details={
-                "configuration": training.recorded(),
-                "data": {"source": data.source, "fingerprint": data.fingerprint},
-            },
+            details=details,
         )
         manifest.write(aside)
         replace_directory(aside, destination)
@@ -136,11 +143,13 @@ def _ranked(
         start += len(ranked)
 
 
-def _answered(config: RecommendConfig, users: pa.Array, top_k: TopK) -> Iterator[pa.Table]:
-    """What somebody else ranks, block by block."""
+def _answered(
+    config: RecommendConfig, users: pa.Array, queries: Sequence[Any], top_k: TopK
+) -> Iterator[pa.Table]:
+    """What somebody else ranks, block by block; the queries are those of the users."""
     for start in range(0, len(users), config.block_size):
         block = users.slice(start, config.block_size)
-        answers = list(top_k(block.to_pylist()))
+        answers = list(top_k(queries[start : start + config.block_size]))
         ids = [name for names, _ in answers for name in names]
         scores = np.concatenate([np.asarray(each, np.float32) for _, each in answers])
         sizes = np.array([len(names) for names, _ in answers])

@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -6,7 +8,7 @@ from hypothesis import strategies as st
 
 from pipeline.contract.attributes import as_attributes
 from serving.errors import InvalidRequest
-from serving.retrieval.attributes import MAX_WHERE_VALUES, Attributes
+from serving.retrieval.attributes import MAX_WHERE_VALUES, Attributes, as_where
 
 ROWS = [
     {"brand": "a", "tags": ["x", "y"], "price": 1.0, "new": True},
@@ -133,3 +135,29 @@ def test_masks_are_those_of_a_loop(values, where):
 
     expected = [number for number, row in enumerate(values) if fulfils(row)]
     assert rows(Attributes(as_attributes(table)), where) == expected
+
+
+def test_what_people_type():
+    kinds = {"kind": "text", "a:b": "list", "price": "number"}
+    pairs = ["kind=tea,milk", "kind=rice", "a:b=x=y", "price:min=1", "price:max=2.5"]
+    wanted = {"kind": ["tea", "milk", "rice"], "a:b": ["x=y"], "price": {"min": 1, "max": 2.5}}
+    assert as_where(pairs, kinds) == wanted
+    assert as_where(["price=3"], kinds) == {"price": {"min": 3, "max": 3}}
+    assert as_where(["other=3"], kinds) == {"other": ["3"]}  # `check` says what there is
+
+
+@pytest.mark.parametrize(
+    ("pair", "message"),
+    [
+        ("kind", "where must be NAME=VALUE, NAME:min=N or NAME:max=N, got 'kind'"),
+        ("=tea", "where must be NAME=VALUE"),
+        ("kind=", "where must be NAME=VALUE"),
+        (":min=1", "where must be NAME=VALUE"),
+        ("price=cheap", "where must give price a number, got 'cheap'"),
+        ("price:max=", "where must be NAME=VALUE"),
+        ("kind:max=tea", "where must give kind a number, got 'tea'"),
+    ],
+)
+def test_what_people_type_wrongly(pair, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        as_where([pair], {"kind": "text", "price": "number"})

@@ -70,7 +70,7 @@ def test_is_the_top_of_the_corpus_for_every_user(config, tmp_path, keep_seen):
     names = [f"recommendations-{n:05d}-of-00003.parquet" for n in range(3)]
     assert sorted(manifest.files) == names
     assert [manifest.files[name]["rows"] for name in names] == [25, 25, len(found) - 50]
-    assert manifest.configuration == {"k": 7, "index": "exact", "keep_seen": keep_seen}
+    assert manifest.configuration == {"k": 7, "index": "exact", "keep_seen": keep_seen, "where": ()}
     written = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert written["counts"] == {"queries": len(found)}
     for name in names:
@@ -78,11 +78,12 @@ def test_is_the_top_of_the_corpus_for_every_user(config, tmp_path, keep_seen):
 
 
 def test_users_who_saw_nearly_all_get_fewer(config, tmp_path):
-    recommend(dataclasses.replace(config, k=1000))
-    found, data = rows_of(tmp_path / "out"), open_data(config.data)
+    data = open_data(config.data)
+    recommend(dataclasses.replace(config, k=data.num_candidates))
+    found = rows_of(tmp_path / "out")
     left = data.num_candidates - data.positives("train", "validation").sizes
     assert [len(ids) for _, ids, _ in found] == left.tolist()
-    assert_rows(found, list(expected_rows(config, k=1000)))
+    assert_rows(found, list(expected_rows(config, k=data.num_candidates)))
 
 
 @pytest.mark.parametrize(("block_size", "shard_size"), [(1, 1), (7, 20), (1000, 10), (60, 60)])
@@ -115,6 +116,23 @@ def test_somebody_else_may_rank(config, tmp_path):
         assert (user, ids) == (expected, [f"{expected}-a", f"{expected}-b"][: len(ids)])
         assert scores == [2.0, 1.0][: len(ids)]
     assert max(asked) == 16
+
+
+def test_queries_in_place_of_users(config, tmp_path):
+    queries = [{"query_id": f"new {row}", "history": ["a"] * row} for row in range(20)]
+
+    def top_k(block):
+        return [(query["history"], [1.0] * len(query["history"])) for query in block]
+
+    config = dataclasses.replace(config, data="", run="", queries="q", models="m")
+    manifest = recommend(config, ranker_of(top_k, queries))
+    rows = [(q["query_id"], q["history"], [1.0] * len(q["history"])) for q in queries]
+    assert rows_of(tmp_path / "out") == rows
+    assert (manifest.source, manifest.counts) == ("version 7", {"queries": 20})
+
+
+def ranker_of(top_k, queries):
+    return Ranker("version 7", [], np.zeros((0, 1)), top_k, queries)
 
 
 def test_progress_in_a_log(config, caplog):
@@ -273,6 +291,8 @@ def test_a_full_disk_is_told_in_one_line(config, tmp_path):
         ("shard_size", 0, "shard_size must be at least 1"),
         ("index", "hnsw", "index must be exact or scann"),
         ("index", "scann", "models must be given with --index scann"),
+        ("where", ("a=b",), "models must be given with --index scann, --queries and --where"),
+        ("queries", "q.parquet", "models must be given with"),
         ("output", "r", "output must not be or hold run"),
         ("output", ".", "output must not be or hold data"),
     ],
