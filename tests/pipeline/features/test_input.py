@@ -200,6 +200,36 @@ def test_a_text_file_shows_which_columns_hold_numbers(config, tmp_path):
     assert feature_files(config()) == [str(path)]
 
 
+def test_the_three_files_of_recbole(tmp_path, caplog):
+    """Their headers say the kinds, and `--source DIR` reads the log alone."""
+    (tmp_path / "ml.inter").write_text("user_id:token\titem_id:token\nu\ta\nu\tb\nv\ta\n")
+    header = "item_id:token\ttitle:token_seq\tyear:token\tprice:float\tvector:float_seq\n"
+    rows = "a\tToy Story\t1995\t3\t1 2\nb\tTwo Toy\t1996\t\t1 2\n"
+    (tmp_path / "ml.item").write_text(header + rows)
+    (tmp_path / "ml.user").write_text("user_id:token\tage:float\nu\t24\nv\t5\n")
+    config = PrepareConfig(
+        source=str(tmp_path),
+        output=str(tmp_path / "out"),
+        user_features=str(tmp_path / "ml.user"),
+        item_features=str(tmp_path / "ml.item"),
+        train_ratio=1.0,
+    )
+    tables = find_tables(config)
+    assert tables["query"].kinds == {"age": "numeric"}
+    kinds = {"title": "multi", "year": "categorical", "price": "numeric"}
+    assert tables["candidate"].kinds == kinds
+    with caplog.at_level("INFO"):
+        manifest = prepare(config)
+    assert manifest.counts["rows"] == 3
+    said = [line for line in caplog.messages if " of 2 without a value" in line]
+    assert said == [
+        "prepare: user age: numeric; 0 of 2 without a value",
+        "prepare: item title: multi, 3 values; 0 of 2 without a value",
+        "prepare: item year: categorical, 2 values; 0 of 2 without a value",
+        "prepare: item price: numeric; 1 of 2 without a value",
+    ]
+
+
 def test_files_of_one_table_agree(config, tmp_path):
     def write(name, **columns):
         pq.write_table(pa.table({"item_id": ["a"]} | columns), tmp_path / "items" / name)
