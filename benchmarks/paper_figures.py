@@ -64,17 +64,19 @@ def panels_by_epoch() -> dict[str, list[Line]]:
         rows = [row for row in rows if row["method"] in table.rows and "history" in row]
         title = table.title if name == "sdns" else f"{table.title}, {dataset.capitalize()}"
         panels[title] = [
-            Line(row["method"], [value for _, value in row["history"]], number)
-            for number, row in enumerate(row for row in rows if row["seed"] == FIRST_SEED)
+            Line(row["method"], [v for _, v in row["history"]], [*table.rows].index(row["method"]))
+            for row in rows
+            if row["seed"] == FIRST_SEED
         ]
-        panels[f"Trials, {dataset.capitalize()}"] = _lines(rows_of(trials_of("sdns", dataset)))
+        if name == "sdns":
+            tried = rows_of(trials_of(name, dataset))
+            panels[f"Trials, {dataset.capitalize()}"] = _lines(tried, [*table.rows])
     return {title: lines for title, lines in panels.items() if lines}
 
 
-def _lines(trials: list[dict[str, Any]]) -> list[Line]:
+def _lines(trials: list[dict[str, Any]], methods: list[str]) -> list[Line]:
     """Trials in the colours of their methods, the best of each thick."""
     lines = []
-    methods = list(dict.fromkeys(row["method"] for row in trials))
     for row in trials:
         same = [other for other in trials if other["method"] == row["method"]]
         best = max(same, key=lambda other: max(other["by_epoch"])) is row
