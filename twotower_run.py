@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,46 @@ def export(config: Any) -> None:
         if read_run(config.run)[1] != schema.read_manifest(config.data, "prepared").fingerprint:
             return  # the report is of the data that the run was trained on
         print(f"report: {write_report(config.run, config.data, version)}")
+
+
+def export_model(
+    model: Any, models: str | Path, *, name: str = "twotower", k: int = 100, **options: Any
+) -> Path:
+    """Publishes a model as a version that `twotower serve` and TensorFlow Serving load.
+
+    Example:
+      towers.export(model, "models", name="shop")  # then: twotower serve --models models
+
+    Titles are stored where the items' table has a column of that name.
+
+    Args:
+      model: a trained `towers.TwoTower`.
+      models: directory of all models.
+      name: of the model, a directory there; a version gets the next free number.
+      k: results of a request to TensorFlow Serving; of a smaller corpus, all.
+      **options: filter_columns, attributes of items that requests may filter by, and those of
+        `serving.publish.settings.VersionOptions`.
+
+    Returns:
+      The directory of the version.
+
+    Raises:
+      ValueError: an option is not valid, or the model has diverged. Nothing is left.
+    """
+    from serving.publish.publish import publish
+    from towers.model.top_k import TITLE, all_ids
+    from towers.output.bundle import write_model
+
+    columns = [spec.name for spec in model.data.features("candidate").specs]
+    title = options.setdefault("title_column", TITLE if TITLE in columns else "")
+    filters = options.pop("filter_columns", ())
+    with tempfile.TemporaryDirectory() as scratch:
+        bundle = write_model(
+            *(model.data, model, Path(scratch) / "bundle", filters, [title] if title else []),
+            configuration=json.loads(model.settings),
+        )
+        k = min(k, len(all_ids(model.data, model, "candidate")))
+        return publish(bundle, models, name=name, k=k, **options)
 
 
 def recommend(config: Any) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import towers
+
 ROOT = Path(__file__).parents[1]
 ROOMS = ("pipeline", "samplers", "serving", "towers")
 CONTRACT = ("pipeline.contract", "pipeline.schema")
@@ -146,6 +148,13 @@ def loaded_by(code):
 )
 def test_what_a_process_loads(code, absent):
     assert not loaded_by(code) & absent
+
+
+def test_dir_of_towers_is_what_it_offers():
+    assert dir(towers) == sorted(towers.__all__)
+    assert [name for name in dir(towers) if name.startswith("_")] == []
+    assert {"from_dataframe", "TwoTower", "evaluate", "load", "export"} <= set(dir(towers))
+    assert all(callable(getattr(towers, name)) for name in ("from_dataframe", "export"))
 
 
 def test_the_guide_of_the_workspace_shows_every_folder_and_no_other():

@@ -3,15 +3,19 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pytest
+import tensorflow as tf
 
+import towers
 import twotower
 import twotower_run
 from pipeline.contract import schema
 from pipeline.prepare.settings import PrepareConfig
 from serving.publish.settings import ExportConfig
+from serving.retrieval.retriever import Retriever
 from towers.report import pages
 from towers.training.settings import TrainConfig
 
@@ -136,3 +140,39 @@ def test_a_new_log_and_a_stage_that_did_not_end(workdir, capsys, stubs, monkeypa
         run(workdir, capsys, epochs=5, status=2)
     assert stages(run(workdir, capsys, epochs=5), "starts") == EVERYTHING[1:]
     assert not stubs[-3].overwrite  # a training that was interrupted goes on
+
+
+@pytest.mark.parametrize("settings", [{}, {"tower": "fism"}], ids=["id", "fism"])
+def test_a_model_becomes_the_version_that_answers_as_it_does(tmp_path, settings):
+    rng = np.random.default_rng(4)
+    log = pd.DataFrame({"user": rng.integers(0, 30, 400), "item": rng.integers(0, 25, 400)})
+    items = pd.DataFrame({"item": range(27), "title": [f"Item {n}" for n in range(27)]})
+    data = towers.from_dataframe(
+        log, user="user", item="item", validation_ratio=0.1, item_features=items
+    )
+    model = towers.TwoTower(data, dim=8, **settings)
+    version = towers.export(model, tmp_path, name="shop", scann=False)
+    assert version == tmp_path / "shop" / "1"
+    retriever = Retriever.load(tmp_path, "shop")
+    asked = [{"ids": ["3", "4"]}, *([{"history": [["7", "8"]]}] if settings else [])]
+    for question in asked:
+        given = {"query_ids": question.get("ids")}
+        if "history" in question:
+            given = {"queries": [{"history": chosen} for chosen in question["history"]]}
+        served = retriever.top_k(**given, k=5, exclude_seen=True)
+        answer = model.recommend(
+            question.get("ids"), history=question.get("history"), k=5, exclude_seen=True
+        )
+        for result, (_, rows) in zip(served, answer.groupby("query_id"), strict=True):
+            assert rows["candidate_id"].tolist() == result.candidate_ids
+            np.testing.assert_allclose(rows["score"], result.scores, rtol=1e-5, atol=1e-7)
+            assert rows["title"].tolist() == [f"Item {item}" for item in result.candidate_ids]
+    stock = tf.saved_model.load(str(version)).signatures["serving_default"]
+    top = stock(query_id=tf.constant(["3"]))
+    answer = model.recommend(["3"], k=5)["candidate_id"].tolist()
+    [ids] = [v.numpy() for v in top.values() if v.dtype == tf.string and v.shape.rank == 2]
+    assert [name.decode() for name in ids[0, :5]] == answer
+    assert towers.export(model, tmp_path, name="shop", scann=False).name == "2"
+    with pytest.raises(ValueError, match="filter_columns must be among"):
+        towers.export(model, tmp_path, name="shop", filter_columns=["colour"])
+    assert sorted(path.name for path in (tmp_path / "shop").iterdir()) == ["1", "2"]

@@ -153,9 +153,10 @@ def _known_fields(kind: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
 class Manifest:
     """What a directory holds and how it was made; its presence is what makes it complete.
 
-    `kind` is `prepared`, `frequencies`, `streaming_frequency`, `bundle` or `version`. `counts`
-    holds numbers of rows and ids, `files` maps a path relative to the directory to its size in
-    bytes and its checksum. Nothing in it depends on the time, the machine or the number of workers.
+    `kind` is `prepared`, `frequencies`, `streaming_frequency`, `model`, `bundle` or `version`.
+    `counts` holds numbers of rows and ids, `files` maps a path relative to the directory to its
+    size in bytes and its checksum. Nothing in it depends on the time, the machine or the number of
+    workers.
     """
 
     kind: str
@@ -192,10 +193,11 @@ def read_manifest(directory: str | os.PathLike[str], kind: str) -> Manifest:
     path = Path(directory) / MANIFEST
     makers = {"prepared": "prepare", "bundle": "export", "version": "export"}
     makers |= {"frequencies": "frequencies", "streaming_frequency": "frequencies --streaming"}
+    maker = f"twotower {makers[kind]}" if kind in makers else f"{kind}.save"
     if not path.is_file():
         raise ValueError(
             f"{directory} holds no finished {kind} data: there is no {MANIFEST} in it. "
-            f"Make it with `twotower {makers[kind]}`.{did_you_mean_directory(directory, MANIFEST)}"
+            f"Make it with `{maker}`.{did_you_mean_directory(directory, MANIFEST)}"
         )
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))

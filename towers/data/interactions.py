@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tensorflow as tf
 
-from pipeline.contract import schema
+from pipeline.contract import hashing, schema
 from samplers.selection.seen import Seen
 from towers.data.attributes import Features, no_features
 from towers.data.epochs import epoch_dataset
@@ -36,6 +36,16 @@ class Vocabulary:
         """Some of the ids, bool [V], in the same order."""
         raw_ids = self.raw_ids.filter(pa.array(kept))
         return Vocabulary(raw_ids, self.fingerprints[kept], self.counts[kept])
+
+    def encode(self, raw_ids: Iterable[object]) -> np.ndarray:
+        """Dense ids of raw ones: int64 [n], -1 where an id is unknown."""
+        prints = hashing.fingerprints(str(raw_id).encode() for raw_id in raw_ids)
+        places, known = find_ids(prints, self.fingerprints)
+        return np.where(known, places, -1)
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> list[str]:
+        """Raw ids of dense ones."""
+        return self.raw_ids.take(pa.array(np.asarray(ids, np.uint64))).to_pylist()
 
 
 def find_ids(wanted: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -92,6 +102,39 @@ class RetrievalData:
         self.features = functools.cache(features)  # side, query or candidate → its attributes
         self._load = functools.cache(load)
         self._positives = functools.cache(self._make_positives)
+
+    def __repr__(self) -> str:
+        rows = ", ".join(f"{self.num_rows(split):,} {split}" for split in schema.SPLITS)
+        lines = [f"{self.num_queries:,} queries, {self.num_candidates:,} candidates"]
+        lines.append(f"rows: {rows}")
+        for side in schema.SIDES:
+            if names := [f"{spec.name} ({spec.kind})" for spec in self.features(side).specs]:
+                lines.append(f"{side} attributes: {', '.join(names)}")
+        return "\n  ".join([f"RetrievalData of {self.source or 'arrays'}:", *lines])
+
+    def encode_queries(self, raw_ids: Iterable[object]) -> np.ndarray:
+        """Dense ids of raw query ids: int64 [n], -1 where an id is unknown.
+
+        Example:
+          data.encode_queries(["ann", "nobody"])  # array([ 0, -1])
+        """
+        return self.query_vocabulary.encode(raw_ids)
+
+    def encode_candidates(self, raw_ids: Iterable[object]) -> np.ndarray:
+        """Dense ids of raw candidate ids: int64 [n], -1 where an id is unknown."""
+        return self.candidate_vocabulary.encode(raw_ids)
+
+    def decode_queries(self, ids: Sequence[int] | np.ndarray) -> list[str]:
+        """Raw query ids of dense ones, [n]."""
+        return self.query_vocabulary.decode(ids)
+
+    def decode_candidates(self, ids: Sequence[int] | np.ndarray) -> list[str]:
+        """Raw candidate ids of dense ones, [n].
+
+        Example:
+          data.decode_candidates([0, 1])  # the two candidates with most rows
+        """
+        return self.candidate_vocabulary.decode(ids)
 
     def arrays(self, split: str) -> Mapping[str, np.ndarray]:
         """The columns of a split, [n] each: query_id, candidate_id, perhaps timestamp, weight."""
@@ -244,48 +287,49 @@ def open_data(directory: str | os.PathLike[str]) -> RetrievalData:
       ValueError: the directory holds no finished preparation, or one that was changed.
     """
     root, manifest = Path(directory), schema.read_manifest(directory, "prepared")
-    counts = _read_table(root, manifest, "candidate_train_counts-", [schema.COUNT])
+    counts = read_table(root, manifest, "candidate_train_counts-", [schema.COUNT])
     data = RetrievalData(
-        _read_vocabulary(root, manifest, "query"),
-        _read_vocabulary(root, manifest, "candidate"),
+        read_vocabulary(root, manifest, "query"),
+        read_vocabulary(root, manifest, "candidate"),
         counts[schema.COUNT].to_numpy(),
         lambda split: load_split(root, manifest, split),
         fingerprint=manifest.fingerprint,
         source=manifest.source,
-        features=lambda side: _read_features(root, manifest, side),
+        features=lambda side: read_features(root, manifest, side),
     )
     if data.num_rows("train") == 0:
         raise ValueError(f"{directory} has no train rows: prepare it from more interactions.")
     return data
 
 
-def _read_vocabulary(root: Path, manifest: schema.Manifest, side: str) -> Vocabulary:
+def read_vocabulary(root: Path, manifest: schema.Manifest, side: str) -> Vocabulary:
+    """The ids of a side, from all shards."""
     columns = [schema.RAW_ID, schema.FINGERPRINT, schema.COUNT]
-    table = _read_table(root, manifest, f"{side}_vocabulary-", columns)
+    table = read_table(root, manifest, f"{side}_vocabulary-", columns)
     return Vocabulary(table[0].combine_chunks(), table[1].to_numpy(), table[2].to_numpy())
 
 
-def _read_features(root: Path, manifest: schema.Manifest, side: str) -> Features:
+def read_features(root: Path, manifest: schema.Manifest, side: str) -> Features:
     """The attributes of a side, none where it was prepared without."""
     specs = schema.feature_specs(manifest.details, side)
     if not specs:
         return no_features(side)
     columns = [spec.name for spec in specs]
     columns += [spec.presence for spec in specs if spec.has_presence]
-    table = _read_table(root, manifest, f"{side}_features-", columns)
+    table = read_table(root, manifest, f"{side}_features-", columns)
     values = {
-        spec.name: _read_table(root, manifest, spec.vocabulary, [schema.VALUE])[0].combine_chunks()
+        spec.name: read_table(root, manifest, spec.vocabulary, [schema.VALUE])[0].combine_chunks()
         for spec in specs
         if spec.vocabulary
     }
     cold = f"{side}_features_cold-"
     if not manifest.files_of(cold):
         return Features(specs, table, table.schema.empty_table(), values)
-    cold_table = _read_table(root, manifest, cold, [schema.RAW_ID, *columns])
+    cold_table = read_table(root, manifest, cold, [schema.RAW_ID, *columns])
     return Features(specs, table, cold_table, values)
 
 
-def _read_table(root: Path, manifest: schema.Manifest, prefix: str, columns: list[str]) -> pa.Table:
+def read_table(root: Path, manifest: schema.Manifest, prefix: str, columns: list[str]) -> pa.Table:
     """All shards of a Parquet table, in order."""
     names = manifest.files_of(prefix) or [f"{prefix}*"]
     check_files(root, manifest, names)

@@ -11,13 +11,14 @@ import pandas as pd
 
 from pipeline.contract.files import checksum
 from pipeline.contract.settings import require_in_corpus
-from towers.data.interactions import open_data
+from towers.data.interactions import RetrievalData, open_data
 from towers.evaluation.breakdown import breakdown
 from towers.evaluation.hits_by_query import HitsByQuery
 from towers.evaluation.live import measure_live
 from towers.evaluation.settings import EvaluateConfig
 from towers.metrics.definitions import METRICS
 from towers.metrics.held_out import HeldOut, Means
+from towers.model.two_tower import TwoTower
 from towers.report.pages import write_report
 from towers.training.run_directory import BREAKDOWN, TRAINING, open_run, read_json, write_json
 from towers.training.run_directory import METRICS as METRICS_FILE
@@ -104,6 +105,47 @@ def evaluate_run(config: EvaluateConfig) -> dict[str, Any]:
             print(format_table(about, rows, config.ks))
     print(f"report: {write_report(run, config.data)}")
     return result
+
+
+def evaluate(
+    model: TwoTower,
+    data: RetrievalData,
+    *,
+    split: str = "test",
+    ks: Sequence[int] = (10, 20, 50),
+    block_size: int = 256,
+) -> pd.DataFrame:
+    """Ranks the whole corpus for every query of a held-out split, and by popularity beside it.
+
+    Example:
+      towers.evaluate(model, data).loc["recall@10"]
+
+    Args:
+      model: trained on `data`, or loaded.
+      data: with the rows of the split.
+      split: test or validation; what a query chose in the splits before is not ranked.
+      ks: cut-offs.
+      block_size: queries that are ranked at a time.
+
+    Returns:
+      A row a metric and cut-off, such as recall@10: the mean over queries of `model` and of
+      `popularity`, and `model_ci95` and `popularity_ci95`, the half-widths of their 95 %
+      confidence intervals.
+
+    Raises:
+      ValueError: the data are not those of the model, or have no rows in the split.
+    """
+    if model.data.fingerprint != data.fingerprint:
+        raise ValueError(
+            "the model was trained on other data: evaluate it with the data that it was made of."
+        )
+    held_out = HeldOut(data, split)
+    embeddings = model.query_embeddings(), model.candidate_embeddings()
+    of_model = held_out.measure(*embeddings, ks, block_size=block_size)
+    columns = dict(zip(("model", "model_ci95"), of_model, strict=True))
+    of_popularity = held_out.measure_popularity(ks)
+    columns |= dict(zip(("popularity", "popularity_ci95"), of_popularity, strict=True))
+    return pd.DataFrame(columns)
 
 
 def format_table(about: str, rankings: dict[str, Means], ks: Sequence[int]) -> str:

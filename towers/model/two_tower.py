@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Iterable, Mapping
-from typing import Any
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
@@ -25,6 +27,12 @@ from towers.legacy_keras import tf_keras, tfrs
 from towers.model.distribution import check_strategy, cut_into_parts
 from towers.model.gradients import finite_loss, sum_gradients, worst_of
 from towers.model.replica_part import MeanOfAll, WholeBatch, check_alone, part_of
+from towers.model.top_k import recommend
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_NOT_SETTINGS = ("self", "data", "targets", "options", "__class__")  # of the arguments
 
 
 class TwoTower(tfrs.Model):
@@ -69,6 +77,7 @@ class TwoTower(tfrs.Model):
         exclude_seen_negatives: bool | None = None,
         **options: Any,
     ) -> None:
+        settings = {k: v for k, v in locals().items() if k not in _NOT_SETTINGS} | options
         require(dim >= 1, "dim", "at least 1", dim)
         require(temperature > 0, "temperature", "above 0", temperature)
         require(seed >= 0, "seed", "at least 0", seed)
@@ -77,6 +86,11 @@ class TwoTower(tfrs.Model):
         require(known, "reduction", "one of ('mean', 'sum')", repr(reduction))
         check_strategy()
         super().__init__()
+        self.data = data
+        # As text: Keras would track a dictionary as a part of the checkpoint.
+        self.settings = json.dumps(
+            settings, default=lambda v: v.item() if hasattr(v, "item") else str(v)
+        )
         config, options = split_options(options)
         self._towers = make_towers(
             data,
@@ -112,6 +126,77 @@ class TwoTower(tfrs.Model):
             jit_compile = self.method.faster_with_xla or has_gpu
         self._differentiate = tf.function(self._loss_and_gradients, jit_compile=jit_compile)
         self.built = True
+
+    def __repr__(self) -> str:
+        settings = {"tower": "id"} | json.loads(self.settings)
+        defaults = inspect.signature(TwoTower).parameters
+        shown = {
+            name: value
+            for name, value in settings.items()
+            if name in ("tower", "method", "dim")
+            or name not in defaults
+            or value != defaults[name].default
+        }
+        arguments = ", ".join(f"{name}={value!r}" for name, value in shown.items())
+        steps = int(self.iteration.numpy())
+        size = sum(int(tf.size(variable)) for variable in self.trainable_variables)
+        return f"TwoTower({arguments}): {size:,} weights, {steps:,} steps, on {self.data!r}"
+
+    def recommend(
+        self,
+        queries: Sequence[Any] | None = None,
+        *,
+        history: Sequence[Sequence[Any]] | None = None,
+        attributes: Mapping[str, Sequence[Any]] | None = None,
+        k: int = 10,
+        exclude_seen: bool = False,
+    ) -> pd.DataFrame:
+        """The k best candidates of raw queries, by the graph that a published version has.
+
+        Example:
+          model.recommend(["ann", "bob"], k=10, exclude_seen=True)
+          model.recommend(history=[["tea", "milk"]])  # someone new
+
+        Args:
+          queries: B raw ids; None: of someone new.
+          history: B lists of raw candidate ids, the oldest first, of a tower that reads them; of
+            a known id it stands in place of what was trained on.
+          attributes: column → B values, None where one is missing, of a tower that reads them.
+          k: candidates of each query; fewer where fewer are left.
+          exclude_seen: leave out what a query has in train and validation, and its history.
+
+        Returns:
+          A row a candidate, best first: query_id (of someone new its place, from 0), rank from 1,
+          candidate_id, score, and title where the items' table has a column of that name.
+
+        Raises:
+          ValueError: a query is not known, or the tower does not read what is given.
+        """
+        return recommend(self, queries, history, attributes, k, exclude_seen)
+
+    def save(
+        self,
+        filepath: str | os.PathLike[str],
+        overwrite: bool = True,
+        save_format: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Writes a directory from which `towers.load` makes this model again, without its data.
+
+        It holds the settings, the weights with the states of the method and the optimizer, the
+        vocabularies, attributes, and the train and validation rows, which queries are known by.
+        What a teacher ranks is left out. `ModelCheckpoint` calls it; its other options of
+        SavedModels are ignored.
+
+        Raises:
+          ValueError: the path is a file of Keras (.keras, .h5), or something else is there.
+        """
+        from towers.model.saved import save
+
+        del kwargs
+        if save_format not in (None, "tf"):
+            raise ValueError(f"save_format must be left out, got {save_format!r}.")
+        save(self, filepath, overwrite=overwrite)
 
     def call(self, inputs: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
         """The score of each pair: {query_id [B], candidate_id [B]} → [B]."""

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import tensorflow as tf
 
 from pipeline.contract import schema
 from pipeline.contract.bundle import SeenLists, write_bundle
@@ -18,10 +16,10 @@ from towers.data.attributes import raw_values
 from towers.data.interactions import RetrievalData, open_data
 from towers.encoders.feature_tower import FeatureTower
 from towers.model.encoder import save_encoder
+from towers.model.top_k import all_ids, vectors
 from towers.model.two_tower import TwoTower
 from towers.training.earlier_run import open_to_serve
 from towers.training.run_directory import METRICS, read_json
-from towers.training.settings import TrainConfig
 
 _SAMPLES = 1_000  # query vectors to measure an index with
 _SAMPLES_SEED = 0
@@ -47,14 +45,37 @@ def export_bundle(
         do not have a column.
     """
     model, config, data = open_to_serve(run_dir, open_data(data_dir))
+    metrics = Path(run_dir) / METRICS
+    return write_model(
+        *(data, model, bundle_dir, filter_columns, text_columns),
+        configuration=config.recorded(),
+        metrics=read_json(metrics) if metrics.is_file() else None,
+    )
+
+
+def write_model(
+    data: RetrievalData,
+    model: TwoTower,
+    bundle_dir: str | os.PathLike[str],
+    filter_columns: Sequence[str] = (),
+    text_columns: Sequence[str] = (),
+    *,
+    configuration: dict[str, Any],
+    metrics: dict[str, Any] | None = None,
+) -> Path:
+    """Writes the bundle of a model; see `export_bundle`, `configuration` is for its card.
+
+    Raises:
+      ValueError: the model has diverged, or the data do not have a column.
+    """
     attributes = None
     if filter_columns or text_columns:
         attributes = raw_values(data.features("candidate"), filter_columns, text_columns)
     queries, candidates = model.query_embeddings().numpy(), vectors(model, "candidate")
     if not (np.isfinite(queries).all() and np.isfinite(candidates).all()):
         raise ValueError(
-            f"the embeddings of {run_dir} must be finite, got NaN or infinity: train again with "
-            "a smaller --learning_rate."
+            "the embeddings must be finite, got NaN or infinity: train again with a smaller "
+            "--learning_rate."
         )
     raw_ids = all_ids(data, model, "query")
     embeds_new = isinstance(model.candidate_tower, FeatureTower)
@@ -69,7 +90,7 @@ def export_bundle(
         query_ids=raw_ids,
         seen=_seen(data, len(raw_ids)),
         attributes=None if attributes is None else attributes.slice(0, len(candidates)),
-        manifest=_manifest(data, model, candidates, config, Path(run_dir)),
+        manifest=_manifest(data, model, candidates, configuration, metrics),
     )
 
 
@@ -83,40 +104,24 @@ def _seen(data: RetrievalData, num_ids: int) -> SeenLists:
     return SeenLists(np.concatenate([[0], np.cumsum(sizes)]), keys[0][order])
 
 
-def vectors(model: TwoTower, side: str) -> np.ndarray:
-    """What ids are scored by: float32 [V + cold, D], by dense id, then the cold ones.
-
-    Those of queries are divided by the temperature.
-    """
-    embeddings, tower = getattr(model, f"{side}_embeddings")(), getattr(model, f"{side}_tower")
-    if not len(tower.cold_ids):
-        return embeddings.numpy()
-    temperature = model.temperature if side == "query" else 1.0
-    cold = tf.cast(tower.embed_cold() / temperature, tf.float32)
-    return tf.concat([embeddings, cold], axis=0).numpy()
-
-
-def all_ids(data: RetrievalData, model: TwoTower, side: str) -> pa.Array:
-    """Raw ids by dense id, then those that the tower knows by their attributes alone."""
-    vocabulary, tower = getattr(data, f"{side}_vocabulary"), getattr(model, f"{side}_tower")
-    return pa.concat_arrays([vocabulary.raw_ids, tower.cold_ids])
-
-
 def _manifest(
-    data: RetrievalData, model: TwoTower, candidates: np.ndarray, config: TrainConfig, run: Path
+    data: RetrievalData,
+    model: TwoTower,
+    candidates: np.ndarray,
+    configuration: dict[str, Any],
+    metrics: dict[str, Any] | None,
 ) -> schema.Manifest:
     """The manifest of the bundle; it has nothing that depends on time or place."""
     details: dict[str, Any] = {
-        "configuration": config.recorded(),
+        "configuration": configuration,
         "data": {"source": data.source, "fingerprint": data.fingerprint},
     }
-    if (run / METRICS).is_file():
-        metrics = read_json(run / METRICS).items()
-        details["metrics"] = {name: value for name, value in metrics if name != "seconds"}
+    if metrics is not None:
+        details["metrics"] = {name: v for name, v in metrics.items() if name != "seconds"}
     return schema.Manifest(
         kind="bundle",
         source=data.source,
-        configuration=config.recorded(),
+        configuration=configuration,
         counts={
             "queries": data.num_queries + len(model.query_tower.cold_ids),
             "cold_queries": len(model.query_tower.cold_ids),

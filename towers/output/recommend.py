@@ -18,8 +18,8 @@ from pipeline.contract.settings import require_in_corpus
 from towers.data.interactions import Positives, RetrievalData, open_data
 from towers.legacy_keras import tf_keras
 from towers.metrics.ranking import rank_blocks, tie_order
+from towers.model.top_k import all_ids, vectors
 from towers.model.two_tower import TwoTower
-from towers.output.bundle import all_ids, vectors
 from towers.output.settings import RecommendConfig
 from towers.training.earlier_run import open_to_serve
 from towers.training.failures import told_when_full

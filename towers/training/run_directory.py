@@ -17,7 +17,7 @@ import tensorflow as tf
 from pipeline.contract.files import did_you_mean_directory, held, write_atomically
 from samplers.methods.full_softmax import SoftTargets
 from towers.data.interactions import RetrievalData
-from towers.legacy_keras import tf_keras
+from towers.model.saved import layers_of
 from towers.model.two_tower import TwoTower
 from towers.training.settings import TrainConfig
 
@@ -143,13 +143,9 @@ def make_model(
     names += " exclude_seen_negatives"
     settings: dict[str, Any] = {name: getattr(config, name) for name in names.split()}
     options: dict[str, Any] = {**config.method_options}
-    before = tf_keras.mixed_precision.global_policy()
     policy = "mixed_bfloat16" if config.precision == "bfloat16" else "float32"
-    tf_keras.mixed_precision.set_global_policy(policy)  # of the layers that are made here
-    try:
+    with layers_of(policy):
         return TwoTower(data, targets=targets, **settings, **config.tower_settings, **options)
-    finally:
-        tf_keras.mixed_precision.set_global_policy(before)
 
 
 def read_run(run: str | os.PathLike[str]) -> tuple[TrainConfig, str]:

@@ -1,0 +1,146 @@
+"""The best candidates of raw queries, by the graph that a published version encodes them with."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import tensorflow as tf
+
+from pipeline.contract import hashing, schema
+from towers.data.attributes import raw_values
+from towers.data.interactions import Positives, RetrievalData, find_ids
+from towers.metrics.ranking import rank_blocks, tie_order
+from towers.model.encoder import HISTORY, Encoder
+
+if TYPE_CHECKING:
+    from towers.model.two_tower import TwoTower
+
+TITLE = "title"  # column of the items' table that answers show
+_BLOCK = 256  # queries that are ranked at a time
+
+
+def recommend(
+    model: TwoTower,
+    queries: Sequence[Any] | None,
+    history: Sequence[Sequence[Any]] | None,
+    attributes: Mapping[str, Sequence[Any]] | None,
+    k: int,
+    exclude_seen: bool,
+) -> pd.DataFrame:
+    """See `TwoTower.recommend`."""
+    data = model.data
+    given: dict[str, Any] = {schema.QUERY_ID: queries, HISTORY: history, **(attributes or {})}
+    given = {name: list(values) for name, values in given.items() if values is not None}
+    sizes = {name: len(values) for name, values in given.items()}
+    if not sizes or len(set(sizes.values())) > 1 or isinstance(queries, str):
+        raise ValueError(
+            "recommend needs lists of one length, of ids, of histories or of both, such as "
+            f'recommend(["ann"]) or recommend(history=[["tea", "milk"]]), got {sizes or queries}.'
+        )
+    candidates = all_ids(data, model, "candidate")
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k}.")
+    with tempfile.TemporaryDirectory() as scratch:
+        encoder = Encoder(data, model, "query", Path(scratch))
+        outputs = encoder.requested(_inputs(encoder.specs, given))
+    names = given.get(schema.QUERY_ID, list(range(len(outputs["known"]))))
+    if unknown := [names[row] for row in np.flatnonzero(~outputs["known"].numpy())]:
+        raise ValueError(
+            f"the model does not know {len(unknown)} of the queries, such as {unknown[0]!r}: leave "
+            "them out, or say what they chose: history=[[...]], of a tower that reads histories."
+        )
+    prints = hashing.fingerprints(name.as_py().encode() for name in candidates)
+    blocks = list(
+        rank_blocks(
+            outputs["embedding"],
+            vectors(model, "candidate"),
+            np.arange(len(names)),
+            _seen(data, given, prints) if exclude_seen else _rows([[]] * len(names)),
+            k=k,
+            order=tie_order(prints),
+            block_size=_BLOCK,
+        )
+    )
+    ranked, scores = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
+    kept = ranked >= 0
+    rows, ranks = np.nonzero(kept)
+    answer = {
+        schema.QUERY_ID: [names[row] for row in rows],
+        "rank": ranks + 1,
+        schema.CANDIDATE_ID: candidates.take(pa.array(ranked[kept])).to_pylist(),
+        "score": scores[kept],
+    }
+    features = data.features("candidate")
+    if TITLE in [spec.name for spec in features.specs]:
+        titles = raw_values(features, (), [TITLE])[TITLE].to_pylist()
+        answer[TITLE] = [titles[row] if row < len(titles) else None for row in ranked[kept]]
+    return pd.DataFrame(answer)
+
+
+def _inputs(specs: dict[str, tf.TensorSpec], given: dict[str, Any]) -> dict[str, tf.Tensor]:
+    """The inputs of an encoder; what is not given is missing: "" or NaN."""
+    if unknown := sorted(set(given) - set(specs)):
+        hint = " (history: train tower fism, svdpp, or features with a history)"
+        raise ValueError(
+            f"the tower of queries does not read {', '.join(unknown)}, it reads "
+            f"{', '.join(specs)}{hint if HISTORY in unknown else ''}."
+        )
+    size, inputs = len(next(iter(given.values()))), {}
+    for name, spec in specs.items():
+        values = given.get(name, [None] * size)
+        if spec.dtype.is_floating:
+            inputs[name] = tf.constant([np.nan if v is None else v for v in values], spec.dtype)
+        elif spec.shape.rank == 1:
+            texts = ["" if value is None else str(value) for value in values]
+            inputs[name] = tf.constant(texts, tf.string)
+        else:
+            lists = [[str(value) for value in v or ()] for v in values]
+            width = max(map(len, lists), default=0)
+            filled = [[*row, *[""] * (width - len(row))] for row in lists]
+            inputs[name] = tf.constant(filled, tf.string, [size, width])
+    return inputs
+
+
+def _seen(data: RetrievalData, given: dict[str, Any], prints: np.ndarray) -> Positives:
+    """Rows of the candidates that each query has in train, in validation or in its history."""
+    size = len(next(iter(given.values())))
+    seen: list[list[int]] = [[] for _ in range(size)]
+    known = data.positives("train", "validation")
+    for row, query in enumerate(data.encode_queries(given.get(schema.QUERY_ID, ()))):
+        seen[row] += known.of(query).tolist() if query >= 0 else []
+    for row, history in enumerate(given.get(HISTORY, ())):
+        chosen = hashing.fingerprints(str(value).encode() for value in history)
+        places, found = find_ids(chosen, prints)
+        seen[row] += places[found].tolist()
+    return _rows(seen)
+
+
+def _rows(lists: list[list[int]]) -> Positives:
+    owners = np.repeat(np.arange(len(lists)), [len(row) for row in lists])
+    candidates = np.array([value for row in lists for value in row], np.int64)
+    return Positives(owners, candidates, len(lists))
+
+
+def vectors(model: TwoTower, side: str) -> np.ndarray:
+    """What ids are scored by: float32 [V + cold, D], by dense id, then the cold ones.
+
+    Those of queries are divided by the temperature.
+    """
+    embeddings, tower = getattr(model, f"{side}_embeddings")(), getattr(model, f"{side}_tower")
+    if not len(tower.cold_ids):
+        return embeddings.numpy()
+    temperature = model.temperature if side == "query" else 1.0
+    cold = tf.cast(tower.embed_cold() / temperature, tf.float32)
+    return tf.concat([embeddings, cold], axis=0).numpy()
+
+
+def all_ids(data: RetrievalData, model: TwoTower, side: str) -> pa.Array:
+    """Raw ids by dense id, then those that the tower knows by their attributes alone."""
+    vocabulary, tower = getattr(data, f"{side}_vocabulary"), getattr(model, f"{side}_tower")
+    return pa.concat_arrays([vocabulary.raw_ids, tower.cold_ids])
