@@ -58,6 +58,7 @@ EXTRAS = {
         "schemathesis>=4",
         "selenium>=4",
         "nbclient>=0.10",  # the tests run the notebooks
+        "keras-rs>=0.4,<0.5",  # beside which notebooks/5_keras_3.ipynb trains
         "ipykernel>=6.29",
         "setuptools>=77",
         "wheel",

@@ -13,7 +13,10 @@ import pytest
 from nbclient import NotebookClient
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
-NAMES = ("1_quick_start", "2_change_one_line", "3_choosing_a_sampler", "4_serving")
+NAMES = (
+    *("1_quick_start", "2_change_one_line", "3_choosing_a_sampler", "4_serving"),
+    "5_keras_3",
+)
 MAX_BYTES = 250_000
 MAX_COLUMNS = 88  # characters of a line of output that a page of 700 pixels holds
 # A path of some machine; `/v1/models` of a URL and dates are none.
@@ -161,6 +164,31 @@ def test_serving(kernel, tmp_path):
     assert set(on_shelf) <= set(shelf)
     assert times[::2] == [200, 200]
     assert min(times[1::2]) > 0
+    assert not left
+
+
+@pytest.mark.long  # four trainings, and an export
+def test_keras_3(kernel, tmp_path):
+    measured, floor, steps, same, version, other, new, chosen, left = run(
+        "5_keras_3",
+        tmp_path / "here",
+        "{name: curve['recall@50'].tolist() for name, curve in curves.items()}",
+        "popularity['recall@50']",
+        "[steps_before, int(begun.loss_layer.iteration), int(resumed.loss_layer.iteration)]",
+        "bool(same)",
+        "anything.candidate_ids",
+        "by_keras_rs",
+        "new.candidate_ids",
+        "data.candidate_vocabulary.raw_ids.take(had.of(customer)).to_pylist()",
+        "place.exists()",
+    )
+    assert all(curve[0] < floor < curve[-1] for curve in measured.values())
+    assert steps[0] == 0 < steps[1] == steps[2]
+    assert same
+    assert version == other
+    assert len(set(new)) == 5
+    assert not set(new) & set(chosen)
+    assert set(version) & set(chosen)
     assert not left
 
 
