@@ -121,10 +121,10 @@ def open_to_serve(
                     f"none of the {len(there)} ids of the {side} side of the data is in {run}: "
                     "check --data, or train again."
                 )
-            text = "%d %s ids of the data are new to %s, such as %r: not in its version"
+            text = "%s does not know %d of %d %s ids of the data, such as %r: they are left out"
             if not there.all():
-                new = getattr(data, f"{side}_vocabulary").raw_ids[int(np.argmin(there))]
-                log.warning(text, np.count_nonzero(~there), side, run, new.as_py())
+                new = getattr(data, f"{side}_vocabulary").raw_ids[int(np.argmin(there))].as_py()
+                log.warning(text, run, np.count_nonzero(~there), len(there), side, new)
             kept.append(there)
     rows = rows.restricted(*kept)
     counted = rows if counts is None else rows.with_counts(counts[places[there]])
@@ -178,7 +178,8 @@ def _joined(
             f"none of the {len(new_ids)} ids of a side of the data is in {root}: prepare both from "
             "the same raw ids, or leave out --init_from."
         )
-    log.info("train: %d of %d rows of a table are those of %s", known.sum(), len(known), root)
+    if not known.all():
+        log.info("train: %d of %d rows of a table are those of %s", known.sum(), len(known), root)
     return np.where(known[:, None], old[places], new)
 
 

@@ -130,9 +130,14 @@ def test_the_state_of_another_method_is_refused(trained, method, tmp_path):
         other.load_weights(tmp_path / "x.weights.h5")
 
 
-def test_an_encoder_that_is_missing_is_named():
+def test_what_it_cannot_do_is_one_line():
     task = MethodLayer(build("mns"))
     with pytest.raises(ValueError, match="candidate_encoder must be given for Mns"):
+        task(tf.ones([2, 4]), tf.eye(2, 4), query_ids=[0, 1], candidate_ids=[5, 8])
+    with (
+        tf.distribute.OneDeviceStrategy("CPU:0").scope(),
+        pytest.raises(ValueError, match="strategy must be none for MethodLayer"),
+    ):
         task(tf.ones([2, 4]), tf.eye(2, 4), query_ids=[0, 1], candidate_ids=[5, 8])
     task = MethodLayer(samplers.build("ssl", mask_accidental_hits=True))  # as its docstring has it
     losses = task(tf.ones([2, 4]), tf.eye(2, 4), query_ids=[0, 1], candidate_ids=[5, 8])

@@ -177,8 +177,9 @@ def test_an_older_run_exports_with_a_later_preparation(
         if query in known and candidate in before
     }
     text = " ".join(caplog.messages)
-    assert f"3 query ids of the data are new to {run}, such as '90" in text
-    assert f"2 candidate ids of the data are new to {run}, such as " in text
+    sizes = rows.num_queries, rows.num_candidates
+    assert f"{run} does not know 3 of {sizes[0]} query ids of the data, such as '90" in text
+    assert f"{run} does not know 2 of {sizes[1]} candidate ids of the data, such as " in text
 
 
 def test_counts_of_a_log_follow_their_candidates(prepared, data, later, tmp_path, monkeypatch):
