@@ -21,6 +21,7 @@ from towers.training.checkpoints import RunRecorder
 from towers.training.earlier_run import keep_vocabularies, soft_targets, start_from_run
 from towers.training.failures import CheckData, compile_quietly, explain_divergence, told_when_full
 from towers.training.frequency import open_frequency
+from towers.training.memory import fit_to_memory
 from towers.training.run_directory import (
     CHECKPOINTS,
     LOGS,
@@ -76,6 +77,7 @@ def train(config: TrainConfig, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
         targets, rows = soft_targets(teacher, data, config.teacher_candidates), data.by_query()
     with strategy.scope():
         model = make_model(config, frequency.counted(data), targets)
+        fit_to_memory(model, config)
         frequency.start(model.method)
         _compile(config, rows, model)
         checkpoints = str(Path(config.run) / CHECKPOINTS)
@@ -164,6 +166,11 @@ def _train(
                 callbacks=callbacks,
                 verbose=1 if sys.stdout.isatty() else 0,
             )
+        except tf.errors.ResourceExhaustedError as error:
+            raise ValueError(
+                f"the memory is full in a step with batch_size {config.batch_size}: lower it, or "
+                "where the method has it score in blocks, --options block_size=1024."
+            ) from error
         except tf.errors.InvalidArgumentError as error:
             step = int(model.iteration.numpy())
             raise explain_divergence(error, config, rows, step) or error from error
