@@ -2,6 +2,7 @@
 
 import multiprocessing
 import time
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -11,10 +12,13 @@ import tensorflow as tf
 
 import twotower
 from pipeline.contract import schema
+from pipeline.contract.attributes import as_attributes
+from pipeline.contract.bundle import write_bundle as write_vectors
 from pipeline.contract.files import check_files
 from serving.publish.items import change_items
 from serving.publish.publish import publish
 from serving.publish.settings import ItemsConfig
+from serving.retrieval.requests import RetrieveRequest
 from serving.retrieval.retriever import Retriever
 from serving.runtime.loaded_version import LoadedVersion
 from serving.version.versions import find_version, look_at
@@ -406,3 +410,73 @@ def test_killed_at_any_moment_the_old_or_the_new_version_answers(tmp_path, shop_
         outputs = model.signatures["serving_default"](query_id=tf.constant(["query 0"]))
         assert [raw.decode() for raw in outputs["candidate_id"][0].numpy()] == shop.best(0)[:K]
     assert ends == {"old", "new"}
+
+
+class Shares(NamedTuple):
+    """8,000 candidates around 60 centres with K = 100 and a tree; then 160 removed, 300 added."""
+
+    retriever: Retriever
+    vectors: np.ndarray  # of all that ever were there
+    column: dict[str, list[str | None]]  # columns of theirs
+    queries: np.ndarray
+    left: np.ndarray  # bool: which are there now
+
+
+@pytest.fixture(scope="module", params=["base", "delta"])
+def shares(tmp_path_factory, request):
+    rng, root = np.random.default_rng(5), tmp_path_factory.mktemp("shares")
+    centres = rng.normal(size=(60, 16))
+    around = np.concatenate([rng.integers(0, 60, 8300), rng.integers(0, 60, 40)])
+    points = (centres[around] + 0.3 * rng.normal(size=(8340, 16))).astype(np.float32)
+    vectors, queries = points[:8300], points[8300:]
+    even, clump = rng.random(8300), around[:8300]  # over the corpus, and where some queries are
+    columns = {}
+    for percent in (2, 4, 8):
+        columns[f"even {percent}"] = ["x" if e < percent / 100 else None for e in even]
+        columns[f"clump {percent}"] = ["x" if c < 0.6 * percent else None for c in clump]
+    ids = [f"item {row}" for row in range(8300)]
+    table = pa.table(columns)
+    bundle = write_vectors(
+        root / "bundle",
+        vectors[:8000],
+        ids[:8000],
+        sample_queries=queries,
+        attributes=as_attributes(table.slice(0, 8000)),
+    )
+    publish(bundle, root / "models", k=100, scann_leaves=90)
+    left = np.arange(8300) < 8000
+    if request.param == "delta":
+        new = table.slice(8000).append_column("candidate_id", pa.array(ids[8000:]))
+        new = new.append_column("embedding", pa.array(vectors[8000:].tolist()))
+        pq.write_table(new, root / "new.parquet")
+        left = np.isin(np.arange(8300), rng.choice(8000, 160, replace=False), invert=True)
+        gone = [ids[row] for row in np.flatnonzero(~left)]
+        pq.write_table(pa.table({"candidate_id": gone}), root / "old.parquet")
+        add, remove = (str(root / name) for name in ("new.parquet", "old.parquet"))
+        change_items(ItemsConfig(str(root / "models"), add=add, remove=remove))
+    retriever = Retriever.load(root / "models")
+    yield Shares(retriever, vectors, columns, queries, left)
+    retriever.close()
+
+
+@pytest.mark.parametrize("few_chosen", [0, 20_000])
+@pytest.mark.parametrize("index", ["exact", "scann"])
+def test_a_small_share_of_the_corpus_gives_its_k_best(shares, index, few_chosen, monkeypatch):
+    monkeypatch.setattr("serving.retrieval.search._FEW_CHOSEN", few_chosen)
+    assert index in shares.retriever.usable_indexes
+    scores = shares.queries.astype(np.float64) @ shares.vectors.T.astype(np.float64)
+    features = {"embedding": shares.queries}
+    for name, column in shares.column.items():
+        fulfils = shares.left & np.array([value == "x" for value in column])
+        assert 0.01 < fulfils.mean() < 0.1
+        order = np.argsort(-np.where(fulfils, scores, -np.inf), axis=1)
+        for k in (10, 100, 1000):
+            request = RetrieveRequest(features=features, k=k, where={name: ["x"]}, index=index)
+            results = shares.retriever.answer(request).results
+            num_best = min(k, int(fulfils.sum()))
+            hits = 0
+            for result, best in zip(results, order[:, :num_best], strict=True):
+                assert len(set(result.candidate_ids)) == num_best
+                hits += len({f"item {row}" for row in best} & set(result.candidate_ids))
+            recall = hits / (len(results) * num_best)
+            assert recall >= (1 if index == "exact" or few_chosen else 0.95), (name, k, recall)
