@@ -2,6 +2,7 @@
 
 import json
 
+import grpc
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -178,6 +179,89 @@ NAMES = st.one_of(st.sampled_from(["query_id", "history", "town", "age", "tags"]
 def test_no_body_fails_the_service(live, queries):
     answer = live.post(f"{MODEL}:retrieve", json.dumps({"queries": queries, "k": 2}).encode())
     assert answer.status in (200, 400), answer
+
+
+WHERE_NAMES = st.one_of(st.sampled_from(["colour", "sizes?", "weight"]), st.text())
+BOUNDS = st.dictionaries(st.sampled_from(["min", "max", "mean"]), ANYTHING)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    where=st.one_of(ANYTHING, st.dictionaries(WHERE_NAMES, st.one_of(BOUNDS, ANYTHING), max_size=4))
+)
+def test_no_where_fails_the_service(live, where):
+    body = {"query_ids": ["query 1"], "k": 2, "where": where}
+    answer = live.post(f"{MODEL}:retrieve", json.dumps(body).encode())
+    assert answer.status in (200, 400), answer
+    if answer.status == 400:
+        assert "\n" not in answer.error
+        assert len(answer.error) < 1000
+
+
+STRANGE = ["a\nb", "\0", "a\0b", "\r\n", "\u2028", "x" * 60_000, "🦆", "cañdidate 21\n"]
+
+
+def test_hostile_queries_are_answered_or_refused_in_one_line(live, described):
+    def ask(**body):
+        return live.post(f"{MODEL}:retrieve", {"k": 3} | body)
+
+    [result] = ask(queries=[{"query_id": "a\n\0", "history": [*STRANGE, ITEMS[3]]}]).json["results"]
+    assert (result["query_id"], result["unknown_history"]) == ("a\n\0", len(STRANGE))
+    ids = [candidate["id"] for candidate in result["candidates"]]
+    assert ids == best_ids(described.sample, {"history": [ITEMS[3]]})[:3]
+    same = ask(query_ids=["query 1"]).json["results"]
+    assert ask(query_ids=["query 1"], exclude=STRANGE).json["results"] == same
+    [result] = ask(query_ids=["query 1"], where={"colour": STRANGE}).json["results"]
+    assert result["candidates"] == []
+    for wrong, message in [
+        ({"queries": [{"history": ["a"] * 100_000}]}, "history must be a list of at most"),
+        ({"queries": [{"history": [["a"]]}]}, "history must be a list of strings"),
+        ({"queries": [{"history": {"a": 1}}]}, "history must be a list of strings"),
+        ({"queries": [{"age": "30"}]}, "age must be a number"),
+        ({"queries": [{"age": 1e300}]}, "age must be a number"),
+        ({"queries": [{"town": "\ud800"}]}, ""),
+        ({"where": {"colour": ["a"] * 100_000}}, "where may have at most 10000 values"),
+        ({"where": {"colour": {"min": 1}}}, "where: colour must be a string"),
+        ({"where": {"weight": ["1"]}}, "where: weight must be numbers"),
+        ({"where": {"weight": {"min": "1"}}}, "where: weight must be numbers"),
+        ({"where": {f"c{row}": "a" for row in range(100_000)}}, "at most 20 fields"),
+        ({"where": {"a\n\0": "a"}}, "which this version does not know"),
+    ]:
+        answer = ask(**{"query_ids": ["query 1"]} | wrong if "where" in wrong else wrong)
+        assert answer.status == 400, wrong
+        assert message in answer.error
+        assert "\n" not in answer.error
+        assert len(answer.error) < 500
+
+
+def test_hostile_tensors_are_answered_or_refused_in_one_line(live, described):
+    def predict(**inputs):
+        request = predict_pb2.PredictRequest()
+        request.model_spec.name, request.model_spec.signature_name = "twotower", "retrieve"
+        empty = {"query_id": [""], "town": [""], "tags": [[""]], "history": [[""]]}
+        for name, value in (empty | {"age": np.array([np.nan])} | inputs).items():
+            proto = tf.make_tensor_proto(value if isinstance(value, tf.Tensor) else np.array(value))
+            request.inputs[name].CopyFrom(proto)
+        return live.prediction.Predict(request).outputs["candidate_id"]
+
+    expected = best_ids(described.sample, {"history": [ITEMS[3]]})[:40]
+    names = tf.make_ndarray(predict(history=tf.constant([[*STRANGE, b"\xff\0", ITEMS[3]]])))
+    assert [name.decode() for name in names[0]] == expected
+    names = tf.make_ndarray(predict(history=tf.constant([["a"] * 100_000 + [ITEMS[3]]])))
+    assert [name.decode() for name in names[0]] == expected
+    for wrong in (
+        {"history": [1]},
+        {"history": [[1.5]]},
+        {"history": ["a"]},
+        {"age": ["old"]},
+        {"town": [["Ulm"]]},
+        {"tags": [["a"], ["b"]]},
+        {"town": []},
+    ):
+        with pytest.raises(grpc.RpcError) as error:
+            predict(**wrong)
+        assert error.value.code() is grpc.StatusCode.INVALID_ARGUMENT, wrong
+        assert "\n" not in error.value.details()
 
 
 def test_the_command(described, capsys):
