@@ -141,12 +141,13 @@ def _feature_tower(
 
 
 def _chosen_features(data: RetrievalData, config: TowerConfig, side: str) -> Features:
-    """Those that the inputs of a side name, in this order; all of them for `features`."""
+    """Those that the inputs of a side name, in this order; all there are for `features`."""
     inputs, features = config.inputs(side), data.features(side)
     known = {spec.name: spec for spec in features.specs}
     word = "user" if side == "query" else "item"
     if "features" in inputs:
-        if known:
+        has_any = any(data.features(each).specs for each in schema.SIDES)
+        if known or (has_any and len(inputs) > 1):  # the other inputs do where there are none
             return features
         raise ValueError(
             f"{side}_inputs has features, and the data have no attributes of that side: prepare "

@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 from pipeline.contract import schema
+from towers.data.dataframe import from_dataframe
 from towers.data.interactions import open_data
 from towers.encoders.feature_tower import AttentionPooling, mean_of
 from towers.encoders.tower import uniform_by_id
@@ -233,3 +234,13 @@ def test_missing_attributes_are_an_error(data):
     ):
         TwoTower(data, tower="features", candidate_inputs=("id",))
     assert TowerConfig(tower="features").inputs("query") == ("history", "features")
+
+
+def test_attributes_of_one_side_are_enough(pairs):
+    items = pairs[["item_id"]].drop_duplicates().assign(kind="a")
+    data = from_dataframe(pairs, user="user_id", item="item_id", item_features=items)
+    model = TwoTower(data, tower="features", dim=4)
+    assert [column.name for column in model.candidate_tower.columns] == ["kind"]
+    assert model.query_tower.columns == ()
+    with pytest.raises(ValueError, match="no attributes of that side"):
+        TwoTower(data, tower="features", query_inputs=("features",))
