@@ -78,7 +78,7 @@ def check_files(
             raise ValueError(f"{path} was changed after its manifest was written: export it again.")
 
 
-def did_you_mean_directory(path: str | os.PathLike[str], holds: str) -> str:
+def did_you_mean_directory(path: str | os.PathLike[str], holds: str, with_text: str = "") -> str:
     """The end of an error about a directory that lacks a file: the one above or below that has it.
 
     Example:
@@ -86,7 +86,8 @@ def did_you_mean_directory(path: str | os.PathLike[str], holds: str) -> str:
     """
     place = Path(path)
     for near in (place.parent, *sorted(place.glob("*/"))):
-        if (near / holds).is_file():
+        file = near / holds
+        if file.is_file() and with_text in file.read_text(encoding="utf-8", errors="replace"):
             return f" Did you mean {near}?"
     return ""
 

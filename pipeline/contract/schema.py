@@ -197,7 +197,8 @@ def read_manifest(directory: str | os.PathLike[str], kind: str) -> Manifest:
     if not path.is_file():
         raise ValueError(
             f"{directory} holds no finished {kind} data: there is no {MANIFEST} in it. "
-            f"Make it with `{maker}`.{did_you_mean_directory(directory, MANIFEST)}"
+            f"Make it with `{maker}`."
+            + did_you_mean_directory(directory, MANIFEST, f'"kind": "{kind}"')
         )
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
