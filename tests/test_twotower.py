@@ -97,7 +97,7 @@ def test_a_bad_file_is_one_line(tmp_path, monkeypatch, capsys, content, message)
     assert message in error
 
 
-@pytest.mark.long  # eight processes
+@pytest.mark.long  # loads everything
 def test_doctor_reports_as_json(capsys):
     assert twotower.main(["doctor", "--json"]) == 0
     findings = json.loads(capsys.readouterr().out)
@@ -107,15 +107,23 @@ def test_doctor_reports_as_json(capsys):
     assert "twotower[" not in json.dumps(findings)  # no such package on PyPI
 
 
-@pytest.mark.long
 def test_doctor_names_what_is_broken(monkeypatch):
     from towers import doctor
 
-    broken = "raise ImportError('no such thing')"
-    found = doctor._check(broken, "install it")
-    assert found == {"ok": False, "error": "ImportError: no such thing", "remedy": "install it"}
-    monkeypatch.setattr(doctor, "CHECKS", {"thing": (broken, "install it")})
+    checks = {
+        "thing": ("raise ImportError('no such thing')", "install it"),
+        "crash": ("import os; os._exit(3)", "mend it"),
+        "sound": ("print('here')", "never said"),
+    }
+    monkeypatch.setattr(doctor, "CHECKS", checks)
+    monkeypatch.setattr(doctor, "_COUNT_GPUS", "print('1 True')")
     findings = doctor.examine()
+    assert findings["checks"] == {
+        "thing": {"ok": False, "error": "ImportError: no such thing", "remedy": "install it"},
+        "crash": {"ok": False, "error": "exit status 3", "remedy": "mend it"},
+        "sound": {"ok": True, "found": "here"},
+    }
+    assert findings["devices"] == {"gpus": 1, "built_with_cuda": True}
     text = "\n".join(doctor._lines(findings))
     assert "FAIL thing" in text
     assert "remedy: install it" in text

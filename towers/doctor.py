@@ -1,6 +1,7 @@
 """`twotower doctor`: what is installed, whether it works together, and how to mend what does not.
 
-Each library is tried in a process of its own, so that one that fails hides no other.
+All libraries are tried in one process, which is fast. A check that ends the process fails, and the
+next ones run in a new one, so that one that crashes hides no other.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import os
 import platform
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 
 PACKAGES = {  # distribution → the extra that brings it
     "tensorflow": "",
@@ -31,19 +31,16 @@ CPU_FEATURES = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_tile")
 CHECKS = {
     "tensorflow computes": (
         "import tensorflow as tf; assert float(tf.reduce_sum(tf.ones([2, 2]))) == 4",
-        "reinstall it: pip install 'tensorflow>=2.20,<2.21'",
+        "pip install 'tensorflow>=2.20,<2.21'",
     ),
     "tensorflow-recommenders loads with Keras 2": (
         "from towers.legacy_keras import tfrs; tfrs.Model",
-        "make env, and import nothing of Keras 3 before it",
+        "pip install -r requirements.lock in the checkout, and set TF_USE_LEGACY_KERAS=1 where "
+        "something imports tf.keras before it",
     ),
     "ScaNN's ops load into this TensorFlow": (
         "import tensorflow as tf; from scann import scann_ops; scann_ops.builder",
         "pip install 'scann[tf]==1.4.2': its ops are built for TensorFlow 2.20",
-    ),
-    "recommenders and ScaNN load together": (
-        "from towers.legacy_keras import tfrs; from scann import scann_ops",
-        "install the versions of requirements.lock",
     ),
     "a compiled training step runs": (
         "import pandas as pd, towers\n"
@@ -59,17 +56,35 @@ CHECKS = {
     "Beam runs a pipeline": (
         "import apache_beam as beam\n"
         "with beam.Pipeline(runner='FnApiRunner') as p: p | beam.Create([1]) | beam.Map(str)",
-        "make env; a protobuf of version 7 breaks Beam",
+        "pip install 'protobuf<7' 'apache-beam>=2.77,<2.78'",
     ),
     "TFDS opens folders": (
         "import tensorflow_datasets as tfds; tfds.builder_from_directory",
-        "make env",
+        "pip install 'tensorflow-datasets>=4.9.10,<4.10' 'importlib-resources>=5'",
     ),
 }
-_GPUS = (
-    "import tensorflow as tf; print(len(tf.config.list_physical_devices('GPU')),"
-    " tf.test.is_built_with_cuda())"
+_GPUS, _COUNT_GPUS = (
+    "devices",
+    (
+        "import tensorflow as tf; print(len(tf.config.list_physical_devices('GPU')),"
+        " tf.test.is_built_with_cuda())"
+    ),
 )
+# Reads pairs of a name and the code of a check, and writes one line of JSON after each.
+_RUNNER = """
+import contextlib, io, json, sys
+for name, code in json.load(sys.stdin):
+    print(json.dumps({"begun": name}), flush=True)
+    said, ended = io.StringIO(), {"ok": True}
+    try:
+        with contextlib.redirect_stdout(said):
+            exec(code, {})
+        if lines := said.getvalue().strip().splitlines():
+            ended["found"] = lines[-1]
+    except BaseException as error:
+        ended = {"ok": False, "error": f"{type(error).__name__}: {error}".splitlines()[0]}
+    print(json.dumps({"name": name, **ended}), flush=True)
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,8 +106,13 @@ def report(config: DoctorConfig) -> int:
 
 def examine() -> dict[str, dict]:
     """Versions, processor, devices and checks, as plain values."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # each waits for a process of its own
-        checks = pool.map(lambda check: _check(*check), CHECKS.values())
+    codes = {name: code for name, (code, _) in CHECKS.items()}
+    results = _run({**codes, _GPUS: _COUNT_GPUS})
+    devices = _devices(results.pop(_GPUS).get("found", ""))
+    checks = {
+        name: result if result["ok"] else {**result, "remedy": CHECKS[name][1]}
+        for name, result in results.items()
+    }
     return {
         "machine": {
             "python": platform.python_version(),
@@ -101,8 +121,8 @@ def examine() -> dict[str, dict]:
             "cpu_features": cpu_features(),
         },
         "packages": {name: _version(name) for name in PACKAGES},
-        "devices": _devices(),
-        "checks": dict(zip(CHECKS, checks, strict=True)),
+        "devices": devices,
+        "checks": checks,
     }
 
 
@@ -123,24 +143,35 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _run(code: str) -> subprocess.CompletedProcess[str]:
+def _run(codes: dict[str, str]) -> dict[str, dict]:
+    """Of each check what came of it; a process that a check ends gives way to a new one."""
     quiet = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
-    return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=quiet, check=False
-    )
+    left, results = dict(codes), {}
+    while left:
+        done = subprocess.run(
+            [sys.executable, "-c", _RUNNER],
+            input=json.dumps(list(left.items())),
+            capture_output=True,
+            text=True,
+            env=quiet,
+            check=False,
+        )
+        begun = next(iter(left))
+        for line in filter(lambda line: line.startswith("{"), done.stdout.splitlines()):
+            said = json.loads(line)
+            begun = said.get("begun", begun)
+            if name := said.pop("name", ""):
+                results[name] = said
+        if begun not in results:
+            last = (done.stderr.strip().splitlines() or [""])[-1]
+            error = f"exit status {done.returncode} {last}".rstrip()
+            results[begun] = {"ok": False, "error": error}
+        left = {name: code for name, code in left.items() if name not in results}
+    return {name: results[name] for name in codes}
 
 
-def _check(code: str, remedy: str) -> dict:
-    done = _run(code)
-    if done.returncode == 0:
-        said = done.stdout.strip().splitlines()[-1:]
-        return {"ok": True} | ({"found": said[0]} if said else {})
-    last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-    return {"ok": False, "error": last, "remedy": remedy}
-
-
-def _devices() -> dict:
-    words = _run(_GPUS).stdout.split()
+def _devices(said: str) -> dict:
+    words = said.split()
     if len(words) < 2:
         return {"gpus": 0, "remedy": "TensorFlow does not load; see the checks"}
     devices = {"gpus": int(words[-2]), "built_with_cuda": words[-1] == "True"}
