@@ -45,9 +45,10 @@ def from_dataframe(
 ) -> RetrievalData:
     """Prepares a DataFrame of interactions as `twotower prepare` does, with the same split.
 
-    Example:
-      log = pd.DataFrame({"user": ["ann", "ann", "bob"], "item": ["tea", "milk", "tea"]})
-      data = towers.from_dataframe(log, user="user", item="item")
+    >>> import pandas as pd
+    >>> log = pd.DataFrame({"user": ["ann", "ann", "bob"], "item": ["tea", "milk", "tea"]})
+    >>> from_dataframe(log, user="user", item="item").decode_candidates([0, 1])
+    ['tea', 'milk']
 
     Of equal (user, item) pairs the earliest stays. Dense ids go by descending count over all
     splits, then by raw id.

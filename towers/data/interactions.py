@@ -115,8 +115,11 @@ class RetrievalData:
     def encode_queries(self, raw_ids: Iterable[object]) -> np.ndarray:
         """Dense ids of raw query ids: int64 [n], -1 where an id is unknown.
 
-        Example:
-          data.encode_queries(["ann", "nobody"])  # array([ 0, -1])
+        >>> import pandas as pd, towers
+        >>> log = pd.DataFrame({"user": ["ann", "ann", "bob"], "item": ["tea", "milk", "tea"]})
+        >>> data = towers.from_dataframe(log, user="user", item="item")
+        >>> data.encode_queries(["bob", "nobody"])
+        array([ 1, -1])
         """
         return self.query_vocabulary.encode(raw_ids)
 
@@ -129,11 +132,7 @@ class RetrievalData:
         return self.query_vocabulary.decode(ids)
 
     def decode_candidates(self, ids: Sequence[int] | np.ndarray) -> list[str]:
-        """Raw candidate ids of dense ones, [n].
-
-        Example:
-          data.decode_candidates([0, 1])  # the two candidates with most rows
-        """
+        """Raw candidate ids of dense ones, [n]."""
         return self.candidate_vocabulary.decode(ids)
 
     def arrays(self, split: str) -> Mapping[str, np.ndarray]:

@@ -51,13 +51,12 @@ def read_data(root: Path, manifest: schema.Manifest) -> RetrievalData:
     """
     check_files(root, manifest.files)
 
-    def rows(split: str) -> dict[str, np.ndarray]:
-        table = pq.read_table(root / f"{split if split in _KEPT else 'train'}.parquet")
-        table = table if split in _KEPT else table.slice(0, 0)
-        return {name: table[name].to_numpy() for name in table.column_names}
-
+    kept = {}
+    for split in _KEPT:
+        table = pq.read_table(root / f"{split}.parquet")
+        kept[split] = {name: table[name].to_numpy() for name in table.column_names}
+    kept["test"] = {name: values[:0] for name, values in kept["train"].items()}
     counts = read_table(root, manifest, schema.train_counts_name(), [schema.COUNT])
-    kept = {split: rows(split) for split in schema.SPLITS}
     features = {side: read_features(root, manifest, side) for side in schema.SIDES}
     return RetrievalData(
         read_vocabulary(root, manifest, "query"),

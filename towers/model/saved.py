@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import logging
 import os
@@ -36,30 +35,30 @@ def save(model: TwoTower, path: str | os.PathLike[str], *, overwrite: bool = Tru
         remedy = "give overwrite=True" if ours else "it is not a saved model, choose another path"
         raise ValueError(f"{place} exists: {remedy}.")
     optimizer = getattr(model, "optimizer", None)
+    config = optimizer and tf_keras.optimizers.serialize(optimizer)
     details = {
         "settings": json.loads(model.settings),
         "policy": model.query_tower.dtype_policy.name,
-        "optimizer": optimizer and tf_keras.optimizers.serialize(optimizer),
+        "optimizer": json.loads(json.dumps(config, default=lambda number: number.item())),
     }
     with made_aside(place.absolute()) as aside:
         details |= write_data(model.data, aside)
         tf.train.Checkpoint(model=model).write(str(aside / _WEIGHTS))
-        manifest = schema.Manifest(KIND, model.data.source, {}, {}, {}, _plain(details))
-        dataclasses.replace(manifest, files=describe_files(aside)).write(aside)
+        files = describe_files(aside)
+        schema.Manifest(KIND, model.data.source, {}, {}, files, details).write(aside)
         replace_directory(aside, place.absolute())
-
-
-def _plain(details: dict[str, object]) -> dict[str, object]:
-    """Without NumPy numbers, which the configuration of an optimizer holds."""
-    return json.loads(json.dumps(details, default=lambda value: value.item()))
 
 
 def load(path: str | os.PathLike[str]) -> TwoTower:
     """A model that `TwoTower.save` wrote: it recommends, is exported and trained on as before.
 
-    Example:
-      model.save("model")
-      model = towers.load("model")  # in any process, without the data
+    >>> import tempfile, pandas as pd, towers
+    >>> log = pd.DataFrame({"user": ["ann", "ann", "bob"], "item": ["tea", "milk", "tea"]})
+    >>> model = TwoTower(towers.from_dataframe(log, user="user", item="item"), dim=4)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     model.save(f"{folder}/model")
+    ...     load(f"{folder}/model").data.num_candidates
+    2
 
     Training goes on with `fit`: the optimizer and the method have their state. `model.data` holds
     the train and validation rows, to be trained on; `towers.evaluate` needs the data with their

@@ -128,18 +128,13 @@ class TwoTower(tfrs.Model):
         self.built = True
 
     def __repr__(self) -> str:
-        settings = {"tower": "id"} | json.loads(self.settings)
-        defaults = inspect.signature(TwoTower).parameters
-        shown = {
-            name: value
-            for name, value in settings.items()
-            if name in ("tower", "method", "dim")
-            or name not in defaults
-            or value != defaults[name].default
-        }
-        arguments = ", ".join(f"{name}={value!r}" for name, value in shown.items())
-        steps = int(self.iteration.numpy())
+        shown, defaults = json.loads(self.settings), inspect.signature(TwoTower).parameters
+        for name in set(shown) & set(defaults) - {"dim", "method"}:
+            if shown[name] == defaults[name].default:
+                del shown[name]
+        arguments = ", ".join(f"{k}={v!r}" for k, v in ({"tower": "id"} | shown).items())
         size = sum(int(tf.size(variable)) for variable in self.trainable_variables)
+        steps = int(self.iteration.numpy())
         return f"TwoTower({arguments}): {size:,} weights, {steps:,} steps, on {self.data!r}"
 
     def recommend(
@@ -153,9 +148,14 @@ class TwoTower(tfrs.Model):
     ) -> pd.DataFrame:
         """The k best candidates of raw queries, by the graph that a published version has.
 
-        Example:
-          model.recommend(["ann", "bob"], k=10, exclude_seen=True)
-          model.recommend(history=[["tea", "milk"]])  # someone new
+        >>> import pandas as pd, towers
+        >>> log = pd.DataFrame({"user": ["ann", "ann", "bob"], "item": ["tea", "milk", "tea"]})
+        >>> data = towers.from_dataframe(log, user="user", item="item", train_ratio=1.0)
+        >>> model = TwoTower(data, dim=4, tower="fism")
+        >>> model.recommend(["bob"], exclude_seen=True)["candidate_id"].tolist()
+        ['milk']
+        >>> len(model.recommend(history=[["tea"], ["milk"]], k=1))  # someone new
+        2
 
         Args:
           queries: B raw ids; None: of someone new.
