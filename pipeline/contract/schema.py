@@ -19,6 +19,8 @@ from pipeline.contract.files import did_you_mean_directory, write_atomically
 FORMAT_VERSION = "1.0"  # major.minor; a reader refuses a newer major version
 
 MANIFEST = "manifest.json"  # written last: no manifest, no data set
+# Kinds of directories that are one table: `pd.read_parquet(DIR)` skips what begins with _.
+TABLES = ("frequencies", "recommendations")
 QUALITY_PAGE = "quality.html"  # details["quality"] of the manifest, for people
 DATASET = "interactions"  # shards are {DATASET}-{split}.tfrecord-0000i-of-0000N
 SPLITS = ("train", "validation", "test")
@@ -179,9 +181,14 @@ class Manifest:
 
     def write(self, directory: str | os.PathLike[str]) -> None:
         """Writes the manifest, atomically; call it when all else is in place."""
-        path = Path(directory) / MANIFEST
+        path = Path(directory) / manifest_name(self.kind)
         text = json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True, ensure_ascii=False)
         write_atomically(path, text + "\n")
+
+
+def manifest_name(kind: str) -> str:
+    """The name of the manifest in a directory of a kind."""
+    return f"_{MANIFEST}" if kind in TABLES else MANIFEST
 
 
 def read_manifest(directory: str | os.PathLike[str], kind: str) -> Manifest:
@@ -190,7 +197,9 @@ def read_manifest(directory: str | os.PathLike[str], kind: str) -> Manifest:
     Raises:
       ValueError: there is no manifest, it is of another kind, or its format is newer.
     """
-    path = Path(directory) / MANIFEST
+    path = Path(directory) / manifest_name(kind)
+    if not path.is_file():  # of another kind, or of an older program
+        path = Path(directory) / MANIFEST
     makers = {"prepared": "prepare", "bundle": "export", "version": "export"}
     makers |= {"frequencies": "frequencies", "streaming_frequency": "frequencies --streaming"}
     maker = f"twotower {makers[kind]}" if kind in makers else f"{kind}.save"

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from pipeline.counts.settings import FrequenciesConfig
 from pipeline.quality.histogram import as_text, describe, from_lists, merge
 from pipeline.read.consumed import check_not_repeated, input_files, short_names
 from pipeline.read.discover import files_in, find_pieces, with_demo_columns
-from pipeline.read.log import check_read
+from pipeline.read.log import DEAD_LETTERS, check_read
 
 log = logging.getLogger(__name__)
 # What decides which rows are positives of which item: counts of one chain agree in it.
@@ -158,6 +159,7 @@ def _manifest(
     most.sort(key=lambda one: (-one[schema.COUNT], one[schema.RAW_ID].encode()))
     summary = describe(merged, config.head_share) | {"most_frequent": most[:NUM_MOST_FREQUENT]}
     staging.sweep()
+    os.rename(staging.out / DEAD_LETTERS, staging.out / f"_{DEAD_LETTERS}")
     rows = {name: int(one.numbers.sum()) for name, one in zip(shards, histograms, strict=True)}
     return schema.Manifest(
         kind="frequencies",

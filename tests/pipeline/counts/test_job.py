@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -94,8 +95,9 @@ def test_the_manifest_describes_what_is_there(log, source, expected):
     assert [(one["raw_id"], one["count"]) for one in summary["most_frequent"]] == most
     assert (summary["ids"], summary["rows"], manifest.details["total"]) == (len(items), 3000, 3000)
     assert summary["head"]["share_of_rows"] == most[0][1] / 3000
-    files = {path.name for path in expected.iterdir()} - {schema.MANIFEST}
-    assert set(manifest.files) == files == {*shards(expected), "dead_letters.jsonl"}
+    files = {path.name for path in expected.iterdir()} - {"_manifest.json"}
+    assert len(pd.read_parquet(expected)) == manifest.counts["items"]
+    assert set(manifest.files) == files == {*shards(expected), "_dead_letters.jsonl"}
     assert sum(one.get("rows", 0) for one in manifest.files.values()) == len(items)
 
 
@@ -292,7 +294,7 @@ def test_from_the_command_line(tmp_path, capsys, caplog):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["log.csv", "out.dead_letters.jsonl"]
     assert twotower.main([*arguments, str(out), "--max_bad_share", "0.2"]) == 0
     assert counted(out) == {"tea": 6, "milk": 3, "jam": 1}
-    letters = [json.loads(line) for line in (out / "dead_letters.jsonl").open()]
+    letters = [json.loads(line) for line in (out / "_dead_letters.jsonl").open()]
     assert [(one["row"], one["reason"]) for one in letters] == [
         (11, "item_id is missing"),
         (12, "expected 3 columns, found 2"),

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
@@ -71,7 +72,9 @@ def test_is_the_top_of_the_corpus_for_every_user(config, tmp_path, keep_seen):
     assert sorted(manifest.files) == names
     assert [manifest.files[name]["rows"] for name in names] == [25, 25, len(found) - 50]
     assert manifest.configuration == {"k": 7, "index": "exact", "keep_seen": keep_seen, "where": ()}
-    written = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    table = pd.read_parquet(tmp_path / "out")
+    assert list(table.columns) == ["query_id", "candidate_ids", "scores"]
+    written = json.loads((tmp_path / "out" / "_manifest.json").read_text())
     assert written["counts"] == {"queries": len(found)}
     for name in names:
         assert checksum(tmp_path / "out" / name) == written["files"][name]["checksum"]
@@ -248,7 +251,7 @@ def test_from_the_command_line_exact_and_scann(config, tmp_path, capsys, caplog)
         assert not seen[user] & set(other_ids)
         found += len(set(ids) & set(other_ids)) / len(ids)
     assert found / len(exact) >= 0.9
-    manifest = json.loads((tmp_path / "scann" / "manifest.json").read_text())
+    manifest = json.loads((tmp_path / "scann" / "_manifest.json").read_text())
     assert manifest["configuration"]["index"] == "scann"
 
     refused = [*places, *models, "--output", str(tmp_path / "no"), "--index", "scann"]
