@@ -1,5 +1,6 @@
-"""Prepared data in memory: `interactions`, `dataframe`, `shards`, `epochs`, `attributes`,
-`history` of queries, `ragged` lists.
+"""Prepared data in memory: `interactions`, `dataframe` and `attribute_frames`, `saved`,
+`shards`, `epochs`, `attributes`, `history` of queries, `ragged` lists.
 
-Imports `pipeline.contract` and `samplers.selection.seen`.
+Imports `pipeline.contract`, for data frames what `prepare` has without Beam, and
+`samplers.selection.seen`.
 """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import hashlib
 from collections.abc import Mapping
@@ -12,13 +11,11 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.contract import hashing, schema
-from pipeline.features.encoding import describe, encode, make_spec
-from pipeline.features.values import infer_kind, values_of
 from pipeline.prepare.settings import PrepareConfig
 from pipeline.prepare.split import assign_splits
-from pipeline.read.cells import Checks, ids_of
+from towers.data.attribute_frames import check_columns, features_of
 from towers.data.attributes import Features, no_features
-from towers.data.interactions import RetrievalData, Vocabulary, find_ids
+from towers.data.interactions import RetrievalData, Vocabulary
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -101,7 +98,7 @@ def from_dataframe(
     if config.keeps_split or (config.needs_timestamps and timestamp is None):
         remedy = "is for files" if config.keeps_split else "needs times: name their column"
         raise ValueError(f"split={split!r} {remedy}, or choose another split.")
-    _check_columns(df, "the DataFrame", user, item, timestamp, weight, rating)
+    check_columns(df, "the DataFrame", user, item, timestamp, weight, rating)
     if rating is not None:
         ratings = df[rating]
         _check_whole(ratings.isna(), rating, "a rating")
@@ -123,7 +120,7 @@ def from_dataframe(
     for side, vocabulary in zip(schema.SIDES, (queries, candidates), strict=True):
         column, table = tables[side]
         if table is not None:
-            features[side] = _features(table, column, side, vocabulary, train[side] > 0, config)
+            features[side] = features_of(table, column, side, vocabulary, train[side] > 0, config)
     return RetrievalData(
         queries,
         candidates,
@@ -133,13 +130,6 @@ def from_dataframe(
         source="DataFrame",
         features=features.__getitem__,
     )
-
-
-def _check_columns(df: pd.DataFrame, what: str, *columns: str | None) -> None:
-    for column in columns:
-        if column is not None and column not in df.columns:
-            known = list(df.columns)
-            raise ValueError(f"{what} must have a column {column!r}, got {known}.")
 
 
 def _split(
@@ -168,75 +158,6 @@ def _split(
         split: {name: values[codes == code] for name, values in columns.items()}
         for code, split in enumerate(schema.SPLITS)
     }
-
-
-def _features(
-    df: pd.DataFrame,
-    id_column: str,
-    side: str,
-    vocabulary: Vocabulary,
-    train: np.ndarray,
-    config: PrepareConfig,
-) -> Features:
-    """The attributes of the ids of a vocabulary, and of those without interactions.
-
-    `train`, bool [V], tells which ids have train rows: they alone say what values there are.
-    """
-    what = "user_features" if side == "query" else "item_features"
-    _check_columns(df, what, id_column, *config.kinds_of(side))
-    try:
-        table = pa.Table.from_pandas(df, preserve_index=False)
-    except pa.ArrowException as error:
-        raise ValueError(f"{what} cannot be read: {error.args[0]}; mend the column.") from error
-    checks = Checks(len(df))
-    codes, (prints, raw) = ids_of(table[id_column].combine_chunks(), id_column, checks)
-    kinds, values = _kinds(table, id_column, what, config.kinds_of(side)), {}
-    for name, kind in kinds.items():
-        column = table[name].combine_chunks()
-        values[name] = values_of(column, kind, name, config.feature_separator, checks)
-    for row, reason in checks.failures():
-        raise ValueError(f"{what}: {reason} in row {row}; mend it, or drop the row.")
-    ids = pa.array([raw[code].decode() for code in codes], pa.string())
-    prints = prints[codes] if len(codes) else np.empty(0, np.int64)
-    if len(repeated := np.flatnonzero(np.bincount(codes, minlength=1) > 1)):
-        name = raw[repeated[0]].decode()
-        raise ValueError(f"{what} must have one row an id, got {name!r} twice: drop one of them.")
-    places, known = find_ids(vocabulary.fingerprints, prints)
-    cold = np.flatnonzero(~np.isin(prints, vocabulary.fingerprints))
-    cold = cold[np.argsort(ids.take(pa.array(cold)).to_numpy(zero_copy_only=False), kind="stable")]
-    specs, texts = [], {}
-    of_known: dict[str, pa.Array] = {}
-    of_cold: dict[str, pa.Array] = {schema.RAW_ID: ids.take(pa.array(cold))}
-    for name, kind in kinds.items():
-        joined = pa.chunked_array([values[name].take(pa.array(places, mask=~known))])
-        spec, values_table = make_spec(name, kind, side, describe(joined, kind, train))
-        encoded, unknown = encode(joined, spec, values_table)
-        of_known |= encoded
-        rest = pa.chunked_array([values[name].take(pa.array(cold))])
-        of_cold |= encode(rest, spec, values_table)[0]
-        specs.append(dataclasses.replace(spec, unknown=int(unknown.sum())))
-        if values_table is not None:
-            texts[name] = values_table[schema.VALUE].combine_chunks()
-    return Features(tuple(specs), pa.table(of_known), pa.table(of_cold), texts)
-
-
-def _kinds(table: pa.Table, id_column: str, what: str, given: dict[str, str]) -> dict[str, str]:
-    """The kind of every column that is kept."""
-    kinds = {}
-    for name in table.column_names:
-        if name == id_column or given.get(name) == "skip":
-            continue
-        try:
-            kinds[name] = given.get(name) or infer_kind(table.schema.field(name).type)
-        except TypeError:
-            raise ValueError(
-                f"{what}: column {name!r} holds {table.schema.field(name).type}, which has no "
-                "kind: convert it, or leave it out."
-            ) from None
-        kinds[name] = kinds[name] or "categorical"  # without any value
-    if not kinds:
-        raise ValueError(f"{what} must have a column beside the id {id_column!r}, got none.")
-    return kinds
 
 
 def _distinct_pairs(

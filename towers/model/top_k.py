@@ -38,7 +38,8 @@ def recommend(
     given: dict[str, Any] = {schema.QUERY_ID: queries, HISTORY: history, **(attributes or {})}
     given = {name: list(values) for name, values in given.items() if values is not None}
     sizes = {name: len(values) for name, values in given.items()}
-    if not sizes or len(set(sizes.values())) > 1 or isinstance(queries, str):
+    whole = [queries, *given.get(HISTORY, ())]  # a text would be taken for a list of letters
+    if len(set(sizes.values())) != 1 or 0 in sizes.values() or str in map(type, whole):
         raise ValueError(
             "recommend needs lists of one length, of ids, of histories or of both, such as "
             f'recommend(["ann"]) or recommend(history=[["tea", "milk"]]), got {sizes or queries}.'

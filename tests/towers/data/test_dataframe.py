@@ -218,6 +218,11 @@ BY_TIME = {"split": "global_time", "timestamp": "t"}
         (BY_TIME | {"test_from": "2027-01-01"}, "no row is at or after test_from 2027-01-01"),
         (BY_TIME | {"test_from": "2025-01-01"}, "no row is before .* 2026-01-01 to 2026-01-03"),
         ({"item_features": pd.DataFrame({"id": [1]})}, "item_features must have a column 'i'"),
+        (
+            {"item_features": pd.DataFrame({"i": ["x"], "k": ["a"]}).set_index("i")},
+            r"must have a column 'i', got \['k'\]: make one of the index by reset_index",
+        ),
+        ({"item_features": pd.DataFrame({"i": [], "k": []})}, "item_features must have rows"),
         ({"item_features": pd.DataFrame({"i": ["x"]})}, "a column beside the id 'i'"),
         ({"item_features": pd.DataFrame({"i": ["x", "x"], "k": [1, 2]})}, "got 'x' twice"),
         ({"item_features": pd.DataFrame({"i": ["x", None], "k": [1, 2]})}, "i is missing in row 1"),

@@ -23,6 +23,8 @@ def test_other_data_are_an_error(data, pairs):
     others = towers.from_dataframe(pairs.iloc[1:], user="user_id", item="item_id")
     with pytest.raises(ValueError, match="the model was trained on other data"):
         towers.evaluate(towers.TwoTower(data, dim=4), others)
+    with pytest.raises(ValueError, match="split must be test or validation, got 'train'"):
+        towers.evaluate(towers.TwoTower(data, dim=4), data, split="train")
     whole = towers.from_dataframe(pairs, user="user_id", item="item_id", train_ratio=1.0)
     with pytest.raises(ValueError, match="no test rows"):
         towers.evaluate(towers.TwoTower(whole, dim=4), whole)

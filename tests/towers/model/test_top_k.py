@@ -92,6 +92,8 @@ def test_integer_ids(pairs):
     [
         ({}, "needs lists of one length"),
         ({"queries": "ann"}, r'recommend\(\["ann"\]\)'),
+        ({"queries": []}, "needs lists of one length"),
+        ({"history": ["tea", "milk"]}, "needs lists of one length"),
         ({"queries": ["ann"], "history": [["tea"], ["milk"]]}, "needs lists of one length"),
         ({"queries": ["ann", "nobody"]}, "does not know 1 of the queries, such as 'nobody'"),
         ({"history": [["never heard of"]]}, "does not know 1 of the queries, such as 0"),
