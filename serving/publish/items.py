@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import tensorflow as tf
 
 from pipeline.contract import schema
-from pipeline.contract.attributes import as_attributes, texts
+from pipeline.contract.attributes import as_attributes
 from pipeline.contract.bundle import SeenLists, read_bundle, read_raw_ids, write_bundle
 from pipeline.contract.files import describe_files
 from serving.publish.publish import PARTIAL, new_version, write_version
@@ -27,6 +27,8 @@ from serving.version.served_model import (
     QUERY_EMBEDDING,
     REQUEST_EMBEDDING,
     TOP_K,
+    input_rows,
+    input_tensors,
 )
 from serving.version.versions import CANDIDATE_MODEL, MODEL_CARD, RETRIEVAL, Version, find_version
 
@@ -134,34 +136,14 @@ def _by_model(path: Path, table: pa.Table, source: str) -> np.ndarray:
     """Vectors of the rows by the candidate encoder of a version; zeros where it knows nothing."""
     encoder = tf.saved_model.load(str(path)).signatures[REQUEST_EMBEDDING]
     specs = encoder.structured_input_signature[1]
-    names = {schema.input_name(name): name for name in table.column_names}
-    if missing := sorted(specs.keys() - names):
+    if missing := sorted(specs.keys() - set(map(schema.input_name, table.column_names))):
         _log.warning("%s lacks columns that the model reads: %s", source, ", ".join(missing))
-    inputs = {}
-    for name, spec in specs.items():
-        column = table[names[name]].combine_chunks() if name in names else None
-        try:
-            inputs[name] = _tensor(spec, column, len(table))
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, AttributeError) as error:
-            kind = "numbers" if spec.dtype.is_floating else ("texts", "lists")[spec.shape.rank - 1]
-            raise ValueError(f"{source}: column {name!r} must hold {kind}: {error}.") from error
-    outputs = encoder(**inputs)
+    try:
+        rows = input_rows(specs, table)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+    outputs = encoder(**input_tensors(specs, rows))
     return tf.where(outputs[KNOWN][:, None], outputs[EMBEDDING], 0.0).numpy()
-
-
-def _tensor(spec: tf.TensorSpec, column: pa.Array | None, size: int) -> tf.Tensor:
-    """A column as an input of the encoder; null is what a row leaves out."""
-    if column is None:
-        column = pa.nulls(size, pa.list_(pa.string()) if spec.shape.rank == 2 else pa.string())
-    if spec.dtype.is_floating:
-        return tf.constant(column.cast(pa.float64()).fill_null(np.nan).to_numpy(), spec.dtype)
-    if spec.shape.rank == 1:
-        return tf.constant(texts(column).fill_null("").to_pylist(), tf.string, [size])
-    lengths = pc.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False)
-    values = np.full((size, lengths.max(initial=0)), "", object)
-    flat = texts(column.flatten()).fill_null("").to_pylist()
-    values[np.arange(values.shape[1]) < lengths[:, None]] = flat
-    return tf.constant(values, tf.string, values.shape)
 
 
 def _write_on_top(path: Path, version: Version, delta: Delta, left: int) -> None:
@@ -215,13 +197,22 @@ def _write_anew(path: Path, version: Version, base_ids: pa.Array, delta: Delta) 
             scratch / "bundle",
             np.concatenate([vectors[stays], delta.vectors]),
             pa.concat_arrays([base_ids.filter(pa.array(stays)), pa.array(delta.ids, pa.string())]),
-            source=version.manifest.source,
+            manifest=_manifest_anew(version, delta),
             **options,
         )
         settings = VersionOptions(**{**version.manifest.configuration, "version": 0})
         write_version(path, read_bundle(bundle), settings)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _manifest_anew(version: Version, delta: Delta) -> schema.Manifest:
+    """What the bundle of a version said of itself, and that its candidates are others now."""
+    details = dict(version.manifest.details.get("bundle", {}))
+    change = f"{len(delta.vectors)} added, {len(delta.excluded)} removed or replaced"
+    told = f"at last {change} by `twotower items`; metrics are those of the trained ones"
+    details["data"] = details.get("data", {}) | {"candidates": told}
+    return schema.Manifest("bundle", version.manifest.source, {}, {}, {}, details)
 
 
 def _save_query_model(version: Path, place: Path) -> None:

@@ -188,6 +188,7 @@ def _manifest(
         **{name: scann.get(name) for name in ("leaves_to_search", "num_reordered")},
         "input": "query_id" if bundle.query_model else "embedding",
         "bundle_fingerprint": bundle.manifest.fingerprint,
+        "bundle": bundle.manifest.details,
     }
     configuration = dataclasses.asdict(options)
     source = bundle.manifest.source

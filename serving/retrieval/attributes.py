@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import sys
-import threading
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +20,7 @@ from serving.errors import InvalidRequest
 from serving.retrieval.requests import shown
 
 MAX_WHERE_VALUES = 10_000  # of a request
-_MAX_CACHED_BYTES = 1 << 26  # of masks: 64 of a million rows
+_MAX_CACHED, _MAX_CACHED_BYTES = 1000, 1 << 26  # of masks: 64 of a million rows
 _LARGEST = sys.float_info.max
 
 Conditions = Mapping[str, Any]  # column → texts, or (lowest, highest)
@@ -48,10 +47,11 @@ class Attributes:
 
     def __init__(self, table: pa.Table) -> None:
         self.schema, self._size = table.schema, len(table)
-        self._columns = {name: _read(table[name]) for name in table.column_names}
-        self._masks: OrderedDict[tuple[str, bytes], np.ndarray] = OrderedDict()
-        self._cached_bytes = 0
-        self._lock = threading.Lock()
+        columns = self._columns = {name: _read(table[name]) for name in table.column_names}
+        size = len(table)
+        kept = min(_MAX_CACHED, _MAX_CACHED_BYTES // max(1, size))
+        # Without self, so that reference counting frees it with its user.
+        self._mask_of = lru_cache(kept)(lambda name, key: _fulfil(columns[name], key, size))
 
     def kinds(self) -> dict[str, str]:
         """Of each column, what it holds: text, list (of texts) or number."""
@@ -100,24 +100,8 @@ class Attributes:
         column = self._columns[name]
         if isinstance(column, _Texts):  # of the values that are there, so that a key is short
             codes = {column.code_of[text] for text in condition if text in column.code_of}
-            condition = np.sort(np.fromiter(codes, np.int32, len(codes)))
-        else:
-            condition = np.array(condition)
-        key = name, condition.tobytes()
-        with self._lock:
-            if (mask := self._masks.get(key)) is not None:
-                self._masks.move_to_end(key)
-                return mask
-        mask = _fulfil(column, condition, self._size)
-        size = mask.nbytes + len(key[1])
-        with self._lock:
-            if size <= _MAX_CACHED_BYTES and key not in self._masks:
-                self._masks[key] = mask
-                self._cached_bytes += size
-            while self._cached_bytes > _MAX_CACHED_BYTES:
-                (_, last), dropped = self._masks.popitem(last=False)
-                self._cached_bytes -= dropped.nbytes + len(last)
-        return mask
+            return self._mask_of(name, np.sort(np.fromiter(codes, np.int32, len(codes))).tobytes())
+        return self._mask_of(name, np.array(condition).tobytes())
 
 
 def as_where(pairs: Sequence[str], kinds: Mapping[str, str]) -> dict[str, Any]:
@@ -133,10 +117,16 @@ def as_where(pairs: Sequence[str], kinds: Mapping[str, str]) -> dict[str, Any]:
     where: dict[str, Any] = {}
     for pair in pairs:
         name, _, value = pair.partition("=")
-        name, _, bound = name.partition(":") if name.endswith((":min", ":max")) else (name, "", "")
+        name, _, bound = name.rpartition(":") if name.endswith((":min", ":max")) else (name, "", "")
         if not (name and value):
             raise ValueError(f"where must be NAME=VALUE, NAME:min=N or NAME:max=N, got {pair!r}.")
-        if not (bound or kinds.get(name) == "number"):
+        kind = kinds.get(name)
+        if kind is None:  # which `check` refuses
+            where[name] = value
+            continue
+        if kind != "number":
+            if bound:
+                raise ValueError(f"where must have no {bound} of {name}, which holds texts.")
             where.setdefault(name, []).extend(value.split(","))
             continue
         try:
@@ -166,12 +156,13 @@ def _read(column: pa.ChunkedArray) -> _Texts | np.ndarray:
     return _Texts({v: n for n, v in enumerate(encoded.dictionary.to_pylist())}, codes, rows)
 
 
-def _fulfil(column: _Texts | np.ndarray, condition: np.ndarray, size: int) -> np.ndarray:
-    """Which rows have one of these codes, or a number from the first to the second: bool [n]."""
+def _fulfil(column: _Texts | np.ndarray, condition: bytes, size: int) -> np.ndarray:
+    """Which rows have a code of int32s, or a number from one float64 to the other: bool [n]."""
     if not isinstance(column, _Texts):
-        return (column >= condition[0]) & (column <= condition[1])
+        lowest, highest = np.frombuffer(condition)
+        return (column >= lowest) & (column <= highest)
     is_meant = np.zeros(len(column.code_of) + 1, bool)  # the last is for missing values, -1
-    is_meant[condition] = True
+    is_meant[np.frombuffer(condition, np.int32)] = True
     hits = is_meant[column.codes]
     if column.rows is None:
         return hits

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import tensorflow as tf
 
 from pipeline.contract import schema
-from pipeline.contract.attributes import LIST, NUMBER, TEXT, as_attributes
+from pipeline.contract.attributes import kind_of
 from pipeline.contract.settings import did_you_mean
 from serving.errors import MAX_ID_LENGTH, InvalidRequest
 from serving.retrieval.requests import MAX_NUMBER, shown
-from serving.version.served_model import HISTORY, QUERY_ID
+from serving.version.served_model import HISTORY, QUERY_ID, input_rows, input_tensors, type_of
 
 MAX_HISTORY = 10_000  # candidates of one query
 
@@ -60,30 +59,18 @@ class QueryInputs:
         Raises:
           ValueError: a column is unknown, or of another kind than its input.
         """
-        table = table.rename_columns([schema.input_name(name) for name in table.column_names])
-        for name in table.column_names:
-            if name not in self.specs:
-                raise InvalidRequest(self._unknown(0, name))
-        types = {"number": NUMBER, "list": LIST, "text": TEXT}
-        like = pa.schema([(name, types[kind]) for name, kind in self.kinds().items()])
-        rows = as_attributes(table, like).to_pylist()
-        for row in rows:
-            row |= {n: list(filter(None, v)) for n, v in row.items() if isinstance(v, list)}
-        return self.check(rows)
+        names = map(schema.input_name, table.column_names)
+        if unknown := [name for name in names if name not in self.specs]:
+            raise InvalidRequest(self._unknown(0, unknown[0]))
+        return self.check(input_rows(self.specs, table))
 
     def tensors(self, queries: Sequence[Query]) -> dict[str, tf.Tensor]:
         """Checked queries as tensors with B rows: lists are filled up with empty strings."""
-        return {
-            name: _tensor(spec, [query.get(name) for query in queries])
-            for name, spec in self.specs.items()
-        }
+        return input_tensors(self.specs, queries)
 
     def kinds(self) -> dict[str, str]:
         """Of each input what a request brings: text, list (of texts) or number."""
-        return {
-            name: "number" if spec.dtype.is_floating else ("text", "list")[spec.shape.rank - 1]
-            for name, spec in self.specs.items()
-        }
+        return {name: kind_of(type_of(spec)) for name, spec in self.specs.items()}
 
     def _unknown(self, number: int, name: str) -> str:
         hint = did_you_mean(name[:40], list(self.specs), "") or f"it takes {', '.join(self.specs)}"
@@ -111,16 +98,6 @@ def _is_text(value: Any) -> bool:
     if not isinstance(value, str) or len(value) > MAX_ID_LENGTH:
         return False
     return value.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in value)
-
-
-def _tensor(spec: tf.TensorSpec, values: list[Any]) -> tf.Tensor:
-    if spec.dtype.is_floating:
-        return tf.constant([np.nan if value is None else value for value in values], spec.dtype)
-    if spec.shape.rank == 1:
-        return tf.constant([value or "" for value in values], tf.string)
-    width = max((len(value or ()) for value in values), default=0)
-    rows = [[*(value or ()), *[""] * (width - len(value or ()))] for value in values]
-    return tf.constant(rows, tf.string, [len(values), width])
 
 
 def query_ids(queries: Sequence[Query]) -> list[str]:

@@ -45,11 +45,6 @@ class Delta(NamedTuple):
         """Raw ids of the added candidates, A."""
         return self.added[schema.CANDIDATE_ID].to_pylist()
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether the version has its base alone."""
-        return not len(self.vectors) and not len(self.excluded)
-
 
 class DeltaVariables(tf.Module):
     """The delta in the graph of the exact model, of any size."""

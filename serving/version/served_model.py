@@ -20,12 +20,16 @@ A version without a query model takes embedding instead of query_id everywhere.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import tensorflow as tf
 
+from pipeline.contract import schema
+from pipeline.contract.attributes import LIST, NUMBER, TEXT, as_attributes
 from serving.version.delta import DeltaVariables, part_checkpoint
 from serving.version.index import ExactIndex, ScannIndex, best_rows
 
@@ -36,6 +40,42 @@ TOP_K, QUERY_EMBEDDING, EMBEDDING_SEARCH = "serving_default", "query_embedding",
 WIDE_SEARCH = "wide_search"
 REQUEST_EMBEDDING, RETRIEVE = "request_embedding", "retrieve"
 HISTORY, UNKNOWN_HISTORY = "history", "unknown_history"
+
+
+def type_of(spec: tf.TensorSpec) -> pa.DataType:
+    """What an input of `request_embedding` is in a table."""
+    return NUMBER if spec.dtype.is_floating else (TEXT, LIST)[spec.shape.rank - 1]
+
+
+def input_rows(specs: Mapping[str, tf.TensorSpec], table: pa.Table) -> list[dict[str, Any]]:
+    """The inputs as the rows of a table describe them; None is what one leaves out.
+
+    Raises:
+      ValueError: a column is of another kind than its input.
+    """
+    table = table.rename_columns([schema.input_name(name) for name in table.column_names])
+    like = pa.schema([(name, type_of(spec)) for name, spec in specs.items()])
+    rows: list[dict[str, Any]] = as_attributes(table, like).to_pylist()
+    for row in rows:
+        row |= {n: list(filter(None, v)) for n, v in row.items() if isinstance(v, list)}
+    return rows
+
+
+def input_tensors(
+    specs: Mapping[str, tf.TensorSpec], rows: Sequence[Mapping[str, Any]]
+) -> dict[str, tf.Tensor]:
+    """The inputs of B rows: lists are filled up with empty strings."""
+    return {name: _tensor(spec, [row.get(name) for row in rows]) for name, spec in specs.items()}
+
+
+def _tensor(spec: tf.TensorSpec, values: list[Any]) -> tf.Tensor:
+    if spec.dtype.is_floating:
+        return tf.constant([np.nan if value is None else value for value in values], spec.dtype)
+    if spec.shape.rank == 1:
+        return tf.constant([value or "" for value in values], tf.string)
+    width = max((len(value or ()) for value in values), default=0)
+    rows = [[*(value or ()), *[""] * (width - len(value or ()))] for value in values]
+    return tf.constant(rows, tf.string, [len(values), width])
 
 
 class QueryModel(tf.Module):

@@ -1,6 +1,8 @@
 """Candidates that come and go: a delta, in the graph, in the retriever, and built anew."""
 
+import json
 import multiprocessing
+import re
 import time
 from typing import NamedTuple
 
@@ -300,6 +302,17 @@ def test_a_large_delta_is_built_anew(tmp_path, shop_bundle, caplog):
     version = find_version(shop.models, "twotower")
     assert (version.number, version.manifest.counts["candidates"]) == (4, len(shop.corpus))
     assert "delta" not in version.manifest.details
+    card = (version.path / "model_card.md").read_text()
+    assert f"best of {len(shop.corpus)} candidates" in card
+    [(added, excluded)] = re.findall(r"at last (\d+) added, (\d+) removed or replaced by", card)
+    assert 300 + int(added) - int(excluded) == len(shop.corpus)
+    assert "| recall@20 | 0.125 |" in card  # what the bundle said of its training
+    assert "| method | ssl_pop |" in card
+    report = json.loads((version.path / "ann_report.json").read_text())
+    assert (report["candidates"], report["queries"]["source"]) == (
+        len(shop.corpus),
+        "sample_queries",
+    )
     retriever = Retriever.load(shop.models)
     assert not len(retriever.corpus.added)
     assert not len(retriever.corpus.removed)
