@@ -132,10 +132,10 @@ class Corpus:
         """Raw ids of rows of candidates."""
         return self._names[rows].tolist()
 
-    def titles(self, rows: Sequence[int] | np.ndarray) -> list[str]:
-        """What people call candidates, "" where it is missing; [] where there is no such column."""
+    def titles(self, rows: Sequence[int] | np.ndarray) -> Sequence[str]:
+        """What people call candidates, "" where it is missing; () where there is no such column."""
         if not self.title_column:
-            return []
+            return ()
         base = self._read_titles(self.title_column)
         added = as_attributes(self._added_table, self.attributes.schema)[self.title_column]
         column = pa.chunked_array([*base.chunks, *added.chunks], base.type) if len(added) else base
