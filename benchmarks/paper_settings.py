@@ -337,7 +337,7 @@ TABLES: Mapping[tuple[str, str], Table] = {
             | {"learning_rate": 0.005, "l2": 0.0, "exclude_seen_negatives": True},
             ("recall@50", "ndcg@50"),
             {
-                "bpr": Row({"learning_rate": 0.01}, {}, _hard(*uniform)),
+                "bpr": Row({"batch_l2": 1e-3}, {}, _hard(*uniform)),
                 "dns": Row(_DNS[name], {"num_negatives": 16}, _hard(*dns)),
                 "soft_bpr": Row(
                     {"learning_rate": 0.01, "batch_l2": 1e-3},
