@@ -219,12 +219,6 @@ def _save_query_model(version: Path, place: Path) -> None:
     """Writes the query encoder of a version as a SavedModel of its own."""
     served, module = tf.saved_model.load(str(version)), tf.Module()
     module.encoder = served.encoder
-    signatures = {TOP_K: QUERY_EMBEDDING, REQUEST_EMBEDDING: REQUEST_EMBEDDING}
-    functions = {}
-    for name, source in signatures.items():
-        if source in served.signatures:
-            function = served.signatures[source]
-            specs = function.structured_input_signature[1]
-            functions[name] = tf.function(lambda f=function, **inputs: f(**inputs))
-            functions[name] = functions[name].get_concrete_function(**specs)
+    names = {TOP_K: QUERY_EMBEDDING, REQUEST_EMBEDDING: REQUEST_EMBEDDING}
+    functions = {n: served.signatures[f] for n, f in names.items() if f in served.signatures}
     tf.saved_model.save(module, str(place), signatures=functions)
