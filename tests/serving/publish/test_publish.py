@@ -183,7 +183,8 @@ def test_any_size_of_corpus_gets_a_scann_index(
 ):
     sample = small_sample(num_candidates=max(num_candidates, 100), dimensions=3)
     sample = type(sample)(sample.vectors[:num_candidates], sample.queries)
-    publish(write_bundle(tmp_path / "bundle", sample), tmp_path / "models", k=10)
+    k = min(9, num_candidates)
+    publish(write_bundle(tmp_path / "bundle", sample), tmp_path / "models", k=k)
     retriever = Retriever.load(tmp_path / "models")
     results, size = retriever.top_k(sample.query_ids, 10, index="scann"), min(10, num_candidates)
     assert {len(set(result.candidate_ids)) for result in results} == {size}
