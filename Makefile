@@ -38,9 +38,10 @@ lock:  ## resolve both locks again from setup.py (needs uv on the PATH)
 	sed -i '1i # The same with CUDA. Made by `make lock`; installed by `make env GPU=1`.' requirements-gpu.lock
 
 demo: env  ## the whole path on real data: prepare, train, evaluate, export, query
+	@test -f demo/products.csv || $(BIN)/python docs/demo_products.py demo/products.csv
 	@$(BIN)/twotower run --config docs/demo.yaml --workdir $(DEMO)
-	@echo; echo "The top-10 of customer $(CUSTOMER), and what the customer bought before:"
-	@$(BIN)/twotower query --models $(DEMO)/models --name ta_feng --query $(CUSTOMER) --k 10
+	@echo; echo "Ten products that customer $(CUSTOMER) did not buy yet, beside what the customer bought, by class and price:"
+	@$(BIN)/twotower query $(CUSTOMER) --models $(DEMO)/models --name ta_feng --k 10 --exclude_seen
 	@echo "make demo: done; everything lies in $(DEMO)/."
 
 docs: env  ## the pages as a site in site/; a link that leads nowhere is an error
