@@ -15,6 +15,7 @@ COLUMNS = {"PRODUCT_ID": str, "PRODUCT_SUBCLASS": str, "AMOUNT": float, "SALES_P
 
 
 def main(path: Path) -> None:
+    """Writes the table."""
     log = pd.read_csv(demo_file(), usecols=list(COLUMNS), dtype=COLUMNS)
     log["price"] = log["SALES_PRICE"] / log["AMOUNT"].clip(lower=1)
     products = log.groupby("PRODUCT_ID").agg(
