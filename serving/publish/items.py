@@ -20,7 +20,14 @@ from pipeline.contract.bundle import SeenLists, read_bundle, read_raw_ids, write
 from pipeline.contract.files import describe_files
 from serving.publish.publish import PARTIAL, new_version, write_version
 from serving.publish.settings import ItemsConfig, VersionOptions
-from serving.version.delta import Delta, base_files, can_have_delta, read_delta, write_with_delta
+from serving.version.delta import (
+    ADDED_BEFORE,
+    Delta,
+    base_files,
+    can_have_delta,
+    read_delta,
+    write_with_delta,
+)
 from serving.version.served_model import (
     EMBEDDING,
     KNOWN,
@@ -200,10 +207,25 @@ def _write_anew(path: Path, version: Version, base_ids: pa.Array, delta: Delta) 
             manifest=_manifest_anew(version, delta),
             **options,
         )
+        (path / ADDED_BEFORE).parent.mkdir(parents=True)
+        pq.write_table(_added_before(version, base_ids, delta), path / ADDED_BEFORE)
         settings = VersionOptions(**{**version.manifest.configuration, "version": 0})
         write_version(path, read_bundle(bundle), settings)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _added_before(version: Version, base_ids: pa.Array, delta: Delta) -> pa.Table:
+    """What was said of all candidates that came and stayed, for the next export to name."""
+    tables = [delta.added]
+    if (version.path / ADDED_BEFORE).is_file():
+        earlier = pq.read_table(version.path / ADDED_BEFORE)
+        gone = pa.concat_arrays(
+            [base_ids.take(pa.array(delta.excluded)), pa.array(delta.ids, pa.string())]
+        )
+        stay = pc.invert(pc.is_in(earlier[schema.CANDIDATE_ID], gone))
+        tables.insert(0, earlier.filter(stay))
+    return pa.concat_tables(tables, promote_options="permissive")
 
 
 def _manifest_anew(version: Version, delta: Delta) -> schema.Manifest:

@@ -15,13 +15,13 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from pipeline.contract import schema
-from pipeline.contract.bundle import Bundle, read_bundle
+from pipeline.contract.bundle import Bundle, read_bundle, read_raw_ids
 from pipeline.contract.files import describe_files, lone_holder
 from pipeline.contract.settings import require_in_corpus
 from serving.publish import measuring, model_card, tuning
 from serving.publish.settings import VersionOptions
 from serving.version import warmup_requests
-from serving.version.delta import ADDED, read_delta
+from serving.version.delta import ADDED, ADDED_BEFORE
 from serving.version.index import ExactIndex, import_scann
 from serving.version.names import MAX_VERSION
 from serving.version.served_model import GivenEmbedding, QueryModel, ServedModel
@@ -107,20 +107,21 @@ def _name_lost(home: Path, bundle: Bundle) -> None:
     """Says which candidates that `twotower items` added are not in a bundle."""
     finished = [n for n, path in numbered_directories(home).items() if is_finished(path)]
     newest = home / str(max(finished, default=0))
-    added = read_delta(newest, bundle.vectors.shape[1]).ids
-    if lost := sorted(set(added).difference(bundle.candidate_ids)):
-        _log.warning(
-            "%d candidates that were added to %s are not in this bundle: %s%s. Add them again: "
-            "twotower items --models %s --name %s --add %s, with embeddings of the new model if "
-            "they came with embeddings.",
-            len(lost),
-            newest,
-            ", ".join(map(repr, lost[:3])),
-            ", ..." if len(lost) > 3 else "",
-            home.parent,
-            home.name,
-            newest / ADDED,
-        )
+    for file in (newest / ADDED_BEFORE, newest / ADDED):
+        added = read_raw_ids(file, schema.CANDIDATE_ID) if file.is_file() else []
+        if lost := sorted(set(added).difference(bundle.candidate_ids)):
+            _log.warning(
+                "%d candidates that were added to %s are not in this bundle: %s%s. Add them again: "
+                "twotower items --models %s --name %s --add %s, with embeddings of the new model "
+                "if they came with embeddings.",
+                len(lost),
+                newest,
+                ", ".join(map(repr, lost[:3])),
+                ", ..." if len(lost) > 3 else "",
+                home.parent,
+                home.name,
+                file,
+            )
 
 
 def _free_number(home: Path, version: int) -> int:

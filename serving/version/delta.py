@@ -24,6 +24,7 @@ from pipeline.contract import schema
 
 DELTA = Path("assets.extra/delta")
 ADDED = DELTA / "added.parquet"  # candidate_id and what else was said of each
+ADDED_BEFORE = Path("assets.extra/added_before.parquet")  # the same, of those joined to the base
 _VECTORS, _EXCLUDED = DELTA / "vectors.npy", DELTA / "excluded.npy"
 _BASE_INDEX = DELTA / "base.index"  # of the first shard alone
 _VARIABLES = Path("variables")

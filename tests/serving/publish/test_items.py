@@ -392,6 +392,29 @@ def test_the_next_export_names_what_it_lacks(tmp_path, shop_bundle, caplog):
 
 
 @pytest.mark.long
+def test_the_next_export_names_what_was_built_in(tmp_path, shop_bundle, caplog):
+    shop = changed_twice(tmp_path, *shop_bundle, scann=False)
+    shop.change(remove=["nëw\n5\0"], max_share=0.0)
+    vector = [[1.0] * 8]
+    shop.change(
+        {"candidate_id": ["nëw\n6\0", "late"], "embedding": vector * 2},
+        (),
+        vector * 2,
+        max_share=0.0,
+    )
+    gone = ["nëw\n7\0"]
+    shop.change({"candidate_id": ["later"], "embedding": vector}, gone, vector, max_share=0.1)
+    publish(shop_bundle[1], shop.models, k=K, scann=False)
+    again = shop.models / "twotower/6/assets.extra/added_before.parquet"
+    assert f"--add {again}" in caplog.text
+    assert "'later'" in caplog.text
+    ids = pq.read_table(again)["candidate_id"].to_pylist()
+    assert len(set(ids)) == len(ids)
+    assert {"late", "nëw\n6\0", "nëw\n7\0"} <= set(ids)
+    assert not {"nëw\n5\0", "later", "nëw\n4\0"} & set(ids)
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("max_share", [1.0, 0.0])
 def test_killed_at_any_moment_the_old_or_the_new_version_answers(tmp_path, shop_bundle, max_share):
     sample, bundle = shop_bundle
