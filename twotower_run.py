@@ -16,7 +16,9 @@ from pipeline.contract.flags import Command, as_flags, parse, resolve
 
 COMMANDS = {
     "run": Command(
-        "twotower_run:RunConfig", "twotower_run:run", "prepare, train, evaluate and export in a row"
+        "twotower_run:RunConfig",
+        "twotower_run:run",
+        "prepare, train, evaluate and export in a row, as the sections of --config FILE say",
     ),
     "export": Command(
         "serving.publish.settings:ExportConfig",

@@ -1,6 +1,10 @@
 """`twotower run`: the whole path on a small log, and what a second run skips."""
 
 import json
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -176,3 +180,23 @@ def test_a_model_becomes_the_version_that_answers_as_it_does(tmp_path, settings)
     with pytest.raises(ValueError, match="filter_columns must be among"):
         towers.export(model, tmp_path, name="shop", filter_columns=["colour"])
     assert sorted(path.name for path in (tmp_path / "shop").iterdir()) == ["1", "2"]
+
+
+@pytest.mark.long  # a process of its own, as its libraries write where no test reads
+def test_a_log_holds_nothing_that_means_nothing_to_a_user(workdir):
+    text = CONFIG.format(workdir=workdir / "work", source=workdir / "log.csv", epochs=2)
+    (workdir / "run.yaml").write_text(text)
+    done = subprocess.run(
+        [sys.executable, "-m", "twotower", "run", "--config", str(workdir / "run.yaml")],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[1],
+    )
+    assert done.stderr == ""
+    epochs = [line for line in done.stdout.splitlines() if line.startswith("epoch ")]
+    assert len(epochs) == 2
+    assert all(
+        re.fullmatch(r"epoch \d of 2, \d+ s: loss [\d.]+, val_\S+ [\d.]+", e) for e in epochs
+    )
+    assert not re.search("WARNING|AutoGraph|[IWE]0000 |absl|cuda", done.stdout)

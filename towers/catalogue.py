@@ -125,7 +125,7 @@ def _print_options(owner: type[Any], names: Any, usage: str) -> None:
     print(f"\noptions, {usage}:" if names else "\nit has no options")
     for name in names:
         said = get_attribute_docstring(owner, name)
-        text = " ".join((said.comment_inline or said.comment_above).split())
+        text = " ".join((said.comment_above or said.comment_inline).split())
         default = defaults[name]
         default = " ".join(map(str, default)) if isinstance(default, tuple) else default
         _print_wrapped(f"  {name} ({default})  {text}", indent=4)

@@ -70,7 +70,7 @@ def _flag_lines(command: Command, names: list[str], fields: Mapping[str, Any]) -
         value = "" if default is False else value
         several = " ..." if kind.startswith(("tuple", "list")) else ""
         said = get_attribute_docstring(resolve(command.config), name)
-        text = " ".join((said.comment_inline or said.comment_above).split())
+        text = " ".join((said.comment_above or said.comment_inline).split())
         if default is not dataclasses.MISSING and default not in (None, "", ()) and value:
             default = " ".join(map(str, default)) if isinstance(default, tuple) else default
             text += f" (default: {str(default).lower() if default is True else default})"
