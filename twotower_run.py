@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from pipeline.contract import schema
-from pipeline.contract.files import checksum, write_atomically
+from pipeline.contract.files import checksum, stamp_of, write_atomically
 from pipeline.contract.flags import Command, as_flags, parse, resolve
 
 COMMANDS = {
@@ -232,7 +231,7 @@ def _stage_key(stage: str, settings: Any, work: Path) -> str:
     parts: list[Any] = [dataclasses.asdict(settings)]
     if stage == "prepare":
         files = [*source_files(settings), *feature_files(settings)]
-        parts += [(p, os.stat(p).st_size, os.stat(p).st_mtime_ns) for p in files]
+        parts += [(p, *stamp_of(p)[:2]) for p in files]
     else:
         parts.append(schema.read_manifest(work / "prepared", "prepared").fingerprint)
     if stage in ("evaluate", "export"):

@@ -1,13 +1,17 @@
 """Files that are whole or absent: written aside, renamed into place, described by checksums.
 
-And locks of directories, which the system frees when their process ends, however it ends.
+And locks of directories, which the system frees when their process ends, however it ends. This is
+also the one place that knows object stores: a path with `://` in it is read through fsspec, a local
+one never is.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import glob
 import hashlib
+import io
 import logging
 import os
 import secrets
@@ -23,8 +27,173 @@ _log = logging.getLogger(__name__)
 
 def checksum(path: str | os.PathLike[str]) -> str:
     """16 bytes of blake2b of the content of a file, in hexadecimal."""
-    with open(path, "rb") as file:
+    readable = readable_file(path)
+    with open(readable, "rb") if isinstance(readable, str) else readable as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def is_remote(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is that of a store, such as s3://bucket/log; a local one has no `://`."""
+    return "://" in str(path)
+
+
+def absolute(path: str) -> str:
+    """A path that is the same from every working directory."""
+    return path if is_remote(path) else os.path.abspath(path)
+
+
+def find_files(source: str) -> list[str]:
+    """The files that a path or glob names, in order; `**` matches folders at any depth.
+
+    A directory, and each directory that a glob with `/` at its end matches, stands for the files in
+    it and in its folders `name=value`, at any depth. Empty where nothing is there.
+
+    Example:
+      find_files("log")  # ["log/day=1/a.csv", "log/day=2/a.csv"]
+
+    Raises:
+      ValueError: the store cannot be asked.
+    """
+    if is_remote(source):
+        return _find_remote(source)
+    roots, found = [source], []
+    if not os.path.isdir(source):
+        found = glob.glob(source, recursive=True)
+        roots = [path for path in found if source.endswith("/")]
+        found = [path for path in found if path not in set(roots)]
+    for root in roots:
+        for folder, folders, names in os.walk(Path(root), followlinks=True):
+            names += (name for name in folders if "=" not in name)  # such as a folder x.parquet
+            folders[:] = (name for name in folders if "=" in name)
+            found += (os.path.join(folder, name) for name in names)
+    return sorted(found)
+
+
+def is_directory(path: str) -> bool:
+    """Whether a path is a directory; of a store, whether files lie below it."""
+    if not is_remote(path):
+        return os.path.isdir(path)
+    with _asking(path):
+        store, key = _store_of(path)
+        return bool(store.isdir(key))
+
+
+def readable_file(path: str | os.PathLike[str]) -> str | io.BufferedReader:
+    """What readers of files take: a local path itself, or an open file of a store.
+
+    Raises:
+      FileNotFoundError: the store has no such file.
+      ValueError: the store cannot be asked.
+    """
+    name = os.fspath(path)
+    if not is_remote(name):
+        return name
+    with _asking(name):
+        store, key = _store_of(name)
+        file = store.open(key, "rb")
+    return io.BufferedReader(_RemoteFile(name, file), 1 << 20)
+
+
+def stamp_of(path: str) -> tuple[Any, ...]:
+    """Size and what else tells that a file changed, without reading it; () without a file."""
+    try:
+        if is_remote(path):
+            with _asking(path):
+                store, key = _store_of(path)
+                return store.size(key), store.ukey(key)
+        status = os.stat(path)
+    except FileNotFoundError:
+        return ()
+    return status.st_size, status.st_mtime_ns, status.st_ino
+
+
+def _find_remote(source: str) -> list[str]:
+    with _asking(source), contextlib.suppress(FileNotFoundError):  # there is no such bucket
+        store, key = _store_of(source)
+        scheme = source.partition("://")[0]
+        roots, found = [key], []
+        if glob.has_magic(key):
+            found = store.glob(key)
+            roots = [path for path in found if source.endswith("/") and store.isdir(path)]
+            found = [path for path in found if path not in set(roots)]
+        for root in roots:
+            for path in store.find(root):  # of a file, itself
+                folders = path.removeprefix(root).strip("/").split("/")[:-1]
+                found += [path] if all("=" in folder for folder in folders) else []
+        return [f"{scheme}://{path}" for path in sorted(found)]
+    return []
+
+
+def _store_of(path: str) -> tuple[Any, str]:
+    """The file system of a path, and the path without its scheme.
+
+    Raises:
+      ValueError: the path holds credentials, which would come into manifests and logs.
+    """
+    import fsspec
+
+    scheme, _, place = path.partition("://")
+    if "@" in place.partition("/")[0]:
+        raise ValueError(
+            f"a path {scheme}://… holds credentials; leave them out, and give them to the "
+            "environment, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
+        )
+    store = fsspec.filesystem(scheme, use_listings_cache=False)  # others write there, too
+    return store, store._strip_protocol(path)
+
+
+@contextlib.contextmanager
+def _asking(path: str) -> Iterator[None]:
+    """What a store answers becomes a ValueError of one line; a missing file stays what it is."""
+    try:
+        yield
+    except (FileNotFoundError, ValueError) as error:
+        if isinstance(error, ValueError) and "Protocol not known" in str(error):
+            known = "s3:// or gs://"
+            raise ValueError(f"{path} is in a store of no known kind; expected {known}.") from error
+        raise
+    except ImportError as error:
+        raise ValueError(
+            f"{path} needs a package more ({error}): `pip install '.[s3]'` in the checkout for "
+            "s3://, '.[gcs]' for gs://."
+        ) from error
+    except Exception as error:  # each store has errors of its own, and few of them are OSErrors
+        reason = f"{type(error).__name__}: {error}".split("\n")[0]
+        raise ValueError(
+            f"{path} cannot be reached ({reason}); "
+            "check the name, the network and the credentials in the environment."
+        ) from error
+
+
+class _RemoteFile(io.RawIOBase):
+    """A file of a store, whatever breaks in it an OSError, as of a local one."""
+
+    def __init__(self, path: str, file: Any) -> None:
+        self._path, self._file = path, file
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return int(self._file.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            data = self._file.read(len(buffer))
+        except Exception as error:
+            raise OSError(f"the store fails, {type(error).__name__}: {error}") from error
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -5,7 +5,6 @@ run, one range of fingerprints at a time; the second writes the shards, when the
 and the total are known. No step sees more than one range of items.
 """
 
-import os
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -22,7 +21,7 @@ from pipeline.beam.blocks import by_range, partition
 from pipeline.beam.options import finish, running, spread
 from pipeline.beam.staging import Staging, write_json
 from pipeline.contract import schema
-from pipeline.contract.files import checksum
+from pipeline.contract.files import checksum, stamp_of
 from pipeline.counts.settings import FrequenciesConfig
 from pipeline.prepare.shards import shard_of
 from pipeline.prepare.vocabulary import RANK_ORDER, Ids, distinct_ids, write_table
@@ -68,7 +67,7 @@ def merge_log(
 
 
 def _stage_input(number: int, path: str, out: Path) -> None:
-    write_json(out, f"{number:06d}", {"bytes": os.path.getsize(path), "checksum": checksum(path)})
+    write_json(out, f"{number:06d}", {"bytes": stamp_of(path)[0], "checksum": checksum(path)})
 
 
 def _candidate_ids(element: tuple[int, Ids], partitions: int) -> Iterator[tuple[int, Ids]]:

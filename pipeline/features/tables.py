@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.contract import schema
 from pipeline.features.values import infer_kind, is_list
@@ -26,6 +25,7 @@ from pipeline.read.discover import (
     header_of,
     is_recbole_table,
     open_text,
+    parquet_file,
     resolve_columns,
     source_files,
     typed_header,
@@ -168,7 +168,7 @@ def _columns_of(piece: Piece, table: TableConfig) -> list[str]:
 
 
 def _parquet_kinds(path: str, names: list[str], given: dict[str, str], flag: str) -> dict[str, str]:
-    fields = pq.ParquetFile(path).schema_arrow
+    fields = parquet_file(path).schema_arrow
     kinds = {}
     for name in names:
         column_type, kind = fields.field(name).type, given.get(name, "")

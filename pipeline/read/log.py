@@ -4,7 +4,6 @@ Every job that reads a log starts here, so that a bad row is treated alike in al
 """
 
 import contextlib
-import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -20,7 +19,7 @@ from pipeline.beam.blocks import ROW, by_range, repartition
 from pipeline.beam.options import spread
 from pipeline.beam.staging import Staging, read_all, read_json, write_json
 from pipeline.contract import schema
-from pipeline.contract.files import write_atomically
+from pipeline.contract.files import absolute, write_atomically
 from pipeline.read.cells import Checks, ids_of, numbers_of, seconds_of
 from pipeline.read.discover import Piece, files_in, resolve_columns, source_files
 from pipeline.read.readers import DeadLetter, read_checked
@@ -188,9 +187,9 @@ def read_tally(staging: Staging) -> dict[str, Any]:
 
 def empty_files(files: list[str], rows: Mapping[str, int]) -> list[str]:
     """The files of which no row was read, by the rows of each path."""
-    read = {os.path.abspath(path) for path, number in rows.items() if number}
+    read = {absolute(path) for path, number in rows.items() if number}
     names = (name for path in files for name in files_in(path))
-    return [name for name in names if os.path.abspath(name) not in read]
+    return [name for name in names if absolute(name) not in read]
 
 
 def check_read(

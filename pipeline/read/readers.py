@@ -10,7 +10,6 @@ from typing import Any, BinaryIO, NamedTuple, TypeVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pa_csv
-import pyarrow.parquet as pq
 
 from pipeline.read.cells import Checks, content_of, is_utf8
 from pipeline.read.discover import (
@@ -19,6 +18,7 @@ from pipeline.read.discover import (
     column_names,
     delimiter_of,
     open_text,
+    parquet_file,
     tfds_builder,
 )
 from pipeline.read.settings import SourceConfig
@@ -131,7 +131,7 @@ class _Utf8Lines(io.RawIOBase):
 
 def parquet_batches(piece: Piece, columns: list[str]) -> Batches:
     """The batches of a row group."""
-    file = pq.ParquetFile(piece.path)
+    file = parquet_file(piece.path)
     row = piece.first_row
     for batch in file.iter_batches(BLOCK_ROWS, [piece.part], columns, use_threads=False):
         yield batch, np.arange(row + 1, row + 1 + len(batch)), []

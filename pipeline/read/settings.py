@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from pipeline.contract.files import is_remote
 from pipeline.contract.settings import require, require_all
 
 EPOCH_UNITS = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}  # ticks in a second
@@ -13,7 +14,7 @@ EPOCH_UNITS = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}  # tic
 class SourceConfig:
     """Where raw interactions come from and which of their columns are read, for every job."""
 
-    source: str = ""  # file, directory, glob, `tfds:NAME` or `demo`; see the README for formats
+    source: str = ""  # file, directory, glob (also s3://…), `tfds:NAME` or `demo`; see the README
     output: str = ""  # directory to make; it appears when all of it is finished
     user_column: str = "user_id"  # column of the raw user id (the query)
     item_column: str = "item_id"  # column of the raw item id (the candidate)
@@ -31,6 +32,8 @@ class SourceConfig:
     def __post_init__(self) -> None:
         columns = (name for name in ("user_column", "item_column") if getattr(type(self), name))
         require_all(self, "must be given", "source", "output", *columns)  # no default, not required
+        local = "must be a local path: copy it into the store when it is finished"
+        require(not is_remote(self.output), "output", local, self.output)
         require_all(self, "must be in [0, 1]", "max_bad_share")
         require_all(self, "must be at least 1", "partitions")
         require(len(self.delimiter) <= 1, "delimiter", "must be one character", self.delimiter)

@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import signal
 import threading
 import time
 from collections.abc import Iterator
-from glob import escape, glob
+from glob import has_magic
 from itertools import count
 
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.beam.options import beam_options
 from pipeline.contract import schema
-from pipeline.contract.files import checksum
+from pipeline.contract.files import absolute, checksum, find_files, is_directory, stamp_of
 from pipeline.counts.settings import FrequenciesConfig
 from pipeline.read.consumed import check_not_repeated, input_files
 from pipeline.read.discover import Piece, file_pieces, find_pieces, is_readable, with_demo_columns
@@ -30,7 +29,6 @@ from pipeline.streaming.snapshots import (
     describe,
     find_previous,
     only_writer,
-    stamp_of,
 )
 
 log = logging.getLogger(__name__)
@@ -111,7 +109,7 @@ class Watcher:
         consumed = snapshot.consumed if snapshot else []
         read = {file["file"]: file for file in consumed}
         unknown = []
-        for path in map(os.path.abspath, complete_files(self._config)):
+        for path in map(absolute, complete_files(self._config)):
             stamp = stamp_of(path)
             if not stamp or self._compared.get(path) == stamp:
                 continue
@@ -165,10 +163,12 @@ def complete_files(config: FrequenciesConfig) -> list[str]:
       ValueError: the source is no pattern, and nothing is there.
     """
     source = config.source
-    if not os.path.exists(source) and source == escape(source):
+    files = find_files(source)
+    if not files and not has_magic(source) and not is_directory(source):
         raise ValueError(f"{source} does not exist; check --source.")
-    pattern = os.path.join(escape(source), "*") if os.path.isdir(source) else source
-    return [path for path in sorted(glob(pattern)) if is_readable(path)]
+    return [
+        path for path in files if is_readable(path) and not path.rpartition("/")[2].startswith(".")
+    ]
 
 
 @contextlib.contextmanager

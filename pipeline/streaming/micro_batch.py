@@ -25,7 +25,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from pipeline.beam.accounting import AccountingError, check_sum
 from pipeline.beam.staging import Staging
 from pipeline.contract import schema
-from pipeline.contract.files import describe_files
+from pipeline.contract.files import describe_files, stamp_of
 from pipeline.counts.settings import FrequenciesConfig
 from pipeline.read.discover import Piece
 from pipeline.read.log import DEAD_LETTERS, check_read, read_tally
@@ -156,7 +156,7 @@ def _write_state(
 
 def _check_read(inputs: list[Input], config: FrequenciesConfig, staging: Staging) -> dict[str, int]:
     """The counts of `check_read`; empty is a file of this run, not any of the source."""
-    changed = [file.path for file in inputs if snapshots.stamp_of(file.path) != file.stamp]
+    changed = [file.path for file in inputs if stamp_of(file.path) != file.stamp]
     if changed:
         raise ValueError(
             f"{changed[0]} changed while it was read; write files under another name, such as "

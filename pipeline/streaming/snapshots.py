@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipeline.contract import schema
-from pipeline.contract.files import checksum, held
+from pipeline.contract.files import absolute, checksum, held, stamp_of
 from pipeline.counts.settings import FrequenciesConfig
 from pipeline.read.log import DEAD_LETTERS
 
@@ -32,25 +32,16 @@ class Input(NamedTuple):
 
     path: str  # absolute
     checksum: str
-    stamp: tuple[int, ...]  # its size first; tells whether the file was written since
+    stamp: tuple[Any, ...]  # its size first; tells whether the file was written since
 
     def recorded(self) -> dict[str, Any]:
         """What snapshots remember of a file that was read."""
         return {"file": self.path, "bytes": self.stamp[0], "checksum": self.checksum}
 
 
-def stamp_of(path: str) -> tuple[int, ...]:
-    """Size, time of the last change and number of a file, to see a change; () without a file."""
-    try:
-        status = os.stat(path)
-    except FileNotFoundError:
-        return ()
-    return status.st_size, status.st_mtime_ns, status.st_ino
-
-
 def describe(paths: list[str]) -> list[Input]:
     """Looks at files before they are read."""
-    files = [os.path.abspath(path) for path in paths]
+    files = [absolute(path) for path in paths]
     stamps = [stamp_of(file) for file in files]
     with ThreadPoolExecutor() as pool:
         return list(map(Input, files, pool.map(checksum, files), stamps))
