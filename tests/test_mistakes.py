@@ -1,5 +1,6 @@
 """The mistakes of a beginner: exit status 2 and one line that says what, where and the remedy."""
 
+import logging
 import shlex
 
 import numpy as np
@@ -169,9 +170,20 @@ def shop(tmp_path_factory):
     return root
 
 
-@pytest.mark.parametrize(("command", "expected"), MISTAKES, ids=[row[0] for row in MISTAKES])
-def test_a_mistake_is_one_line_with_its_remedy(shop, monkeypatch, capsys, command, expected):
+@pytest.fixture
+def at_home(shop, monkeypatch):
+    """In the shop; and `serve` sets up logs for its process, which is this one."""
     monkeypatch.chdir(shop)
+    root = logging.getLogger()
+    before = root.handlers[:]
+    yield
+    root.handlers[:] = before
+
+
+@pytest.mark.parametrize(("command", "expected"), MISTAKES, ids=[row[0] for row in MISTAKES])
+def test_a_mistake_is_one_line_with_its_remedy(
+    shop, same_logs, monkeypatch, capsys, command, expected
+):
     before = sorted(shop.glob("*"))
     words = shlex.split(command)
     if words[0] == "query" and "--name" not in words and "/" not in command:
