@@ -181,9 +181,7 @@ def at_home(shop, monkeypatch):
 
 
 @pytest.mark.parametrize(("command", "expected"), MISTAKES, ids=[row[0] for row in MISTAKES])
-def test_a_mistake_is_one_line_with_its_remedy(
-    shop, same_logs, monkeypatch, capsys, command, expected
-):
+def test_a_mistake_is_one_line_with_its_remedy(shop, at_home, capsys, command, expected):
     before = sorted(shop.glob("*"))
     words = shlex.split(command)
     if words[0] == "query" and "--name" not in words and "/" not in command:
