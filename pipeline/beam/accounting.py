@@ -31,7 +31,7 @@ def check_sum(
     """What went in must be the sum of what came out: rows kept, dead letters, declared drops.
 
     Example:
-      check_sum("reading the log", 5, {"bad": 1, "rows": 4}, ("bad", "rows"))
+      >>> check_sum("reading the log", 5, {"bad": 1, "rows": 4}, ("bad", "rows"))
 
     Args:
       where: the step, for people.
@@ -55,7 +55,8 @@ def look_up(ids: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     """The place of each id among known ones, ascending and each once, and whether it is there: [n].
 
     Example:
-      look_up([7, 5], known=[5, 6])  # places [2, 0], there [False, True]
+      >>> look_up(np.array([7, 5]), known=np.array([5, 6]))
+      (array([2, 0]), array([False,  True]))
     """
     places = np.searchsorted(known, ids)
     there = places < len(known)

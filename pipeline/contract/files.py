@@ -297,8 +297,11 @@ def held(path: Path, told: str) -> Iterator[None]:
     """Holds a lock file while the block runs; the file stays.
 
     Example:
-      with held(Path("run/.lock"), "another process trains in run: wait for it."):
-          train()
+      >>> import tempfile
+      >>> with tempfile.TemporaryDirectory() as run:
+      ...     with held(Path(run) / ".lock", "another process trains in run: wait for it."):
+      ...         print("alone")
+      alone
 
     Raises:
       ValueError: `told`, where another process holds it.

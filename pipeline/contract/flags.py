@@ -17,7 +17,8 @@ class Command(NamedTuple):
     """A command: its settings and what it calls, both as module:name, and a line of help.
 
     Example:
-      Command("serving.settings:ServeConfig", "serving.server:serve", "serve the newest versions")
+      >>> Command("serving.settings:ServeConfig", "serving.server:serve", "serve models").help
+      'serve models'
     """
 
     config: str

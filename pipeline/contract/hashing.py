@@ -126,7 +126,8 @@ def global_time_codes(
     may have no train row. Of the earlier rows of a query, the last share by time is validation.
 
     Example:
-      global_time_codes(np.array([7, 7, 8]), np.array([10, 20, 30]), test_from=20)  # [0, 2, 2]
+      >>> global_time_codes(np.array([7, 7, 8]), np.array([10, 20, 30]), test_from=20).tolist()
+      [0, 2, 2]
 
     Args:
       query_ids: int64 [n], dense ids or fingerprints.

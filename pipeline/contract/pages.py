@@ -35,7 +35,8 @@ def render(template: Path, **values: Any) -> str:
     and finds macros in `parts.html`. A number is written with `{{ value|number(",.2f") }}`.
 
     Example:
-      render(Path(__file__).with_name("templates") / "page.html", title="Page", rows=rows)
+      >>> "<h1>Users &amp; items</h1>" in render(_SHARED / "frame.html", title="Users & items")
+      True
     """
     environment = Environment(
         loader=FileSystemLoader([template.parent, _SHARED]),

@@ -23,7 +23,9 @@ def require(holds: bool, name: str, rule: str, got: Any) -> None:
     """Checks one rule of a setting.
 
     Example:
-      require(batch_size >= 2, "batch_size", "must be at least 2", batch_size)
+      >>> require(1 >= 2, "batch_size", "must be at least 2", 1)
+      Traceback (most recent call last):
+      ValueError: batch_size must be at least 2, got 1; change --batch_size.
 
     Raises:
       ValueError: the rule does not hold; the message names rule, value and flag.
@@ -36,7 +38,7 @@ def require_all(settings: Any, rule: str, *names: str) -> None:
     """Checks one of `RULES` for several settings of a command.
 
     Example:
-      require_all(self, "must be at least 1", "batch_size", "num_buckets")
+      >>> require_all(slice(1, 5), "must be at least 1", "start", "stop")
 
     Raises:
       ValueError: as `require`.
@@ -68,7 +70,8 @@ def utc_seconds(name: str, moment: str) -> int:
     """A date or a date with a time → seconds since 1970; without an offset it is in UTC.
 
     Example:
-      utc_seconds("test_from", "2026-01-01")  # 1767225600
+      >>> utc_seconds("test_from", "2026-01-01")
+      1767225600
 
     Raises:
       ValueError: the text is not a date; the message names the setting.

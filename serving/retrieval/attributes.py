@@ -38,8 +38,9 @@ class Attributes:
     """The attributes of n candidates; masks of repeated conditions are kept.
 
     Example:
-      attributes = Attributes(pa.table({"brand": ["a", "b", "a"], "price": [1.0, 2.0, 3.0]}))
-      attributes.mask(attributes.check({"brand": ["a"], "price": {"min": 2}}))  # False, False, True
+      >>> columns = Attributes(pa.table({"brand": ["a", "b", "a"], "price": [1.0, 2.0, 3.0]}))
+      >>> columns.mask(columns.check({"brand": ["a"], "price": {"min": 2}})).tolist()
+      [False, False, True]
 
     Args:
       table: as `pipeline.contract.attributes.as_attributes` makes it.
