@@ -6,6 +6,7 @@ Each customer likes two of eight shelves, and takes other products by chance now
 """
 
 import csv
+import datetime
 import random
 
 SHELVES = {
@@ -39,9 +40,7 @@ def main() -> None:
             for day in sorted(draw.sample(range(1, 181), draw.randint(8, 16))):
                 shelf = draw.choice(liked if draw.random() < 0.9 else sorted(SHELVES))
                 name = draw.choice(SHELVES[shelf].split(","))
-                rows.writerow(
-                    [user, name, f"2024-{1 + (day - 1) // 30:02}-{1 + (day - 1) % 30:02}"]
-                )
+                rows.writerow([user, name, datetime.date(2024, 1, 1) + datetime.timedelta(day)])
 
 
 if __name__ == "__main__":

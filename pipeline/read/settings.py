@@ -14,7 +14,7 @@ EPOCH_UNITS = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}  # tic
 class SourceConfig:
     """Where raw interactions come from and which of their columns are read, for every job."""
 
-    source: str = ""  # file, directory, glob (also s3://…), `tfds:NAME` or `demo`; see the README
+    source: str = ""  # file, directory, glob (also s3://…), `tfds:NAME` or `demo`: docs/prepare.md
     output: str = ""  # directory to make; it appears when all of it is finished
     user_column: str = "user_id"  # column of the raw user id (the query)
     item_column: str = "item_id"  # column of the raw item id (the candidate)
