@@ -103,8 +103,10 @@ def draw(report: dict[str, Any], path: Path) -> None:
         label = f"{num_leaves:,} leaves"
         [line] = axes.plot(*_points(best_of(of_tree)), marker="o", markersize=3, label=label)
         axes.scatter(*_points(of_tree), s=5, alpha=0.35, color=line.get_color())
-    label = "chosen, on held-out queries"
-    axes.scatter(*_points([scann]), marker="*", s=160, color="black", zorder=3, label=label)
+    names = "num_leaves", "leaves_to_search", "num_reordered"
+    chosen = [s for s in scann["sweep"] if all(s[name] == scann[name] for name in names)]
+    label = f"chosen: recall {scann['recall']:.3f} on held-out queries"
+    axes.scatter(*_points(chosen), marker="*", s=160, color="black", zorder=3, label=label)
     [exact] = _points([{"recall": 1.0, **report["exact"]}])[1]
     axes.axhline(exact, color="grey", linestyle=":", label="exact search")
     axes.axvline(report["target_recall"], color="black", linewidth=0.8, label="promise")

@@ -7,13 +7,16 @@ published version where their directories are known; what is not there is said i
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
 from pipeline.contract import schema
 from pipeline.contract.files import write_atomically
+from pipeline.contract.flags import as_flags
 from pipeline.contract.pages import render
 from towers.report.plots import plot_buckets, plot_differences, plot_index, plots_by_epoch
 from towers.training.run_directory import (
@@ -49,11 +52,17 @@ def write_report(
     training, metrics = read_json(root / TRAINING), read_json(root / METRICS)
     index = json.loads(_text_of(version, "ann_report.json") or "null")
     defaults = default_settings().items()
+    changed = {
+        name: value for name, value in configuration.items() if (name, value) not in defaults
+    }
+    trained = datetime.datetime.fromtimestamp((root / TRAINING).stat().st_mtime, datetime.UTC)
     seconds = sorted(epoch["seconds"] for epoch in training["history"])
     has_tree = index and index["scann"] and index["scann"]["num_leaves"]
     page = render(
         _TEMPLATES / "run.html",
-        title="Run report",
+        title=f"Run report: {root.resolve().name}",
+        command=shlex.join(["twotower", "train", *as_flags(changed)]),
+        trained=f"{trained:%Y-%m-%d %H:%M} UTC",
         configuration=configuration,
         metrics=metrics,
         training=training,

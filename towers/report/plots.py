@@ -112,8 +112,12 @@ def plot_index(report: dict[str, Any]) -> Markup:
             axes.plot(
                 best["recall"], best["batch_ms"], color=colour, label=f"{num_leaves:,} leaves"
             )
-        chosen: Any = {"color": _INK, "markersize": 13, "label": "chosen, other queries"}
-        axes.plot(scann["recall"], scann["batch_ms"], "*", zorder=3, **chosen)
+        names = ["num_leaves", "leaves_to_search", "num_reordered"]
+        chosen = sweep[(sweep[names] == [scann[name] for name in names]).all(axis=1)]
+        label = f"chosen: {scann['recall']:.3f} on other queries"
+        axes.plot(
+            chosen["recall"], chosen["batch_ms"], "*", color=_INK, ms=13, zorder=3, label=label
+        )
         axes.axhline(report["exact"]["batch_ms"], color=_INK, linestyle=":", label="exact search")
         axes.axvline(report["target_recall"], label="promised recall", **_DASHED)
         axes.set_yscale("log")

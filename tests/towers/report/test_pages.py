@@ -76,6 +76,8 @@ def test_evaluate_writes_the_report(run, copied, prepared, data):
     assert not page.tags & {"script", "link", "img", "iframe"}
     without_names = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text)
     assert "//" not in re.sub(r"<!DOCTYPE[^>]*>", "", without_names)  # no address of anything
+    assert "tower id" in page.sections[""]
+    assert re.search(r"twotower train --data \S+ --run \S+ .*--temperature 0.2", page.sections[""])
     metrics = json.loads((run / "metrics.json").read_text())
     for name, value in metrics["test"].items():
         half_width, popular = metrics["confidence_95"][name], metrics["popularity"][name]
@@ -134,15 +136,21 @@ def test_export_adds_index_and_card(copied, prepared, tmp_path, capsys):
 def ann_report():
     """Two trees; of the first, one setting is beaten in both by another."""
     sweep = [
-        {"num_leaves": leaves, "recall": recall, "batch_ms": milliseconds}
-        for leaves, recall, milliseconds in (
-            (20, 0.7, 1.0),
-            (20, 0.6, 1.5),
-            (20, 0.96, 3.0),
-            (40, 0.8, 2.0),
+        {
+            "num_leaves": leaves,
+            "leaves_to_search": searched,
+            "num_reordered": 30,
+            "recall": recall,
+            "batch_ms": milliseconds,
+        }
+        for leaves, searched, recall, milliseconds in (
+            (20, 2, 0.7, 1.0),
+            (20, 1, 0.6, 1.5),
+            (20, 4, 0.96, 3.0),
+            (40, 3, 0.8, 2.0),
         )
     ]
-    chosen = {"kind": "tree", "num_leaves": 20, "recall": 0.951, "batch_ms": 3.1, "single_ms": 0.4}
+    chosen = sweep[2] | {"kind": "tree", "recall": 0.951, "batch_ms": 3.1, "single_ms": 0.4}
     return {
         "at": 10,
         "candidates": 1234,
@@ -158,7 +166,13 @@ def test_the_curve_of_a_version_with_a_tree(copied, prepared, tmp_path):
     (tmp_path / "ann_report.json").write_text(json.dumps(ann_report()))
     write_report(copied, prepared, tmp_path)
     page = Page((copied / "report.html").read_text())
-    for text in ("20 leaves", "40 leaves", "exact search", "0.9510", "1,234 candidates"):
+    for text in (
+        "20 leaves",
+        "40 leaves",
+        "exact search",
+        "0.951 on other queries",
+        "1,234 candidates",
+    ):
         assert text in page.sections["Index"]
     assert "a card is written with a version" in page.sections["Model card"]
 
