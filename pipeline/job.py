@@ -81,7 +81,7 @@ def prepare(config: PrepareConfig, beam_arguments: list[str] | None = None) -> s
             for side, table in tables.items()
         }
         details |= {schema.FEATURES: features} if features else {}
-        write_atomically(staging.out / schema.QUALITY_PAGE, page(details["quality"]))
+        write_atomically(staging.out / schema.QUALITY_PAGE, page(details["quality"], features))
         staging.sweep()
         rows_of_files = {shard.name(num_shards): shard.rows for shard in shards}
         files = describe_files(staging.out, rows_of_files)

@@ -5,7 +5,7 @@ The same numbers give the same bytes: no time, no machine and no name of a sourc
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,14 +24,24 @@ _SIDES = {"query": ("users", "#2f6690"), "candidate": ("items", "#b5541c")}
 _MAX_BARS = 125  # of the plot of days; longer times share bars
 
 
-def page(quality: dict[str, Any]) -> str:
-    """The page as HTML; `quality` is that of the manifest, from `quality.report`."""
+def page(quality: dict[str, Any], features: Mapping[str, Any] | None = None) -> str:
+    """The page as HTML.
+
+    Args:
+      quality: that of the manifest, from `quality.report`.
+      features: those of the manifest, by side; None where there are no tables of attributes.
+    """
     days = quality["days"]
     splits = {split: f"of them {split}" for split in schema.SPLITS}
     return render(
         Path(__file__).with_name("templates") / "quality.html",
         title="Data quality",
         **quality,
+        attributes=[
+            (_SIDES[side][0], column)
+            for side, table in (features or {}).items()
+            for column in table["columns"]
+        ],
         steps={"read": "read", **DROPS, "rows": "kept", **splits},
         span=span,
         quantile_name=quantile_name,

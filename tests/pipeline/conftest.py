@@ -29,7 +29,7 @@ def page_without_plots(request):
     """Plots take a fifth of a small preparation; the page has tests of its own."""
     with pytest.MonkeyPatch.context() as patch:
         if request.path.parent.name != "quality":
-            patch.setattr(job, "page", repr)
+            patch.setattr(job, "page", lambda *parts: repr(parts))
         yield
 
 

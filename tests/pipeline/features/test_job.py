@@ -1,6 +1,8 @@
 """Feature files against a reference in plain Python; what they may not depend on."""
 
+import ast
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,7 @@ import twotower
 from pipeline.contract import schema
 from pipeline.job import prepare
 from pipeline.prepare.settings import PrepareConfig
+from pipeline.quality.page import page
 from pipeline.read import readers
 
 TAFENG = (
@@ -80,8 +83,9 @@ def values_of(directory, column):
 
 
 def content(directory):
-    """All but the manifest, which names the table."""
-    return {name: value for name, value in digest(directory).items() if name != "manifest.json"}
+    """All but the manifest, which names the table, and the page that is made of it."""
+    files = digest(directory)
+    return {name: files[name] for name in files.keys() - {"manifest.json", "quality.html"}}
 
 
 def assert_equal(found, expected):
@@ -137,6 +141,17 @@ def test_the_spec_counts_what_is_missing_and_unknown(out):
     assert found["brand"].unknown == sum(row.get("brand") == "new brand" for row in known) > 0
     assert found["tags"].unknown == sum("new tag" in (row.get("tags") or ()) for row in known) > 0
     assert details(out)["ids_without_row"] == 5
+
+
+def test_the_page_of_quality_lists_the_columns(out):
+    quality, features = ast.literal_eval((out / "quality.html").read_text())  # see conftest
+    text = page(quality, features).partition("Attributes")[2]
+    rows = [re.findall(r"<td>(.*?)</td>", row) for row in text.split("<tr>")[2:]]
+    columns = [*specs(out).values()]
+    assert [row[:2] for row in rows] == [[f"items: {spec.name}", spec.kind] for spec in columns]
+    assert [row[-1] for row in rows] == [f"{spec.missing:,}" for spec in columns]
+    means = [row[3] for row in rows if row[1] == "numeric"]
+    assert means == [f"{spec.mean:,.6g}" for spec in columns if spec.kind == "numeric"]
 
 
 def test_what_has_no_train_rows_teaches_nothing(out, run):

@@ -319,6 +319,7 @@ def test_the_page_stands_alone(made):
     _, _, out, manifest = made
     text = (out / "quality.html").read_text(encoding="utf-8")
     assert text == page(manifest.details["quality"])
+    assert "Attributes" not in text
     found = Elements(text)
     ids = [value for _, name, value in found.attributes if name == "id"]
     assert len(ids) == len(set(ids))
