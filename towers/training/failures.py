@@ -58,6 +58,11 @@ def compile_quietly() -> None:
         tf.function(lambda number: number + 1, jit_compile=True)(tf.constant(0))
 
 
+def full_disk(error: Exception) -> str | None:
+    """The words of the system for a full disk, where an error has them."""
+    return next((words for words in _FULL if words in str(error)), None)
+
+
 @contextlib.contextmanager
 def told_when_full(directory: str | os.PathLike[str], then: str = "") -> Iterator[None]:
     """A context in which a directory is written, by whatever library.
@@ -69,8 +74,7 @@ def told_when_full(directory: str | os.PathLike[str], then: str = "") -> Iterato
     try:
         yield
     except (OSError, tf.errors.OpError) as error:
-        reason = next((words for words in _FULL if words in str(error)), None)
-        if reason is None:
+        if (reason := full_disk(error)) is None:
             raise
         raise ValueError(
             f"{Path(directory)} cannot be written: {reason.lower()}; make room and give the same "

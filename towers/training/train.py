@@ -19,7 +19,13 @@ from towers.model.optimizers import make_optimizer, staircase_decay
 from towers.model.two_tower import TwoTower
 from towers.training.checkpoints import RunRecorder
 from towers.training.earlier_run import keep_vocabularies, soft_targets, start_from_run
-from towers.training.failures import CheckData, compile_quietly, explain_divergence, told_when_full
+from towers.training.failures import (
+    CheckData,
+    compile_quietly,
+    explain_divergence,
+    full_disk,
+    told_when_full,
+)
 from towers.training.frequency import open_frequency
 from towers.training.memory import fit_to_memory
 from towers.training.run_directory import (
@@ -167,6 +173,8 @@ def _train(
                 verbose=1 if sys.stdout.isatty() else 0,
             )
         except tf.errors.ResourceExhaustedError as error:
+            if full_disk(error):  # TensorFlow has the same kind for it
+                raise
             raise ValueError(
                 f"the memory is full in a step with batch_size {config.batch_size}: lower it, or "
                 "where the method has it score in blocks, --options block_size=1024."
