@@ -12,6 +12,7 @@ from typing import Any
 import tensorflow as tf
 
 from towers.data.interactions import RetrievalData, open_data
+from towers.errors import MemoryIsFull
 from towers.legacy_keras import tf_keras
 from towers.metrics.held_out import FullCorpusMetrics
 from towers.model.distribution import is_chief, make_strategy, wait_for_all
@@ -175,7 +176,7 @@ def _train(
         except tf.errors.ResourceExhaustedError as error:
             if full_disk(error):  # TensorFlow has the same kind for it
                 raise
-            raise ValueError(
+            raise MemoryIsFull(
                 f"the memory is full in a step with batch_size {config.batch_size}: lower it, or "
                 "where the method has it score in blocks, --options block_size=1024."
             ) from error

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-import tensorflow as tf
 from optuna.samplers import TPESampler
 from optuna.trial import TrialState
 
@@ -19,7 +18,7 @@ from pipeline.contract import schema
 from pipeline.contract.files import held
 from samplers.methods.by_name import METHODS
 from towers.data.interactions import open_data
-from towers.errors import Diverged
+from towers.errors import Diverged, MemoryIsFull
 from towers.legacy_keras import tf_keras
 from towers.metrics.held_out import HeldOut
 from towers.training.run_directory import CONFIG, TRAINING, read_json, record_settings
@@ -184,7 +183,7 @@ def _run_trial(config: TuneConfig, study: optuna.Study, space: Space, trial: opt
         state = TrialState.COMPLETE
     except optuna.TrialPruned:
         state = TrialState.PRUNED
-    except (Diverged, tf.errors.ResourceExhaustedError) as error:
+    except (Diverged, MemoryIsFull) as error:
         reason = str(error).splitlines()[0]
     except ValueError as error:
         if (run / CONFIG).exists():

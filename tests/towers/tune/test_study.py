@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import tensorflow as tf
 
 import samplers
 import twotower
@@ -18,6 +19,7 @@ from pipeline.contract import flags
 from samplers.methods.by_name import METHODS, option_types
 from towers.data.dataframe import from_dataframe
 from towers.data.interactions import open_data
+from towers.model.two_tower import TwoTower
 from towers.training.settings import TrainConfig
 from towers.training.train import train
 from towers.tune.ranges import FIXED, OPTIONS, SETTINGS
@@ -227,6 +229,22 @@ def test_a_trial_that_diverges_is_told_and_the_study_goes_on(config):
         assert "must be finite" in one["reason"]
         assert "\n" not in one["reason"]
     assert others[0]["reason"] in (Path(config.output) / "trials.md").read_text()
+
+
+def test_a_trial_that_fills_the_memory_is_told_and_the_study_goes_on(config, monkeypatch):
+    fit, calls = TwoTower.fit, []
+
+    def full_at_first(self, *args, **kwargs):
+        calls.append(self)
+        if len(calls) == 1:
+            raise tf.errors.ResourceExhaustedError(None, None, "failed to allocate 9 GiB")
+        return fit(self, *args, **kwargs)
+
+    monkeypatch.setattr(TwoTower, "fit", full_at_first)
+    result = tune(dataclasses.replace(config, trials=2, epochs=1))
+    states = {trial["state"]: trial.get("reason") or "" for trial in result["trials"]}
+    assert "the memory is full in a step" in states["failed"]
+    assert "complete" in states
 
 
 def test_settings_that_no_trial_can_have_end_the_study(config):
