@@ -140,13 +140,13 @@ def recommend(config: Any) -> None:
     choice: dict[str, Any] = {"index": config.index, "exclude_seen": not config.keep_seen}
     if config.where:
         choice["where"] = as_where(config.where, retriever.corpus.attributes.kinds())
-    queries, asked = None, "query_ids"
+    queries, argument = None, "query_ids"
     if config.queries:
         read_raw_ids(Path(config.queries), schema.QUERY_ID)  # raises where one is missing or twice
-        queries, asked = retriever.query_inputs.rows(pq.read_table(config.queries)), "queries"
+        queries, argument = retriever.query_inputs.rows(pq.read_table(config.queries)), "queries"
 
     def top_k(block: Any) -> list[tuple[list[str], list[float]]]:
-        results = retriever.top_k(k=config.k, **{asked: block}, **choice)
+        results = retriever.top_k(k=config.k, **{argument: block}, **choice)
         return [(result.candidate_ids, result.scores) for result in results]
 
     ids = read_raw_ids(version / RETRIEVAL / schema.BUNDLE_CANDIDATE_IDS)

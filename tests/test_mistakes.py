@@ -147,7 +147,7 @@ MISTAKES = [
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory):
-    """A log, prepared data and a published model; `trained` is as far as a run gets at once."""
+    """A log, prepared data and a published model; `trained` has what a run is known by."""
     root = tmp_path_factory.mktemp("shop")
     log = pd.DataFrame({"user": list("aabbcc"), "product": list("wxxyyz"), "when": "2024-01-05"})
     log.to_csv(root / "log.csv", index=False)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
-import shutil
 import textwrap
 from typing import Any
 
+from pipeline.contract.flags import comment_of, terminal_width, value_text
 from pipeline.contract.settings import did_you_mean
 from towers.encoders.tower_config import TOWERS, TowerConfig, reads
 
@@ -108,8 +108,7 @@ def _told(method: type[Any]) -> tuple[str, str]:
 
 
 def _print_wrapped(text: str, indent: int) -> None:
-    width = max(60, min(100, shutil.get_terminal_size().columns))
-    print(textwrap.fill(text.rstrip(), width, subsequent_indent=" " * indent))
+    print(textwrap.fill(text.rstrip(), terminal_width(), subsequent_indent=" " * indent))
 
 
 def _check(name: str, known: Any, what: str) -> None:
@@ -119,13 +118,8 @@ def _check(name: str, known: Any, what: str) -> None:
 
 
 def _print_options(owner: type[Any], names: Any, usage: str) -> None:
-    from simple_parsing.docstring import get_attribute_docstring
-
     defaults = {field.name: field.default for field in dataclasses.fields(owner)}
     print(f"\noptions, {usage}:" if names else "\nit has no options")
     for name in names:
-        said = get_attribute_docstring(owner, name)
-        text = " ".join((said.comment_above or said.comment_inline).split())
-        default = defaults[name]
-        default = " ".join(map(str, default)) if isinstance(default, tuple) else default
-        _print_wrapped(f"  {name} ({default})  {text}", indent=4)
+        text = f"  {name} ({value_text(defaults[name])})  {comment_of(owner, name)}"
+        _print_wrapped(text, indent=4)

@@ -63,12 +63,10 @@ CHECKS = {
         "pip install 'tensorflow-datasets>=4.9.10,<4.10' 'importlib-resources>=5'",
     ),
 }
-_GPUS, _COUNT_GPUS = (
-    "devices",
-    (
-        "import tensorflow as tf; print(len(tf.config.list_physical_devices('GPU')),"
-        " tf.test.is_built_with_cuda())"
-    ),
+_GPUS = "devices"
+_COUNT_GPUS = (
+    "import tensorflow as tf; print(len(tf.config.list_physical_devices('GPU')),"
+    " tf.test.is_built_with_cuda())"
 )
 # Reads pairs of a name and the code of a check, and writes one line of JSON after each.
 _RUNNER = """

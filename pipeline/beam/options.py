@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions
 from apache_beam.utils import interactive_utils
 
 from pipeline.beam.accounting import lost_in
@@ -33,7 +33,8 @@ def running(options: PipelineOptions | None) -> Iterator[beam.Pipeline]:
 
     worker_handlers.DATA_BUFFER_TIME_LIMIT_MS = DATA_BUFFER_TIME_LIMIT_MS
     # Workers in processes of their own log how they start and end.
-    in_processes = "multi_processing" in str(options and options.get_all_options())
+    mode = options.view_as(DirectOptions).direct_running_mode if options else ""
+    in_processes = mode == "multi_processing"
     quiet = quiet_standard_error() if in_processes else contextlib.nullcontext()
     try:
         with quiet, _not_interactive(), beam.Pipeline(options=options) as pipeline:

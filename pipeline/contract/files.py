@@ -56,17 +56,17 @@ def find_files(source: str) -> list[str]:
     """
     if is_remote(source):
         return _find_remote(source)
-    roots, found = [source], []
+    roots, files = [source], []
     if not os.path.isdir(source):
-        found = glob.glob(source, recursive=True)
-        roots = [path for path in found if source.endswith("/")]
-        found = [path for path in found if path not in set(roots)]
+        files = glob.glob(source, recursive=True)
+        roots = [path for path in files if source.endswith("/")]
+        files = [path for path in files if path not in set(roots)]
     for root in roots:
         for folder, folders, names in os.walk(Path(root), followlinks=True):
             names += (name for name in folders if "=" not in name)  # such as a folder x.parquet
             folders[:] = (name for name in folders if "=" in name)
-            found += (os.path.join(folder, name) for name in names)
-    return sorted(found)
+            files += (os.path.join(folder, name) for name in names)
+    return sorted(files)
 
 
 def is_directory(path: str) -> bool:
@@ -111,16 +111,16 @@ def _find_remote(source: str) -> list[str]:
     with _asking(source), contextlib.suppress(FileNotFoundError):  # there is no such bucket
         store, key = _store_of(source)
         scheme = source.partition("://")[0]
-        roots, found = [key], []
+        roots, files = [key], []
         if glob.has_magic(key):
-            found = store.glob(key)
-            roots = [path for path in found if source.endswith("/") and store.isdir(path)]
-            found = [path for path in found if path not in set(roots)]
+            files = store.glob(key)
+            roots = [path for path in files if source.endswith("/") and store.isdir(path)]
+            files = [path for path in files if path not in set(roots)]
         for root in roots:
             for path in store.find(root):  # of a file, itself
                 folders = path.removeprefix(root).strip("/").split("/")[:-1]
-                found += [path] if all("=" in folder for folder in folders) else []
-        return [f"{scheme}://{path}" for path in sorted(found)]
+                files += [path] if all("=" in folder for folder in folders) else []
+        return [f"{scheme}://{path}" for path in sorted(files)]
     return []
 
 

@@ -59,10 +59,26 @@ def help_text(name: str, command: Command, *, everything: bool) -> str:
     return "\n".join(lines)
 
 
-def _flag_lines(command: Command, names: list[str], fields: Mapping[str, Any]) -> list[str]:
-    """A flag, what it takes and does, and its default, as wide as the terminal."""
+def comment_of(settings: type[Any], name: str) -> str:
+    """The comment of a field of a dataclass, in one line: its help."""
     from simple_parsing.docstring import get_attribute_docstring
 
+    said = get_attribute_docstring(settings, name)
+    return " ".join((said.comment_above or said.comment_inline).split())
+
+
+def value_text(value: Any) -> str:
+    """A default as people type it."""
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def terminal_width() -> int:
+    """Columns of the terminal, within what reads well."""
+    return max(60, min(100, shutil.get_terminal_size().columns))
+
+
+def _flag_lines(command: Command, names: list[str], fields: Mapping[str, Any]) -> list[str]:
+    """A flag, what it takes and does, and its default, as wide as the terminal."""
     lines = []
     kinds = {"int": " N", "float": " X", "bool": " true|false"}
     for name in names:
@@ -70,17 +86,14 @@ def _flag_lines(command: Command, names: list[str], fields: Mapping[str, Any]) -
         value = kinds.get(kind.split(" |")[0], " N" if "[int" in kind else " TEXT")
         value = "" if default is False else value
         several = " ..." if kind.startswith(("tuple", "list")) else ""
-        said = get_attribute_docstring(resolve(command.config), name)
-        text = " ".join((said.comment_above or said.comment_inline).split())
+        text = comment_of(resolve(command.config), name)
         if default is not dataclasses.MISSING and default not in (None, "", ()) and value:
-            default = " ".join(map(str, default)) if isinstance(default, tuple) else default
-            text += f" (default: {str(default).lower() if default is True else default})"
+            text += f" (default: {'true' if default is True else value_text(default)})"
         flag = f"  --{name}{value}{several}"
         if len(flag) > 26:
             lines.append(flag)
             flag = ""
-        width = max(60, min(100, shutil.get_terminal_size().columns)) - 30
-        first, *rest = textwrap.wrap(text, width, break_on_hyphens=False)
+        first, *rest = textwrap.wrap(text, terminal_width() - 30, break_on_hyphens=False)
         lines += [f"{flag:28}{first}", *(" " * 28 + line for line in rest)]
     return lines
 

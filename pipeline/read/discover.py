@@ -119,14 +119,13 @@ def resolve_columns(names: Iterable[str], config: SourceConfig, where: str) -> C
         name = getattr(config, flag)
         if not wanted:
             return None
-        name = name if name in by_name else name.rpartition(":")[0]  # as RecBole writes it
-        if name not in by_name:
-            name = getattr(config, flag)
-            raise ValueError(
-                f"{where} has no column {name!r}, it has {', '.join(map(repr, names))}; "
-                f"name the right one with --{flag}."
-            )
-        return by_name[name]
+        for known in (name, name.rpartition(":")[0]):  # NAME:TYPE, as RecBole writes it
+            if known in by_name:
+                return by_name[known]
+        raise ValueError(
+            f"{where} has no column {name!r}, it has {', '.join(map(repr, names))}; "
+            f"name the right one with --{flag}."
+        )
 
     time = config.timestamp_column  # may be absent where nobody named it and nothing needs it
     timed = time and (config.needs_timestamps or time != "timestamp" or time in by_name)

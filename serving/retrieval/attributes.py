@@ -113,7 +113,7 @@ def as_where(pairs: Sequence[str], kinds: Mapping[str, str]) -> dict[str, Any]:
       kinds: of the columns, as `Attributes.kinds` gives them.
 
     Raises:
-      ValueError: a pair is not that, or a number is none.
+      ValueError: a pair has another form, or the value of a number is not a number.
     """
     where: dict[str, Any] = {}
     for pair in pairs:

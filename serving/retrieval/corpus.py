@@ -69,7 +69,7 @@ class Corpus:
           delta: of it.
         """
         other = copy.copy(self)
-        for name in ("_names", "_added_attributes", "popularity"):
+        for name in ("_names", "_titles", "_added_attributes", "popularity"):
             other.__dict__.pop(name, None)
         other._path, num_base = path, len(self._base_ids)  # tables stay with the base
         other.added, other.removed, other._added_ids = delta.vectors, delta.excluded, delta.ids
@@ -136,10 +136,7 @@ class Corpus:
         """What people call candidates, "" where it is missing; () where there is no such column."""
         if not self.title_column:
             return ()
-        base = self._read_titles(self.title_column)
-        added = as_attributes(self._added_table, self.attributes.schema)[self.title_column]
-        column = pa.chunked_array([*base.chunks, *added.chunks], base.type) if len(added) else base
-        values = column.take(pa.array(rows, pa.int64())).to_pylist()
+        values = self._titles.take(pa.array(rows, pa.int64())).to_pylist()
         return [
             " ".join(value) if isinstance(value, list) else str(value or "") for value in values
         ]
@@ -204,6 +201,8 @@ class Corpus:
         _ = self._names, self._base._base_row, self._base._query_row
         if self.has_seen:
             _ = self._base._seen
+        if self.title_column:
+            _ = self._titles
 
     def popular_rows(self, filters: Filters, query: int, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The most popular rows that a query may get, at most k, and their counts."""
@@ -229,6 +228,12 @@ class Corpus:
     @cached_property
     def _names(self) -> np.ndarray:
         return np.concatenate([self._base._base_names, np.array(self._added_ids, object)])
+
+    @cached_property
+    def _titles(self) -> pa.ChunkedArray:
+        base = self._read_titles(self.title_column)
+        added = as_attributes(self._added_table, self.attributes.schema)[self.title_column]
+        return pa.chunked_array([*base.chunks, *added.chunks], base.type) if len(added) else base
 
     @cached_property
     def _base_names(self) -> np.ndarray:

@@ -147,7 +147,7 @@ def _chosen_features(data: RetrievalData, config: TowerConfig, side: str) -> Fea
     word = "user" if side == "query" else "item"
     if "features" in inputs:
         has_any = any(data.features(each).specs for each in schema.SIDES)
-        if known or (has_any and len(inputs) > 1):  # the other inputs do where there are none
+        if known or (has_any and len(inputs) > 1):  # this side has other inputs
             return features
         raise ValueError(
             f"{side}_inputs has features, and the data have no attributes of that side: prepare "

@@ -56,7 +56,7 @@ def recommend(
             f"the model does not know {len(unknown)} of the queries, such as {unknown[0]!r}: leave "
             "them out, or say what they chose: history=[[...]], of a tower that reads histories."
         )
-    prints = hashing.fingerprints(name.as_py().encode() for name in candidates)
+    prints = all_fingerprints(data, model, "candidate")
     blocks = list(
         rank_blocks(
             outputs["embedding"],
@@ -117,8 +117,8 @@ def _seen(data: RetrievalData, given: dict[str, Any], prints: np.ndarray) -> Pos
         seen[row] += known.of(query).tolist() if query >= 0 else []
     for row, history in enumerate(given.get(HISTORY, ())):
         chosen = hashing.fingerprints(str(value).encode() for value in history)
-        places, found = find_ids(chosen, prints)
-        seen[row] += places[found].tolist()
+        places, known_ids = find_ids(chosen, prints)
+        seen[row] += places[known_ids].tolist()
     return _rows(seen)
 
 
@@ -145,3 +145,10 @@ def all_ids(data: RetrievalData, model: TwoTower, side: str) -> pa.Array:
     """Raw ids by dense id, then those that the tower knows by their attributes alone."""
     vocabulary, tower = getattr(data, f"{side}_vocabulary"), getattr(model, f"{side}_tower")
     return pa.concat_arrays([vocabulary.raw_ids, tower.cold_ids])
+
+
+def all_fingerprints(data: RetrievalData, model: TwoTower, side: str) -> np.ndarray:
+    """The fingerprints of `all_ids`: int64 [V + cold]."""
+    vocabulary, tower = getattr(data, f"{side}_vocabulary"), getattr(model, f"{side}_tower")
+    cold = hashing.fingerprints(text.as_py().encode() for text in tower.cold_ids)
+    return np.concatenate([vocabulary.fingerprints, cold])

@@ -12,13 +12,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.contract import hashing, schema
+from pipeline.contract import schema
 from pipeline.contract.files import describe_files, made_aside, replace_directory
 from pipeline.contract.settings import require_in_corpus
 from towers.data.interactions import Positives, RetrievalData, open_data
 from towers.legacy_keras import tf_keras
 from towers.metrics.ranking import rank_blocks, tie_order
-from towers.model.top_k import all_ids, vectors
+from towers.model.top_k import all_fingerprints, all_ids, vectors
 from towers.model.two_tower import TwoTower
 from towers.output.settings import RecommendConfig
 from towers.training.earlier_run import open_to_serve
@@ -122,7 +122,6 @@ def _ranked(
     candidates: pa.Array,
 ) -> Iterator[pa.Table]:
     """The top of the whole corpus, block by block."""
-    cold = hashing.fingerprints(text.as_py().encode() for text in model.candidate_tower.cold_ids)
     seen = data.positives("train", "validation")
     owners = np.repeat(np.arange(data.num_queries), seen.sizes)
     left_out = slice(0) if config.keep_seen else slice(None)
@@ -132,7 +131,7 @@ def _ranked(
         np.arange(len(users)),
         Positives(owners[left_out], seen.candidate_ids[left_out], len(users)),
         k=config.k,
-        order=tie_order(np.concatenate([data.candidate_vocabulary.fingerprints, cold])),
+        order=tie_order(all_fingerprints(data, model, "candidate")),
         block_size=config.block_size,
     )
     start = 0
