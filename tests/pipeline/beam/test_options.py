@@ -42,6 +42,8 @@ def test_what_is_written_while_the_clock_flushes_is_lost(limit):
     sent, flushed = [], threading.Event()
 
     def flush(data):
+        if not data:  # the clock may come before the stream has a name here
+            return
         sent.append(data)
         stream.write(b"written meanwhile")  # as a second thread does
         flushed.set()
