@@ -13,6 +13,7 @@ from samplers.methods.method import Method, require
 from samplers.proposals.candidate_cache import CandidateCache
 from samplers.proposals.popularity import PopularityTable
 from samplers.random_numbers import split_seed_in_step
+from samplers.selection.draws import DRAWS
 from samplers.selection.resampling import Resampling
 from samplers.selection.validity import hit_filter, num_rows, weigh_rows, without_padding
 
@@ -31,12 +32,13 @@ class Bir(Method):
         weights="equal": (1/m) Σ_j n_uj s_uj - s_ui, of any sign, for its gradient
         weights="importance": log(e^(s_ui) + Σ_j n_uj e^(s_uj) / (m w_uj)) - s_ui
 
-    Differs: the draws are systematic, see `selection.resample`, with the expectation of
-    independent ones and less variance; `systematic=False` makes them independent.
+    Differs: n · w is rounded down or up at random, see `selection.draws.resample`, with the
+    expectation of independent draws and less variance, and m draws only on average;
+    `draws="independent"` makes them those of the paper.
     """
 
     num_resampled: int | None = None  # m, draws for each row; none: as many as rows
-    systematic: bool = True  # one random number a row; false: one a draw, several times slower
+    draws: str = "rounded"  # or systematic, independent (several times slower), expected
     weights: str = "published"  # of the draws: published, eq. (3); equal; or importance
     mask_accidental_hits: bool = False  # draw no column that holds the row's positive
     block_size: int | None = None  # candidates scored at once, to save memory; none: all
@@ -45,10 +47,11 @@ class Bir(Method):
         super().__post_init__()
         known = ("published", "equal", "importance")
         require(self.weights in known, "weights", f"one of {', '.join(known)}", repr(self.weights))
-        if self.block_size is not None and not self.systematic:
+        require(self.draws in DRAWS, "draws", f"one of {', '.join(DRAWS)}", repr(self.draws))
+        if self.block_size is not None and self.draws in ("systematic", "independent"):
             raise ValueError(
-                f"systematic must be True with block_size, got block_size={self.block_size}: "
-                "independent draws need all scores of a row; leave one of the two out."
+                f"draws must be rounded or expected with block_size, got {self.draws!r}: others "
+                "need all scores of a row; leave one of the two out."
             )
         if self.block_size is not None and self.weights != "published":
             raise ValueError(
@@ -93,7 +96,7 @@ class Bir(Method):
             n,
             seed,
             valid=hit_filter(batch, ids, mask_accidental_hits=hits, first=first),
-            systematic=self.systematic,
+            draws=self.draws,
             block_size=self.block_size,
             part=batch.part,
         )
@@ -127,6 +130,7 @@ class Xir(Bir):
         share, known = self.cache_weight, ("corpus", "drawn")
         require(0 <= share <= 1, "cache_weight", "between 0 and 1", share)
         require(self.redraw in known, "redraw", "corpus or drawn", repr(self.redraw))
+        require(self.draws != "expected", "draws", "whole, for the cache counts them", "'expected'")
         self.cache = CandidateCache(self.frequency, from_drawn=self.redraw == "drawn")
 
     def propose(self, query: tf.Tensor, batch: Batch, *, seed: tf.Tensor) -> Candidates:

@@ -17,7 +17,7 @@ from samplers.losses.streamed_softmax import (
     take_columns,
 )
 from samplers.random_numbers import split_seed_in_step, uniform_numbers
-from samplers.selection import draws
+from samplers.selection.draws import first_points, resample, rounded_counts
 
 
 @dataclasses.dataclass(eq=False)
@@ -25,7 +25,7 @@ class Resampling:
     """n draws from the columns for each query with weights softmax_j(q_b · v_j - log q_j).
 
     The draws, without gradient, do not depend on `block_size` but for the rounding of scores; in
-    blocks, the cumulative sums of `resample` go on from block to block.
+    blocks they are "rounded" or "expected".
     """
 
     query: tf.Tensor  # [B, D]
@@ -35,8 +35,8 @@ class Resampling:
     seed: tf.Tensor  # int [2]
     _: dataclasses.KW_ONLY
     valid: Valid | None = None  # which columns a row may draw; None for all
-    systematic: bool = True  # this and `part` as in `resample`
-    block_size: int | None = None  # columns scored at once, by systematic draws; None for all
+    draws: str = "rounded"  # this and `part` as in `resample`
+    block_size: int | None = None  # columns scored at once; None for all
     part: Part | None = None
 
     def __post_init__(self) -> None:
@@ -49,9 +49,7 @@ class Resampling:
             return
         scores = tf.matmul(self._query, self._candidates, transpose_b=True)
         scores = self._masked(scores, tf.range(self._num_columns))
-        self._draw = draws.resample(
-            scores, self._log_q, self.n, self.seed, self.systematic, self.part
-        )
+        self._draw = resample(scores, self._log_q, self.n, self.seed, self.draws, self.part)
 
     def mean_score(self) -> tuple[tf.Tensor, tf.Tensor]:
         """(1/m) Σ_j n_bj q_b · v_j, with gradients, and whether m = Σ_j n_bj is above 0: [B] each.
@@ -94,7 +92,7 @@ class Resampling:
     def column_sums(self, rows: tf.Tensor | None = None) -> tf.Tensor:
         """How often each column is drawn by all rows, or those where bool [B] is True.
 
-        Whole numbers as float32 [C], exact where they are below 2^24.
+        Whole numbers as float32 [C], exact where they are below 2^24, unless they are expected.
         """
 
         def sums(counts: tf.Tensor) -> tf.Tensor:
@@ -125,43 +123,25 @@ class Resampling:
 
     def _counted_by_block(self, block_size: int) -> Counted:
         seeds, size = split_seed_in_step(self.seed, 2), self._num_columns
-        rounding = uniform_numbers([size], seeds[0])
-        first = draws.first_points(self._query, seeds[1], self.part)
+        for_rows = first_points(self._query, seeds[1], self.part)
+        for_columns = uniform_numbers([size], seeds[0])
         drawn = tf.math.is_finite(self._log_q)
-        all_corrections = tf.where(drawn, self._log_q, float("inf"))
-
-        def logits_of(scores: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
-            correction = take_columns(all_corrections, columns, float("inf"))
-            return tf.cast(scores - correction, tf.float32)
-
-        def raise_top(columns: tf.Tensor, top: tf.Tensor) -> tf.Tensor:
-            return tf.maximum(top, draws.highest(logits_of(self._scores(columns), columns)))
-
-        top = tf.fill([tf.shape(self._query)[0]], tf.float32.min)
-        top = fold_columns(raise_top, top, size, block_size)
-
-        def masses_of(scores: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
-            weights = tf.exp(logits_of(scores, columns) - top[:, None])
-            return draws.integer_masses(weights, take_columns(rounding, columns), num_columns=size)
-
-        def write(columns: tf.Tensor, carry: tuple[()]) -> Any:
-            masses = masses_of(self._scores(columns), columns)
-            return carry, tf.reduce_sum(masses, axis=1)
-
-        writes = (tf.int32, [self._query.shape[0]])
-        _, sums = fold_columns(write, (), size, block_size, writes=writes)
-        sums = sums.stack()  # [blocks, B]
-        before = tf.cumsum(sums, exclusive=True)
-        total = before[-1] + sums[-1]
+        bias = tf.where(drawn, -self._log_q, -float("inf"))
+        n = tf.cast(self.n, self._query.dtype)
+        log_total = dot_logsumexp(
+            *(self._query, self._candidates, bias), valid=self.valid, block_size=block_size
+        )
+        is_empty = log_total == -float("inf")
+        level = tf.where(is_empty, float("inf"), log_total)  # or -inf - -inf would be NaN
 
         def counts(scores: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
-            masses = masses_of(self._masked(scores, columns), columns)
-            below = before[columns[0] // block_size]
-            cumulative = below[:, None] + tf.cumsum(masses, axis=1)
-            return draws.systematic_counts(below, cumulative, total, self.n, first)
+            logits = self._masked(scores, columns) + take_columns(bias, columns, -float("inf"))
+            expected = tf.cast(tf.exp(logits - level[:, None]) * n, tf.float32)
+            if self.draws == "expected":
+                return expected
+            return rounded_counts(expected, for_rows, take_columns(for_columns, columns))
 
-        # From the maximum of s - log q, a bound of s. A column that is drawn is not far below: at
-        # most 40, or it would hardly be drawn, and the span of log q.
+        # From log Σ e^(s - log q), a bound of s. A column that is drawn is not far below: at most
+        # 40 and the logarithm of C, or it would hardly be drawn, and the span of log q.
         largest = tf.reduce_max(tf.where(drawn, self._log_q, self._log_q.dtype.min))
-        bound = tf.where(top > top.dtype.min, top + tf.cast(largest, top.dtype), 0.0)
-        return Counted(counts, bound)
+        return Counted(counts, tf.where(is_empty, tf.zeros_like(level), log_total + largest))

@@ -99,4 +99,4 @@ def _takes_blocks(method: Method) -> bool:
     """Whether a block size, which nobody gave, goes with the other options of a method."""
     published = getattr(method, "weights", "published") == "published"
     free = getattr(method, "block_size", 0) is None
-    return free and published and getattr(method, "systematic", True)
+    return free and published and getattr(method, "draws", "rounded") in ("rounded", "expected")

@@ -79,7 +79,7 @@ COMPILED = [
     *((name, MASKED) for name in ("ssl_pop", "mns", "bir", "xir", "bmns", "sl_at_k")),
     ("ssl_pop", {"positive_correction": True, "block_size": 4}),
     ("full_softmax", {"block_size": 4}),
-    ("bir", {"systematic": False, "weights": "importance"}),
+    ("bir", {"draws": "independent", "weights": "importance"}),
     ("bmns", {"alpha": 0.4, "num_mixed": 5}),
     ("softmax_v", {"mask_accidental_hits": True, "tau": 0.5}),
 ]

@@ -21,7 +21,7 @@ CASES = [
     ("mns", {}),
     ("mns", {"mixture_for_positive": True, "mask_accidental_hits": True}),
     ("bir", {}),
-    ("bir", {"systematic": False, "weights": "importance"}),
+    ("bir", {"draws": "independent", "weights": "importance"}),
     ("bir", {"weights": "equal"}),
     ("bir", {"block_size": 4, "mask_accidental_hits": True}),
     ("xir", {"cache_size": 5}),

@@ -13,12 +13,12 @@ from samplers.selection.resampling import Resampling
 SEED = tf.constant([5, 2], tf.int64)  # of the losses, see conftest
 
 
-def counts_of(query, candidates, log_q, n, seed, *, allowed=None, systematic=True):
+def counts_of(query, candidates, log_q, n, seed, *, allowed=None, draws="rounded"):
     """The draws of a method, which depend on its float32 scores."""
     scores = tf.matmul(tf.constant(query), tf.constant(candidates), transpose_b=True)
     if allowed is not None:
         scores = tf.where(allowed, scores, -float("inf"))
-    return resample(scores, tf.cast(log_q, tf.float32), n, seed, systematic).counts.numpy()
+    return resample(scores, tf.cast(log_q, tf.float32), n, seed, draws).counts.numpy()
 
 
 def resampled_loss(query, positive, candidates, counts):
@@ -68,13 +68,13 @@ def weighed_loss(weights, query, candidates, counts, log_q):
     return lambda q, v, c: importance_weighed_loss(q, v, c, counts, log_q, drawn_by)
 
 
-@pytest.mark.parametrize("options", [{}, {"num_resampled": 3}, {"systematic": False}])
+@pytest.mark.parametrize("options", [{}, {"num_resampled": 3}, {"draws": "independent"}])
 @pytest.mark.parametrize("weights", ["equal", "importance"])
 def test_bir_with_other_weights_equals_its_equation(problem, log_popularity, weights, options):
     p = problem(unseen=True)
     log_q = log_popularity(p.counts)[p.batch.candidate_ids.numpy()]
-    n, systematic = options.get("num_resampled", 7), options.get("systematic", True)
-    counts = counts_of(p.query, p.positive, log_q, n, SEED, systematic=systematic)
+    n, draws = options.get("num_resampled", 7), options.get("draws", "rounded")
+    counts = counts_of(p.query, p.positive, log_q, n, SEED, draws=draws)
     method = build("bir", frequency=p.counts, weights=weights, **options)
     loop = weighed_loss(weights, p.query, p.positive, counts, log_q)
     p.check(method, lambda q, v, _: loop(q, v, v))
@@ -123,16 +123,24 @@ def test_bir_of_a_row_without_draws_is_0(problem, weights):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"num_resampled": 3}, {"systematic": False}, {"block_size": 3}, {"block_size": 100}],
+    [
+        {},
+        {"num_resampled": 3},
+        {"draws": "systematic"},
+        {"draws": "independent"},
+        {"draws": "expected"},
+        {"block_size": 3},
+        {"block_size": 100},
+        {"block_size": 3, "draws": "expected"},
+    ],
 )
 def test_bir_equals_its_equation(problem, log_popularity, options):
     p = problem(unseen=True)
     log_q = log_popularity(p.counts)[p.batch.candidate_ids.numpy()]
-    n = options.get("num_resampled", 7)
-    counts = counts_of(
-        p.query, p.positive, log_q, n, SEED, systematic=options.get("systematic", True)
-    )
-    assert (counts.sum(1) == n).all()
+    n, draws = options.get("num_resampled", 7), options.get("draws", "rounded")
+    counts = counts_of(p.query, p.positive, log_q, n, SEED, draws=draws)
+    if draws != "rounded":
+        np.testing.assert_allclose(counts.sum(1), n, rtol=1e-5)
     assert not counts[:, np.isneginf(log_q)].any()
     method = build("bir", frequency=p.counts, **options)
     p.check(method, lambda q, v, _: resampled_loss(q, v, v, counts))
@@ -151,7 +159,7 @@ def test_bir_leaves_out_hits_and_padding(problem, log_popularity, block_size):
     log_q = np.where(valid, log_popularity(p.counts)[ids], -np.inf)
     counts = counts_of(p.query, p.positive, log_q, 6, SEED, allowed=allowed)
     assert not counts[2].any()  # nothing is left for this row
-    assert (counts[[0, 1, 3, 4, 5]].sum(1) == 6).all()
+    assert (counts[[0, 1, 3, 4, 5]].sum(1) > 0).all()
     method = build("bir", frequency=p.counts, mask_accidental_hits=True, block_size=block_size)
 
     def losses(query, positive, _):
@@ -182,8 +190,8 @@ def test_bir_in_blocks_draws_the_same_for_a_large_batch():
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
-@pytest.mark.parametrize("systematic", [True, False])
-def test_bir_draws_follow_the_softmax_over_the_corpus(systematic):
+@pytest.mark.parametrize("draws", ["rounded", "systematic", "independent"])
+def test_bir_draws_follow_the_softmax_over_the_corpus(draws):
     rng = np.random.default_rng(1)
     corpus, pop = rng.normal(size=(12, 3)).astype(np.float32), rng.dirichlet(np.ones(12))
     query = rng.normal(size=(4, 3)).astype(np.float32)
@@ -195,9 +203,7 @@ def test_bir_draws_follow_the_softmax_over_the_corpus(systematic):
         for repeat in range(8):
             ids = rng.choice(12, size, p=pop)
             seed = tf.constant([repeat, size])
-            counts = counts_of(
-                query, corpus[ids], np.log(pop[ids]), size, seed, systematic=systematic
-            )
+            counts = counts_of(query, corpus[ids], np.log(pop[ids]), size, seed, draws=draws)
             for j in range(12):
                 shares[:, j] += counts[:, ids == j].sum(1) / size / 8
         distances.append(np.abs(shares - softmax).sum(1).max() / 2)
@@ -258,7 +264,6 @@ def test_xir_occurrences_grow_by_all_draws_of_a_step(problem, log_popularity, bl
     np.testing.assert_array_equal(method.cache.occurrences, start)
     method.update(batch)
     np.testing.assert_array_equal(method.cache.occurrences, expected)
-    assert expected.sum() == (p.counts > 0).sum() + 7 * 6
 
 
 def test_xir_cache_is_uniform_at_first_and_then_follows_the_occurrences():
@@ -355,7 +360,9 @@ def test_seeds_make_different_draws(problem):
     ("name", "options", "text"),
     [
         ("bir", {"num_resampled": 0}, "num_resampled must be at least 1"),
-        ("bir", {"block_size": 8, "systematic": False}, "systematic must be True"),
+        ("bir", {"draws": "some"}, "draws must be one of rounded, systematic, independent"),
+        ("bir", {"block_size": 8, "draws": "systematic"}, "draws must be rounded or expected with"),
+        ("xir", {"draws": "expected"}, "draws must be whole, for the cache counts them"),
         ("bir", {"weights": "none"}, "weights must be one of published, equal, importance"),
         ("bir", {"block_size": 8, "weights": "equal"}, "weights must be published with block_size"),
         ("xir", {"weights": "equal", "mask_accidental_hits": True}, "mask_accidental_hits"),

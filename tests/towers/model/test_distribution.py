@@ -71,7 +71,7 @@ def test_three_replicas_of_which_the_last_batch_leaves_one_without_rows():
         [
             {"method": "bpr", "optimizer": "adam", "reduction": "sum", "last_rows": 2},
             {"method": "xir", "cache_size": 32, "redraw": "drawn", "last_rows": 2},
-            {"method": "bir", "systematic": False, "last_rows": 1},
+            {"method": "bir", "draws": "independent", "last_rows": 1},
         ],
         replicas=3,
     )
