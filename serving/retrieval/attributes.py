@@ -6,13 +6,11 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline.contract.attributes import LIST, NUMBER, kind_of
 from pipeline.contract.settings import did_you_mean
@@ -136,11 +134,6 @@ def as_where(pairs: Sequence[str], kinds: Mapping[str, str]) -> dict[str, Any]:
             raise ValueError(f"where must give {name} a number, got {value!r}.") from error
         where[name] = where.get(name, {}) | bounds
     return where
-
-
-def read_attributes(path: Path) -> Attributes:
-    """The attributes of a version; without columns where none were exported."""
-    return Attributes(pq.read_table(path) if path.is_file() else pa.table({}))
 
 
 def _read(column: pa.ChunkedArray) -> _Texts | np.ndarray:

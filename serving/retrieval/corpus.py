@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache, cached_property
@@ -17,12 +16,10 @@ from pipeline.contract import schema
 from pipeline.contract.attributes import as_attributes
 from pipeline.contract.bundle import read_raw_ids
 from serving.errors import InvalidRequest
-from serving.retrieval.attributes import Attributes, read_attributes
+from serving.retrieval.attributes import Attributes
 from serving.retrieval.filters import Filters, among
 from serving.retrieval.requests import RetrieveRequest
 from serving.version.delta import Delta
-
-_NO_ROWS = np.empty(0, np.int64)
 
 
 class FilterRows(NamedTuple):
@@ -33,8 +30,70 @@ class FilterRows(NamedTuple):
     unknown_ids: int  # different ids that are not in the corpus
 
 
+class Tables:
+    """The files of a base below `assets.extra/retrieval`; what is large is read on first use.
+
+    Versions with other deltas share them, also when the directory is gone.
+
+    Attributes:
+      ids: raw ids of the N candidates.
+      vectors: float32 [N, D].
+      has_seen: whether there are seen lists.
+      has_popularity: whether it is known which candidates are popular: by counts or seen lists.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.ids = read_raw_ids(path / schema.BUNDLE_CANDIDATE_IDS)
+        self.vectors = np.load(path / schema.BUNDLE_VECTORS, mmap_mode="r")
+        self.has_seen = (path / schema.BUNDLE_SEEN_OFFSETS).is_file()
+        self.has_popularity = self.has_seen or (path / schema.BUNDLE_CANDIDATE_COUNTS).is_file()
+        file = path / schema.BUNDLE_ATTRIBUTES
+        self.column = cache(lambda name: pq.read_table(file, columns=[name])[name])
+
+    @cached_property
+    def names(self) -> np.ndarray:
+        """Raw ids as an object array [N]."""
+        return np.array(self.ids, object)
+
+    @cached_property
+    def row(self) -> dict[str, int]:
+        """Raw id of a candidate → its row."""
+        return {candidate_id: row for row, candidate_id in enumerate(self.ids)}
+
+    @cached_property
+    def attributes(self) -> Attributes:
+        """What `where` of a request may name; without columns where none were exported."""
+        file = self._path / schema.BUNDLE_ATTRIBUTES
+        return Attributes(pq.read_table(file) if file.is_file() else pa.table({}))
+
+    @cached_property
+    def popularity(self) -> tuple[np.ndarray, np.ndarray]:
+        """As of a `Corpus`."""
+        counts = self._path / schema.BUNDLE_CANDIDATE_COUNTS
+        if counts.is_file():
+            count = np.load(counts)
+        else:
+            count = np.bincount(self.seen[1], minlength=len(self.ids))
+        return count, np.argsort(-count, kind="stable")
+
+    @cached_property
+    def query_row(self) -> dict[str, int]:
+        """Raw id of a query → the place of its seen list."""
+        if not self.has_seen:
+            return {}
+        query_ids = read_raw_ids(self._path / schema.BUNDLE_QUERY_IDS)
+        return {query_id: row for row, query_id in enumerate(query_ids)}
+
+    @cached_property
+    def seen(self) -> tuple[np.ndarray, np.ndarray]:
+        """Where each seen list begins, int64 [Q + 1], and their rows of candidates, int32."""
+        offsets = np.load(self._path / schema.BUNDLE_SEEN_OFFSETS, mmap_mode="r")
+        return offsets, np.load(self._path / schema.BUNDLE_SEEN_CANDIDATES, mmap_mode="r")
+
+
 class Corpus:
-    """The files below `assets.extra/retrieval`; what needs much memory is read on first use.
+    """The candidates of a version, and what its queries have seen.
 
     Rows are those of the base, then the added ones of a delta.
 
@@ -42,63 +101,26 @@ class Corpus:
       vectors: float32 [N, D], of the base.
       added: float32 [A, D], of the delta.
       removed: int64, ascending, rows that nobody gets: removed, or replaced by an added one.
+      num_candidates: all rows, removed ones too.
       title_column: the attribute that `titles` gives; "" where the version has none.
+      has_seen, has_popularity: as of its `Tables`.
     """
 
-    title_column: str = ""
-
-    def __init__(self, path: Path) -> None:
-        self._path, self._base = path, self
-        self._base_ids = read_raw_ids(path / schema.BUNDLE_CANDIDATE_IDS)
-        self.vectors = np.load(path / schema.BUNDLE_VECTORS, mmap_mode="r")
-        self.added, self.removed = np.zeros((0, self.vectors.shape[1]), np.float32), _NO_ROWS
-        self._added_ids: list[str] = []
-        self._changed: dict[str, int] = {}  # ids of the delta → their row, -1 for removed ones
-        self._moved = _NO_ROWS, _NO_ROWS  # rows of replaced ones, ascending, and their new rows
-        self._added_table = pa.table({})
-        # A function, as copies share what it keeps.
-        file = path / schema.BUNDLE_ATTRIBUTES
-        self._read_attributes = cache(lambda: read_attributes(file))
-        self._read_titles = cache(lambda name: pq.read_table(file, columns=[name])[name])
-
-    def with_delta(self, path: Path, delta: Delta) -> Corpus:
-        """The corpus of a version with the same base, whose tables it shares.
-
-        Args:
-          path: its `assets.extra/retrieval`.
-          delta: of it.
-        """
-        other = copy.copy(self)
-        for name in ("_names", "_titles", "_added_attributes", "popularity"):
-            other.__dict__.pop(name, None)
-        other._path, num_base = path, len(self._base_ids)  # tables stay with the base
-        other.added, other.removed, other._added_ids = delta.vectors, delta.excluded, delta.ids
-        other._added_table = delta.added
-        other._changed = {self._base_ids[row]: -1 for row in delta.excluded}
-        added = {raw_id: num_base + row for row, raw_id in enumerate(other._added_ids)}
-        new_rows = np.array([added.get(raw_id, -1) for raw_id in other._changed], np.int64)
-        other._moved = delta.excluded[new_rows >= 0], new_rows[new_rows >= 0]
-        other._changed |= added
-        return other
-
-    @property
-    def has_seen(self) -> bool:
-        """Whether the version was published with seen lists."""
-        return (self._path / schema.BUNDLE_SEEN_OFFSETS).is_file()
-
-    @property
-    def has_popularity(self) -> bool:
-        """Whether the version knows which candidates are popular: by counts or seen lists."""
-        return self.has_seen or (self._path / schema.BUNDLE_CANDIDATE_COUNTS).is_file()
-
-    @property
-    def num_candidates(self) -> int:
-        """All rows, removed ones too."""
-        return len(self._base_ids) + len(self._added_ids)
+    def __init__(self, tables: Tables, delta: Delta, title_column: str = "") -> None:
+        self._tables, self._delta, self.title_column = tables, delta, title_column
+        self.vectors, self.added, self.removed = tables.vectors, delta.vectors, delta.excluded
+        self.num_candidates = len(self.vectors) + len(self.added)
+        self.has_seen, self.has_popularity = tables.has_seen, tables.has_popularity
+        added = {raw_id: len(tables.ids) + row for row, raw_id in enumerate(delta.ids)}
+        # Ids of the delta → their row, -1 for removed ones.
+        self._changed = {tables.ids[row]: -1 for row in delta.excluded}
+        new_rows = np.array([added.get(raw_id, -1) for raw_id in self._changed], np.int64)
+        # Rows of replaced ones, ascending, and their new rows.
+        self._moved = delta.excluded[new_rows >= 0], new_rows[new_rows >= 0]
+        self._changed |= added
 
     def filter_rows(self, request: RetrieveRequest) -> FilterRows:
         """What a request excludes and allows, in rows; its cost grows with their ids."""
-        ids = {*request.exclude, *(request.allow or ())}
         excluded = self.removed
         if request.exclude:
             excluded = np.union1d(excluded, self.candidate_rows(request.exclude))
@@ -106,18 +128,15 @@ class Corpus:
         if request.where:
             fulfils = self._fulfilling(request.where)
             allowed = fulfils if allowed is None else allowed[fulfils[allowed]]
-        return FilterRows(
-            excluded,
-            allowed,
-            sum(self._row(raw_id) < 0 for raw_id in ids),
-        )
+        ids = {*request.exclude, *(request.allow or ())}
+        return FilterRows(excluded, allowed, sum(self._row(raw_id) < 0 for raw_id in ids))
 
     def seen_rows(self, query_id: str) -> np.ndarray:
         """Rows that the query had in training, int64, in the order of its list; [] if unknown."""
-        row = self._base._query_row.get(query_id)
+        row = self._tables.query_row.get(query_id)
         if row is None:
-            return _NO_ROWS
-        offsets, candidates = self._base._seen
+            return np.empty(0, np.int64)
+        offsets, candidates = self._tables.seen
         rows = candidates[offsets[row] : offsets[row + 1]].astype(np.int64)
         moved, new_rows = self._moved
         if (is_moved := among(rows, moved)).any():
@@ -126,26 +145,28 @@ class Corpus:
 
     def query_ids(self, limit: int) -> list[str]:
         """The first raw ids of the queries that have a seen list."""
-        return list(itertools.islice(self._base._query_row, limit))
+        return list(itertools.islice(self._tables.query_row, limit))
 
     def names(self, rows: np.ndarray) -> list[str]:
         """Raw ids of rows of candidates."""
         return self._names[rows].tolist()
 
     def titles(self, rows: Sequence[int] | np.ndarray) -> Sequence[str]:
-        """What people call candidates, "" where it is missing; () where there is no such column."""
+        """What people call candidates, "" where it is missing; () where there is no such column.
+
+        A row may be -1, for a candidate without a title.
+        """
         if not self.title_column:
             return ()
-        values = self._titles.take(pa.array(rows, pa.int64())).to_pylist()
+        rows = np.asarray(rows, np.int64)
+        values = self._titles.take(pa.array(rows, mask=rows < 0)).to_pylist()
         return [
             " ".join(value) if isinstance(value, list) else str(value or "") for value in values
         ]
 
-    def titles_of(self, candidate_ids: Sequence[str]) -> list[str]:
+    def titles_of(self, candidate_ids: Iterable[str]) -> Sequence[str]:
         """As `titles`, by raw ids; "" for one that is not in the corpus."""
-        rows = [self._row(candidate_id) for candidate_id in candidate_ids]
-        titles = iter(self.titles([row for row in rows if row >= 0]))
-        return [next(titles, "") if row >= 0 else "" for row in rows] if self.title_column else []
+        return self.titles([self._row(candidate_id) for candidate_id in candidate_ids])
 
     @cached_property
     def popularity(self) -> tuple[np.ndarray, np.ndarray]:
@@ -158,8 +179,8 @@ class Corpus:
           InvalidRequest: the version has neither.
         """
         self.check_popularity()
-        count, by_popularity = self._base._base_popularity
-        added = np.zeros(len(self._added_ids), np.int64)
+        count, by_popularity = self._tables.popularity
+        added = np.zeros(len(self.added), np.int64)
         moved, new_rows = self._moved
         added[new_rows - len(count)] = count[moved]
         order = np.argsort(-added, kind="stable")
@@ -170,11 +191,11 @@ class Corpus:
     @property
     def attributes(self) -> Attributes:
         """Of the base: what `where` of a request may name, and of which kinds."""
-        return self._read_attributes()
+        return self._tables.attributes
 
     @cached_property
     def _added_attributes(self) -> Attributes:
-        return Attributes(as_attributes(self._added_table, self.attributes.schema))
+        return Attributes(as_attributes(self._delta.added, self.attributes.schema))
 
     def _fulfilling(self, where: Mapping[str, Any]) -> np.ndarray:
         """Which rows fulfil the conditions, bool, not to be changed."""
@@ -197,10 +218,9 @@ class Corpus:
         """Reads now what is otherwise read on first use."""
         if self.has_popularity:
             _ = self.popularity
-        _ = self.attributes, self._added_attributes
-        _ = self._names, self._base._base_row, self._base._query_row
+        _ = self._added_attributes, self._names, self._tables.row, self._tables.query_row
         if self.has_seen:
-            _ = self._base._seen
+            _ = self._tables.seen
         if self.title_column:
             _ = self._titles
 
@@ -223,43 +243,14 @@ class Corpus:
     def _row(self, candidate_id: str) -> int:
         """Its row; -1 where it is not in the corpus."""
         row = self._changed.get(candidate_id)
-        return self._base._base_row.get(candidate_id, -1) if row is None else row
+        return self._tables.row.get(candidate_id, -1) if row is None else row
 
     @cached_property
     def _names(self) -> np.ndarray:
-        return np.concatenate([self._base._base_names, np.array(self._added_ids, object)])
+        return np.concatenate([self._tables.names, np.array(self._delta.ids, object)])
 
     @cached_property
     def _titles(self) -> pa.ChunkedArray:
-        base = self._read_titles(self.title_column)
-        added = as_attributes(self._added_table, self.attributes.schema)[self.title_column]
+        base = self._tables.column(self.title_column)
+        added = as_attributes(self._delta.added, self.attributes.schema)[self.title_column]
         return pa.chunked_array([*base.chunks, *added.chunks], base.type) if len(added) else base
-
-    @cached_property
-    def _base_names(self) -> np.ndarray:
-        return np.array(self._base_ids, object)
-
-    @cached_property
-    def _base_row(self) -> dict[str, int]:
-        return {candidate_id: row for row, candidate_id in enumerate(self._base_ids)}
-
-    @cached_property
-    def _base_popularity(self) -> tuple[np.ndarray, np.ndarray]:
-        counts = self._path / schema.BUNDLE_CANDIDATE_COUNTS
-        if counts.is_file():
-            count = np.load(counts)
-        else:
-            count = np.bincount(self._base._seen[1], minlength=len(self._base_ids))
-        return count, np.argsort(-count, kind="stable")
-
-    @cached_property
-    def _query_row(self) -> dict[str, int]:
-        if not self.has_seen:
-            return {}
-        query_ids = read_raw_ids(self._path / schema.BUNDLE_QUERY_IDS)
-        return {query_id: row for row, query_id in enumerate(query_ids)}
-
-    @cached_property
-    def _seen(self) -> tuple[np.ndarray, np.ndarray]:
-        offsets = np.load(self._path / schema.BUNDLE_SEEN_OFFSETS, mmap_mode="r")
-        return offsets, np.load(self._path / schema.BUNDLE_SEEN_CANDIDATES, mmap_mode="r")

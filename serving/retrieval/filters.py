@@ -1,4 +1,4 @@
-"""Which candidates each query of a request may get, as sorted arrays of rows.
+"""Which candidates each query of a request may get, as sorted arrays of rows; the best of them.
 
 What is shared by the queries is one array or one mask, what each query has of its own is one array
 of keys, query · N + row, so that one search answers for all of them.
@@ -6,10 +6,16 @@ of keys, query · N + row, so that one search answers for all of them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 
 import numpy as np
+
+MAX_SCORES = 1 << 25  # that are held at a time: 128 MB
+_COLUMN = 32  # scores
+_COPIED_SHARE = 4  # an allowed share below 1 / 4 of the corpus is copied out of it
+
+Best = tuple[np.ndarray, np.ndarray]  # rows and scores, best first
 
 
 class Filters:
@@ -104,3 +110,63 @@ def among(values: np.ndarray, ascending: np.ndarray) -> np.ndarray:
 def first(keep: np.ndarray, k: int) -> np.ndarray:
     """The first k of each row that are True: bool, in the shape of `keep`, [b, n]."""
     return keep & (np.cumsum(keep, axis=1) <= k)
+
+
+def best_rows(
+    vectors: Sequence[np.ndarray],
+    embeddings: np.ndarray,
+    filters: Filters,
+    queries: np.ndarray,
+    k: int,
+) -> Iterator[Best]:
+    """Scores all candidates that queries may get, and keeps the best.
+
+    Args:
+      vectors: float32 [N, D] in parts, which may be mapped from files.
+      embeddings: float32 [b, D].
+      filters: of all queries of the request.
+      queries: int [b], which of them these are.
+      k: how many are wanted; a query gets what there is at or above its lowest score.
+
+    Yields:
+      For each query rows int64 and scores float32, best first; of equal scores the lower row.
+    """
+    if not len(queries):  # the vectors of a choice are not copied for nothing
+        return
+    base, barred = filters.base if filters.is_chosen else None, filters.excluded
+    ends = np.cumsum([len(part) for part in vectors])
+    if base is not None and _COPIED_SHARE * len(base) >= ends[-1]:
+        others = np.ones(ends[-1], bool)
+        others[base] = False
+        base, barred = None, np.flatnonzero(others)
+    if base is not None:
+        parts = np.split(base, np.searchsorted(base, ends[:-1]))
+        starts = ends - [len(part) for part in vectors]
+        places = zip(vectors, parts, starts, strict=True)
+        vectors = [np.take(part, rows - start, axis=0) for part, rows, start in places]
+        ends = np.cumsum([len(part) for part in vectors])
+    size = max(1, MAX_SCORES // max(1, ends[-1]))
+    for start in range(0, len(queries), size):
+        block = embeddings[start : start + size]
+        scores = np.empty((len(block), ends[-1]), np.float32)  # [size, n]
+        for part, columns in zip(vectors, np.split(scores, ends[:-1], axis=1), strict=True):
+            np.matmul(block, part.T, out=columns)
+        for line, query in zip(scores, queries[start : start + size], strict=True):
+            own = filters.own_rows(query)
+            line[barred] = -np.inf
+            line[own if base is None else np.searchsorted(base, own)] = -np.inf
+            columns = _highest(line, min(k, int(filters.num_left[query])))
+            columns = columns[line[columns] >= filters.min_score]
+            yield columns if base is None else base[columns], line[columns]
+
+
+def _highest(scores: np.ndarray, k: int) -> np.ndarray:
+    """Places of the k highest scores, best first; of equal ones the lower place."""
+    if k == 0:
+        return np.empty(0, np.int64)
+    size = len(scores) // _COLUMN * _COLUMN
+    highest = scores[:size].reshape(_COLUMN, -1).max(axis=0)  # of each column, a fast first pass
+    if len(highest) < k or (lowest := np.partition(highest, -k)[-k]) == -np.inf:
+        lowest = np.partition(scores, -k)[-k]
+    places = np.flatnonzero(scores >= lowest)  # k or some more
+    return places[np.argsort(-scores[places], kind="stable")][:k]

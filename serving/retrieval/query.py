@@ -90,10 +90,10 @@ def _json(
     }
 
 
-def _table(result: RetrieveResult, history: list[str], titles: list[str]) -> str:
+def _table(result: RetrieveResult, history: list[str], titles: Sequence[str]) -> str:
     """Rank, candidate id and title, score, a mark on what was seen; the query's history beside it.
 
-    `titles` are those of the history, [] where the version has none.
+    `titles` are those of the history, () where the version has none.
     """
     names = _named(result.candidate_ids, result.titles)
     width = max([len("candidate_id"), *map(len, names)])

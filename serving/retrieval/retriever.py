@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from serving.errors import InvalidRequest, ServiceError
 from serving.retrieval.filters import Filters
-from serving.retrieval.query_inputs import QueryInputs, query_ids
+from serving.retrieval.query_inputs import Embedded, QueryInputs, arrays_of
 from serving.retrieval.requests import (
     RetrieveRequest,
     RetrieveResponse,
@@ -23,32 +23,13 @@ from serving.retrieval.requests import (
 from serving.retrieval.search import CheckedQueries, EmbeddedQueries, Hits, IndexSearch, results
 from serving.retrieval.shared_base import SharedBase
 from serving.version import served_model
-from serving.version.delta import read_delta
 from serving.version.index import import_scann
-from serving.version.versions import RETRIEVAL, Version, find_version
+from serving.version.versions import Version, find_version
 
 _log = logging.getLogger(__name__)
 tf.config.experimental.enable_tensor_float_32_execution(False)  # scores of a GPU are exact, too
 
 Outcome = RetrieveResponse | ServiceError
-
-
-class _Outputs:
-    """What an encoder made of the queries of several requests, taken request by request."""
-
-    def __init__(self, outputs: Mapping[str, tf.Tensor]) -> None:
-        known = outputs[served_model.KNOWN].numpy()
-        skipped = outputs.get(served_model.UNKNOWN_HISTORY)
-        skipped = np.zeros(len(known), np.int32) if skipped is None else skipped.numpy()
-        self._arrays = outputs[served_model.EMBEDDING].numpy(), known, skipped
-        self._start = 0
-
-    def take(self, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Embeddings, known and unknown_history of the next queries."""
-        piece = slice(self._start, self._start + size)
-        self._start += size
-        embeddings, known, skipped = self._arrays
-        return embeddings[piece], known[piece], skipped[piece]
 
 
 class Retriever:
@@ -73,17 +54,10 @@ class Retriever:
         self.k: int = version.manifest.details["k"]
         self.input: str = version.manifest.details["input"]
         self._base = SharedBase.of(version, self)
-        self.joins = self._base.is_shared
-        corpus = self._base.corpus
-        delta = read_delta(version.path, corpus.vectors.shape[1])
-        self.corpus = corpus.with_delta(version.path / RETRIEVAL, delta)
-        self.corpus.title_column = version.manifest.configuration.get("title_column", "")
+        self.joins = bool(self._base.models)
+        self.corpus = self._base.corpus(version)
         self._indexes: dict[str, IndexSearch] = {}
-        signatures = self.model("exact").signatures
-        self._encoder = signatures[served_model.QUERY_EMBEDDING]
-        self._request_encoder = signatures.get(served_model.REQUEST_EMBEDDING)
-        encoder = self._request_encoder or self._encoder
-        self.query_inputs = QueryInputs(encoder.structured_input_signature[1])
+        self.query_inputs = QueryInputs(self.model("exact").signatures)
 
     @classmethod
     def load(cls, models: str | Path, name: str = "twotower", version: int = 0) -> Retriever:
@@ -142,8 +116,7 @@ class Retriever:
           with unknown_queries="popular" the most popular ones.
         """
         filters |= {"queries": queries, "unknown_queries": unknown_queries}
-        request = RetrieveRequest(query_ids, k=k, **filters)
-        return self.answer(request).results
+        return self.answer(RetrieveRequest(query_ids, k=k, **filters)).results
 
     def answer(
         self, request: RetrieveRequest, *, unknown_queries: str = "empty"
@@ -173,11 +146,13 @@ class Retriever:
         Returns:
           For each request its response, or the error that it alone gets.
         """
-        embedded = self._embed(requests)
-        hits = self._search(embedded)
+        by_id = [part for part in requests if part.queries is None and part.embeddings is None]
+        described = [part for part in requests if part.queries is not None]
+        made = {False: self.query_inputs.embed(by_id), True: self.query_inputs.embed(described)}
+        embedded = [self._embedded(part, made[part.queries is not None]) for part in requests]
         return [
             self._respond(queries, of_index, unknown_queries)
-            for queries, of_index in zip(embedded, hits, strict=True)
+            for queries, of_index in zip(embedded, self._search(embedded), strict=True)
         ]
 
     def check(self, request: RetrieveRequest) -> CheckedQueries:
@@ -193,10 +168,10 @@ class Retriever:
                 f"Version {self.version.number} was published without a query model, so query ids "
                 'mean nothing to it: ask with features {"embedding": [...]}.'
             )
-        brings_history = request.queries is not None and self.reads_history
-        if request.exclude_seen and not (
-            brings_history or (request.features is None and self.corpus.has_seen)
-        ):
+        specs = self.query_inputs.specs
+        brings_history = request.queries is not None and served_model.HISTORY in specs
+        has_seen = request.features is None and self.corpus.has_seen
+        if request.exclude_seen and not (brings_history or has_seen):
             raise InvalidRequest(
                 f"exclude_seen needs seen lists, but version {self.version.number} was published "
                 "without: pass `exclude`, or export again with them."
@@ -204,22 +179,15 @@ class Retriever:
         if request.unknown_queries == "popular":
             self.corpus.check_popularity()
         self._index(request.index)
-        ids: Sequence[str] = request.query_ids or []
-        queries = None
+        ids, queries, embeddings = request.query_ids or [], None, None
         if request.queries is not None:
             queries = self.query_inputs.check(request.queries)
-            ids = query_ids(queries)
-        "".join(ids).encode()  # TensorFlow takes no half of a surrogate pair
-        embeddings = None
-        if request.features is not None:
+            ids = [query.get(served_model.QUERY_ID, "") for query in queries]
+        elif request.features is not None:
             embeddings = given_embeddings(request.features, self.corpus.vectors.shape[1])
             ids = [""] * len(embeddings)
+        "".join(ids).encode()  # TensorFlow takes no half of a surrogate pair
         return CheckedQueries(request, ids, queries, embeddings, self.corpus.filter_rows(request))
-
-    @property
-    def reads_history(self) -> bool:
-        """Whether a request may bring the history of a query."""
-        return served_model.HISTORY in self.query_inputs.specs
 
     def scores_all(self, request: RetrieveRequest) -> bool:
         """Whether all candidates must be scored, as an index cannot answer."""
@@ -238,8 +206,8 @@ class Retriever:
         """Loads all indexes and tables, so that no request waits for them."""
         self.corpus.load()
         embedding = np.asarray(self.corpus.vectors[:1])
-        if self._request_encoder is not None:
-            self._request_encoder(**self.query_inputs.tensors([{}]))
+        if self.input == served_model.QUERY_ID:
+            self.query_inputs.encoder(**self.query_inputs.tensors([{}]))
         for index in map(self._index, self.usable_indexes):
             index.search(embedding, self.k)
             if index.widest:
@@ -253,19 +221,18 @@ class Retriever:
 
     def run(self, signature: str, **inputs: tf.Tensor) -> dict[str, np.ndarray]:
         """What `serving_default` or `retrieve` give where `graph_is_whole` is False."""
-        encoder = self._encoder
-        if signature == served_model.RETRIEVE and self._request_encoder is not None:
-            encoder = self._request_encoder
-        outputs = encoder(**inputs)
-        size = len(outputs[served_model.KNOWN])
+        encoders = self.query_inputs
+        encoder = encoders.encoder if signature == served_model.RETRIEVE else encoders.id_encoder
+        embedded = arrays_of(encoder(**inputs))
+        size = len(embedded[0])
         names, nothing = [""] * size, [np.empty(0, np.int64)] * size
         filters = Filters(self.corpus.num_candidates, self.corpus.removed, None, nothing)
         request = RetrieveRequest(names, k=self.k)
-        queries = EmbeddedQueries(request, names, *_Outputs(outputs).take(size), filters, 0)
+        queries = EmbeddedQueries(request, names, *embedded, filters, 0)
         [hits] = self._search([queries])
-        answers = results(queries, self._index("default"), hits, self.corpus, "empty")
         ids, scores = np.full((size, self.k), b"", object), np.zeros((size, self.k), np.float32)
-        for row, answer in enumerate(answers):
+        index = self._index("default")
+        for row, answer in enumerate(results(queries, index, hits, self.corpus, "empty")):
             ids[row, : len(answer.scores)] = [raw_id.encode() for raw_id in answer.candidate_ids]
             scores[row, : len(answer.scores)] = answer.scores
         return {served_model.CANDIDATE_ID: ids, served_model.SCORE: scores}
@@ -289,29 +256,14 @@ class Retriever:
                 index = self._indexes.setdefault(name, index)
         return index
 
-    def _embed(self, requests: Sequence[CheckedQueries]) -> list[EmbeddedQueries]:
-        """The embeddings of all queries by one call of each encoder, as those of each request."""
-        by_id = [part for part in requests if part.queries is None and part.embeddings is None]
-        described = [part for part in requests if part.queries is not None]
-        ids = [query_id for part in by_id for query_id in part.query_ids]
-        queries = [query for part in described for query in part.queries or ()]
-        made = {}
-        if by_id:
-            made[False] = self._encoder(**{served_model.QUERY_ID: tf.constant(ids, tf.string)})
-        if described:
-            encoder = self._request_encoder or self._encoder
-            made[True] = encoder(**self.query_inputs.tensors(queries))
-        rest = {kind: _Outputs(outputs) for kind, outputs in made.items()}
-        return [self._embedded(part, rest) for part in requests]
-
-    def _embedded(self, part: CheckedQueries, rest: dict[bool, _Outputs]) -> EmbeddedQueries:
-        """One request with its embeddings, which are the next ones of its encoder."""
+    def _embedded(self, part: CheckedQueries, made: Iterator[Embedded]) -> EmbeddedQueries:
+        """One request with its embeddings, its own or the next ones of its encoder."""
         request, names, queries, given, (excluded, allowed, unknown_ids) = part
         size = len(names)
         if given is not None:
-            outputs = given, np.ones(size, bool), np.zeros(size, np.int32)
+            embedded = given, np.ones(size, bool), np.zeros(size, np.int32)
         else:
-            outputs = rest[queries is not None].take(size)
+            embedded = next(made)
         seen = [np.empty(0, np.int64)] * size
         if request.exclude_seen:
             seen = [self.corpus.seen_rows(query_id) for query_id in names]
@@ -319,7 +271,7 @@ class Retriever:
                 chosen = self.corpus.candidate_rows(query.get(served_model.HISTORY, ()))
                 seen[place] = np.concatenate([seen[place], chosen])
         filters = Filters(self.corpus.num_candidates, excluded, allowed, seen, request.min_score)
-        return EmbeddedQueries(request, names, *outputs, filters, unknown_ids)
+        return EmbeddedQueries(request, names, *embedded, filters, unknown_ids)
 
     def _search(self, requests: Sequence[EmbeddedQueries]) -> list[Hits | None]:
         """The K results of the index that each request names, one search for each index."""
@@ -329,13 +281,13 @@ class Retriever:
             if queries.asks_index(self.k):
                 places.setdefault(self._index(queries.request.index), []).append(place)
         for index, of_index in places.items():
-            embeddings = [requests[place].embeddings for place in of_index]
-            k = max(requests[place].request.k for place in of_index)
-            rows, scores = index.search(np.concatenate(embeddings), k)
-            ends = _ends(embeddings)
-            parts = map(Hits, np.split(rows, ends), np.split(scores, ends))
-            for place, part in zip(of_index, parts, strict=True):
-                hits[place] = part
+            parts = [requests[place] for place in of_index]
+            embeddings = np.concatenate([part.embeddings for part in parts])
+            joined = index.search(embeddings, max(part.request.k for part in parts))
+            ends = np.cumsum([len(part.embeddings) for part in parts])[:-1]
+            of_parts = map(Hits, *(np.split(array, ends) for array in joined))
+            for place, part_hits in zip(of_index, of_parts, strict=True):
+                hits[place] = part_hits
         return hits
 
     def _respond(self, queries: EmbeddedQueries, hits: Hits | None, unknown: str) -> Outcome:
@@ -346,8 +298,3 @@ class Retriever:
         except ServiceError as error:
             return error
         return RetrieveResponse(self.version.number, index.kind, answers, queries.unknown_ids)
-
-
-def _ends(parts: Sequence[Sized]) -> np.ndarray:
-    """Where each part but the last ends when they are joined."""
-    return np.cumsum([len(part) for part in parts], dtype=int)[:-1]

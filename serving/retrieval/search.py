@@ -16,20 +16,15 @@ import numpy as np
 import tensorflow as tf
 
 from serving.retrieval.corpus import Corpus, FilterRows
-from serving.retrieval.filters import Filters, first
+from serving.retrieval.filters import MAX_SCORES, Best, Filters, best_rows, first
 from serving.retrieval.requests import RetrieveRequest, RetrieveResult, UnknownQuery
 from serving.version import served_model
 
 _MAX_WIDENING = 8  # times K: what a wider search may be asked for
 _FEW_CHOSEN = 20_000  # so few rows are scored each; more are sought among an index's results
 _SPREAD = 2  # standard deviations that an index is asked for beyond k of its results, on average
-_COLUMN = 32  # scores
-_MAX_SCORES = 1 << 25  # that are held at a time: 128 MB
-_COPIED_SHARE = 4  # an allowed share below 1 / 4 of the corpus is copied out of it
 
 _NOTHING = np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32)
-
-Best = tuple[np.ndarray, np.ndarray]  # rows and scores, best first
 
 
 class Hits(NamedTuple):
@@ -88,7 +83,7 @@ class IndexSearch:
     def _with_added(self, hits: Hits, embeddings: np.ndarray) -> Hits:
         last = np.where(hits.rows[:, -1:] < 0, -np.inf, hits.scores[:, -1:])  # [B, 1]
         num_added = self._added.shape[1]
-        size = max(1, _MAX_SCORES // max(1, num_added))
+        size = max(1, MAX_SCORES // max(1, num_added))
         found = [_NOTHING]  # queries, added rows, scores
         for start in range(0, len(embeddings), size) if num_added else ():
             piece = slice(start, start + size)
@@ -258,63 +253,3 @@ def _take(queries: EmbeddedQueries, places: np.ndarray, hits: Hits, best: list[B
     for query, part in zip(places, parts, strict=False):  # of no queries there is one empty part
         best[query] = part
     return np.greater_equal(counts, np.minimum(k, filters.num_left[places]))
-
-
-def best_rows(
-    vectors: Sequence[np.ndarray],
-    embeddings: np.ndarray,
-    filters: Filters,
-    queries: np.ndarray,
-    k: int,
-) -> Iterator[Best]:
-    """Scores all candidates that queries may get, and keeps the best.
-
-    Args:
-      vectors: float32 [N, D] in parts, which may be mapped from files.
-      embeddings: float32 [b, D].
-      filters: of all queries of the request.
-      queries: int [b], which of them these are.
-      k: how many are wanted; a query gets what there is at or above its lowest score.
-
-    Yields:
-      For each query rows int64 and scores float32, best first; of equal scores the lower row.
-    """
-    if not len(queries):  # the vectors of a choice are not copied for nothing
-        return
-    base, barred = filters.base if filters.is_chosen else None, filters.excluded
-    ends = np.cumsum([len(part) for part in vectors])
-    if base is not None and _COPIED_SHARE * len(base) >= ends[-1]:
-        others = np.ones(ends[-1], bool)
-        others[base] = False
-        base, barred = None, np.flatnonzero(others)
-    if base is not None:
-        parts = np.split(base, np.searchsorted(base, ends[:-1]))
-        starts = ends - [len(part) for part in vectors]
-        places = zip(vectors, parts, starts, strict=True)
-        vectors = [np.take(part, rows - start, axis=0) for part, rows, start in places]
-        ends = np.cumsum([len(part) for part in vectors])
-    size = max(1, _MAX_SCORES // max(1, ends[-1]))
-    for start in range(0, len(queries), size):
-        block = embeddings[start : start + size]
-        scores = np.empty((len(block), ends[-1]), np.float32)  # [size, n]
-        for part, columns in zip(vectors, np.split(scores, ends[:-1], axis=1), strict=True):
-            np.matmul(block, part.T, out=columns)
-        for line, query in zip(scores, queries[start : start + size], strict=True):
-            own = filters.own_rows(query)
-            line[barred] = -np.inf
-            line[own if base is None else np.searchsorted(base, own)] = -np.inf
-            columns = _highest(line, min(k, int(filters.num_left[query])))
-            columns = columns[line[columns] >= filters.min_score]
-            yield columns if base is None else base[columns], line[columns]
-
-
-def _highest(scores: np.ndarray, k: int) -> np.ndarray:
-    """Places of the k highest scores, best first; of equal ones the lower place."""
-    if k == 0:
-        return np.empty(0, np.int64)
-    size = len(scores) // _COLUMN * _COLUMN
-    highest = scores[:size].reshape(_COLUMN, -1).max(axis=0)  # of each column, a fast first pass
-    if len(highest) < k or (lowest := np.partition(highest, -k)[-k]) == -np.inf:
-        lowest = np.partition(scores, -k)[-k]
-    places = np.flatnonzero(scores >= lowest)  # k or some more
-    return places[np.argsort(-scores[places], kind="stable")][:k]

@@ -6,8 +6,8 @@ import threading
 import weakref
 from typing import Any
 
-from serving.retrieval.corpus import Corpus
-from serving.version.delta import base_key
+from serving.retrieval.corpus import Corpus, Tables
+from serving.version.delta import base_key, read_delta
 from serving.version.versions import RETRIEVAL, Version
 
 _lock = threading.Lock()
@@ -19,12 +19,11 @@ class SharedBase:
 
     Attributes:
       path: of the version whose models are loaded; the delta in their graph is that of it.
-      corpus: without a delta.
       models: by the name of their index; what is missing is loaded under `loading`.
     """
 
     def __init__(self, version: Version) -> None:
-        self.path, self.corpus = version.path, Corpus(version.path / RETRIEVAL)
+        self.path, self._tables = version.path, Tables(version.path / RETRIEVAL)
         self.models: dict[str, Any] = {}
         self.loading = threading.Lock()
         self._users: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -39,10 +38,11 @@ class SharedBase:
             base._users.add(user)
             return base
 
-    @property
-    def is_shared(self) -> bool:
-        """Whether it has more than one user."""
-        return len(self._users) > 1
+    def corpus(self, version: Version) -> Corpus:
+        """The candidates of a version of this base."""
+        delta = read_delta(version.path, self._tables.vectors.shape[1])
+        title_column = version.manifest.configuration.get("title_column", "")
+        return Corpus(self._tables, delta, title_column)
 
     def leave(self, user: object) -> list[Any]:
         """Frees what ScaNN holds outside Python, with the last user; the models nobody uses now."""

@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
 
-from serving.retrieval.filters import Filters, among, first
-from serving.retrieval.search import best_rows
+from serving.retrieval.filters import Filters, among, best_rows, first
 
 
 def rows(*values):
@@ -65,7 +64,7 @@ def test_membership_and_the_first_k():
 
 @pytest.mark.parametrize("seed", range(12))
 def test_exact_search_over_allowed_rows_is_a_sorted_list(seed, monkeypatch):
-    monkeypatch.setattr("serving.retrieval.search._MAX_SCORES", 1 << seed)  # also one at a time
+    monkeypatch.setattr("serving.retrieval.filters.MAX_SCORES", 1 << seed)  # also one at a time
     rng = np.random.default_rng(seed)
     vectors = rng.integers(-2, 3, (60, 4)).astype(np.float32)  # many equal scores
     queries = rng.integers(-2, 3, (5, 4)).astype(np.float32)

@@ -8,11 +8,12 @@ import pytest
 
 from pipeline.contract import schema
 from serving.retrieval import search
-from serving.retrieval.corpus import Corpus
+from serving.retrieval.corpus import Corpus, Tables
 from serving.retrieval.filters import Filters
 from serving.retrieval.requests import RetrieveRequest, UnknownQuery
 from serving.retrieval.retriever import Retriever
 from serving.retrieval.search import IndexSearch
+from serving.version.delta import read_delta
 from serving.version.versions import RETRIEVAL
 
 
@@ -286,7 +287,8 @@ def test_counts_of_a_bundle_decide_what_is_popular(tmp_path, small):
     files = shutil.copytree(small.version / RETRIEVAL, tmp_path / "retrieval")
     np.save(files / schema.BUNDLE_CANDIDATE_COUNTS, np.arange(300) % 250)
     filters = Filters(300, np.array([248]), None, [np.empty(0, np.int64)])
-    rows, counts = Corpus(files).popular_rows(filters, 0, 3)
+    corpus = Corpus(Tables(files), read_delta(files, 8))
+    rows, counts = corpus.popular_rows(filters, 0, 3)
     assert rows.tolist() == counts.tolist() == [249, 247, 246]
 
 
