@@ -28,6 +28,49 @@ def test_an_unknown_command_names_the_nearest(capsys):
     assert "did you mean prepare?" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("place", ["s3://bucket/x", "s3://key:hidden@bucket/x"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "prepare --source x --output PLACE",
+        "frequencies --source x --output PLACE",
+        "frequencies --source x --output x --previous PLACE",
+        "train --run x --data PLACE",
+        "train --data x --run PLACE",
+        "train --data x --run x --init_from PLACE",
+        "train --data x --run x --refit PLACE",
+        "train --data x --run x --method full_softmax --teacher PLACE",
+        "train --data x --run x --frequency streaming:PLACE",
+        "tune --data x --output PLACE",
+        "evaluate --data x --run PLACE",
+        "compare --runs x PLACE",
+        "compare --runs x y --output PLACE/page.html",
+        "audit --data x --run x --output PLACE",
+        "recommend --data x --run x --output PLACE",
+        "recommend --models PLACE --queries x --output y",
+        "recommend --models x --queries PLACE --output y",
+        "export --models x --bundle PLACE",
+        "export --models PLACE --bundle x",
+        "items --models PLACE --add x",
+        "items --models x --add PLACE",
+        "items --models x --remove PLACE",
+        "serve --models PLACE",
+        "serve --models x --config_file PLACE",
+        "serve --models x --state_dir PLACE",
+        "serve --models x --tls_certificate x --tls_key PLACE",
+        "serve --models x --tls_key x --tls_certificate PLACE",
+        "query --models PLACE --query ann",
+        "run --workdir PLACE",
+    ],
+)
+def test_a_path_in_a_store_is_never_taken_for_a_local_one(arguments, place):
+    name, *rest = arguments.replace("PLACE", place).split()
+    with pytest.raises(ValueError, match=r"must be a local path, got .*s3://|credentials") as error:
+        parse(name, twotower.COMMANDS[name], rest)
+    assert "hidden" not in str(error.value)
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize("name", sorted(set(twotower.COMMANDS)))
 def test_every_command_has_help_for_every_flag(capsys, name):
     assert twotower.main([name, "--help", "all"]) == 0

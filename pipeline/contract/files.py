@@ -14,6 +14,7 @@ import hashlib
 import io
 import logging
 import os
+import re
 import secrets
 import shutil
 import sys
@@ -35,6 +36,22 @@ def checksum(path: str | os.PathLike[str]) -> str:
 def is_remote(path: str | os.PathLike[str]) -> bool:
     """Whether a path is that of a store, such as s3://bucket/log; a local one has no `://`."""
     return "://" in str(path)
+
+
+def check_no_credentials(path: str) -> None:
+    """Raises ValueError for a path with credentials, which would come into manifests and logs."""
+    scheme, _, place = path.partition("://")
+    if "@" in place.partition("/")[0]:
+        raise ValueError(
+            f"a path {scheme}://… holds credentials; leave them out, and give them to the "
+            "environment, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
+        )
+
+
+def check_local(path: str | os.PathLike[str]) -> None:
+    """Raises ValueError for a path in a store, of which `Path` would make a folder `s3:`."""
+    if re.search(r"(^|/)[a-z][a-z0-9+]+:/", os.fspath(path)):
+        raise ValueError(f"{path} must be a local path; copy what is in the store.")
 
 
 def absolute(path: str) -> str:
@@ -125,19 +142,11 @@ def _find_remote(source: str) -> list[str]:
 
 
 def _store_of(path: str) -> tuple[Any, str]:
-    """The file system of a path, and the path without its scheme.
-
-    Raises:
-      ValueError: the path holds credentials, which would come into manifests and logs.
-    """
+    """The file system of a path, and the path without its scheme."""
     import fsspec
 
-    scheme, _, place = path.partition("://")
-    if "@" in place.partition("/")[0]:
-        raise ValueError(
-            f"a path {scheme}://… holds credentials; leave them out, and give them to the "
-            "environment, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
-        )
+    check_no_credentials(path)
+    scheme = path.partition("://")[0]
     store = fsspec.filesystem(scheme, use_listings_cache=False)  # others write there, too
     return store, store._strip_protocol(path)
 
@@ -306,6 +315,7 @@ def held(path: Path, told: str) -> Iterator[None]:
     Raises:
       ValueError: `told`, where another process holds it.
     """
+    check_local(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w") as lock:
         try:
@@ -322,6 +332,7 @@ def lone_holder(path: Path, told: str = "", *, waits: bool = True) -> Iterator[N
     Raises:
       ValueError: `told`, where another process holds it and this one does not wait.
     """
+    check_local(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
         with open(path, "w") as lock:

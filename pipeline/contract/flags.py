@@ -10,7 +10,12 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from pipeline.contract.files import check_no_credentials, is_remote
 from pipeline.contract.settings import did_you_mean
+
+# Settings of all commands that name files or directories of this machine.
+_LOCAL = "output data run runs models previous bundle frequency init_from refit teacher queries"
+_LOCAL += " add remove workdir config_file state_dir tls_certificate tls_key"
 
 
 class Command(NamedTuple):
@@ -129,7 +134,21 @@ def parse(name: str, command: Command, arguments: list[str]) -> tuple[Any, list[
     if not command.on_beam and rest:
         _check_flags(name, rest, fields, False)
         raise ValueError(f"unexpected argument {rest[0]!r}; see twotower {name} --help.")
+    _check_paths(parsed.config)
     return parsed.config, rest + arguments[beam_only:]
+
+
+def _check_paths(config: Any) -> None:
+    """Raises ValueError for a path in a store where a setting takes local ones."""
+    for name in _LOCAL.split():
+        value = getattr(config, name, "")
+        for path in (value,) if isinstance(value, str) else value:
+            check_no_credentials(path)
+            if is_remote(path):
+                raise ValueError(
+                    f"{name} must be a local path, got {path}: copy what is in the store to this "
+                    f"machine, or into the store when it is finished; change --{name}."
+                )
 
 
 def _check_flags(name: str, arguments: list[str], fields: list[str], on_beam: bool) -> None:

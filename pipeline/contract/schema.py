@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.contract.files import did_you_mean_directory, write_atomically
+from pipeline.contract.files import check_local, did_you_mean_directory, write_atomically
 
 FORMAT_VERSION = "1.0"  # major.minor; a reader refuses a newer major version
 
@@ -195,8 +195,10 @@ def read_manifest(directory: str | os.PathLike[str], kind: str) -> Manifest:
     """Reads the manifest of a directory that `kind` made.
 
     Raises:
-      ValueError: there is no manifest, it is of another kind, or its format is newer.
+      ValueError: there is no manifest, it is of another kind, or its format is newer; or the
+        directory is not a local one.
     """
+    check_local(directory)
     path = Path(directory) / manifest_name(kind)
     if not path.is_file():  # of another kind, or of an older program
         path = Path(directory) / MANIFEST

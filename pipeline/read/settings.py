@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 
-from pipeline.contract.files import is_remote
 from pipeline.contract.settings import require, require_all
 
 EPOCH_UNITS = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}  # ticks in a second
@@ -32,8 +31,6 @@ class SourceConfig:
     def __post_init__(self) -> None:
         columns = (name for name in ("user_column", "item_column") if getattr(type(self), name))
         require_all(self, "must be given", "source", "output", *columns)  # no default, not required
-        local = "must be a local path: copy it into the store when it is finished"
-        require(not is_remote(self.output), "output", local, self.output)
         require_all(self, "must be in [0, 1]", "max_bad_share")
         require_all(self, "must be at least 1", "partitions")
         require(len(self.delimiter) <= 1, "delimiter", "must be one character", self.delimiter)

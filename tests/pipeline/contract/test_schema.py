@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.contract import hashing, schema
+from pipeline.contract.bundle import write_bundle
 
 
 def test_fingerprints_do_not_change():
@@ -54,3 +55,12 @@ def test_two_ids_of_one_fingerprint_are_told_apart():
     assert (prints.tolist(), raw) == ([5, 6], [b"a", b"b"])
     with pytest.raises(ValueError, match="same 64-bit fingerprint"):
         distinct_ids([(same, [b"a", b"c", b"b"])])
+
+
+def test_python_makes_no_folder_of_the_name_of_a_store(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="must be a local path"):
+        schema.read_manifest("s3://bucket/prepared", "prepared")
+    with pytest.raises(ValueError, match="must be a local path"):
+        write_bundle("s3://bucket/bundle", np.ones((2, 2)), ["a", "b"])
+    assert list(tmp_path.iterdir()) == []

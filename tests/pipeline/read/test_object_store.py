@@ -123,12 +123,6 @@ def test_a_file_that_fails_while_it_is_read_is_one_line(store, tmp_path, capsys,
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_remote_output_is_refused(tmp_path, capsys):
-    arguments = ["--source", "s3://logs/local", "--output", "s3://logs/out"]
-    assert twotower.main(["prepare", *arguments]) == 2
-    assert "output must be a local path" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     ("source", "message"),
     [
