@@ -147,7 +147,7 @@ def _check_paths(config: Any) -> None:
             if is_remote(path):
                 raise ValueError(
                     f"{name} must be a local path, got {path}: copy what is in the store to this "
-                    f"machine, or into the store when it is finished; change --{name}."
+                    f"machine, or into the store when it is finished; change {name}."
                 )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import keyword
 import os
 import re
 from collections.abc import Mapping
@@ -99,7 +100,8 @@ def feature_vocabulary_name(side: str, column: str) -> str:
 
 def input_name(column: str) -> str:
     """The name of a column as an input of a graph: what that does not take is an underscore."""
-    return re.sub(r"\W|^(?=\d)", "_", column, flags=re.ASCII)
+    name = re.sub(r"\W|^(?=\d)", "_", column, flags=re.ASCII)
+    return f"{name}_" if keyword.iskeyword(name) else name
 
 
 def presence_name(column: str) -> str:

@@ -25,13 +25,14 @@ def require(holds: bool, name: str, rule: str, got: Any) -> None:
     Example:
       >>> require(1 >= 2, "batch_size", "must be at least 2", 1)
       Traceback (most recent call last):
-      ValueError: batch_size must be at least 2, got 1; change --batch_size.
+      ValueError: batch_size must be at least 2, got 1; change batch_size.
 
     Raises:
-      ValueError: the rule does not hold; the message names rule, value and flag.
+      ValueError: the rule does not hold; the message names rule, value and setting, which is a flag
+        or an argument of that name.
     """
     if not holds:
-        raise ValueError(f"{name} {rule}, got {got!r}; change --{name}.")
+        raise ValueError(f"{name} {rule}, got {got!r}; change {name}.")
 
 
 def require_all(settings: Any, rule: str, *names: str) -> None:

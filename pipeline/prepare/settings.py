@@ -48,13 +48,13 @@ class PrepareConfig(SourceConfig):
         super().__post_init__()
         require(self.split in SPLIT_KINDS, "split", f"must be one of {SPLIT_KINDS}", self.split)
         if (self.split == "global_time") != bool(self.test_from):
-            raise ValueError("--split global_time and --test_from DATE need each other; give both.")
+            raise ValueError("split global_time and test_from need each other; give both.")
         if self.test_from:
             utc_seconds("test_from", self.test_from)
         rule = f"must be one of {DUPLICATES}"
         require(self.duplicates in DUPLICATES, "duplicates", rule, self.duplicates)
         if self.duplicates != "first" and not self.weight_column:
-            raise ValueError("--duplicates combines weights; it needs --weight_column.")
+            raise ValueError("duplicates combines weights; it needs weight_column.")
         require_all(self, "must be in (0, 1]", "train_ratio")
         require_all(self, "must be in [0, 1)", "validation_ratio")
         least_1 = ("min_user_interactions", "min_item_interactions", "rows_per_shard")

@@ -99,7 +99,7 @@ def _check_title(bundle: Bundle, column: str) -> None:
     if column and column not in names:
         raise ValueError(
             f"title_column must be an attribute of the bundle, got {column!r}: it has "
-            f"{', '.join(names) or 'none'}; change --title_column."
+            f"{', '.join(names) or 'none'}; change title_column."
         )
 
 

@@ -149,8 +149,8 @@ def _choose(sweep: Sweep, judging: Judge, promise: float) -> tuple[Setting, Meas
     sweep.index.release()
     raise ValueError(
         f"target_recall {promise:g} at {judging.at} cannot be kept: ScaNN finds {reached:.4f} of "
-        "the exact results of held-out queries. Lower --target_recall, or publish exact search "
-        "alone with --noscann."
+        "the exact results of held-out queries. Lower target_recall, or publish exact search "
+        "alone: scann false."
     )
 
 

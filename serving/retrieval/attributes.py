@@ -71,7 +71,7 @@ class Attributes:
                 hint = did_you_mean(str(name)[:40], list(kinds), "")
                 raise InvalidRequest(
                     f"where has {shown(name)}, which this version does not know: it has "
-                    f"{has or 'no attributes, export with --filter_columns'}. {hint}".rstrip()
+                    f"{has or 'no attributes, export with filter_columns'}. {hint}".rstrip()
                 )
             if kinds[name] == "number":
                 conditions[name] = _bounds(name, value)

@@ -43,6 +43,7 @@ class QueryInputs:
         """
         checked = []
         for number, query in enumerate(queries):
+            query = {schema.input_name(name): value for name, value in query.items()}
             kept = {name: value for name, value in query.items() if value is not None}
             for name, value in kept.items():
                 if (spec := self.specs.get(name)) is None:
@@ -97,11 +98,12 @@ class QueryInputs:
         return {name: kind_of(served_model.type_of(spec)) for name, spec in self.specs.items()}
 
     def _unknown(self, number: int, name: str) -> str:
-        hint = did_you_mean(name[:40], list(self.specs), "") or f"it takes {', '.join(self.specs)}"
+        has = f"it takes {', '.join(self.specs)}."
+        hint = did_you_mean(name[:40], list(self.specs), has)
         what = "history" if name == served_model.HISTORY else repr(name[:40])
         if name == served_model.HISTORY:
-            hint = "its tower knows ids alone; train fism, svdpp, or features with a history"
-        return f"queries[{number}] has {what}, which this version does not take: {hint}."
+            hint = "its tower knows ids alone; train fism, svdpp, or features with a history."
+        return f"queries[{number}] has {what}, which this version does not take: {hint}"
 
 
 def arrays_of(outputs: Mapping[str, tf.Tensor]) -> Embedded:

@@ -35,7 +35,8 @@ class QueryConfig:
         check_name(self.name)
         require(self.index in INDEXES, "index", f"must be one of {', '.join(INDEXES)}", self.index)
         said = bool(self.query or self.history or self.set)
-        require(said, "query", "must be raw ids without --history and --set", self.query)
+        rule = "must be raw ids, first of all or after --query, without --history and --set"
+        require(said, "query", rule, self.query)
         alone = len(self.query) < 2 or not (self.history or self.set)
         require(alone, "query", "must be one raw id with --history or --set", self.query)
         for pair in self.set:

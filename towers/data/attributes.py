@@ -90,7 +90,7 @@ def raw_values(
     if unknown := [name for name in text_names if name not in every]:
         raise ValueError(
             f"title_column must be among {', '.join(every) or 'none (no item_features)'}, got "
-            f"{', '.join(unknown)}; change --title_column."
+            f"{', '.join(unknown)}; change title_column."
         )
     specs = {name: spec for name, spec in every.items() if spec.kind != "text"}
     if unknown := [name for name in names if name not in specs]:

@@ -82,7 +82,7 @@ def _lengths(data: RetrievalData, config: TowerConfig, normalize: bool) -> np.nd
     power = config.popularity_power
     if not power:
         return None
-    require(normalize, "popularity_power", "must be 0 without --normalize", power)
+    require(normalize, "popularity_power", "must be 0 without normalize", power)
     counts = np.maximum(data.train_counts, 1)
     return (counts / counts.mean()) ** power
 
@@ -151,14 +151,14 @@ def _chosen_features(data: RetrievalData, config: TowerConfig, side: str) -> Fea
             return features
         raise ValueError(
             f"{side}_inputs has features, and the data have no attributes of that side: prepare "
-            f"them with --{word}_features, or leave features out of --{side}_inputs."
+            f"them with {word}_features, or leave features out of {side}_inputs."
         )
     names = [name for name in inputs if name not in INPUTS]
     for name in names:
         if name not in known:
             raise ValueError(
                 f"{side}_inputs names {name!r}, which is no column of the data: it has "
-                f"{', '.join(known) or 'none'}; prepare it with --{word}_features that have "
-                f"the column, or change --{side}_inputs."
+                f"{', '.join(known) or 'none'}; prepare it with {word}_features that have "
+                f"the column, or change {side}_inputs."
             )
     return dataclasses.replace(features, specs=tuple(known[name] for name in names))

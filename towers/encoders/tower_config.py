@@ -71,8 +71,8 @@ class TowerConfig:
             ):
                 towers = [tower for tower in TOWERS if reads(tower, field.name)]
                 raise ValueError(
-                    f"{field.name} is for --tower {' or '.join(towers)}, got {value!r} with "
-                    f"{self.tower}; leave out --{field.name}."
+                    f"{field.name} is for tower {' or '.join(towers)}, got {value!r} with "
+                    f"{self.tower}; leave out {field.name}."
                 )
         sizes = ("num_layers", "feature_dim", "history", "text_buckets")
         require_all(self, "must be at least 1", *sizes)

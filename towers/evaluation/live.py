@@ -63,8 +63,8 @@ def live_embeddings(model: TwoTower, held_out: HeldOut) -> np.ndarray:
     assert before is not None, "a live HeldOut"
     if not tower.reads_history:
         raise ValueError(
-            "--history live is for towers that read a history: features with history among "
-            "--query_inputs, fism or svdpp."
+            "history live is for towers that read a history: features with history among "
+            "query_inputs, fism or svdpp."
         )
     embeddings = np.empty((len(before.sizes), tower.dim), np.float32)
     order = np.argsort(before.sizes, kind="stable")

@@ -58,8 +58,8 @@ class HeldOut:
     def __init__(self, data: RetrievalData, split: str, *, history: str = "stale") -> None:
         if data.num_rows(split) == 0:
             raise ValueError(
-                f"the data has no {split} rows: prepare it with --validation_ratio above 0 for "
-                "validation, or with --train_ratio below 1 for test."
+                f"the data has no {split} rows: prepare it with validation_ratio above 0 for "
+                "validation, or with train_ratio below 1 for test."
             )
         self._positives = data.positives(split)
         self._known: Known = data.positives(*schema.SPLITS[: schema.SPLITS.index(split)])

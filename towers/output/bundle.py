@@ -75,7 +75,7 @@ def write_model(
     if not (np.isfinite(queries).all() and np.isfinite(candidates).all()):
         raise ValueError(
             "the embeddings must be finite, got NaN or infinity: train again with a smaller "
-            "--learning_rate."
+            "learning_rate."
         )
     raw_ids = all_ids(data, model, "query")
     embeds_new = isinstance(model.candidate_tower, FeatureTower)

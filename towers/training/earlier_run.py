@@ -150,7 +150,7 @@ def _take_weights(root: Path, checkpoint: Path, model: TwoTower, data: Retrieval
             old = reader.get_tensor(key)
             if old.shape[1] != table.shape[1]:
                 raise ValueError(
-                    f"dim must be {old.shape[1]} as in {root}, got {table.shape[1]}; change --dim."
+                    f"dim must be {old.shape[1]} as in {root}, got {table.shape[1]}; change dim."
                 )
             table.assign(_joined(table.numpy(), _fingerprints(data, side), old, known[side], root))
     for path, key in keys.items():

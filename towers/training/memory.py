@@ -42,8 +42,8 @@ def fit_to_memory(model: TwoTower, config: TrainConfig) -> None:
     if left <= 0:
         raise ValueError(
             f"the tables of {weights:,} weights and their optimizer need more memory than the "
-            f"{limit / 2**30:.1f} GiB that training may take here: lower --dim, or take "
-            "--optimizer adagrad."
+            f"{limit / 2**30:.1f} GiB that training may take here: lower dim, or take "
+            "the optimizer adagrad."
         )
     if (needed := step_bytes(method, rows, config.dim)) <= left:
         return
@@ -59,7 +59,7 @@ def fit_to_memory(model: TwoTower, config: TrainConfig) -> None:
     smaller = max(2, int(rows * min(1.0, left / needed) / 2))
     raise ValueError(
         f"a step of {config.method} with batch_size {rows} needs about {needed / 2**30:.1f} GiB "
-        f"beside the tables, {left / 2**30:.1f} GiB are left here: lower --batch_size, such as to "
+        f"beside the tables, {left / 2**30:.1f} GiB are left here: lower batch_size, such as to "
         f"{smaller}" + (", or num_negatives." if isinstance(method, PerQueryMethod) else ".")
     )
 

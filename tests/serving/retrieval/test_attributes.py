@@ -83,7 +83,7 @@ def test_what_is_refused(attributes, where, message):
 
 
 def test_without_attributes_the_remedy_is_named():
-    with pytest.raises(InvalidRequest, match="no attributes, export with --filter_columns"):
+    with pytest.raises(InvalidRequest, match="no attributes, export with filter_columns"):
         Attributes(pa.table({})).check({"brand": ["a"]})
 
 

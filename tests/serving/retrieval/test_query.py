@@ -45,7 +45,7 @@ def test_several_queries_are_answered_in_their_order(small, loaded, capsys):
 
 def test_a_cut_off_above_the_corpus_is_an_error_where_somebody_chose_it(small, loaded):
     size = len(small.sample.vectors)
-    with pytest.raises(ValueError, match=f"k must be at most {size}, .* change --k"):
+    with pytest.raises(ValueError, match=f"k must be at most {size}, .* change k"):
         answer(QueryConfig(str(small.models), ("query 1",), k=size + 1))
 
 
@@ -83,7 +83,9 @@ def test_titles_stand_beside_ids(small, titled, monkeypatch, capsys):
 
 
 def test_a_title_is_an_attribute_of_the_bundle(small, tmp_path):
-    with pytest.raises(ValueError, match=r"got 'name': it has colour, sizes., weight; change --t"):
+    with pytest.raises(
+        ValueError, match=r"got 'name': it has colour, sizes., weight; change title"
+    ):
         publish(small.bundle, tmp_path, title_column="name")
     assert not list(tmp_path.iterdir())
 

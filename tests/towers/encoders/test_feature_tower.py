@@ -218,9 +218,9 @@ def test_initial_values_of_nothing_are_zero(attributed_data):
         ({"id_dropout": 1.0}, "id_dropout must be at least 0 and below 1"),
         ({"hidden": (0,)}, "hidden must be numbers of at least 1"),
         ({"history": 0}, "history must be at least 1"),
-        ({"num_layers": 2}, "num_layers is for --tower light_gcn or ngcf, got 2 with features"),
-        ({"tower": "id", "hidden": ()}, r"hidden is for --tower features, got \(\) with id"),
-        ({"tower": "gnn"}, "tower must be one of .*got 'gnn'; change --tower"),
+        ({"num_layers": 2}, "num_layers is for tower light_gcn or ngcf, got 2 with features"),
+        ({"tower": "id", "hidden": ()}, r"hidden is for tower features, got \(\) with id"),
+        ({"tower": "gnn"}, "tower must be one of .*got 'gnn'; change tower"),
     ],
 )
 def test_wrong_settings_are_errors(attributed_data, settings, text):
@@ -229,9 +229,7 @@ def test_wrong_settings_are_errors(attributed_data, settings, text):
 
 
 def test_missing_attributes_are_an_error(data):
-    with pytest.raises(
-        ValueError, match="no attributes of that side: prepare them with --user_fea"
-    ):
+    with pytest.raises(ValueError, match="no attributes of that side: prepare them with user_fea"):
         TwoTower(data, tower="features", candidate_inputs=("id",))
     assert TowerConfig(tower="features").inputs("query") == ("history", "features")
 

@@ -163,7 +163,7 @@ def test_embeddings_are_longer_by_popularity(checkerboard):
     np.testing.assert_allclose(lengths, np.sqrt(counts / counts.mean()), rtol=1e-5)
     np.testing.assert_allclose(model.candidate_embeddings([3]), model.candidate_embeddings()[3:4])
     np.testing.assert_allclose(np.linalg.norm(model.query_embeddings(), axis=1), 1, rtol=1e-5)
-    with pytest.raises(ValueError, match=r"^popularity_power must be 0 without --normalize"):
+    with pytest.raises(ValueError, match=r"^popularity_power must be 0 without normalize"):
         TwoTower(checkerboard, 4, popularity_power=0.5)
 
 

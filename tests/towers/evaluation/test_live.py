@@ -118,5 +118,5 @@ def test_users_without_train_rows_are_measured_apart(timed, live):
 
 def test_towers_without_a_history_are_refused(timed, live):
     model = TwoTower(timed, 4, method="mns")
-    with pytest.raises(ValueError, match="--history live is for towers that read a history"):
+    with pytest.raises(ValueError, match="history live is for towers that read a history"):
         live_embeddings(model, live)

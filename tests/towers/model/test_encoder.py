@@ -279,4 +279,5 @@ def test_names_that_a_graph_cannot_tell_apart_are_refused(data):
         _input_names("query", named)
     with pytest.raises(ValueError, match="the history would both be the input 'history'"):
         _input_names("query", [columns[0].__class__("history", "multi")])
-    assert _input_names("query", [columns[0].__class__("3 größe", "numeric")]) == ["_3_gr__e"]
+    named = [columns[0].__class__(name, "numeric") for name in ("3 größe", "class")]
+    assert _input_names("query", named) == ["_3_gr__e", "class_"]  # as Python names arguments

@@ -48,9 +48,9 @@ def test_a_step_that_does_not_fit_is_split_into_blocks(data, method, monkeypatch
 @pytest.mark.parametrize(
     ("method", "options", "message"),
     [
-        ("softmax_v", {}, "lower --batch_size, such as to 1024, or num_negatives"),
-        ("ssl_pop", {"block_size": 2048}, "lower --batch_size, such as to 1024."),
-        ("bir", {"draws": "systematic"}, "lower --batch_size, such as to 1024."),
+        ("softmax_v", {}, "lower batch_size, such as to 1024, or num_negatives"),
+        ("ssl_pop", {"block_size": 2048}, "lower batch_size, such as to 1024."),
+        ("bir", {"draws": "systematic"}, "lower batch_size, such as to 1024."),
     ],
 )
 def test_a_step_that_cannot_be_split_is_refused(data, method, options, message, monkeypatch):
@@ -64,7 +64,7 @@ def test_a_step_that_cannot_be_split_is_refused(data, method, options, message, 
 def test_tables_that_do_not_fit_are_refused(data, monkeypatch):
     model, config = model_and_config(data, "bpr")
     monkeypatch.setattr(memory, "machine_bytes", lambda: 1000)
-    with pytest.raises(ValueError, match="lower --dim, or take --optimizer adagrad"):
+    with pytest.raises(ValueError, match="lower dim, or take the optimizer adagrad"):
         memory.fit_to_memory(model, config)
 
 

@@ -385,7 +385,7 @@ def test_wrong_runs_to_start_from_are_errors(one_epoch, checkerboard, make_prepa
     config = dataclasses.replace(old, run=str(tmp_path / "new"), init_from=old.run)
     with pytest.raises(ValueError, match="holds no trained run: there is no training"):
         train(dataclasses.replace(config, init_from=str(tmp_path)))
-    with pytest.raises(ValueError, match=r"dim must be 8 as in .*, got 4; change --dim"):
+    with pytest.raises(ValueError, match=r"dim must be 8 as in .*, got 4; change dim"):
         train(dataclasses.replace(config, dim=4))
     board = dataclasses.replace(config, data=str(make_prepared(checkerboard)))
     with pytest.raises(ValueError, match="init_from must be another directory than run"):

@@ -24,7 +24,7 @@ def test_command_line():
     ("field", "value", "text"),
     [
         ("data", "", "data must be given"),
-        ("dim", 0, "dim must be at least 1, got 0; change --dim"),
+        ("dim", 0, "dim must be at least 1, got 0; change dim"),
         ("epochs", 0, "epochs must be at least 1"),
         ("decay_epochs", 0, "decay_epochs must be at least 1"),
         ("batch_size", 1, "batch_size must be at least 2"),

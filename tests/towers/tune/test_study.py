@@ -265,7 +265,7 @@ def test_data_without_validation_are_refused(config, data, make_prepared):
             return {k: v[:0] for k, v in arrays.items()} if split == "validation" else arrays
 
     directory = make_prepared(WithoutValidation())
-    with pytest.raises(ValueError, match="no validation rows: prepare it with --validation_ratio"):
+    with pytest.raises(ValueError, match="no validation rows: prepare it with validation_ratio"):
         tune(dataclasses.replace(config, data=str(directory)))
     assert not Path(config.output).exists()
 
