@@ -10,7 +10,7 @@ SUFFIX := $(if $(filter-out 0,$(GPU)),-gpu)
 LOCK := requirements$(SUFFIX).lock
 INSTALLED := $(VENV)/.installed$(SUFFIX)
 
-.PHONY: help env lock demo docs test test-long soak check clean
+.PHONY: help env lock demo docs test test-long test-cluster soak check clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -49,11 +49,18 @@ docs: env  ## the pages as a site in site/; a link that leads nowhere is an erro
 	@echo "make docs: open site/index.html, or serve it: python -m http.server --directory site"
 
 test: env check  ## lint, types and all quick tests
-	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not long and not soak"
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not long and not soak and not cluster"
 	@echo "make test: lint, types and tests passed."
 
 test-long: env  ## what takes longer: many processes, real data
 	@$(BIN)/python -m pytest -m "long"
+
+test-cluster: env  ## the Beam jobs on Flink and Spark clusters of processes; needs Java 17 and Maven
+	@for engine in flink spark; do test -f build/cluster/$$engine/complete || { \
+	  mvn --batch-mode --quiet --file tests/pipeline/cluster/pom.xml --activate-profiles $$engine \
+	    dependency:copy-dependencies -DoutputDirectory=$(CURDIR)/build/cluster/$$engine/jars && \
+	  touch build/cluster/$$engine/complete; } || exit 1; done
+	@$(BIN)/python -m pytest -m cluster
 
 soak: env  ## an hour of attacks, kills, restarts and repeated runs; needs an idle machine
 	@$(BIN)/python -m pytest -m soak -s

@@ -1,0 +1,94 @@
+"""The same bytes as in one process from real clusters of Flink and Spark (`make test-cluster`)."""
+
+import threading
+import time
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from clusters import Cluster
+from prepared import digest
+from streaming_log import BY_ROWS, config_for
+
+from pipeline.counts.job import count
+from pipeline.counts.settings import FrequenciesConfig
+from pipeline.job import prepare
+from pipeline.prepare.settings import PrepareConfig
+from pipeline.streaming.job import estimate
+
+pytestmark = pytest.mark.cluster
+
+
+@pytest.fixture(scope="module")
+def flink(tmp_path_factory):
+    with Cluster("flink", tmp_path_factory.mktemp("flink")) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def source(log, tmp_path_factory):
+    """A log of interactions, and beside it the attributes of its items."""
+    path = tmp_path_factory.mktemp("source") / "log.parquet"
+    pq.write_table(log, path, row_group_size=500)
+    items = sorted(set(log["item_id"].to_pylist()))
+    attributes = {"item_id": items, "price": [len(item) / 3 for item in items], "kind": items}
+    pq.write_table(pa.table(attributes), path.with_name("items.parquet"), row_group_size=20)
+    return path
+
+
+@pytest.fixture(scope="module")
+def expected(source, tmp_path_factory):
+    out = tmp_path_factory.mktemp("expected") / "out"
+    prepare(settings(source, out))
+    return digest(out)
+
+
+def settings(source, out):
+    features = str(source.with_name("items.parquet"))
+    few = {"min_user_interactions": 3, "min_item_interactions": 3, "rows_per_shard": 500}
+    return PrepareConfig(source=str(source), output=str(out), item_features=features, **few)
+
+
+def lose_a_task_manager(cluster, lost):
+    """Kills one as soon as it runs a part of a job, and starts another; `lost` gets the job."""
+    while not (jobs := [job["jid"] for job in jobs_of(cluster) if job["tasks"]["running"]]):
+        time.sleep(0.02)
+    cluster.kill("task-manager-1")
+    cluster.start_task_manager("task-manager-3")
+    lost += jobs
+
+
+def jobs_of(cluster):
+    return cluster.rest("/jobs/overview")["jobs"]
+
+
+def test_prepare_on_flink_where_a_task_manager_is_killed(flink, source, expected, tmp_path):
+    lost = []
+    killer = threading.Thread(target=lose_a_task_manager, args=(flink, lost), daemon=True)
+    killer.start()
+    prepare(settings(source, tmp_path / "out"), [*flink.flags(), "--parallelism=2"])
+    killer.join(60)
+    assert digest(tmp_path / "out") == expected
+    failures = flink.rest(f"/jobs/{lost[0]}/exceptions")["exceptionHistory"]["entries"]
+    assert failures  # the job noticed, and started again
+    assert {job["state"] for job in jobs_of(flink)} == {"FINISHED"}
+
+
+def test_frequencies_on_flink(flink, source, tmp_path):
+    paths = [tmp_path / "here", tmp_path / "there"]
+    for path, flags in zip(paths, ([], [*flink.flags(), "--parallelism=2"]), strict=True):
+        count(FrequenciesConfig(source=str(source), output=str(path)), flags)
+    assert digest(paths[1]) == digest(paths[0])
+
+
+def test_streaming_frequencies_on_flink(flink, parts, tmp_path):
+    paths = [tmp_path / "here", tmp_path / "there"]
+    for path, flags in zip(paths, ([], [*flink.flags(), "--parallelism=2"]), strict=True):
+        estimate(config_for(parts, path, **BY_ROWS), flags)
+    assert digest(paths[1]) == digest(paths[0])
+
+
+def test_prepare_on_spark(source, expected, tmp_path):
+    with Cluster("spark", tmp_path) as spark:
+        prepare(settings(source, tmp_path / "out"), spark.flags())
+    assert digest(tmp_path / "out") == expected
