@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import socket
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions
+from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, PortableOptions
 from apache_beam.utils import interactive_utils
 
 from pipeline.beam.accounting import lost_in
@@ -88,7 +89,7 @@ def beam_options(arguments: list[str], ours: Iterable[str] = ()) -> PipelineOpti
     flags, to suggest when one is misspelt.
 
     Raises:
-      ValueError: neither the job nor Beam knows a flag.
+      ValueError: neither the job nor Beam knows a flag, or no job server answers.
     """
     cut = arguments.index("--") if "--" in arguments else len(arguments)
     checked, runner_only = arguments[:cut], arguments[cut + 1 :]
@@ -113,6 +114,7 @@ def beam_options(arguments: list[str], ours: Iterable[str] = ()) -> PipelineOpti
     flags = checked + runner_only
     if on_dask and not any(flag.startswith(_DASK_SIZES) for flag in flags):
         flags = [*flags, f"--dask_npartitions={2 * _dask_threads(flags)}"]
+    _check_job_server(flags)
     if not any(flag.split("=")[0] == "--runner" for flag in flags):
         # DirectRunner would look for a binary to download before it falls back to this one
         flags = ["--runner=FnApiRunner", *flags]
@@ -136,6 +138,20 @@ def _dask_threads(flags: list[str]) -> int:
         raise ValueError(
             f"no Dask scheduler answers at {known.get('address')} ({error}); "
             "check --dask_client_address."
+        ) from error
+
+
+def _check_job_server(flags: list[str]) -> None:
+    """Beam waits for one without a word."""
+    endpoint = PipelineOptions(flags).view_as(PortableOptions).job_endpoint or ""
+    host, colon, port = endpoint.rpartition(":")
+    if not colon:
+        return  # none, or Beam's own
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"no job server answers at {endpoint} ({error}); check --job_endpoint."
         ) from error
 
 

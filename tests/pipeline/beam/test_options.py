@@ -75,3 +75,10 @@ def test_what_a_worker_misses_is_one_line():
     trace = f"Traceback (most recent call last):\n  ...\n{name}: {line}\n"
     assert str(lost_in(RuntimeError(trace + trace))) == line
     assert lost_in(RuntimeError("another AccountingError: of someone else")) is None
+
+
+@pytest.mark.parametrize("endpoint", ["127.0.0.1:1", "localhost:port"])
+def test_a_job_server_that_does_not_answer_is_an_error(endpoint):
+    """Beam would wait for it, and say nothing."""
+    with pytest.raises(ValueError, match=rf"no job server answers at {endpoint} .*--job_endpoint"):
+        beam_options.beam_options(["--runner=PortableRunner", f"--job_endpoint={endpoint}"])
