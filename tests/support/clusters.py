@@ -77,24 +77,17 @@ class Cluster:
             return json.load(answer)
 
     def start_task_manager(self, name):
-        self._java(name, 512, f"{_FLINK}.taskexecutor.TaskManagerRunner", *self._configuration())
+        self._java(name, f"{_FLINK}.taskexecutor.TaskManagerRunner", *self._configuration())
 
     def _configuration(self):
-        host = "127.0.0.1"
-        settings = {"jobmanager.rpc.address": host, "jobmanager.rpc.port": self.port("rpc")}
-        settings |= {"rest.address": host, "rest.port": self.port("rest")}
-        settings |= {"taskmanager.host": host, "io.tmp.dirs": self.folder}
-        settings |= {f"{part}.bind-host": host for part in ("jobmanager", "taskmanager")}
-        settings |= {"rest.bind-address": host}
-        return [
-            "--configDir",
-            CONFIGURATION,
-            *(f"-D{name}={value}" for name, value in settings.items()),
-        ]
+        settings = {"jobmanager.rpc.port": self.port("rpc"), "rest.port": self.port("rest")}
+        settings |= {"io.tmp.dirs": self.folder}
+        changed = [f"-D{name}={value}" for name, value in settings.items()]
+        return ["--configDir", CONFIGURATION, *changed]
 
     def _start_flink(self):
         entry = f"{_FLINK}.entrypoint.StandaloneSessionClusterEntrypoint"
-        self._java("job-manager", 256, entry, *self._configuration())
+        self._java("job-manager", entry, *self._configuration())
         self._start_job_server("flink.FlinkJobServerDriver", "--flink-master", "rest")
         for name in ("task-manager-1", "task-manager-2"):
             self.start_task_manager(name)
@@ -108,13 +101,13 @@ class Cluster:
     def _start_spark(self):
         host = ["--host", "127.0.0.1"]
         ports = ["--port", self.port("master"), "--webui-port", 0]
-        self._java("master", 256, f"{_SPARK}.master.Master", *host, *ports)
+        self._java("master", f"{_SPARK}.master.Master", *host, *ports)
         self._until_open("master")
         for name in ("worker-1", "worker-2"):
             size = ["--cores", 1, "--memory", "1g", "--webui-port", 0]
             work = ["--work-dir", self.folder / name]
             master = f"spark://127.0.0.1:{self.port('master')}"
-            self._java(name, 256, f"{_SPARK}.worker.Worker", *host, *size, *work, master)
+            self._java(name, f"{_SPARK}.worker.Worker", *host, *size, *work, master)
         self._start_job_server("spark.SparkJobServerDriver", "--spark-master-url", "master")
 
     def _start_job_server(self, driver, flag, port):
@@ -127,7 +120,7 @@ class Cluster:
             "--expansion-port=0",
             f"--artifacts-dir={self.folder / 'artifacts'}",
         ]
-        self._java("job-server", 512, f"org.apache.beam.runners.{driver}", *flags)
+        self._java("job-server", f"org.apache.beam.runners.{driver}", *flags)
         self._until_open("jobs")
 
     def _start_pool(self):
@@ -138,9 +131,8 @@ class Cluster:
         self._start("pool", command, PATH=path, PYTHONPATH=str(CHECKOUT))
         self._until_open("pool")
 
-    def _java(self, name, megabytes, entry, *arguments):
-        options = [f"@{CONFIGURATION / 'java.options'}", f"-Xmx{megabytes}m"]
-        options += [f"-Djava.io.tmpdir={self.folder}"]
+    def _java(self, name, entry, *arguments):
+        options = [f"@{CONFIGURATION / 'java.options'}", f"-Djava.io.tmpdir={self.folder}"]
         if self.engine == "spark":
             options += [f"-D{name}={value}" for name, value in _SPARK_SETTINGS.items()]
         command = ["java", *options, "-cp", f"{self._jars}/*", entry, *arguments]
