@@ -35,6 +35,7 @@ class Cluster:
 
     def __enter__(self):
         assert self._jars.exists(), f"{self._jars} is missing; `make test-cluster` fetches it."
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # the processes end then, too
         try:
             (self._start_flink if self.engine == "flink" else self._start_spark)()
             self._start_pool()
@@ -75,6 +76,10 @@ class Cluster:
         """An answer of Flink's REST API."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port('rest')}{path}") as answer:
             return json.load(answer)
+
+    def wait_for_the_workers_to_end(self):
+        group = ["pgrep", "-f", "SdkHarness", "-g", str(self.processes["pool"].pid)]
+        _until(lambda: not subprocess.run(group, stdout=subprocess.PIPE).stdout)
 
     def start_task_manager(self, name):
         self._java(name, f"{_FLINK}.taskexecutor.TaskManagerRunner", *self._configuration())
@@ -124,11 +129,8 @@ class Cluster:
         self._until_open("jobs")
 
     def _start_pool(self):
-        # A pool calls `python`, whichever comes first on the PATH.
-        path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
-        module = "apache_beam.runners.worker.worker_pool_main"
-        command = [sys.executable, "-m", module, f"--service_port={self.port('pool')}"]
-        self._start("pool", command, PATH=path, PYTHONPATH=str(CHECKOUT))
+        pool = ["-m", "pipeline.beam.worker_pool", f"--service_port={self.port('pool')}"]
+        self._start("pool", [sys.executable, *pool], PYTHONPATH=str(CHECKOUT))
         self._until_open("pool")
 
     def _java(self, name, entry, *arguments):

@@ -77,6 +77,7 @@ def test_prepare_on_flink_where_a_task_manager_is_killed(flink, source, expected
     failures = flink.rest(f"/jobs/{job}/exceptions")["exceptionHistory"]["entries"]
     assert failures  # the job lost what ran there, and started again
     assert flink.rest(f"/jobs/{job}")["state"] == "FINISHED"
+    flink.wait_for_the_workers_to_end()
 
 
 def test_frequencies_on_flink(flink, source, tmp_path):
@@ -96,4 +97,5 @@ def test_streaming_frequencies_on_flink(flink, parts, tmp_path):
 def test_prepare_on_spark(source, expected, tmp_path):
     with Cluster("spark", tmp_path) as spark:
         prepare(settings(source, tmp_path / "out"), spark.flags())
+        spark.wait_for_the_workers_to_end()
     assert digest(tmp_path / "out") == expected
