@@ -86,7 +86,7 @@ class Cluster:
 
     def _configuration(self):
         settings = {"jobmanager.rpc.port": self.port("rpc"), "rest.port": self.port("rest")}
-        settings |= {"io.tmp.dirs": self.folder, "web.refresh-interval": 100}  # age of an answer, ms
+        settings |= {"io.tmp.dirs": self.folder, "web.refresh-interval": 100}  # ms
         changed = [f"-D{name}={value}" for name, value in settings.items()]
         return ["--configDir", CONFIGURATION, *changed]
 
