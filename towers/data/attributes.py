@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import tensorflow as tf
 from pipeline.contract import schema
 from pipeline.contract.attributes import with_values
 from towers.data.ragged import Lists, first_distinct, first_values
+from towers.data.shards import read_table
 
 _LARGEST = 5.0  # standard deviations; numbers beyond are cut off there
 _MAX_VALUES = 64  # of a multi-valued column; the rest of a longer list is left out
@@ -30,6 +32,25 @@ class Features:
     table: pa.Table  # [V], the row number is the dense id
     cold: pa.Table  # [C], ids without interactions: raw_id, then the same columns
     values: Mapping[str, pa.Array] = dataclasses.field(default_factory=dict)  # by code - 1
+
+    @classmethod
+    def read(cls, root: Path, manifest: schema.Manifest, side: str) -> Features:
+        """Those in a directory, none where it was prepared without."""
+        specs = schema.feature_specs(manifest.details, side)
+        if not specs:
+            return no_features(side)
+        columns = [spec.name for spec in specs]
+        columns += [spec.presence for spec in specs if spec.has_presence]
+        table = read_table(root, manifest, f"{side}_features-", columns)
+        values = {
+            spec.name: read_table(root, manifest, spec.vocabulary, [schema.VALUE])[0]
+            for spec in specs
+            if spec.vocabulary
+        }
+        cold, names = table.schema.empty_table(), f"{side}_features_cold-"
+        if manifest.files_of(names):
+            cold = read_table(root, manifest, names, [schema.RAW_ID, *columns])
+        return cls(specs, table, cold, {k: v.combine_chunks() for k, v in values.items()})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,14 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import tensorflow as tf
 
 from pipeline.contract import hashing, schema
 from samplers.selection.seen import Seen
 from towers.data.attributes import Features, no_features
 from towers.data.epochs import epoch_dataset
-from towers.data.shards import check_files, load_split
+from towers.data.shards import load_split, read_table
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -201,18 +200,14 @@ class RetrievalData:
             kept = ~unseen[rows[schema.QUERY_ID]]
             return {name: values[kept] for name, values in rows.items()}
 
-        data = self._loading(load)
-        chosen = load("train")[schema.CANDIDATE_ID]
-        return data.with_counts(np.bincount(chosen, minlength=self.num_candidates))
+        return self._loading(load, recount=True)
 
     def all_as_train(self) -> RetrievalData:
         """The same data with the rows of all splits in train, to fit what was chosen before."""
         parts = [self._load(split) for split in schema.SPLITS]
         rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         empty = {name: values[:0] for name, values in rows.items()}
-        data = self._loading(lambda split: rows if split == "train" else empty)
-        chosen = rows[schema.CANDIDATE_ID]
-        return data.with_counts(np.bincount(chosen, minlength=self.num_candidates))
+        return self._loading(lambda split: rows if split == "train" else empty, recount=True)
 
     def restricted(self, queries: np.ndarray, candidates: np.ndarray) -> RetrievalData:
         """The same data with some ids alone, bool [Q] and bool [N]; the dense ids close up."""
@@ -242,11 +237,16 @@ class RetrievalData:
             features=features,
         )
 
-    def _loading(self, load: Callable[[str], Mapping[str, np.ndarray]]) -> RetrievalData:
-        """The same with other rows."""
+    def _loading(
+        self, load: Callable[[str], Mapping[str, np.ndarray]], *, recount: bool = False
+    ) -> RetrievalData:
+        """The same with other rows, and with the counts of these."""
         data = copy.copy(self)
         data._load = functools.cache(load)
         data._positives = functools.cache(data._make_positives)
+        if recount:
+            chosen = data._load("train")[schema.CANDIDATE_ID]
+            data.train_counts = np.bincount(chosen, minlength=self.num_candidates)
         return data
 
     def steps_per_epoch(self, batch_size: int) -> int:
@@ -286,50 +286,27 @@ def open_data(directory: str | os.PathLike[str]) -> RetrievalData:
       ValueError: the directory holds no finished preparation, or one that was changed.
     """
     root, manifest = Path(directory), schema.read_manifest(directory, "prepared")
-    counts = read_table(root, manifest, "candidate_train_counts-", [schema.COUNT])
-    data = RetrievalData(
-        read_vocabulary(root, manifest, "query"),
-        read_vocabulary(root, manifest, "candidate"),
-        counts[schema.COUNT].to_numpy(),
-        lambda split: load_split(root, manifest, split),
-        fingerprint=manifest.fingerprint,
-        source=manifest.source,
-        features=lambda side: read_features(root, manifest, side),
-    )
+    data = data_in(root, manifest, lambda split: load_split(root, manifest, split))
     if data.num_rows("train") == 0:
         raise ValueError(f"{directory} has no train rows: prepare it from more interactions.")
     return data
 
 
-def read_vocabulary(root: Path, manifest: schema.Manifest, side: str) -> Vocabulary:
-    """The ids of a side, from all shards."""
-    columns = [schema.RAW_ID, schema.FINGERPRINT, schema.COUNT]
-    table = read_table(root, manifest, f"{side}_vocabulary-", columns)
-    return Vocabulary(table[0].combine_chunks(), table[1].to_numpy(), table[2].to_numpy())
-
-
-def read_features(root: Path, manifest: schema.Manifest, side: str) -> Features:
-    """The attributes of a side, none where it was prepared without."""
-    specs = schema.feature_specs(manifest.details, side)
-    if not specs:
-        return no_features(side)
-    columns = [spec.name for spec in specs]
-    columns += [spec.presence for spec in specs if spec.has_presence]
-    table = read_table(root, manifest, f"{side}_features-", columns)
-    values = {
-        spec.name: read_table(root, manifest, spec.vocabulary, [schema.VALUE])[0].combine_chunks()
-        for spec in specs
-        if spec.vocabulary
-    }
-    cold = f"{side}_features_cold-"
-    if not manifest.files_of(cold):
-        return Features(specs, table, table.schema.empty_table(), values)
-    cold_table = read_table(root, manifest, cold, [schema.RAW_ID, *columns])
-    return Features(specs, table, cold_table, values)
-
-
-def read_table(root: Path, manifest: schema.Manifest, prefix: str, columns: list[str]) -> pa.Table:
-    """All shards of a Parquet table, in order."""
-    names = manifest.files_of(prefix) or [f"{prefix}*"]
-    check_files(root, manifest, names)
-    return pa.concat_tables([pq.read_table(root / name, columns=columns) for name in names])
+def data_in(
+    root: Path, manifest: schema.Manifest, load: Callable[[str], Mapping[str, np.ndarray]]
+) -> RetrievalData:
+    """The vocabularies, counts and attributes in a directory, with rows that `load` reads."""
+    vocabularies, columns = [], [schema.RAW_ID, schema.FINGERPRINT, schema.COUNT]
+    for side in schema.SIDES:
+        table = read_table(root, manifest, f"{side}_vocabulary-", columns)
+        raw_ids, *numbers = table.columns
+        vocabularies.append(Vocabulary(raw_ids.combine_chunks(), *(n.to_numpy() for n in numbers)))
+    counts = read_table(root, manifest, "candidate_train_counts-", [schema.COUNT])
+    return RetrievalData(
+        *vocabularies,
+        counts[schema.COUNT].to_numpy(),
+        load,
+        fingerprint=manifest.details.get("data_fingerprint", manifest.fingerprint),
+        source=manifest.source,
+        features=lambda side: Features.read(root, manifest, side),
+    )

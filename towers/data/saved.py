@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from pipeline.contract import schema
 from pipeline.contract.files import check_files
-from towers.data.interactions import RetrievalData, read_features, read_table, read_vocabulary
+from towers.data.interactions import RetrievalData, data_in
 
 KIND = "model"
 _KEPT = ("train", "validation")  # what a query has seen; nobody needs the test rows
@@ -50,20 +50,12 @@ def read_data(root: Path, manifest: schema.Manifest) -> RetrievalData:
       ValueError: a file is missing or was changed.
     """
     check_files(root, manifest.files)
-
     kept = {}
     for split in _KEPT:
         table = pq.read_table(root / f"{split}.parquet")
         kept[split] = {name: table[name].to_numpy() for name in table.column_names}
     kept["test"] = {name: values[:0] for name, values in kept["train"].items()}
-    counts = read_table(root, manifest, schema.train_counts_name(), [schema.COUNT])
-    features = {side: read_features(root, manifest, side) for side in schema.SIDES}
-    return RetrievalData(
-        read_vocabulary(root, manifest, "query"),
-        read_vocabulary(root, manifest, "candidate"),
-        counts[schema.COUNT].to_numpy(),
-        kept.__getitem__,
-        fingerprint=manifest.details["data_fingerprint"],
-        source=manifest.source,
-        features=features.__getitem__,
-    )
+    data = data_in(root, manifest, kept.__getitem__)
+    for side in schema.SIDES:
+        data.features(side)  # read now: the directory may be removed
+    return data

@@ -1,4 +1,4 @@
-"""Decodes the shards of a split once into arrays that are mapped from files ever after."""
+"""Files of a preparation: tables, and shards that are decoded once into arrays in files."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import tensorflow as tf
 
 from pipeline.contract import schema
@@ -63,6 +65,13 @@ def check_files(root: Path, manifest: schema.Manifest, names: Iterable[str]) -> 
                 f"{path} {state if path.is_file() else 'is missing from its preparation'}: "
                 "make the data again with `twotower prepare`."
             )
+
+
+def read_table(root: Path, manifest: schema.Manifest, prefix: str, columns: list[str]) -> pa.Table:
+    """All shards of a Parquet table, in order."""
+    names = manifest.files_of(prefix) or [f"{prefix}*"]
+    check_files(root, manifest, names)
+    return pa.concat_tables([pq.read_table(root / name, columns=columns) for name in names])
 
 
 class _Shards(NamedTuple):

@@ -49,46 +49,41 @@ class TowerPair:
         tables = tuple(tf.convert_to_tensor(t.table) for t in (self.query, self.candidate))
         return dict(zip(schema.SIDES, self.propagation(tables), strict=True))
 
-    def query_rows(self, batch: Batch, tables: Tables, seed: tf.Tensor | None) -> Rows:
-        """The rows of the queries of a batch, as they may be trained on its positives."""
-        return self.query.lookup(
+    def look_up(self, batch: Batch, seed: tf.Tensor | None) -> tuple[Tables, dict[str, Rows]]:
+        """What the look-ups of a step read from, and the rows of a batch, to be trained on."""
+        tables = self.tables()
+        query = self.query.lookup(
             batch.query_ids, table=tables.get("query"), positives=batch.candidate_ids, seed=seed
         )
+        positive = self.candidate_rows(batch.candidate_ids, tables, seed)
+        return tables, {"query": query, "positive": positive}
 
     def candidate_rows(self, ids: tf.Tensor, tables: Tables, seed: tf.Tensor | None) -> Rows:
         """The rows of candidates [...]."""
         return self.candidate.lookup(ids, table=tables.get("candidate"), seed=seed)
 
-    def embed_queries(self, rows: Rows) -> tf.Tensor:
-        """Rows → embeddings over the temperature, [..., D]."""
-        return self.query(rows) / self._temperature
+    def encoders(self, rows: dict[str, Rows], tables: Tables, seed: tf.Tensor | None) -> Encoders:
+        """The towers as a method sees them, from what `look_up` gave.
 
-    def encoders(
-        self,
-        query: Rows,
-        positive: Rows,
-        tables: Tables,
-        seed: tf.Tensor | None,
-        columns: Embedded | None = None,
-    ) -> Encoders:
-        """The towers as a method sees them, from the rows of its batch and `Batch.columns`."""
+        `rows` may also hold `columns`, the embeddings of what `Batch.columns` are.
+        """
 
         def candidates(ids: tf.Tensor | None = None) -> tf.Tensor:
             return _embed(self.candidate, ids, tables.get("candidate"), seed)
 
         return Encoders(
-            query=_embeddings(query, self.embed_queries),
-            positive=_embeddings(positive, self.candidate),
+            query=_embeddings(rows["query"], lambda row: self.query(row) / self._temperature),
+            positive=_embeddings(rows["positive"], self.candidate),
             candidates=candidates,
             corpus=candidates,
             queries=lambda ids: self.queries(ids, tables),
-            whole=None if columns is None else columns.embeddings,
+            whole=rows["columns"].embeddings if "columns" in rows else None,
         )
 
     def encoders_without_batch(self) -> Encoders:
         """The same with no queries, [0, D], between epochs."""
         nothing = Embedded(tf.zeros([0, self.dim]))
-        return self.encoders(nothing, nothing, self.tables(), None)
+        return self.encoders({"query": nothing, "positive": nothing}, self.tables(), None)
 
     def queries(self, ids: tf.Tensor | None = None, tables: Tables | None = None) -> tf.Tensor:
         """Embeddings of queries [...] or of all, over the temperature: [..., D]."""

@@ -52,12 +52,8 @@ def evaluate_run(config: EvaluateConfig) -> dict[str, Any]:
     if config.history == "live":
         by_row = measure_live(model, HeldOut(data, config.split, history="live"), config)
     started = time.monotonic()
-    ranking = held_out.rank(
-        model.query_embeddings(),
-        model.candidate_embeddings(),
-        max(config.ks),
-        block_size=config.block_size,
-    )
+    embeddings = model.query_embeddings(), model.candidate_embeddings()
+    ranking = held_out.rank(*embeddings, max(config.ks))
     means = held_out.means(ranking, config.ks)
     measured = time.monotonic()
     by_popularity = held_out.rank_by_popularity(max(config.ks))
@@ -113,7 +109,6 @@ def evaluate(
     *,
     split: str = "test",
     ks: Sequence[int] = (10, 20, 50),
-    block_size: int = 256,
 ) -> pd.DataFrame:
     """Ranks the whole corpus for every query of a held-out split, and by popularity beside it.
 
@@ -128,7 +123,6 @@ def evaluate(
       data: with the rows of the split.
       split: test or validation; what a query chose in the splits before is not ranked.
       ks: cut-offs.
-      block_size: queries that are ranked at a time.
 
     Returns:
       A row a metric and cut-off, such as recall@10: the mean over queries of `model` and of
@@ -146,7 +140,7 @@ def evaluate(
         )
     held_out = HeldOut(data, split)
     embeddings = model.query_embeddings(), model.candidate_embeddings()
-    of_model = held_out.measure(*embeddings, ks, block_size=block_size)
+    of_model = held_out.measure(*embeddings, ks)
     columns = dict(zip(("model", "model_ci95"), of_model, strict=True))
     of_popularity = held_out.measure_popularity(ks)
     columns |= dict(zip(("popularity", "popularity_ci95"), of_popularity, strict=True))

@@ -33,8 +33,7 @@ def measure_live(model: TwoTower, held_out: HeldOut, config: EvaluateConfig) -> 
         "stale": tf.gather(model.query_embeddings(), held_out.query_ids),
     }
     rankings = {
-        name: held_out.rank(queries, candidates, depth, block_size=config.block_size)
-        for name, queries in embeddings.items()
+        name: held_out.rank(queries, candidates, depth) for name, queries in embeddings.items()
     } | {"popularity": held_out.rank_by_popularity(depth)}
     assert held_out.before is not None, "a live HeldOut"
     all_rows = np.ones(len(held_out.query_ids), bool)

@@ -16,7 +16,6 @@ class EvaluateConfig:
     run: str = ""  # directory of the trained run; metrics.json is written there
     ks: tuple[int, ...] = (10, 20, 50)  # K, cut-offs
     split: str = "test"  # test or validation
-    block_size: int = 256  # queries that are ranked at a time
     # stale: queries as the preparation knew them; live: beside it, each row from all that the query
     # chose before it, which needs times
     history: str = "stale"
@@ -30,7 +29,6 @@ class EvaluateConfig:
         require(known, "split", "must be test or validation", self.split)
         known = self.history in ("stale", "live")
         require(known, "history", "must be stale or live", self.history)
-        require_all(self, "must be at least 1", "block_size")
 
 
 @dataclasses.dataclass(frozen=True)

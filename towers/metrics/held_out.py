@@ -83,17 +83,10 @@ class HeldOut:
         query_embeddings: Embeddings,
         candidate_embeddings: Embeddings,
         k: int,
-        *,
-        block_size: int = 256,
     ) -> Ranking:
         """The top k of a model: embeddings [Q, D] and [N, D] by dense id; live: [R, D] by row."""
-        ranked = rank_corpus(
-            *(query_embeddings, candidate_embeddings, self._places, self._known),
-            k=k,
-            order=self._order,
-            block_size=block_size,
-        )
-        return self._with_hits(ranked)
+        embeddings, queries = (query_embeddings, candidate_embeddings), (self._places, self._known)
+        return self._with_hits(rank_corpus(*embeddings, *queries, k=k, order=self._order))
 
     def rank_by_popularity(self, k: int) -> Ranking:
         """The top k by train counts, the same for all queries but for what they know."""
@@ -114,12 +107,9 @@ class HeldOut:
         query_embeddings: Embeddings,
         candidate_embeddings: Embeddings,
         ks: Sequence[int],
-        *,
-        block_size: int = 256,
     ) -> Means:
         """Metrics of a model: embeddings as in `rank`."""
-        ranking = self.rank(query_embeddings, candidate_embeddings, max(ks), block_size=block_size)
-        return self.means(ranking, ks)
+        return self.means(self.rank(query_embeddings, candidate_embeddings, max(ks)), ks)
 
     def measure_popularity(self, ks: Sequence[int]) -> Means:
         """Metrics of the ranking by train counts, the same for all queries."""
@@ -139,7 +129,6 @@ class FullCorpusMetrics(tf_keras.callbacks.Callback):
       split: "validation" or "test"; None: validation where there is one, else test.
       metrics: names in `towers.metrics.definitions.METRICS`.
       ks: the cut-offs.
-      block_size: queries that are ranked at a time.
     """
 
     def __init__(
@@ -149,7 +138,6 @@ class FullCorpusMetrics(tf_keras.callbacks.Callback):
         *,
         metrics: Sequence[str] = ("recall", "ndcg"),
         ks: Sequence[int] = (10, 20, 50),
-        block_size: int = 256,
     ) -> None:
         super().__init__()
         unknown = set(metrics) - set(METRICS)
@@ -160,15 +148,11 @@ class FullCorpusMetrics(tf_keras.callbacks.Callback):
         self._held_out = HeldOut(data, split)
         self._prefix = "val" if split == "validation" else split
         self._names = [f"{metric}@{k}" for metric in metrics for k in ks]
-        self._ks, self._block_size = tuple(ks), block_size
+        self._ks = tuple(ks)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Ranks, and writes into the logs."""
-        means, _ = self._held_out.measure(
-            self.model.query_embeddings(),
-            self.model.candidate_embeddings(),
-            self._ks,
-            block_size=self._block_size,
-        )
+        embeddings = self.model.query_embeddings(), self.model.candidate_embeddings()
+        means, _ = self._held_out.measure(*embeddings, self._ks)
         if logs is not None:
             logs.update({f"{self._prefix}_{name}": means[name] for name in self._names})

@@ -37,26 +37,14 @@ def rank_corpus(
     known: Known,
     *,
     k: int,
-    order: np.ndarray,
-    block_size: int = 256,
+    **more: Any,
 ) -> np.ndarray:
-    """The k candidates of highest score for each query, best first.
-
-    Args:
-      query_embeddings: float32 [Q, D] by dense id.
-      candidate_embeddings: float32 [N, D] by dense id.
-      query_ids: int64 [U], the queries to rank for.
-      known: what each query is known to like, which is left out.
-      k: candidates to return.
-      order: int64 [N], candidates in the order in which ties are ranked.
-      block_size: queries at a time, scored against as many candidates as `MAX_SCORES` allows.
+    """The candidates of `rank_blocks`, which says what the arguments are, in one array.
 
     Returns:
       int64 [U, k], dense ids; -1 at the end of a row with fewer than k candidates left.
     """
-    blocks = rank_blocks(
-        query_embeddings, candidate_embeddings, query_ids, known, k, order, block_size
-    )
+    blocks = rank_blocks(query_embeddings, candidate_embeddings, query_ids, known, k=k, **more)
     ranked = np.concatenate([candidates for candidates, _ in blocks])
     return np.pad(ranked, ((0, 0), (0, k - ranked.shape[1])), constant_values=-1)
 
@@ -66,11 +54,21 @@ def rank_blocks(
     candidate_embeddings: Embeddings,
     query_ids: np.ndarray,
     known: Known,
+    *,
     k: int,
     order: np.ndarray,
-    block_size: int,
+    block_size: int = 256,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """As `rank_corpus`, block after block, with scores.
+    """The k candidates of highest score for each query, block after block of queries.
+
+    Args:
+      query_embeddings: float32 [Q, D] by dense id.
+      candidate_embeddings: float32 [N, D] by dense id.
+      query_ids: int64 [U], the queries to rank for.
+      known: what each query is known to like, which is left out.
+      k: candidates to return.
+      order: int64 [N], candidates in the order in which ties are ranked.
+      block_size: queries at a time, scored against as many candidates as `MAX_SCORES` allows.
 
     Yields:
       Candidates int64 [b, min(k, N)] and scores float32 of the same shape, best first; -1 and

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import tensorflow as tf
 
 from pipeline.contract import schema
-from samplers.candidates import Batch, Candidates, Encoders
+from samplers.candidates import Batch, Candidates
 from samplers.methods.by_name import METHODS, build
 from samplers.methods.full_softmax import SoftTargets
 from samplers.methods.method import require, without_gradient
@@ -223,8 +223,8 @@ class TwoTower(tfrs.Model):
         batch = _as_batch(inputs)
         seed = step_seed(self._seed, self.iteration)
         drop = _drop_seed(seed) if training else None
-        tables, rows = self._look_up(batch, drop)
-        encoders = self._encoders(rows, tables, drop)
+        tables, rows = self._towers.look_up(batch, drop)
+        encoders = self._towers.encoders(rows, tables, drop)
         return self._reduce(self.method(encoders, batch, seed=seed), batch)
 
     def train_step(self, inputs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
@@ -233,7 +233,7 @@ class TwoTower(tfrs.Model):
         first, second = split_seed(seed)
         drop = _drop_seed(seed)
         with tf.GradientTape() as tape:
-            tables, rows = self._look_up(batch, drop)
+            tables, rows = self._towers.look_up(batch, drop)
             part = part_of(batch, rows, self._towers, row_by_row=self.method.row_by_row)
             with tape.stop_recording():
                 proposed = self._propose(part, tables, first, drop)
@@ -291,24 +291,11 @@ class TwoTower(tfrs.Model):
         """Tells the method that an epoch has ended; `fit` does it."""
         self.method.end_epoch(self._towers.encoders_without_batch())
 
-    def _look_up(self, batch: Batch, drop: tf.Tensor | None) -> tuple[Tables, dict[str, Any]]:
-        """What the look-ups of the step read from, and the rows of the batch."""
-        tables = self._towers.tables()
-        return tables, {
-            "query": self._towers.query_rows(batch, tables, drop),
-            "positive": self._towers.candidate_rows(batch.candidate_ids, tables, drop),
-        }
-
-    def _encoders(self, rows: dict[str, Any], tables: Tables, drop: tf.Tensor | None) -> Encoders:
-        return self._towers.encoders(
-            rows["query"], rows["positive"], tables, drop, columns=rows.get("columns")
-        )
-
     def _propose(
         self, part: WholeBatch, tables: Tables, seed: tf.Tensor, drop: tf.Tensor
     ) -> Candidates | None:
         """The method's steps before its loss, none of which has a gradient."""
-        encoders = without_gradient(self._encoders(part.rows, tables, drop))
+        encoders = without_gradient(self._towers.encoders(part.rows, tables, drop))
         self.method.refresh(encoders, seed=seed)
         proposed = self.method.propose(part.queries(encoders.query), part.joined, seed=seed)
         if proposed is None:
@@ -368,7 +355,7 @@ class TwoTower(tfrs.Model):
         looked_up = floats_in(tables, rows)
         with tf.GradientTape() as tape:
             tape.watch(looked_up)
-            encoders = self._encoders(rows, tables, drop)
+            encoders = self._towers.encoders(rows, tables, drop)
             if proposed is not None:
                 gathered, embed = self.candidate_tower(rows["proposed"]), encoders.candidates
                 encoders = encoders._replace(

@@ -53,7 +53,6 @@ def test_wrong_training_settings_are_errors(field, value, text):
         ("ks", (), "one or more numbers"),
         ("ks", (0,), "one or more numbers"),
         ("split", "train", "must be test or validation"),
-        ("block_size", 0, "block_size must be at least 1"),
         ("history", "old", "must be stale or live"),
     ],
 )
