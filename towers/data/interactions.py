@@ -296,17 +296,20 @@ def data_in(
     root: Path, manifest: schema.Manifest, load: Callable[[str], Mapping[str, np.ndarray]]
 ) -> RetrievalData:
     """The vocabularies, counts and attributes in a directory, with rows that `load` reads."""
-    vocabularies, columns = [], [schema.RAW_ID, schema.FINGERPRINT, schema.COUNT]
-    for side in schema.SIDES:
-        table = read_table(root, manifest, f"{side}_vocabulary-", columns)
-        raw_ids, *numbers = table.columns
-        vocabularies.append(Vocabulary(raw_ids.combine_chunks(), *(n.to_numpy() for n in numbers)))
+    query, candidate = (_read_vocabulary(root, manifest, side) for side in schema.SIDES)
     counts = read_table(root, manifest, "candidate_train_counts-", [schema.COUNT])
     return RetrievalData(
-        *vocabularies,
+        query,
+        candidate,
         counts[schema.COUNT].to_numpy(),
         load,
         fingerprint=manifest.details.get("data_fingerprint", manifest.fingerprint),
         source=manifest.source,
         features=lambda side: Features.read(root, manifest, side),
     )
+
+
+def _read_vocabulary(root: Path, manifest: schema.Manifest, side: str) -> Vocabulary:
+    columns = [schema.RAW_ID, schema.FINGERPRINT, schema.COUNT]
+    table = read_table(root, manifest, f"{side}_vocabulary-", columns)
+    return Vocabulary(table[0].combine_chunks(), table[1].to_numpy(), table[2].to_numpy())
