@@ -74,7 +74,9 @@ def notebook_page(notebook: dict) -> str:
                 parts.append(f"![plot](data:image/png;base64,{image})")
             elif "text/html" in data:
                 table = "".join(data["text/html"])
-                parts.append(re.sub(r"<style.*?</style>|\n\s*", "", table, flags=re.DOTALL))
+                # a table of pandas without its class is one of the site's, which scroll
+                useless = r"<style.*?</style>|\n\s*| border=\"1\" class=\"dataframe\""
+                parts.append(re.sub(useless, "", table, flags=re.DOTALL))
             else:
                 parts.append(f"```text\n{''.join(data['text/plain'])}\n```")
     return "\n\n".join(parts) + "\n"
