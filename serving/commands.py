@@ -16,8 +16,7 @@ COMMANDS = {
         groups={
             "models and versions": "state_dir poll_seconds prune_versions",
             "requests": "max_k max_body_mb deadline_ms log_requests",
-            "batches and threads": "max_batch_size batch_timeout_micros max_enqueued_batches "
-            "num_batch_threads intra_op_threads inter_op_threads",
+            "batches": "max_batch_size batch_timeout_micros max_enqueued_batches num_batch_threads",
             "who may ask": "admin_token tls_certificate tls_key",
             "the end": "lame_duck_seconds drain_seconds",
         },

@@ -79,19 +79,12 @@ def serve(config: ServeConfig) -> int:
 
 
 async def run(
-    config: ServeConfig,
-    stop: asyncio.Queue[int],
-    announce: Callable[[Addresses, list[str]], None],
+    config: ServeConfig, stop: asyncio.Queue[int], announce: Callable[[Addresses, list[str]], None]
 ) -> bool:
-    """Serves until there is something in `stop`, drains; a second item there ends the drain.
+    """Serves until there is a signal in `stop`, drains; a second one there ends the drain.
 
-    Args:
-      config: see there.
-      stop: numbers of signals.
-      announce: called with the names of the models once every one can answer.
-
-    Returns:
-      Whether all is freed; what could not be interrupted may still run in threads otherwise.
+    Calls `announce` with the names of the models once every one can answer. Returns whether all is
+    freed; what could not be interrupted may still run in threads otherwise.
     """
     host = f"[{config.host}]" if ":" in config.host else config.host
     with _listening(config) as rest_socket:

@@ -15,7 +15,7 @@ _RULES = {
     "must be at least 1": "max_k max_batch_size max_enqueued_batches num_batch_threads "
     "deadline_ms max_body_mb",
     "must be at least 0": "batch_timeout_micros prune_versions lame_duck_seconds drain_seconds "
-    "intra_op_threads inter_op_threads rest_port grpc_port",
+    "rest_port grpc_port",
     "must be above 0": "poll_seconds",
 }
 
@@ -45,8 +45,6 @@ class ServeConfig:
     drain_seconds: float = 10.0  # how long running requests may take to end after that
     max_body_mb: int = 16  # largest body of a request
     prune_versions: int = 0  # newest versions to keep on disk; 0: all. Served ones always stay
-    intra_op_threads: int = 0  # threads within an operation; 0: as many as there are cores
-    inter_op_threads: int = 0  # operations side by side; 0: as many as there are cores
     log_requests: bool = False  # log good requests too, not only the refused ones
     # bearer token that requests must carry; set $TWOTOWER_TOKEN instead, `ps` shows arguments
     token: str = dataclasses.field(default="", repr=False)
@@ -71,11 +69,9 @@ class ServeConfig:
                 object.__setattr__(self, name, os.environ.get(variable, ""))
 
     def accepts(self, authorization: bytes, *, admin: bool) -> bool:
-        """Whether a header, `Bearer TOKEN`, lets a client in.
+        """Whether a header, `Bearer TOKEN` or b"", lets a client in.
 
-        Args:
-          authorization: the header; b"" if it is missing.
-          admin: whether it asks for what only the admin token opens, where there is one.
+        `admin` says that it asks for what only the admin token opens, where there is one.
         """
         token = (admin and self.admin_token) or self.token
         if not token:

@@ -104,11 +104,7 @@ def _flag_lines(command: Command, names: list[str], fields: Mapping[str, Any]) -
 
 
 def parse(name: str, command: Command, arguments: list[str]) -> tuple[Any, list[str]]:
-    """Flags → settings; only a command on Beam leaves some over.
-
-    Raises:
-      ValueError: a flag is unknown or a value breaks a rule.
-    """
+    """Flags → settings, and what is left for Beam; ValueError: a flag is unknown, a value wrong."""
     from simple_parsing import ArgumentParser
     from simple_parsing.wrappers.field_wrapper import DashVariant
 
@@ -163,11 +159,7 @@ def _check_flags(name: str, arguments: list[str], fields: list[str], on_beam: bo
 
 
 def take_config_file(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
-    """Splits `--config FILE` off: the other arguments, and what the file holds.
-
-    Raises:
-      ValueError: the file cannot be read, or does not hold name: value pairs.
-    """
+    """The arguments without `--config FILE`, and the pairs in it; ValueError: it cannot be read."""
     import yaml
 
     if "--config" not in arguments:

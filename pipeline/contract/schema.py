@@ -240,11 +240,7 @@ def snapshot_directories(path: str | os.PathLike[str]) -> list[Path]:
 
 
 def read_snapshot(directory: str | os.PathLike[str]) -> Manifest:
-    """Reads the manifest of a snapshot.
-
-    Raises:
-      ValueError: the manifest is missing, or the intervals are biased towards 1.
-    """
+    """Reads the manifest of a snapshot; ValueError: it is missing, or its intervals are biased."""
     manifest = read_manifest(directory, "streaming_frequency")
     if STREAMING_WEIGHT not in manifest.files:
         raise ValueError(

@@ -50,11 +50,7 @@ def require_all(settings: Any, rule: str, *names: str) -> None:
 
 
 def require_in_corpus(settings: Any, name: str, num_candidates: int) -> None:
-    """Checks that a cut-off that somebody chose, not the default, is at most the corpus.
-
-    Raises:
-      ValueError: it is above.
-    """
+    """Raises ValueError where a cut-off that somebody chose, no default, is above the corpus."""
     value, default = getattr(settings, name), getattr(type(settings), name)
     largest = max(value) if isinstance(value, tuple) else value
     rule = f"must be at most {num_candidates}, the number of candidates"

@@ -15,7 +15,8 @@ from pipeline.counts.merge import NUM_MOST_FREQUENT, merge_log, write_shards
 from pipeline.counts.settings import FrequenciesConfig
 from pipeline.quality.histogram import as_text, describe, from_lists, merge
 from pipeline.read.consumed import check_not_repeated, input_files, short_names
-from pipeline.read.discover import files_in, find_pieces, with_demo_columns
+from pipeline.read.discover import find_pieces, with_demo_columns
+from pipeline.read.formats import files_in
 from pipeline.read.log import DEAD_LETTERS, check_read
 
 log = logging.getLogger(__name__)

@@ -21,16 +21,9 @@ from pipeline.beam.accounting import check_sum
 from pipeline.beam.options import finish, running, spread
 from pipeline.beam.staging import Staging, load_block, read_all, read_json, write_json
 from pipeline.contract import schema
+from pipeline.features import join
 from pipeline.features.columns import FeatureFiles
 from pipeline.features.encoding import Statistics, make_spec, merge
-from pipeline.features.join import (
-    VocabularyShard,
-    join_range,
-    load_vocabulary,
-    read_table,
-    train_ids,
-    vocabulary_shards,
-)
 from pipeline.features.tables import WORDS, Table, in_words_of
 from pipeline.prepare.settings import PrepareConfig
 from pipeline.prepare.vocabulary import write_table
@@ -52,7 +45,7 @@ def write_features(
       ValueError: a table cannot be read, has too many bad rows, or two rows of an id differ.
       AccountingError: rows or ids were lost or made twice.
     """
-    shards = vocabulary_shards(staging.out, table.side)
+    shards = join.vocabulary_shards(staging.out, table.side)
     _join(table, blocks, shards, config, staging)
     ids = sum(shard.rows for shard in shards)
     rows = _check_joined(table, ids, train_rows, staging)
@@ -84,7 +77,7 @@ def write_features(
 def _join(
     table: Table,
     blocks: list[str],
-    shards: list[VocabularyShard],
+    shards: list[join.VocabularyShard],
     config: PrepareConfig,
     staging: Staging,
 ) -> None:
@@ -93,17 +86,17 @@ def _join(
     with running(staging.options) as pipeline:
         ids = {
             "values": spread(pipeline, "Pieces", table.pieces)
-            | "Read" >> beam.FlatMap(read_table, table, read),
+            | "Read" >> beam.FlatMap(join.read_table, table, read),
             "known": spread(pipeline, "Vocabulary", shards)
-            | "LoadVocabulary" >> beam.FlatMap(load_vocabulary, config.partitions),
+            | "LoadVocabulary" >> beam.FlatMap(join.load_vocabulary, config.partitions),
             "train": spread(pipeline, "Blocks", blocks)
             | "LoadBlock" >> beam.Map(load_block)
-            | "TrainIds" >> beam.FlatMap(train_ids, config, table.side),
+            | "TrainIds" >> beam.FlatMap(join.train_ids, config, table.side),
         }
         finish(
             ids
             | "JoinById" >> beam.CoGroupByKey()
-            | "JoinRange" >> beam.FlatMap(join_range, table, joined)
+            | "JoinRange" >> beam.FlatMap(join.join_range, table, joined)
             | "ByColumn" >> beam.GroupByKey()
             | "Summarise" >> beam.MapTuple(partial(_summarise, table, config, staging.out, read))
         )

@@ -51,11 +51,7 @@ def read_table(piece: Piece, table: Table, out: Path) -> Iterator[tuple[int, pa.
 
 
 def read_values(piece: Piece, table: Table) -> Iterator[tuple[pa.Table, list[DeadLetter], int]]:
-    """Reads and validates one piece: good values, bad rows, and the number of both, by blocks.
-
-    Raises:
-      ValueError: the file as a whole cannot be read (truncated, not of its format).
-    """
+    """Reads and validates a piece: good values, bad rows, number of both; see `read_checked`."""
 
     def id_column(names: list[str]) -> str:
         return resolve_columns(names, table.config, piece.path).item

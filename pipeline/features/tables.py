@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import dataclasses
 import re
 from collections.abc import Iterator
@@ -15,25 +14,11 @@ from pipeline.contract import schema
 from pipeline.features.values import infer_kind, is_list
 from pipeline.prepare.settings import PrepareConfig
 from pipeline.read.cells import NUMBER
-from pipeline.read.discover import (
-    BROKEN_FILE,
-    RECBOLE_KINDS,
-    Piece,
-    column_names,
-    delimiter_of,
-    find_pieces,
-    header_of,
-    is_recbole_table,
-    open_text,
-    parquet_file,
-    resolve_columns,
-    source_files,
-    typed_header,
-)
+from pipeline.read.discover import Piece, column_names, find_pieces, resolve_columns, source_files
+from pipeline.read.formats import parquet_file, sample_of, suffix_of, typed_header
 from pipeline.read.settings import SourceConfig
 
 WORDS = {"query": "user", "candidate": "item"}  # side → how its flags begin
-_SAMPLE_BYTES = 1 << 20  # of a text file, to see which columns hold numbers
 _INTEGER = r"^\s*[+-]?\d+\s*$"
 
 
@@ -78,8 +63,8 @@ def find_tables(config: PrepareConfig) -> dict[str, Table]:
             with in_words_of(side):
                 pieces = find_pieces(table_config)
             kinds = _choose_kinds(pieces, table_config, config, side)
-            separator = config.feature_separator
-            if separator == "|" and all(is_recbole_table(piece.path) for piece in pieces):
+            separator, endings = config.feature_separator, {suffix_of(p.path) for p in pieces}
+            if separator == "|" and endings <= {".user", ".item"}:
                 separator = " "
             tables[side] = Table(side, table_config, pieces, kinds, separator)
     return tables
@@ -195,27 +180,15 @@ def _fits(column_type: pa.DataType, kind: str) -> bool:
 
 def _text_kinds(path: str, table: TableConfig) -> dict[str, str]:
     """A column whose cells are all numbers, and not all whole ones, is numeric."""
-    try:
-        with open_text(path) as file:
-            content = file.read(_SAMPLE_BYTES)
-    except BROKEN_FILE as error:
-        raise ValueError(f"{path} cannot be read ({error}); write it again.") from error
-    lines = content.decode("utf-8", "replace").split("\n")
-    if len(content) == _SAMPLE_BYTES:
-        lines.pop()  # it may have been cut
-    header = header_of(path, table)
-    try:
-        rows = list(csv.reader(lines[1:], delimiter=delimiter_of(path, table)))
-    except csv.Error:  # a cell too long to be a number, or for this parser
-        rows = []
+    header, rows = typed_header(path, table), sample_of(path, table)
     columns = zip(*(row for row in rows if len(row) == len(header)), strict=True)
     kinds = {}
-    for name, cells in zip(header, columns, strict=False):
+    for (name, _), cells in zip(header, columns, strict=False):
         filled = [cell for cell in cells if cell.strip()]
         if all(re.match(NUMBER, cell) for cell in filled):
             whole = all(re.match(_INTEGER, cell) for cell in filled)
             kinds[name] = "categorical" if whole else "numeric"
-    return kinds | {name: RECBOLE_KINDS[kind] for name, kind in typed_header(path, table) if kind}
+    return kinds | {name: kind for name, kind in header if kind}
 
 
 def _checked(kinds: dict[str, str], flag: str) -> dict[str, str]:

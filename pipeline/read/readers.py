@@ -12,15 +12,8 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 
 from pipeline.read.cells import Checks, content_of, is_utf8
-from pipeline.read.discover import (
-    BROKEN_FILE,
-    Piece,
-    column_names,
-    delimiter_of,
-    open_text,
-    parquet_file,
-    tfds_builder,
-)
+from pipeline.read.discover import Piece, column_names
+from pipeline.read.formats import BROKEN_FILE, delimiter_of, open_text, parquet_file, tfds_builder
 from pipeline.read.settings import SourceConfig
 
 BLOCK_ROWS = 262_144

@@ -21,15 +21,10 @@ from pipeline.contract import schema
 from pipeline.contract.files import absolute, checksum, find_files, is_directory, stamp_of
 from pipeline.counts.settings import FrequenciesConfig
 from pipeline.read.consumed import check_not_repeated, input_files
-from pipeline.read.discover import Piece, file_pieces, find_pieces, is_readable, with_demo_columns
+from pipeline.read.discover import Piece, file_pieces, find_pieces, with_demo_columns
+from pipeline.read.formats import is_readable
 from pipeline.streaming.micro_batch import write_snapshot
-from pipeline.streaming.snapshots import (
-    Input,
-    Snapshot,
-    describe,
-    find_previous,
-    only_writer,
-)
+from pipeline.streaming.snapshots import Input, Snapshot, describe, find_previous, only_writer
 
 log = logging.getLogger(__name__)
 _NAP = 0.2  # seconds between two looks for a signal
@@ -142,12 +137,7 @@ class Watcher:
         return new
 
     def pieces(self, files: list[Input]) -> list[Piece]:
-        """What there is to read in new files.
-
-        Raises:
-          ValueError: a file cannot be read, lacks a column, or has one of another kind than the
-            files before it.
-        """
+        """What there is to read in new files; ValueError as of `file_pieces`, or all are empty."""
         pieces: list[Piece] = []
         for file in files:
             pieces += file_pieces(file.path, 0, self._config, len(pieces), self._types)
@@ -157,11 +147,7 @@ class Watcher:
 
 
 def complete_files(config: FrequenciesConfig) -> list[str]:
-    """The readable files of a source, in order; none that is hidden or has an unknown ending.
-
-    Raises:
-      ValueError: the source is no pattern, and nothing is there.
-    """
+    """The readable files of a source, in order, but hidden ones; ValueError: nothing is there."""
     source = config.source
     files = find_files(source)
     if not files and not has_magic(source) and not is_directory(source):

@@ -22,7 +22,7 @@ from prometheus_client.samples import Sample
 
 from serving.errors import ServiceError
 from serving.monitoring.logs import REQUESTS, event
-from serving.version.status import VersionStatus
+from serving.version.names import VersionStatus
 
 OK = "OK"
 
@@ -31,7 +31,7 @@ _SECONDS = tuple(10e-6 * 1.8**power for power in range(33))
 _ROWS = tuple(2.0**power for power in range(13))
 _PREFIX = ":tensorflow:serving:"
 _POOL = "twotower_batch_threads"
-_OUR_LABELS = {"model_name": "model", "API": "api"}
+_OUR_LABELS = {"model_name": "model", "API": "api"}  # of TensorFlow Serving's
 _log = logging.getLogger(REQUESTS)
 prometheus_client.disable_created_metrics()  # the times at which counters were made
 
@@ -175,7 +175,8 @@ def _view(
     """A metric of TensorFlow Serving: sums of ours over the labels that it does not have."""
     values: dict[tuple[str, str], float] = defaultdict(float)
     for sample in samples:
-        part, chosen = sample.name.rsplit("_", 1)[1], _labels(sample, *labels) | fixed
+        part = sample.name.rsplit("_", 1)[1]
+        chosen = {name: sample.labels[_OUR_LABELS.get(name, name)] for name in labels} | fixed
         if part == "bucket":
             bound = float(sample.labels["le"]) * unit
             chosen["le"] = "+Inf" if math.isinf(bound) else f"{bound:.6g}"
@@ -189,11 +190,6 @@ def _view(
 _counts = functools.partial(_view, "counter")
 _sizes = functools.partial(_view, "histogram")
 _times = functools.partial(_sizes, unit=1e6)
-
-
-def _labels(sample: Sample, *names: str) -> dict[str, str]:
-    """TensorFlow Serving's labels, of ours."""
-    return {name: sample.labels[_OUR_LABELS.get(name, name)] for name in names}
 
 
 def _text(labels: dict[str, str]) -> str:

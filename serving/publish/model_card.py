@@ -14,13 +14,10 @@ _TEMPLATE = Path(__file__).with_name("templates") / "model_card.md.jinja"
 
 
 def write(manifest: Manifest, bundle: Bundle, report: dict[str, Any]) -> str:
-    """The card as Markdown.
+    """The card of a version as Markdown, from the content of `ann_report.json` as well.
 
-    Args:
-      manifest: of the version.
-      bundle: that it was made of; `details` of its manifest may hold "configuration", "data"
-        and "metrics" (one dictionary of numbers for each split).
-      report: the content of `ann_report.json`.
+    `details` of the manifest of its bundle may hold "configuration", "data" and "metrics" (one
+    dictionary of numbers for each split).
     """
     details = bundle.manifest.details
     by_id = manifest.details["input"] == "query_id"

@@ -39,13 +39,10 @@ _log = logging.getLogger(__name__)
 def tune(
     exact: ExactIndex, bundle: Bundle, options: VersionOptions, *, with_scann: bool
 ) -> tuple[dict[str, Any], ScannIndex | None]:
-    """Measures exact search and, where wanted, builds and tunes a ScaNN index.
+    """Measures exact search and, where wanted, builds and tunes a ScaNN index against it.
 
-    Args:
-      exact: the reference, in recall and in time.
-      bundle: names the queries to measure with; without them, candidate vectors are used.
-      options: of the version; `target_recall` at rank `at` is the promise.
-      with_scann: whether to build one.
+    The bundle has the queries to measure with; without them, candidate vectors are used. The
+    promise is `target_recall` at rank `at`.
 
     Returns:
       The content of `ann_report.json`, times in milliseconds, and the tuned index or None.
@@ -132,8 +129,7 @@ def _trees(num_candidates: int, wanted: int) -> list[int]:
 def _choose(sweep: Sweep, judging: Judge, promise: float) -> tuple[Setting, Measured]:
     """The fastest setting that the other half of the queries confirms, and what it gave there.
 
-    Raises:
-      ValueError: it confirms none. The index is released.
+    Releases the index and raises ValueError where they confirm none.
     """
     finalists = [
         sweep.measure(*setting.parameters, timings=_TIMINGS)

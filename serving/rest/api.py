@@ -234,15 +234,14 @@ def _page(name: str) -> Endpoint:
     """
     page = Path(__file__).with_name(name).read_text(encoding="utf-8")
     rules = ["default-src 'none'", "connect-src 'self'", "img-src data:", "base-uri 'none'"]
+    rules += ["form-action 'none'", "frame-ancestors 'none'"]
     for tag in ("script", "style"):
         contents = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
         hashes = [hashlib.sha256(content.encode()).digest() for content in contents]
         allowed = " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in hashes)
         rules.append(f"{tag}-src {allowed}")
     headers = {
-        "content-security-policy": "; ".join(
-            [*rules, "form-action 'none'", "frame-ancestors 'none'"]
-        ),
+        "content-security-policy": "; ".join(rules),
         "x-content-type-options": "nosniff",
         "referrer-policy": "no-referrer",
         "cache-control": "no-cache",

@@ -22,7 +22,7 @@ from serving.errors import DeadlineExceeded, InvalidRequest, check_rows
 from serving.rest.tensors import is_base64, shown, to_array, to_json_values
 from serving.rpc import codec as grpc_codec
 from serving.runtime.signature import Signature
-from serving.version.status import VersionStatus
+from serving.version.names import VersionStatus
 
 MAX_VALUES = 1 << 19  # of a body, lists and objects included; each takes up to 200 bytes
 PIECE_VALUES = 1 << 13  # that are written at once: a few milliseconds
@@ -68,11 +68,7 @@ def _num_values(body: bytes | bytearray) -> int:
 
 
 def parse_predict(body: bytes | bytearray) -> PredictBody:
-    """Reads a body of `:predict`.
-
-    Raises:
-      InvalidRequest: it is not JSON, or not an object with either `instances` or `inputs`.
-    """
+    """Reads a body of `:predict`; InvalidRequest unless it is JSON with `instances` or `inputs`."""
     try:
         content = parse(body)
     except ValueError as error:
@@ -121,15 +117,12 @@ def encode_outputs(
     >>> encode_outputs({"score": np.float32([[0.1, 2]])}, by_row=True)
     b'{"predictions":[[0.1,2.0]]}'
 
-    Args:
-      outputs: arrays by name.
-      by_row: "predictions", one for each row; otherwise "outputs", one for each name.
-      deadline: of the request, in seconds of `time.monotonic`.
+    `by_row` gives "predictions", one for each row; otherwise "outputs", one for each name.
 
     Raises:
       InvalidRequest: outputs have no common first dimension to make rows of, or a dtype that
         JSON cannot carry.
-      DeadlineExceeded: the deadline passed.
+      DeadlineExceeded: the deadline, in seconds of `time.monotonic`, passed.
     """
     columns = dict(sorted(outputs.items()))
     if by_row:
@@ -156,11 +149,7 @@ def dump(content: Any) -> bytes:
 
 
 def json_list(pieces: Iterable[Sequence[Any]], deadline: float) -> bytes:
-    """All pieces as one list in JSON: between two of them other threads have their turn.
-
-    Raises:
-      DeadlineExceeded: the deadline passed.
-    """
+    """Pieces as one JSON list, with turns for other threads; DeadlineExceeded where it is late."""
     parts = []
     for piece in pieces:
         if time.monotonic() > deadline:

@@ -99,11 +99,7 @@ class ErrorAnswer(BaseModel):
 
 
 def parse_retrieve(body: bytes | bytearray, max_rows: int) -> RetrieveRequest:
-    """Reads a body of `:retrieve`.
-
-    Raises:
-      InvalidRequest: it is not JSON or breaks a rule; the message names the field.
-    """
+    """Reads a body of `:retrieve`; InvalidRequest names the fields that break a rule."""
     try:
         content = parse(body)
     except ValueError as error:
@@ -136,11 +132,7 @@ def parse_retrieve(body: bytes | bytearray, max_rows: int) -> RetrieveRequest:
 
 
 def encode_retrieve(model: str, response: RetrieveResponse, deadline: float = math.inf) -> bytes:
-    """The body that answers `:retrieve`, a `RetrieveAnswer`.
-
-    Raises:
-      DeadlineExceeded: the deadline, in seconds of `time.monotonic`, passed.
-    """
+    """The body that answers `:retrieve`, a `RetrieveAnswer`; deadline as in `encode_outputs`."""
     results = response.results
     longest = max((len(result.scores) for result in results), default=0)
     size = max(1, PIECE_VALUES // (1 + longest))

@@ -57,12 +57,7 @@ class Attributes:
         return {field.name: kind_of(field.type) for field in self.schema}
 
     def check(self, where: Mapping[str, Any]) -> Conditions:
-        """The conditions of a request.
-
-        Raises:
-          InvalidRequest: there is no such column, a value is of another kind, or there are too
-            many.
-        """
+        """The conditions of a request; InvalidRequest: unknown, of another kind, or too many."""
         kinds, count = self.kinds(), 0
         conditions: dict[str, Any] = {}
         for name, value in where.items():
@@ -82,7 +77,7 @@ class Attributes:
             if not all(isinstance(text, str | bool) for text in texts):
                 rule = "a string, true or false, or a list of them: any of these is meant"
                 raise InvalidRequest(f"where: {name} must be {rule}, got {shown(value)}.")
-            conditions[name] = [_as_text(text) for text in texts]
+            conditions[name] = [t if isinstance(t, str) else str(t).lower() for t in texts]
         return conditions
 
     def mask(self, conditions: Conditions) -> np.ndarray:
@@ -106,9 +101,7 @@ class Attributes:
 def as_where(pairs: Sequence[str], kinds: Mapping[str, str]) -> dict[str, Any]:
     """The `where` that a command line says: ["brand=a,b", "price:max=20"].
 
-    Args:
-      pairs: NAME=VALUE, with values of texts apart by commas; NAME:min= or NAME:max= of numbers.
-      kinds: of the columns, as `Attributes.kinds` gives them.
+    Texts are parted by commas; `kinds` are those of `Attributes.kinds`.
 
     Raises:
       ValueError: a pair has another form, or the value of a number is not a number.
@@ -175,7 +168,3 @@ def _bounds(name: str, value: Any) -> tuple[float, float]:
         rule = 'numbers as {"min": 1, "max": 2}, or one of them'
         raise InvalidRequest(f"where: {name} must be {rule}, got {shown(value)}.")
     return float(bounds.get("min", -math.inf)), float(bounds.get("max", math.inf))
-
-
-def _as_text(value: str | bool) -> str:
-    return value if isinstance(value, str) else str(value).lower()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import threading
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache, cached_property
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +20,8 @@ from serving.errors import InvalidRequest
 from serving.retrieval.attributes import Attributes
 from serving.retrieval.filters import Filters, among
 from serving.retrieval.requests import RetrieveRequest
-from serving.version.delta import Delta
+from serving.version.delta import base_key, read_delta
+from serving.version.versions import RETRIEVAL, Version
 
 
 class FilterRows(NamedTuple):
@@ -30,26 +32,60 @@ class FilterRows(NamedTuple):
     unknown_ids: int  # different ids that are not in the corpus
 
 
-class Tables:
-    """The files of a base below `assets.extra/retrieval`; what is large is read on first use.
+_lock = threading.Lock()
+_bases: weakref.WeakValueDictionary[str, Base] = weakref.WeakValueDictionary()
 
-    Versions with other deltas share them, also when the directory is gone.
+
+class Base:
+    """What versions with the same base share while one of them is in use: its models and files.
+
+    Files below `assets.extra/retrieval` that need much memory are read on first use.
 
     Attributes:
+      path: of the version whose models are loaded; the delta in their graph is that of it.
+      models: by the name of their index; what is missing is loaded under `loading`.
       ids: raw ids of the N candidates.
       vectors: float32 [N, D].
       has_seen: whether there are seen lists.
       has_popularity: whether it is known which candidates are popular: by counts or seen lists.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self.ids = read_raw_ids(path / schema.BUNDLE_CANDIDATE_IDS)
-        self.vectors = np.load(path / schema.BUNDLE_VECTORS, mmap_mode="r")
-        self.has_seen = (path / schema.BUNDLE_SEEN_OFFSETS).is_file()
-        self.has_popularity = self.has_seen or (path / schema.BUNDLE_CANDIDATE_COUNTS).is_file()
-        file = path / schema.BUNDLE_ATTRIBUTES
-        self.column = cache(lambda name: pq.read_table(file, columns=[name])[name])
+    def __init__(self, version: Version) -> None:
+        self.path = version.path
+        self.models: dict[str, Any] = {}
+        self.loading = threading.Lock()
+        self._users: weakref.WeakSet[Any] = weakref.WeakSet()
+        files = self._files = self.path / RETRIEVAL
+        self.ids = read_raw_ids(files / schema.BUNDLE_CANDIDATE_IDS)
+        self.vectors = np.load(files / schema.BUNDLE_VECTORS, mmap_mode="r")
+        self.has_seen = (files / schema.BUNDLE_SEEN_OFFSETS).is_file()
+        self.has_popularity = self.has_seen or (files / schema.BUNDLE_CANDIDATE_COUNTS).is_file()
+        attributes = files / schema.BUNDLE_ATTRIBUTES
+        self.column = cache(lambda name: pq.read_table(attributes, columns=[name])[name])
+
+    @classmethod
+    def of(cls, version: Version, user: object) -> Base:
+        """The base of a version, which stays as long as there is a user that has not left."""
+        with _lock:
+            key = base_key(version.manifest)
+            base = _bases.get(key) or cls(version)
+            _bases[key] = base
+            base._users.add(user)
+            return base
+
+    def leave(self, user: object) -> list[Any]:
+        """Frees what ScaNN holds outside Python, with the last user; the models nobody uses now."""
+        with _lock, self.loading:
+            self._users.discard(user)
+            if self._users:
+                return []
+            models = self.models
+            self.models = {}
+            for key in [key for key, base in _bases.items() if base is self]:
+                del _bases[key]
+        if "scann" in models:
+            models["scann"].release()
+        return list(models.values())
 
     @cached_property
     def names(self) -> np.ndarray:
@@ -64,13 +100,13 @@ class Tables:
     @cached_property
     def attributes(self) -> Attributes:
         """What `where` of a request may name; without columns where none were exported."""
-        file = self._path / schema.BUNDLE_ATTRIBUTES
+        file = self._files / schema.BUNDLE_ATTRIBUTES
         return Attributes(pq.read_table(file) if file.is_file() else pa.table({}))
 
     @cached_property
     def popularity(self) -> tuple[np.ndarray, np.ndarray]:
         """As of a `Corpus`."""
-        counts = self._path / schema.BUNDLE_CANDIDATE_COUNTS
+        counts = self._files / schema.BUNDLE_CANDIDATE_COUNTS
         if counts.is_file():
             count = np.load(counts)
         else:
@@ -82,14 +118,14 @@ class Tables:
         """Raw id of a query → the place of its seen list."""
         if not self.has_seen:
             return {}
-        query_ids = read_raw_ids(self._path / schema.BUNDLE_QUERY_IDS)
+        query_ids = read_raw_ids(self._files / schema.BUNDLE_QUERY_IDS)
         return {query_id: row for row, query_id in enumerate(query_ids)}
 
     @cached_property
     def seen(self) -> tuple[np.ndarray, np.ndarray]:
         """Where each seen list begins, int64 [Q + 1], and their rows of candidates, int32."""
-        offsets = np.load(self._path / schema.BUNDLE_SEEN_OFFSETS, mmap_mode="r")
-        return offsets, np.load(self._path / schema.BUNDLE_SEEN_CANDIDATES, mmap_mode="r")
+        offsets = np.load(self._files / schema.BUNDLE_SEEN_OFFSETS, mmap_mode="r")
+        return offsets, np.load(self._files / schema.BUNDLE_SEEN_CANDIDATES, mmap_mode="r")
 
 
 class Corpus:
@@ -103,17 +139,19 @@ class Corpus:
       removed: int64, ascending, rows that nobody gets: removed, or replaced by an added one.
       num_candidates: all rows, removed ones too.
       title_column: the attribute that `titles` gives; "" where the version has none.
-      has_seen, has_popularity: as of its `Tables`.
+      has_seen, has_popularity: as of its `Base`.
     """
 
-    def __init__(self, tables: Tables, delta: Delta, title_column: str = "") -> None:
-        self._tables, self._delta, self.title_column = tables, delta, title_column
-        self.vectors, self.added, self.removed = tables.vectors, delta.vectors, delta.excluded
+    def __init__(self, base: Base, version: Version) -> None:
+        delta = read_delta(version.path, base.vectors.shape[1])
+        self._base, self._delta = base, delta
+        self.title_column: str = version.manifest.configuration.get("title_column", "")
+        self.vectors, self.added, self.removed = base.vectors, delta.vectors, delta.excluded
         self.num_candidates = len(self.vectors) + len(self.added)
-        self.has_seen, self.has_popularity = tables.has_seen, tables.has_popularity
-        added = {raw_id: len(tables.ids) + row for row, raw_id in enumerate(delta.ids)}
+        self.has_seen, self.has_popularity = base.has_seen, base.has_popularity
+        added = {raw_id: len(base.ids) + row for row, raw_id in enumerate(delta.ids)}
         # Ids of the delta → their row, -1 for removed ones.
-        self._changed = {tables.ids[row]: -1 for row in delta.excluded}
+        self._changed = {base.ids[row]: -1 for row in delta.excluded}
         new_rows = np.array([added.get(raw_id, -1) for raw_id in self._changed], np.int64)
         # Rows of replaced ones, ascending, and their new rows.
         self._moved = delta.excluded[new_rows >= 0], new_rows[new_rows >= 0]
@@ -133,10 +171,10 @@ class Corpus:
 
     def seen_rows(self, query_id: str) -> np.ndarray:
         """Rows that the query had in training, int64, in the order of its list; [] if unknown."""
-        row = self._tables.query_row.get(query_id)
+        row = self._base.query_row.get(query_id)
         if row is None:
             return np.empty(0, np.int64)
-        offsets, candidates = self._tables.seen
+        offsets, candidates = self._base.seen
         rows = candidates[offsets[row] : offsets[row + 1]].astype(np.int64)
         moved, new_rows = self._moved
         if (is_moved := among(rows, moved)).any():
@@ -145,7 +183,7 @@ class Corpus:
 
     def query_ids(self, limit: int) -> list[str]:
         """The first raw ids of the queries that have a seen list."""
-        return list(itertools.islice(self._tables.query_row, limit))
+        return list(itertools.islice(self._base.query_row, limit))
 
     def names(self, rows: np.ndarray) -> list[str]:
         """Raw ids of rows of candidates."""
@@ -179,7 +217,7 @@ class Corpus:
           InvalidRequest: the version has neither.
         """
         self.check_popularity()
-        count, by_popularity = self._tables.popularity
+        count, by_popularity = self._base.popularity
         added = np.zeros(len(self.added), np.int64)
         moved, new_rows = self._moved
         added[new_rows - len(count)] = count[moved]
@@ -191,7 +229,7 @@ class Corpus:
     @property
     def attributes(self) -> Attributes:
         """Of the base: what `where` of a request may name, and of which kinds."""
-        return self._tables.attributes
+        return self._base.attributes
 
     @cached_property
     def _added_attributes(self) -> Attributes:
@@ -218,9 +256,9 @@ class Corpus:
         """Reads now what is otherwise read on first use."""
         if self.has_popularity:
             _ = self.popularity
-        _ = self._added_attributes, self._names, self._tables.row, self._tables.query_row
+        _ = self._added_attributes, self._names, self._base.row, self._base.query_row
         if self.has_seen:
-            _ = self._tables.seen
+            _ = self._base.seen
         if self.title_column:
             _ = self._titles
 
@@ -243,14 +281,14 @@ class Corpus:
     def _row(self, candidate_id: str) -> int:
         """Its row; -1 where it is not in the corpus."""
         row = self._changed.get(candidate_id)
-        return self._tables.row.get(candidate_id, -1) if row is None else row
+        return self._base.row.get(candidate_id, -1) if row is None else row
 
     @cached_property
     def _names(self) -> np.ndarray:
-        return np.concatenate([self._tables.names, np.array(self._delta.ids, object)])
+        return np.concatenate([self._base.names, np.array(self._delta.ids, object)])
 
     @cached_property
     def _titles(self) -> pa.ChunkedArray:
-        base = self._tables.column(self.title_column)
+        base = self._base.column(self.title_column)
         added = as_attributes(self._delta.added, self.attributes.schema)[self.title_column]
         return pa.chunked_array([*base.chunks, *added.chunks], base.type) if len(added) else base

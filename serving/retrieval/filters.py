@@ -37,13 +37,10 @@ class Filters:
         seen: Sequence[np.ndarray],
         min_score: float | None = None,
     ) -> None:
-        """Joins the filters of a request.
+        """Joins the filters of a request over N candidates.
 
-        Args:
-          num_candidates: N.
-          excluded, allowed: as in `FilterRows`, rows each once.
-          seen: rows that each query does not get, one array a query, in any order.
-          min_score: the lowest score that is good enough, None for no limit.
+        `excluded` and `allowed` are those of `FilterRows`, rows each once; `seen` are rows that
+        each query does not get, one array a query, in any order.
         """
         self.num_queries = len(seen)
         self.num_candidates = num_candidates
@@ -75,11 +72,9 @@ class Filters:
         return np.flatnonzero(self._mask)
 
     def may_get(self, rows: np.ndarray, queries: np.ndarray | None = None) -> np.ndarray:
-        """Which rows of results the queries may get, whatever their scores: bool [b, n].
+        """Which rows of results [b, n] the queries may get, whatever their scores: bool [b, n].
 
-        Args:
-          rows: [b, n], -1 for no result.
-          queries: int [b], which of the B queries they are of; None for all in order.
+        `queries`, int [b], says which of the B queries they are of; None: all in order.
         """
         queries = np.arange(self.num_queries) if queries is None else queries
         keys = queries[:, None] * self.num_candidates + rows
@@ -119,14 +114,12 @@ def best_rows(
     queries: np.ndarray,
     k: int,
 ) -> Iterator[Best]:
-    """Scores all candidates that queries may get, and keeps the best.
+    """Scores all candidates that queries may get; of each the best k at or above its lowest score.
 
     Args:
       vectors: float32 [N, D] in parts, which may be mapped from files.
       embeddings: float32 [b, D].
-      filters: of all queries of the request.
-      queries: int [b], which of them these are.
-      k: how many are wanted; a query gets what there is at or above its lowest score.
+      queries: int [b], which of those of the filters these are.
 
     Yields:
       For each query rows int64 and scores float32, best first; of equal scores the lower row.

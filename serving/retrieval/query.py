@@ -57,17 +57,15 @@ def _described(config: QueryConfig, retriever: Retriever) -> dict[str, Any]:
     described: dict[str, Any] = {"query_id": config.query[0]} if config.query else {}
     if config.history:
         described["history"] = config.history.split(",")
+    kinds = retriever.query_inputs.kinds()
     for pair in config.set:
         name, _, value = pair.partition("=")
-        spec = retriever.query_inputs.specs.get(name)
-        described[name] = value
-        if spec is not None and spec.dtype.is_floating:
+        described[name] = value.split(",") if kinds.get(name) == "list" else value
+        if kinds.get(name) == "number":
             try:
                 described[name] = float(value)
             except ValueError as error:
                 raise ValueError(f"set must give {name} a number, got {value!r}.") from error
-        elif spec is not None and spec.shape.rank == 2:
-            described[name] = value.split(",")
     return described
 
 

@@ -36,11 +36,7 @@ class QueryInputs:
         self.specs = dict(sorted(self.encoder.structured_input_signature[1].items()))
 
     def check(self, queries: Sequence[Query]) -> list[dict[str, Any]]:
-        """The queries without what they leave out, which null does as well.
-
-        Raises:
-          InvalidRequest: a name is unknown, or a value is of another kind than its input.
-        """
+        """The queries without their nulls; InvalidRequest: a name or a value does not fit."""
         checked = []
         for number, query in enumerate(queries):
             query = {schema.input_name(name): value for name, value in query.items()}
@@ -60,11 +56,7 @@ class QueryInputs:
         return checked
 
     def rows(self, table: pa.Table) -> list[dict[str, Any]]:
-        """Checked queries as the rows of a table describe them; null is what one leaves out.
-
-        Raises:
-          ValueError: a column is unknown, or of another kind than its input.
-        """
+        """Checked queries as rows of a table describe them, null left out; errors of `check`."""
         names = map(schema.input_name, table.column_names)
         if unknown := [name for name in names if name not in self.specs]:
             raise InvalidRequest(self._unknown(0, unknown[0]))

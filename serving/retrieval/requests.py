@@ -116,12 +116,8 @@ class RetrieveResponse:
 def given_embeddings(features: Mapping[str, Any], dimensions: int) -> np.ndarray:
     """The embeddings that a request brings, for versions without a query model: float32 [B, D].
 
-    Args:
-      features: must be {"embedding": numbers [B, D]}, as lists or an array.
-      dimensions: D.
-
     Raises:
-      InvalidRequest: they are not that.
+      InvalidRequest: the features are not {"embedding": numbers [B, D]}, as lists or an array.
     """
     rule = f"features must be {{'{EMBEDDING}': numbers [B, {dimensions}]}}"
     if set(features) != {EMBEDDING}:

@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from serving.errors import InvalidRequest, ServiceError
+from serving.retrieval.corpus import Base, Corpus
 from serving.retrieval.filters import Filters
 from serving.retrieval.query_inputs import Embedded, QueryInputs, arrays_of
 from serving.retrieval.requests import (
@@ -21,7 +22,6 @@ from serving.retrieval.requests import (
     given_embeddings,
 )
 from serving.retrieval.search import CheckedQueries, EmbeddedQueries, Hits, IndexSearch, results
-from serving.retrieval.shared_base import SharedBase
 from serving.version import served_model
 from serving.version.index import import_scann
 from serving.version.versions import Version, find_version
@@ -53,9 +53,9 @@ class Retriever:
         self._wanted_index = index
         self.k: int = version.manifest.details["k"]
         self.input: str = version.manifest.details["input"]
-        self._base = SharedBase.of(version, self)
+        self._base = Base.of(version, self)
         self.joins = bool(self._base.models)
-        self.corpus = self._base.corpus(version)
+        self.corpus = Corpus(self._base, version)
         self._indexes: dict[str, IndexSearch] = {}
         self.query_inputs = QueryInputs(self.model("exact").signatures)
 
@@ -138,13 +138,8 @@ class Retriever:
         """Answers requests, or parts of them, with one search of an index for all their queries.
 
         A known query gets k results wherever so many candidates pass its filters.
-
-        Args:
-          requests: any mixture, checked.
-          unknown_queries: "popular", "empty" or "error", where a request does not say it.
-
-        Returns:
-          For each request its response, or the error that it alone gets.
+        `unknown_queries` is for requests that do not say it. Each gets its response, or the error
+        that it alone gets.
         """
         by_id = [part for part in requests if part.queries is None and part.embeddings is None]
         described = [part for part in requests if part.queries is not None]
@@ -156,11 +151,7 @@ class Retriever:
         ]
 
     def check(self, request: RetrieveRequest) -> CheckedQueries:
-        """Checks a request and looks up its filters, once for all of its queries.
-
-        Raises:
-          InvalidRequest: this version cannot do what the request asks for.
-        """
+        """Looks up the filters of a request; InvalidRequest: this version cannot answer it."""
         if request.features is not None and self.input != served_model.EMBEDDING:
             raise InvalidRequest(f"Version {self.version.number} takes query_ids, not features.")
         if request.features is None and self.input != served_model.QUERY_ID:

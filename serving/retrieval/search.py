@@ -60,11 +60,9 @@ class IndexSearch:
         self._tuned = {served_model.LEAVES_TO_SEARCH: tf.constant(0)} if takes_leaves else {}
 
     def search(self, embeddings: np.ndarray, k: int) -> Hits:
-        """The K best of each query or more, as good as the index promises.
+        """The K best or more for embeddings [B, D], as good as the index promises.
 
-        Args:
-          embeddings: float32 [B, D].
-          k: at most K, how many of them are wanted when removed candidates are gone.
+        At most K, `k` of them are wanted when removed candidates are gone.
         """
         if self.spare and k + self.spare > self.k:
             return self.search_wider(embeddings, k + self.spare)
@@ -166,12 +164,8 @@ def results(
 ) -> list[RetrieveResult]:
     """The results of a request, in the order of its queries.
 
-    Args:
-      queries: of the request.
-      index: searched again where its K results do not suffice.
-      hits: the K results of the index [B, K], None where `asks_index` is False.
-      corpus: of the version.
-      unknown_queries: "popular", "empty" or "error", for queries that are not known.
+    `hits` are the K results of the index, None where `asks_index` is False; it is searched again
+    where they do not suffice.
 
     Raises:
       UnknownQuery: there is one, and that is to be an error.

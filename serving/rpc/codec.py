@@ -23,7 +23,7 @@ from tensorflow_serving.apis import (
 from serving.errors import InvalidRequest, check_rows
 from serving.runtime.service import Prediction
 from serving.runtime.signature import Signature
-from serving.version.status import VersionStatus
+from serving.version.names import VersionStatus
 
 SIGNATURE_DEF = "signature_def"  # the one field of metadata that there is
 
@@ -153,9 +153,7 @@ def encode_metadata(
     return response
 
 
-def encode_status(
-    statuses: Iterable[VersionStatus],
-) -> get_model_status_pb2.GetModelStatusResponse:
+def encode_status(statuses: Iterable[VersionStatus]) -> get_model_status_pb2.GetModelStatusResponse:
     """The answer to `GetModelStatus`."""
     response = get_model_status_pb2.GetModelStatusResponse()
     for status in statuses:

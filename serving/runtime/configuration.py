@@ -42,12 +42,10 @@ class VersionPolicy:
     specific: tuple[int, ...] = ()
 
     def choose(self, numbers: Collection[int], usable: Callable[[int], bool]) -> list[int]:
-        """Those of `numbers` that are to be served, newest first.
+        """Those of the versions on disk that are to be served, newest first.
 
-        Args:
-          numbers: the versions on disk.
-          usable: asked from the newest on, until there are enough; a broken version thus gives
-            way to the one before it.
+        `usable` is asked from the newest on, until there are enough; a broken version thus gives
+        way to the one before it.
         """
         newest_first = sorted(numbers, reverse=True)
         if self.specific:
@@ -81,12 +79,7 @@ class Configuration:
     """
 
     def __init__(self, models: str | Path, config_file: str = "", state_dir: str = "") -> None:
-        """Reads the file.
-
-        Args:
-          models: the directory of all models.
-          config_file: "" for none.
-          state_dir: where an accepted reload is kept; "" for `models`.
+        """Reads the file, where there is one; a reload is kept in `state_dir`, or in `models`.
 
         Raises:
           ValueError: there is no directory of models, or the file cannot be read.
@@ -110,11 +103,7 @@ class Configuration:
         self.place(self._of_file or ())
 
     def in_force(self) -> list[ModelConfig] | None:
-        """What is to be served at the start; None for every model that is found.
-
-        Raises:
-          ValueError: the reload that was kept cannot be read.
-        """
+        """What is to be served at the start, None for all models; ValueError: it cannot be read."""
         if not self._kept.is_file():
             return self._of_file
         try:
@@ -201,11 +190,7 @@ class Configuration:
             self._digest = _digest(self._read())
 
     def keep(self, configs: Sequence[ModelConfig]) -> None:
-        """Writes a reload for the next start, all of it or nothing.
-
-        Raises:
-          OSError: it cannot be written.
-        """
+        """Writes a reload for the next start, all of it or nothing, or raises OSError."""
         models = [dataclasses.asdict(config) for config in configs]
         content = {"after": self._digest, "models": models}
         write_atomically(self._kept, json.dumps(content, indent=2) + "\n")
@@ -219,25 +204,16 @@ class Configuration:
 
 
 def read_config(content: bytes, path: str) -> list[ModelConfig]:
-    """Reads a `model_config_list` in TensorFlow Serving's text format, the content of a file.
-
-    Raises:
-      ValueError: it cannot be read, or names what this service does not have.
-    """
+    """Reads a `model_config_list` in TensorFlow Serving's text format, or raises ValueError."""
     try:
-        text = content.decode()
-        proto = text_format.Parse(text, model_server_config_pb2.ModelServerConfig())
+        proto = text_format.Parse(content.decode(), model_server_config_pb2.ModelServerConfig())
     except (UnicodeDecodeError, text_format.ParseError) as error:
         raise ValueError(f"config_file {path} cannot be read: {error}.") from error
     return from_proto(proto)
 
 
 def from_proto(proto: model_server_config_pb2.ModelServerConfig) -> list[ModelConfig]:
-    """The models of a `ModelServerConfig`, from a file or a reload request.
-
-    Raises:
-      InvalidRequest: it has no `model_config_list`, or a model in it is not valid.
-    """
+    """The models of a `ModelServerConfig`, of a file or reload; InvalidRequest: it is not valid."""
     if proto.WhichOneof("config") != "model_config_list":
         raise InvalidRequest("a model server config must have a model_config_list, got none.")
     models = [_from_proto(model) for model in proto.model_config_list.config]

@@ -12,13 +12,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
 
-from serving.errors import (
-    FailedPrecondition,
-    InvalidRequest,
-    OutOfMemory,
-    ServiceError,
-    check_ids,
-)
+from serving.errors import FailedPrecondition, InvalidRequest, OutOfMemory, ServiceError, check_ids
 from serving.retrieval.requests import MAX_NUMBER
 from serving.retrieval.retriever import Retriever
 from serving.runtime.signature import Signature
@@ -78,12 +72,9 @@ class LoadedVersion:
             if not self.retriever.graph_is_whole:
                 run = self.retriever.run
                 self._functions |= {name: partial(run, name) for name in searches}
-        protos = _signature_protos(self.path / SAVED_MODEL)
-        signatures = {
-            name: Signature.of(name, protos[name])
-            for name in self._functions
-            if name in protos and _is_dense(protos[name])
-        }
+        protos = _dense_signatures(self.path / SAVED_MODEL)
+        served = [name for name in self._functions if name in protos]
+        signatures = {name: Signature.of(name, protos[name]) for name in served}
         if not signatures:
             raise ValueError(f"{self.path} has no signature to serve: save it with one.")
         return signatures
@@ -227,17 +218,16 @@ def _destroy_tables(model: Any) -> None:
             tf.raw_ops.DestroyResourceOp(resource=handle, ignore_lookup_error=True)
 
 
-def _signature_protos(path: Path) -> dict[str, meta_graph_pb2.SignatureDef]:
-    """The signatures of the graph that is tagged for serving."""
+def _dense_signatures(path: Path) -> dict[str, meta_graph_pb2.SignatureDef]:
+    """Those of the graph for serving whose inputs and outputs are all plain tensors."""
     graphs = saved_model_pb2.SavedModel.FromString(path.read_bytes()).meta_graphs
     serving = [graph for graph in graphs if tf.saved_model.SERVING in graph.meta_info_def.tags]
-    return dict(serving[0].signature_def) if serving else {}
-
-
-def _is_dense(proto: meta_graph_pb2.SignatureDef) -> bool:
-    """Whether all inputs and outputs are plain tensors."""
-    infos = (*proto.inputs.values(), *proto.outputs.values())
-    return all(info.WhichOneof("encoding") == "name" for info in infos)
+    dense = {}
+    for name, proto in serving[0].signature_def.items() if serving else ():
+        infos = (*proto.inputs.values(), *proto.outputs.values())
+        if all(info.WhichOneof("encoding") == "name" for info in infos):
+            dense[name] = proto
+    return dense
 
 
 def _as_array(tensor: tf.Tensor | np.ndarray) -> np.ndarray:

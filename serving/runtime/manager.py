@@ -19,7 +19,7 @@ from serving.monitoring.logs import event
 from serving.runtime.batched_version import BatchedVersion
 from serving.runtime.configuration import Configuration, ModelConfig
 from serving.runtime.model_versions import ModelVersions, ServedModels
-from serving.version.status import State
+from serving.version.names import State
 from serving.version.versions import VersionFiles
 
 _PRUNED = ".pruned-"  # a version is renamed before it is deleted: nobody reads half of it

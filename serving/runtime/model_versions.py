@@ -12,8 +12,7 @@ from pathlib import Path
 from serving.errors import InvalidRequest, NotFound, Unavailable
 from serving.runtime.batched_version import BatchedVersion
 from serving.runtime.configuration import ModelConfig
-from serving.version.names import MAX_VERSION
-from serving.version.status import State, VersionStatus
+from serving.version.names import MAX_VERSION, State, VersionStatus
 from serving.version.versions import VersionFiles, is_finished, look_at, numbered_directories
 
 _SHOWN = 80  # characters of a client's name that a message repeats

@@ -1,4 +1,4 @@
-"""The process of a service: its memory, its numbers of threads, and work beside the event loop."""
+"""The process of a service: its memory, its pauses, and work beside the event loop."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import ctypes
 import gc
-import logging
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,6 @@ _MMAP_THRESHOLD, _MAPPED_BYTES = -3, 8 << 20  # a parameter of glibc's `mallopt`
 _SWITCH_SECONDS = 0.001  # how long one thread may keep the others from Python
 _SMALL = 1 << 13  # values, or bytes by the hundred; a millisecond or two
 _LARGE = 1 << 17
-_log = logging.getLogger(__name__)
 
 _R = TypeVar("_R")
 _threads = ThreadPoolExecutor(2, thread_name_prefix="aside")
@@ -26,14 +24,10 @@ _thread = ThreadPoolExecutor(1, thread_name_prefix="aside-large")
 
 
 async def aside(size: int, work: Callable[[], _R]) -> _R:
-    """Does work that grows with a request, in a thread where that leaves the event loop free.
+    """Does work on `size` values of a request, in a thread where that leaves the event loop free.
 
     What is small is done at once: a thread would cost more. What is very large waits for one
     thread of its own, so that its memory is needed once, and ordinary requests do not wait for it.
-
-    Args:
-      size: the values that it goes through.
-      work: without arguments.
     """
     if size <= _SMALL:
         return work()
@@ -55,17 +49,3 @@ def settle() -> None:
     with contextlib.suppress(OSError, AttributeError):  # of another C library
         ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, _MAPPED_BYTES)
     sys.setswitchinterval(_SWITCH_SECONDS)
-
-
-def limit_tensorflow(intra_op_threads: int, inter_op_threads: int) -> None:
-    """Limits TensorFlow's threads, 0 for none, which is possible only before it runs anything."""
-    import tensorflow as tf
-
-    threading = tf.config.threading
-    try:
-        if intra_op_threads:
-            threading.set_intra_op_parallelism_threads(intra_op_threads)
-        if inter_op_threads:
-            threading.set_inter_op_parallelism_threads(inter_op_threads)
-    except RuntimeError as error:
-        _log.warning("The numbers of threads stay as they are: %s", error)

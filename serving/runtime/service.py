@@ -25,10 +25,9 @@ from serving.runtime.batched_version import PREDICT, RETRIEVE, BatchedVersion
 from serving.runtime.configuration import Configuration, ModelConfig
 from serving.runtime.loaded_version import LoadedVersion
 from serving.runtime.manager import ModelManager
-from serving.runtime.process import limit_tensorflow
 from serving.runtime.signature import Signature
 from serving.settings import ServeConfig
-from serving.version.status import VersionStatus
+from serving.version.names import VersionStatus
 from serving.version.versions import VersionFiles
 
 DEFAULT_SIGNATURE = "serving_default"
@@ -91,7 +90,6 @@ class Service:
 
     def start(self, wait_seconds: float = 0) -> None:
         """Starts to load versions and run batches; waits at most so long until it is ready."""
-        limit_tensorflow(self.config.intra_op_threads, self.config.inter_op_threads)
         self._threads.start()
         self._manager.start()
         if wait_seconds:
@@ -179,11 +177,7 @@ class Service:
 
     @contextlib.contextmanager
     def retriever(self, call: Call) -> Iterator[Retriever]:
-        """The retriever of a version, for what it tells without a search.
-
-        Raises:
-          InvalidRequest: another framework made the version; otherwise as `predict`.
-        """
+        """The retriever of a version; InvalidRequest: another framework made it; as `predict`."""
         with self._pinned(call) as pinned:
             yield pinned.retriever
 

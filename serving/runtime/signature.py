@@ -35,11 +35,7 @@ class Signature:
         return cls(name, inputs, outputs, proto, by_rows)
 
     def fit(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """The inputs as arrays that the function takes; str becomes UTF-8 bytes, no other cast.
-
-        Raises:
-          InvalidRequest: names, dtypes, shapes or numbers of rows do not fit.
-        """
+        """The inputs as arrays, str as UTF-8 bytes, no other cast; InvalidRequest: no fit."""
         if inputs.keys() != self.inputs.keys():
             takes = ", ".join(f"{name!r}: {_shown(spec)}" for name, spec in self.inputs.items())
             got = ", ".join(repr(name[:80]) for name in list(inputs)[:20]) or "none"

@@ -88,14 +88,7 @@ def part_checkpoint(version: Path) -> None:
 
 
 def write_with_delta(base: Path, files: Mapping[str, Any], version: Path, delta: Delta) -> None:
-    """Writes the files of a version with the base of another one and its own delta.
-
-    Args:
-      base: directory of the other version.
-      files: those of its manifest.
-      version: an empty directory.
-      delta: of the new version.
-    """
+    """Writes a version with its own delta; `files`, of a manifest, are linked from another one."""
     for name in files.keys() - _OF_DELTA:
         (version / name).parent.mkdir(parents=True, exist_ok=True)
         _link(base / name, version / name)

@@ -157,12 +157,7 @@ class ScannIndex(tf.Module):
     def search_wider(
         self, embedding: tf.Tensor, num_results: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """As `search`, with more results than K, and leaves and reordering in proportion.
-
-        Args:
-          embedding: float32 [B, D].
-          num_results: int32 scalar, K to N.
-        """
+        """As `search`, with K to N results, and leaves and reordering in proportion."""
         growth = tf.cast(num_results, tf.float64) / self.k
 
         def grown(size: int, most: int) -> tf.Tensor:

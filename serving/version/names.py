@@ -1,7 +1,9 @@
-"""What models and versions may be called; free of TensorFlow, so that settings can be checked."""
+"""What models and versions are called, and the life of a version; free of TensorFlow."""
 
 from __future__ import annotations
 
+import dataclasses
+import enum
 import re
 
 from serving.errors import InvalidRequest
@@ -27,3 +29,23 @@ def check_name(name: str) -> None:
             f"name must be letters, digits, '.', '_' or '-' and start with a letter or digit, "
             f"got {name!r}: it becomes a directory."
         )
+
+
+class State(enum.IntEnum):
+    """Life of a version, with the numbers of TensorFlow Serving's `ModelVersionStatus.State`."""
+
+    START = 10  # known, not loaded: its files are not complete yet, or others are loaded first
+    LOADING = 20
+    AVAILABLE = 30
+    UNLOADING = 40  # takes no new request, ends those that it has
+    END = 50  # unloaded, or could not be loaded; then there is an error
+
+
+@dataclasses.dataclass(frozen=True)
+class VersionStatus:
+    """What became of one version."""
+
+    version: int
+    state: State
+    error_code: str = "OK"  # name of a gRPC status code
+    error_message: str = ""  # what went wrong, and when it is tried again

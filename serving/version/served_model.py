@@ -48,11 +48,7 @@ def type_of(spec: tf.TensorSpec) -> pa.DataType:
 
 
 def input_rows(specs: Mapping[str, tf.TensorSpec], table: pa.Table) -> list[dict[str, Any]]:
-    """The inputs as the rows of a table describe them; None is what one leaves out.
-
-    Raises:
-      ValueError: a column is of another kind than its input.
-    """
+    """The inputs as rows of a table say them, None if left out; ValueError: of another kind."""
     table = table.rename_columns([schema.input_name(name) for name in table.column_names])
     like = pa.schema([(name, type_of(spec)) for name, spec in specs.items()])
     rows: list[dict[str, Any]] = as_attributes(table, like).to_pylist()

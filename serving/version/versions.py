@@ -45,11 +45,7 @@ class Version:
         return (self.path / SCANN_MODEL).is_dir()
 
     def load(self, index: str) -> Any:
-        """Loads the SavedModel of an index, "exact" or "scann".
-
-        Raises:
-          InvalidRequest: the version has no ScaNN index, or scann cannot be imported.
-        """
+        """Loads the SavedModel of "exact" or "scann"; InvalidRequest: it cannot be used here."""
         if index == "exact":
             return tf.saved_model.load(str(self.path))
         if not self.has_scann:

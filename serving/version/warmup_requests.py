@@ -31,11 +31,6 @@ def write(model: Path, signatures: Mapping[str, Sequence[tf.TensorSpec]], bundle
 
     Nothing is written where the package tensorflow-serving-api is not installed. Signatures that
     take query ids are left out where the bundle names none.
-
-    Args:
-      model: path of the SavedModel.
-      signatures: of it, each with its inputs.
-      bundle: that it was made of.
     """
     try:
         from tensorflow_serving.apis import prediction_log_pb2
@@ -62,11 +57,7 @@ def write(model: Path, signatures: Mapping[str, Sequence[tf.TensorSpec]], bundle
 
 
 def read(model: Path) -> Iterator[Any]:
-    """The `Predict` requests recorded with a SavedModel; this service has no API for other kinds.
-
-    Raises:
-      ValueError: the file is not such a record.
-    """
+    """The `Predict` requests recorded with a SavedModel, no others; ValueError: it is broken."""
     from tensorflow_serving.apis import prediction_log_pb2
 
     path = model / WARMUP

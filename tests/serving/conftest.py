@@ -17,7 +17,7 @@ from pipeline.contract import schema
 from pipeline.contract.attributes import as_attributes
 from pipeline.contract.files import describe_files
 from serving.publish.publish import publish
-from serving.retrieval import shared_base
+from serving.retrieval import corpus
 
 
 @dataclasses.dataclass(frozen=True)
@@ -275,7 +275,7 @@ def guarded(small: Published, tmp_path_factory: pytest.TempPathFactory) -> Itera
 @pytest.fixture
 def unshared() -> Callable[[], None]:
     """Call it for a version that is to share nothing with those that tests have open."""
-    return shared_base._bases.clear
+    return corpus._bases.clear
 
 
 @pytest.fixture

@@ -17,7 +17,8 @@ from pipeline.beam.blocks import join
 from pipeline.contract import schema
 from pipeline.job import prepare
 from pipeline.prepare.settings import PrepareConfig
-from pipeline.read.discover import DEMO_COLUMNS, demo_file, find_pieces, open_text
+from pipeline.read.discover import DEMO_COLUMNS, demo_file, find_pieces
+from pipeline.read.formats import open_text
 from pipeline.read.log import read_blocks
 
 

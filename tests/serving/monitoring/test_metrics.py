@@ -5,7 +5,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from serving.errors import InvalidRequest, NotFound, Overloaded
 from serving.monitoring.metrics import Metrics
-from serving.version.status import State, VersionStatus
+from serving.version.names import State, VersionStatus
 
 
 def read(metrics):

@@ -13,7 +13,7 @@ from tensorflow.core.protobuf import meta_graph_pb2
 from serving.errors import DeadlineExceeded, InvalidRequest
 from serving.rest import codec as rest_codec
 from serving.runtime.signature import Signature
-from serving.version.status import State, VersionStatus
+from serving.version.names import State, VersionStatus
 
 
 def signature(**inputs):

@@ -133,7 +133,7 @@ def test_where_an_index_finds_too_few_the_rest_is_searched_exactly(
 def test_a_retriever_that_is_warmed_up_has_read_its_tables(small):
     retriever = Retriever.load(small.models)
     retriever.warm_up()
-    read = vars(retriever.corpus) | vars(retriever.corpus._tables)
+    read = vars(retriever.corpus) | vars(retriever.corpus._base)
     assert {"_names", "row", "query_row", "popularity"} <= set(read)
     assert retriever.query_ids(2) == ["query 0", "query 1"]
     assert retriever.model("exact").signatures.keys() >= {"serving_default", "query_embedding"}

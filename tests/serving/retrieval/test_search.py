@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 from pipeline.contract import schema
+from pipeline.contract.schema import read_manifest
 from serving.retrieval import search
-from serving.retrieval.corpus import Corpus, Tables
+from serving.retrieval.corpus import Base, Corpus
 from serving.retrieval.filters import Filters
 from serving.retrieval.requests import RetrieveRequest, UnknownQuery
 from serving.retrieval.retriever import Retriever
 from serving.retrieval.search import IndexSearch
-from serving.version.delta import read_delta
-from serving.version.versions import RETRIEVAL
+from serving.version.versions import RETRIEVAL, Version
 
 
 def random_request(sample, seed, index):
@@ -284,10 +284,11 @@ def test_an_unknown_query_can_be_an_error(retriever):
 
 
 def test_counts_of_a_bundle_decide_what_is_popular(tmp_path, small):
-    files = shutil.copytree(small.version / RETRIEVAL, tmp_path / "retrieval")
+    files = shutil.copytree(small.version / RETRIEVAL, tmp_path / RETRIEVAL)
     np.save(files / schema.BUNDLE_CANDIDATE_COUNTS, np.arange(300) % 250)
     filters = Filters(300, np.array([248]), None, [np.empty(0, np.int64)])
-    corpus = Corpus(Tables(files), read_delta(files, 8))
+    version = Version(1, tmp_path, read_manifest(small.version, "version"))
+    corpus = Corpus(Base(version), version)
     rows, counts = corpus.popular_rows(filters, 0, 3)
     assert rows.tolist() == counts.tolist() == [249, 247, 246]
 

@@ -22,7 +22,7 @@ from tensorflow_serving.apis import (
 )
 
 from serving.rpc import guard as grpc_guard
-from serving.version.status import State
+from serving.version.names import State
 
 Code, Gzip = grpc.StatusCode, grpc.Compression.Gzip
 TOKENS = "s3cret", "adm1n"  # of the guarded server

@@ -14,7 +14,7 @@ from serving.errors import InvalidRequest, NotFound, Unavailable
 from serving.runtime.configuration import Configuration, ModelConfig, VersionPolicy
 from serving.runtime.loaded_version import LoadedVersion
 from serving.runtime.manager import ModelManager
-from serving.version.status import State
+from serving.version.names import State
 
 
 class Loaded:

@@ -3,7 +3,7 @@ from tensorflow_serving.apis import get_model_status_pb2
 from tensorflow_serving.config import model_server_config_pb2
 
 from serving.runtime.configuration import ModelConfig, VersionPolicy, from_proto, read_config
-from serving.version.status import State
+from serving.version.names import State
 
 TEXT = """
 model_config_list {

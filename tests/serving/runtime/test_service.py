@@ -30,7 +30,7 @@ from serving.runtime.configuration import ModelConfig, VersionPolicy
 from serving.runtime.loaded_version import LoadedVersion
 from serving.runtime.service import Call, Service
 from serving.settings import ServeConfig
-from serving.version.status import State
+from serving.version.names import State
 from serving.version.versions import Version
 from serving.version.warmup_requests import WARMUP
 
