@@ -16,6 +16,7 @@ COMMANDS = {
         "pipeline.commands:prepare",
         "read raw interactions and write examples, vocabularies and counts (Beam)",
         on_beam=True,
+        stores="output",
         flags="source output user_column item_column timestamp_column timestamp_format split "
         "item_features",
         groups={
@@ -32,6 +33,7 @@ COMMANDS = {
         "pipeline.commands:frequencies",
         "count items, or estimate their frequency from a stream, for log_q alone (Beam)",
         on_beam=True,
+        stores="output",
         flags="source output item_column previous decay streaming timestamp_column "
         "timestamp_format",
         groups={

@@ -2,7 +2,8 @@
 
 The job is a few Beam pipelines in a row, because a k-core repeats until nothing changes and Beam
 has no loops. Blocks pass from one to the next through files in `<output>.partial`, which every
-worker must see. The directory is renamed into place when it is complete.
+worker must see; for an output in a store, it lies in the cache of this machine. The directory is
+renamed into place, or uploaded, when it is complete.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import numpy as np
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.beam.accounting import AccountingError
-from pipeline.contract.files import lone_holder, replace_directory, write_atomically, written_aside
+from pipeline.contract import stores
+from pipeline.contract.files import lone_holder, write_atomically, written_aside
 
 
 class Staging:
@@ -33,25 +35,25 @@ class Staging:
         self, output: str, overwrite: bool, options: PipelineOptions | None = None
     ) -> None:
         self.options = options
-        self.destination = Path(output).absolute()
+        self.output = output
+        self.destination = stores.local_place(output)
         self.root = self.destination.with_name(self.destination.name + ".partial")
         self.out = self.root / "out"  # becomes the output
         self._overwrite = overwrite
         self._held = contextlib.ExitStack()
 
     def __enter__(self) -> Staging:
-        refused = self.destination.exists() and not self._overwrite
+        refused = not self._overwrite and stores.exists(self.output)
         lock = self.root.with_name(self.root.name + ".lock")
         with contextlib.ExitStack() as stack:
             if not refused or lock.exists():  # what a killed one left goes in any case
-                told = f"another preparation of {self.destination} is running; wait for it, "
+                told = f"another preparation of {self.output} is running; wait for it, "
                 told += "or choose another --output."
                 stack.enter_context(lone_holder(lock, told, waits=False))
                 shutil.rmtree(self.root, ignore_errors=True)
             if refused:
                 raise ValueError(
-                    f"{self.destination} already exists; choose another --output, "
-                    "or --overwrite it."
+                    f"{self.output} already exists; choose another --output, or --overwrite it."
                 )
             self.out.mkdir(parents=True)
             stack.callback(shutil.rmtree, self.root, ignore_errors=True)
@@ -74,7 +76,7 @@ class Staging:
 
     def commit(self) -> None:
         """Puts the finished output in its place; `sweep` comes before its files are described."""
-        replace_directory(self.out, self.destination)
+        stores.put_in_place(self.out, self.output)
 
 
 def write_block(directory: Path, name: str, block: np.ndarray) -> str:

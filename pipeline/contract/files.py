@@ -90,8 +90,8 @@ def is_directory(path: str) -> bool:
     """Whether a path is a directory; of a store, whether files lie below it."""
     if not is_remote(path):
         return os.path.isdir(path)
-    with _asking(path):
-        store, key = _store_of(path)
+    with asking_store(path):
+        store, key = store_of(path)
         return bool(store.isdir(key))
 
 
@@ -105,8 +105,8 @@ def readable_file(path: str | os.PathLike[str]) -> str | io.BufferedReader:
     name = os.fspath(path)
     if not is_remote(name):
         return name
-    with _asking(name):
-        store, key = _store_of(name)
+    with asking_store(name):
+        store, key = store_of(name)
         file = store.open(key, "rb")
     return io.BufferedReader(_RemoteFile(name, file), 1 << 20)
 
@@ -115,8 +115,8 @@ def stamp_of(path: str) -> tuple[Any, ...]:
     """Size and what else tells that a file changed, without reading it; () without a file."""
     try:
         if is_remote(path):
-            with _asking(path):
-                store, key = _store_of(path)
+            with asking_store(path):
+                store, key = store_of(path)
                 return store.size(key), store.ukey(key)
         status = os.stat(path)
     except FileNotFoundError:
@@ -125,8 +125,8 @@ def stamp_of(path: str) -> tuple[Any, ...]:
 
 
 def _find_remote(source: str) -> list[str]:
-    with _asking(source), contextlib.suppress(FileNotFoundError):  # there is no such bucket
-        store, key = _store_of(source)
+    with asking_store(source), contextlib.suppress(FileNotFoundError):  # there is no such bucket
+        store, key = store_of(source)
         scheme = source.partition("://")[0]
         roots, files = [key], []
         if glob.has_magic(key):
@@ -141,7 +141,7 @@ def _find_remote(source: str) -> list[str]:
     return []
 
 
-def _store_of(path: str) -> tuple[Any, str]:
+def store_of(path: str) -> tuple[Any, str]:
     """The file system of a path, and the path without its scheme."""
     import fsspec
 
@@ -152,11 +152,11 @@ def _store_of(path: str) -> tuple[Any, str]:
 
 
 @contextlib.contextmanager
-def _asking(path: str) -> Iterator[None]:
-    """What a store answers becomes a ValueError of one line; a missing file stays what it is."""
+def asking_store(path: str) -> Iterator[None]:
+    """What a store answers becomes a ValueError of one line; missing and existing files stay."""
     try:
         yield
-    except (FileNotFoundError, ValueError) as error:
+    except (FileNotFoundError, FileExistsError, ValueError) as error:
         if isinstance(error, ValueError) and "Protocol not known" in str(error):
             known = "s3:// or gs://"
             raise ValueError(f"{path} is in a store of no known kind; expected {known}.") from error

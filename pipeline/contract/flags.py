@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 from pipeline.contract.files import check_no_credentials, is_remote
 from pipeline.contract.settings import did_you_mean
 
-# Settings of all commands that name files or directories of this machine.
-_LOCAL = "output data run runs models previous bundle frequency init_from refit teacher queries"
-_LOCAL += " add remove workdir config_file state_dir tls_certificate tls_key"
+# Settings of all commands that name files or directories: local ones, or `Command.stores`.
+_PATHS = "output data run runs models previous bundle frequency init_from refit teacher queries"
+_PATHS += " add remove workdir config_file state_dir tls_certificate tls_key"
 
 
 class Command(NamedTuple):
@@ -33,6 +33,7 @@ class Command(NamedTuple):
     flags: str = ""  # those that matter most, which --help shows; none: all
     groups: Mapping[str, str] = MappingProxyType({})  # heading → flags, for --help all
     positional: str = ""  # the flag that arguments before all flags are for
+    stores: str = ""  # flags whose paths may be those of an object store
 
 
 def resolve(reference: str) -> Any:
@@ -130,17 +131,17 @@ def parse(name: str, command: Command, arguments: list[str]) -> tuple[Any, list[
     if not command.on_beam and rest:
         _check_flags(name, rest, fields, False)
         raise ValueError(f"unexpected argument {rest[0]!r}; see twotower {name} --help.")
-    _check_paths(parsed.config)
+    _check_paths(parsed.config, command.stores.split())
     return parsed.config, rest + arguments[beam_only:]
 
 
-def _check_paths(config: Any) -> None:
+def _check_paths(config: Any, stores: list[str]) -> None:
     """Raises ValueError for a path in a store where a setting takes local ones."""
-    for name in _LOCAL.split():
+    for name in _PATHS.split():
         value = getattr(config, name, "")
         for path in (value,) if isinstance(value, str) else value:
             check_no_credentials(path)
-            if is_remote(path):
+            if is_remote(path) and name not in stores:
                 raise ValueError(
                     f"{name} must be a local path, got {path}: copy what is in the store to this "
                     f"machine, or into the store when it is finished; change {name}."

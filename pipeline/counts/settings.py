@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from pipeline.contract.files import is_remote
 from pipeline.contract.settings import require_all
 from pipeline.read.settings import SourceConfig
 
@@ -43,6 +44,8 @@ class FrequenciesConfig(SourceConfig):
         require_all(self, "must be in (0, 1]", "decay", "head_share", "alpha")
         require_all(self, "must be in [0, 1]", "max_late_share")
         require_all(self, "must be above 0", "poll_seconds")
+        if self.streaming and is_remote(self.output):
+            raise ValueError("output of --streaming must be a local path: copy what is finished.")
         if self.watch and not self.streaming:
             raise ValueError("--watch needs --streaming; exact counts go on with --previous.")
         if self.watch and not self.step_seconds:

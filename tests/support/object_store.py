@@ -1,10 +1,13 @@
-"""A real S3 server on loopback, in a process of its own."""
+"""A real S3 server on loopback, in a process of its own, and a gate before it that can be shut."""
 
 import contextlib
+import http.client
+import http.server
 import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 SECRET = "a-secret-of-the-tests"
@@ -38,3 +41,61 @@ def running_store():
     finally:
         server.terminate()
         server.wait()
+
+
+class Gate:
+    """Passes requests to a store, but for what `judge` says of a method and a path.
+
+    It returns the HTTP status to answer in place of the store, or 0; it may wait.
+    """
+
+    def __init__(self):
+        self.judge = lambda method, path: 0
+        self.requests = []
+
+
+@contextlib.contextmanager
+def gate_before(environment):
+    """A gate, and the environment in which clients go through it."""
+    port = int(environment["AWS_ENDPOINT_URL"].rpartition(":")[2])
+    gate = Gate()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def handle_request(self):
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            path = self.path.partition("?")[0]
+            gate.requests.append((self.command, path))
+            status, headers, content = gate.judge(self.command, path), [], b""
+            if not status:
+                store = http.client.HTTPConnection("127.0.0.1", port)
+                store.request(self.command, self.path, body, dict(self.headers))
+                answer = store.getresponse()
+                status, headers, content = answer.status, answer.getheaders(), answer.read()
+                store.close()
+            self.send_response_only(status)
+            kept = [h for h in headers if h[0].lower() not in ("connection", "transfer-encoding")]
+            if "content-length" not in (name.lower() for name, _ in kept):
+                kept.append(("Content-Length", str(len(content))))
+            for header in kept:
+                self.send_header(*header)
+            self.end_headers()
+            self.wfile.write(content)
+
+        do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = handle_request  # noqa: N815
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    server.handle_error = lambda *_: None  # clients that were killed
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield gate, environment | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}"}
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()

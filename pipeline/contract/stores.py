@@ -1,0 +1,208 @@
+"""Directories in an object store: written whole or not at all, and read by a local copy.
+
+A store has neither renames nor locks. So the files of every upload lie below a name of their own,
+`run-…`; the manifest comes last, by one PUT, and says in `folder` which name that is. A reader has
+the old content or the new. What a killed upload left is named by no manifest, and the next one
+removes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pipeline.contract import schema
+from pipeline.contract.files import (
+    asking_store,
+    check_files,
+    describe_files,
+    is_remote,
+    made_aside,
+    replace_directory,
+    store_of,
+)
+
+_log = logging.getLogger(__name__)
+_MANIFESTS = (schema.MANIFEST, f"_{schema.MANIFEST}")
+_FOLDER = "folder"  # key of a manifest in a store; missing where people copied files there
+_PLAIN = "directory"  # kind of what has no manifest of its own, such as a run
+_AT_ONCE = 4  # files on their way; each may be 100 MB in memory
+_RUN = re.compile(r"run-[0-9a-f]{16}")
+
+
+def cache_directory(*names: str) -> Path:
+    """A place in the cache of this user, `$XDG_CACHE_HOME/twotower`; anybody may empty it."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home, "twotower", *names).absolute()
+
+
+def local_place(output: str | os.PathLike[str]) -> Path:
+    """Where an output is made: a local one where it is, one of a store in the cache.
+
+    Example:
+      >>> local_place("/data/prepared").as_posix()
+      '/data/prepared'
+    """
+    name = os.fspath(output)
+    if not is_remote(name):
+        return Path(name).absolute()
+    return cache_directory("outputs", _digest(name.rstrip("/")))
+
+
+def exists(place: str | os.PathLike[str]) -> bool:
+    """Whether something is at a local path, or a manifest in a place of a store."""
+    name = os.fspath(place)
+    return _find_manifest(name) is not None if is_remote(name) else Path(name).exists()
+
+
+def put_in_place(finished: Path, output: str | os.PathLike[str]) -> None:
+    """Renames a finished directory into place, or uploads it to a store.
+
+    Raises:
+      ValueError: the store fails; what stood there before stays.
+    """
+    name = os.fspath(output)
+    if is_remote(name):
+        upload(finished, name)
+    else:
+        replace_directory(finished, Path(name).absolute())
+
+
+def upload(directory: Path, destination: str, *, new: bool = False) -> None:
+    """Writes a finished directory to a place in a store, the manifest last.
+
+    Args:
+      directory: with a manifest; without one, it gets one in the store.
+      destination: such as s3://bucket/prepared; what stood there before goes away after it.
+      new: whether nothing may stand there, also nothing that comes meanwhile.
+
+    Raises:
+      FileExistsError: with `new`, another upload was first.
+      ValueError: the store fails, or another upload removed the files of this one.
+    """
+    files = {
+        path.relative_to(directory).as_posix(): path.stat().st_size
+        for path in sorted(directory.rglob("[!.]*"))
+        if path.is_file()
+    }
+    name = next((name for name in _MANIFESTS if name in files), "")
+    if name:
+        fields = json.loads((directory / name).read_text(encoding="utf-8"))
+        del files[name]
+    else:
+        described = {path: one for path, one in describe_files(directory).items() if path in files}
+        name, fields = schema.MANIFEST, vars(schema.Manifest(_PLAIN, "", {}, {}, described))
+    folder = f"run-{secrets.token_hex(8)}"
+    text = json.dumps(fields | {_FOLDER: folder}, indent=2, sort_keys=True, ensure_ascii=False)
+    with _writing(destination) as (store, root):
+        before = []
+        with contextlib.suppress(FileNotFoundError):
+            paths = store.ls(root, detail=False)
+            before = [path for path in paths if _RUN.fullmatch(path.rpartition("/")[2])]
+        try:
+            places = [f"{root}/{folder}/{path}" for path in files]
+            store.put([str(directory / path) for path in files], places, batch_size=_AT_ONCE)
+            there = store.find(f"{root}/{folder}", detail=True)
+            if sorted(one["size"] for one in there.values()) != sorted(files.values()):
+                raise ValueError(f"another run has written {destination} meanwhile; run it again.")
+            mode = "create" if new else "overwrite"
+            store.pipe_file(f"{root}/{name}", text.encode(), mode=mode)
+        except Exception:
+            committed = None
+            with contextlib.suppress(Exception):  # the PUT may have been taken all the same
+                committed = (_find_manifest(destination) or {}).get(_FOLDER) == folder
+                if not committed:
+                    store.rm(f"{root}/{folder}", recursive=True)
+            if not committed:
+                raise
+        other = [f"{root}/{other}" for other in _MANIFESTS if other != name]
+        for path in [*before, *(path for path in other if store.exists(path))]:
+            store.rm(path, recursive=True)
+
+
+def local_copy(source: str) -> Path:
+    """A copy of a directory of a store in the cache, made where its content is not there yet.
+
+    Raises:
+      ValueError: there is no manifest, the files are not what it says, or the store fails.
+    """
+    damage = ""
+    for _ in range(3):
+        manifest = _find_manifest(source)
+        if manifest is None:
+            raise ValueError(f"{source} holds nothing finished: there is no {schema.MANIFEST}.")
+        folder = manifest.pop(_FOLDER, "")
+        text = json.dumps(manifest, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        place = cache_directory("copies", _digest(text))
+        if place.exists():
+            return place
+        with made_aside(place) as aside:
+            if place.exists():  # made by another process, for which this one waited
+                return place
+            _log.info("Copying %s to %s.", source, place)
+            try:
+                _download(source, folder, aside)
+                _check(aside, manifest["files"])
+            except FileNotFoundError as error:  # damaged, or replaced while we read
+                damage = str(error)
+                continue
+            if manifest["kind"] != _PLAIN:
+                (aside / schema.manifest_name(manifest["kind"])).write_text(text, encoding="utf-8")
+            os.rename(aside, place)
+            return place
+    raise ValueError(f"{source} is not what its manifest says; make it again. {damage}")
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _download(source: str, folder: str, aside: Path) -> None:
+    with asking_store(source):
+        store, root = store_of(f"{source.rstrip('/')}/{folder}".rstrip("/"))
+        names = [path.removeprefix(f"{root}/") for path in store.find(root)]
+        names = [n for n in names if n not in _MANIFESTS and ".." not in n.split("/")]
+        places = [str(aside / name) for name in names]
+        store.get([f"{root}/{name}" for name in names], places, batch_size=_AT_ONCE)
+
+
+def _check(directory: Path, described: dict[str, dict[str, Any]]) -> None:
+    """As `check_files`, but what is not there is a FileNotFoundError."""
+    try:
+        check_files(directory, described, content=True)
+    except ValueError as error:
+        raise FileNotFoundError(str(error)) from error
+
+
+@contextlib.contextmanager
+def _writing(place: str) -> Iterator[tuple[Any, str]]:
+    """The file system of a place to write to, and the place in it."""
+    with asking_store(place):
+        store, root = store_of(place.rstrip("/"))
+        bucket = root.partition("/")[0]
+        if not root.partition("/")[2] or not store.exists(bucket):
+            raise ValueError(f"{place} must be a place in a bucket that exists: check the name.")
+        yield store, root
+
+
+def _find_manifest(place: str) -> dict[str, Any] | None:
+    """What the manifest of a place in a store says; None without one."""
+    for name in _MANIFESTS:
+        path = f"{place.rstrip('/')}/{name}"
+        with contextlib.suppress(FileNotFoundError), asking_store(path):
+            store, key = store_of(path)
+            content = store.cat_file(key)
+            with contextlib.suppress(json.JSONDecodeError):
+                manifest = json.loads(content)
+                if isinstance(manifest, dict) and {"kind", "files"} <= manifest.keys():
+                    return manifest
+            raise ValueError(f"{path} is not a manifest of twotower; choose another place.")
+    return None

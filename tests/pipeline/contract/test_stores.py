@@ -1,0 +1,265 @@
+"""Outputs in a store are whole or absent, and read by a checked copy; against a real S3 server."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+from object_store import SECRET, gate_before, running_store
+from prepared import digest
+
+import twotower
+from pipeline.contract import schema, stores
+from pipeline.contract.bundle import write_bundle
+
+pytestmark = pytest.mark.long
+PLACE = "s3://data/bundle"
+
+
+@pytest.fixture(scope="module")
+def server():
+    """A gate before a store with a bucket `data`, and a client of it."""
+    with (
+        running_store() as environment,
+        gate_before(environment) as (gate, gated),
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        for name, value in gated.items():
+            patch.setenv(name, value)
+        fsspec.filesystem("s3").clear_instance_cache()
+        client = fsspec.filesystem("s3", use_listings_cache=False)
+        client.mkdir("data")
+        yield gate, client
+
+
+@pytest.fixture
+def gate(server):
+    gate, client = server
+    gate.judge = lambda method, path: 0
+    if paths := client.find("data"):
+        client.rm(paths)
+    return gate
+
+
+@pytest.fixture
+def store(gate, server, tmp_path, monkeypatch):
+    """A client of the empty bucket; the cache is empty, too."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return server[1]
+
+
+def bundle(place, value):
+    """A finished directory; its vectors hold the value."""
+    return write_bundle(place, np.full((2, 2), value), ["a", "b"])
+
+
+def value_at(place):
+    return float(np.load(stores.local_copy(place) / schema.BUNDLE_VECTORS)[0, 0])
+
+
+def folders(store, root="data/bundle"):
+    return [path for path in store.ls(root) if "/run-" in path]
+
+
+def test_a_copy_has_the_bytes_of_what_was_uploaded(store, tmp_path):
+    made = bundle(tmp_path / "made", 1)
+    (made / "inner").mkdir()
+    (made / "inner" / "empty").touch()
+    stores.upload(made, PLACE)
+    copy = stores.local_copy(PLACE)
+    assert digest(copy) == digest(made)
+    assert copy.is_relative_to(tmp_path / "cache")
+
+
+def test_a_second_upload_replaces_the_first_and_removes_it(store, tmp_path):
+    for value in (1, 2):
+        stores.upload(bundle(tmp_path / "made", value), PLACE)
+        assert value_at(PLACE) == value
+        assert len(folders(store)) == 1
+        assert len(store.ls("data/bundle")) == 2
+
+
+def test_a_copy_is_made_once(store, gate, tmp_path):
+    stores.upload(bundle(tmp_path / "made", 1), PLACE)
+    copy = stores.local_copy(PLACE)
+    gate.requests.clear()
+    assert stores.local_copy(PLACE) == copy
+    assert {method for method, _ in gate.requests} <= {"GET", "HEAD"}
+    assert {Path(path).name for _, path in gate.requests} == {schema.MANIFEST}
+
+
+@pytest.mark.parametrize("fails_at", [1, 3, 4])  # a file, the last one, the manifest
+def test_a_put_that_fails_leaves_what_was_there(store, gate, tmp_path, fails_at):
+    stores.upload(bundle(tmp_path / "made", 1), PLACE)
+    puts = []
+
+    def judge(method, path):
+        puts.extend([path] if method == "PUT" else [])
+        return 403 if method == "PUT" and len(puts) >= fails_at else 0
+
+    gate.judge = judge
+    made = bundle(tmp_path / "made", 2)
+    (made / "one_more").write_text("more")
+    with pytest.raises(ValueError, match=f"{PLACE} cannot be reached") as error:
+        stores.upload(made, PLACE)
+    assert "\n" not in str(error.value)
+    assert SECRET not in str(error.value)
+    assert len(puts) >= fails_at
+    assert value_at(PLACE) == 1
+    gate.judge = lambda method, path: 0
+    stores.upload(made, PLACE)
+    assert value_at(PLACE) == 2
+    assert len(folders(store)) == 1
+
+
+def test_a_store_that_is_slow_for_once_is_asked_again(store, gate, tmp_path):
+    answers = [503]
+    gate.judge = lambda method, path: answers.pop() if answers and method == "PUT" else 0
+    stores.upload(bundle(tmp_path / "made", 1), PLACE)
+    assert not answers
+    assert value_at(PLACE) == 1
+
+
+def test_a_reader_has_the_old_or_the_new(store, gate, tmp_path):
+    """The directory is replaced while a copy of it is under way."""
+    stores.upload(bundle(tmp_path / "made", 1), PLACE)
+    new = bundle(tmp_path / "made", 2)
+    replaced = []
+
+    def judge(method, path):
+        if method == "GET" and path.endswith(schema.BUNDLE_VECTORS) and not replaced:
+            replaced.append(path)
+            stores.upload(new, PLACE)
+        return 0
+
+    gate.judge = judge
+    assert value_at(PLACE) == 2
+    assert replaced
+
+
+def test_damage_is_found(store, tmp_path):
+    stores.upload(bundle(tmp_path / "made", 1), PLACE)
+    [path] = store.glob(f"data/bundle/run-*/{schema.BUNDLE_VECTORS}")
+    store.pipe(path, store.cat(path)[:-1] + b"x")
+    with pytest.raises(ValueError, match=f"{PLACE} is not what its manifest says"):
+        stores.local_copy(PLACE)
+    assert list((tmp_path / "cache").rglob("*.npy")) == []
+
+
+def test_files_that_people_copied_are_read_as_they_are(store, tmp_path):
+    made = bundle(tmp_path / "made", 3)
+    store.put(str(made), PLACE, recursive=True)
+    assert digest(stores.local_copy(PLACE)) == digest(made)
+
+
+def test_of_two_new_ones_one_is_first(store, tmp_path):
+    stores.upload(bundle(tmp_path / "made", 1), PLACE, new=True)
+    with pytest.raises(FileExistsError):
+        stores.upload(bundle(tmp_path / "made", 2), PLACE, new=True)
+    assert value_at(PLACE) == 1
+    assert len(folders(store)) == 1
+
+
+def test_nothing_of_others_is_removed(store, tmp_path):
+    store.pipe("data/bundle/notes.txt", b"mine")
+    store.pipe("data/bundle/run-away/notes.txt", b"mine")
+    for value in (1, 2):
+        stores.upload(bundle(tmp_path / "made", value), PLACE)
+    assert store.cat("data/bundle/notes.txt") == b"mine"
+    assert store.exists("data/bundle/run-away/notes.txt")
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("s3://data", "a place in a bucket that exists"),
+        ("s3://nowhere/bundle", "a place in a bucket that exists"),
+        (f"s3://key:{SECRET}@data/bundle", "holds credentials"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_one_line(store, tmp_path, place, message):
+    with pytest.raises(ValueError, match=message) as error:
+        stores.upload(bundle(tmp_path / "made", 1), place)
+    assert SECRET not in str(error.value)
+
+
+def test_what_is_no_manifest_of_ours_is_refused(store):
+    for content in (b"{", b"[]", b'{"name": "web app"}'):
+        store.pipe("data/site/manifest.json", content)
+        with pytest.raises(ValueError, match="not a manifest of twotower"):
+            stores.local_copy("s3://data/site")
+    with pytest.raises(ValueError, match="holds nothing finished"):
+        stores.local_copy("s3://data/empty")
+
+
+def log_in(directory, rows=400):
+    """A log of two files."""
+    directory.mkdir()
+    for part in range(2):
+        lines = [f"u{n % 37},i{n % 23}" for n in range(part, rows, 2)]
+        (directory / f"{part}.csv").write_text("\n".join(["user_id,item_id", *lines]))
+    return str(directory)
+
+
+@pytest.mark.parametrize("command", ["prepare", "frequencies"])
+def test_an_output_in_a_store_is_that_of_the_disk(store, tmp_path, capsys, command):
+    source, output = log_in(tmp_path / "log"), "s3://data/out"
+    assert twotower.main([command, "--source", source, "--output", str(tmp_path / "out")]) == 0
+    arguments = [command, "--source", source, "--output", output]
+    assert twotower.main(arguments) == 0
+    assert digest(stores.local_copy(output)) == digest(tmp_path / "out")
+    assert SECRET not in "".join(store.cat(path).decode() for path in store.glob("data/out/*.json"))
+    assert twotower.main(arguments) == 2
+    assert f"{output} already exists" in capsys.readouterr().err
+    assert twotower.main([*arguments, "--overwrite"]) == 0
+    assert digest(stores.local_copy(output)) == digest(tmp_path / "out")
+    assert len(folders(store, "data/out")) == 1
+    assert list((tmp_path / "cache/twotower/outputs").iterdir()) == []
+
+
+def test_bad_rows_of_an_output_in_a_store_are_kept_here(store, tmp_path, capsys):
+    (tmp_path / "log.csv").write_text("user_id,item_id\n,i\nu,i\n")
+    arguments = ["--source", str(tmp_path / "log.csv"), "--output", "s3://data/out"]
+    assert twotower.main(["prepare", *arguments]) == 2
+    kept = capsys.readouterr().err.partition("all of them are in ")[2].partition(",")[0]
+    assert Path(kept).read_text().count("\n") == 1
+    assert store.find("data/out") == []
+
+
+def test_a_preparation_that_is_killed_while_it_uploads_leaves_the_old_one(store, gate, tmp_path):
+    source, output = log_in(tmp_path / "log"), "s3://data/out"
+    arguments = ["prepare", "--source", source, "--output", output]
+    assert twotower.main(arguments) == 0
+    before = digest(stores.local_copy(output))
+    puts, held, is_killed = [], threading.Event(), threading.Event()
+
+    def judge(method, path):
+        puts.extend([path] if method == "PUT" else [])
+        if len(puts) > 5:
+            held.set()
+            is_killed.wait(60)
+            return 403
+        return 0
+
+    gate.judge = judge
+    script = "import sys, twotower; sys.exit(twotower.main())"
+    again = [*arguments, "--overwrite", "--seed", "11"]
+    job = subprocess.Popen([sys.executable, "-c", script, *again], start_new_session=True)
+    try:
+        assert held.wait(120)
+    finally:
+        os.killpg(job.pid, signal.SIGKILL)
+        job.wait()
+        is_killed.set()
+    gate.judge = lambda method, path: 0
+    assert len(folders(store, "data/out")) == 2  # the finished one, and what was left
+    assert digest(stores.local_copy(output)) == before
+    assert twotower.main(again) == 0
+    assert digest(stores.local_copy(output)) != before
+    assert len(folders(store, "data/out")) == 1
+    assert list((tmp_path / "cache/twotower/outputs").iterdir()) == []
