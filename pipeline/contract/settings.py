@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import difflib
 from collections.abc import Callable, Iterable
+from numbers import Real
 from typing import Any
 
 RULES: dict[str, Callable[[Any], bool]] = {  # as an error says it → whether a value keeps it
@@ -46,6 +47,8 @@ def require_all(settings: Any, rule: str, *names: str) -> None:
     """
     for name in names:
         value = getattr(settings, name)
+        is_number = rule == "must be given" or isinstance(value, Real)
+        require(is_number, name, "must be a number", value)
         require(RULES[rule](value), name, rule, value)
 
 

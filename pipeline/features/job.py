@@ -143,6 +143,11 @@ def _check_joined(table: Table, ids: int, train_rows: int, staging: Staging) -> 
             f"{table.config.source} has rows for the id {min(conflicts)!r} that differ; keep one "
             f"row an id in {table.flag}."
         )
+    if counts["joined"] == 0:
+        raise ValueError(
+            f"no id of {table.config.source} is in the log: is {table.flag}_id the column of its "
+            "ids, and are they written as in the log?"
+        )
     check_sum(where, counts["read"], counts, ("bad", "duplicates", "joined", "cold"))
     check_sum(where, ids, counts, ["ids"], "ids")
     check_sum(where, train_rows, counts, ["train"], "train rows")

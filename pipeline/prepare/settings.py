@@ -66,7 +66,7 @@ class PrepareConfig(SourceConfig):
             self.kinds_of(side)
             for name in (f"{word}_features_id", f"{word}_feature_kinds"):
                 if getattr(self, name) and not getattr(self, f"{word}_features"):
-                    raise ValueError(f"--{name} needs --{word}_features, the table it speaks of.")
+                    raise ValueError(f"{name} needs {word}_features, the table it speaks of.")
 
     @property
     def needs_timestamps(self) -> bool:

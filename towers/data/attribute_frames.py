@@ -21,7 +21,13 @@ if TYPE_CHECKING:
 
 
 def check_columns(df: pd.DataFrame, what: str, *columns: str | None) -> None:
-    """Raises ValueError where `what` does not have a column; None stands for no column."""
+    """Raises ValueError where `what` is not a frame with such columns; None stands for none."""
+    if not hasattr(df, "iloc") or not hasattr(df, "columns"):
+        remedy = "read a file by pd.read_csv, and what was prepared by towers.open_data"
+        raise ValueError(f"{what} must be one of pandas, got {type(df).__name__}: {remedy}.")
+    if not df.columns.is_unique:
+        name = df.columns[df.columns.duplicated()][0]
+        raise ValueError(f"{what} must have one column {name!r}, got several: drop the others.")
     for column in columns:
         if column is not None and column not in df.columns:
             hint = ": make one of the index by reset_index()" if df.index.name == column else ""
@@ -63,6 +69,12 @@ def features_of(
         name = raw[repeated[0]].decode()
         raise ValueError(f"{what} must have one row an id, got {name!r} twice: drop one of them.")
     places, known = find_ids(vocabulary.fingerprints, prints)
+    if not known.any():
+        theirs = vocabulary.raw_ids[0].as_py()
+        raise ValueError(
+            f"{what} must have ids of the log, such as {theirs!r}, got none, but such as "
+            f"{ids[0].as_py()!r}: name or convert the column."
+        )
     cold = np.flatnonzero(~np.isin(prints, vocabulary.fingerprints))
     cold = cold[np.argsort(ids.take(pa.array(cold)).to_numpy(zero_copy_only=False), kind="stable")]
     specs, texts = [], {}

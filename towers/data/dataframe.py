@@ -78,6 +78,10 @@ def from_dataframe(
     """
     if (rating is None) != (rating_threshold is None):
         raise ValueError("rating and rating_threshold need each other: give both, or none.")
+    for given in (user_feature_kinds, item_feature_kinds):
+        if not isinstance(given, Mapping | None):
+            got = f"got {given!r}: give a dict such as {{'title': 'text'}}"
+            raise ValueError(f"feature_kinds must go by the names of columns, {got}.")
     kinds: dict[str, Any] = {
         f"{word}_feature_kinds": tuple(f"{name}={kind}" for name, kind in (given or {}).items())
         for word, given in (("user", user_feature_kinds), ("item", item_feature_kinds))
@@ -190,7 +194,8 @@ def _codes_and_texts(values: pd.Series, column: str) -> tuple[np.ndarray, np.nda
     for value in distinct:
         if not isinstance(value, (str, int, np.integer)) or isinstance(value, bool):
             raise ValueError(
-                f"column {column!r} must hold text or integers, got {value!r}: convert it first."
+                f"column {column!r} must hold text or integers, got {value!r}: convert it, as "
+                "by .astype('int64')."
             )
     names = [str(value) for value in distinct]
     texts, merged = np.unique(np.array(names, object), return_inverse=True)

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -267,14 +268,18 @@ class RetrievalData:
         Returns:
           Dicts of query_id and candidate_id, int64 [B], and weight, float32 [B], if there is one.
         """
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+        if not isinstance(batch_size, Integral) or batch_size < 1:
+            raise ValueError(
+                f"batch_size must be at least 1, without decimals, got {batch_size!r}."
+            )
         if min(seed, first_step) < 0:
             raise ValueError(f"seed, first_step must be at least 0, got {seed}, {first_step}.")
         columns = self.arrays("train")
         names = (schema.QUERY_ID, schema.CANDIDATE_ID, schema.WEIGHT)
         used = {name: columns[name] for name in names if name in columns}
-        return epoch_dataset(used, batch_size, seed=seed, first_step=first_step)
+        batches = epoch_dataset(used, batch_size, seed=seed, first_step=first_step)
+        batches.of_data = self, min(batch_size, self.num_rows("train"))  # what `fit` checks
+        return batches
 
 
 def open_data(directory: str | os.PathLike[str]) -> RetrievalData:

@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
@@ -26,6 +27,7 @@ from towers.encoders.tower_pair import Tables, floats_in
 from towers.legacy_keras import tf_keras, tfrs
 from towers.model.distribution import check_strategy, cut_into_parts
 from towers.model.gradients import finite_loss, sum_gradients, worst_of
+from towers.model.memory import fit_to_memory
 from towers.model.replica_part import MeanOfAll, WholeBatch, check_alone, part_of
 from towers.model.top_k import recommend
 
@@ -78,6 +80,13 @@ class TwoTower(tfrs.Model):
         **options: Any,
     ) -> None:
         settings = {k: v for k, v in locals().items() if k not in _NOT_SETTINGS} | options
+        is_data = isinstance(data, RetrievalData)
+        require(is_data, "data", "what from_dataframe or open_data gives", type(data).__name__)
+        for name in ("dim", "seed"):
+            whole = isinstance(settings[name], Integral)
+            require(whole, name, "a number without decimals", repr(settings[name]))
+        for name in ("temperature", "init_stddev"):
+            require(isinstance(settings[name], Real), name, "a number", repr(settings[name]))
         require(dim >= 1, "dim", "at least 1", dim)
         require(temperature > 0, "temperature", "above 0", temperature)
         require(seed >= 0, "seed", "at least 0", seed)
@@ -124,8 +133,14 @@ class TwoTower(tfrs.Model):
         if jit_compile is None:
             has_gpu = bool(tf.config.list_physical_devices("GPU"))
             jit_compile = self.method.faster_with_xla or has_gpu
-        self._differentiate = tf.function(self._loss_and_gradients, jit_compile=jit_compile)
+        self._jit = jit_compile
+        self.make_step()
         self.built = True
+
+    def make_step(self) -> None:
+        """Forgets compiled steps, after a setting of the method has changed."""
+        self._differentiate = tf.function(self._loss_and_gradients, jit_compile=self._jit)
+        self.train_function = None
 
     def __repr__(self) -> str:
         shown, defaults = json.loads(self.settings), inspect.signature(TwoTower).parameters
@@ -279,10 +294,26 @@ class TwoTower(tfrs.Model):
         On several replicas a `tf.data.Dataset` holds joined batches, which are cut into parts.
 
         Raises:
-          ValueError: on several replicas, the length of such a data set is not known.
+          ValueError: it is given no batches, those of other data, or such that a step needs more
+            memory than the machine has; on several replicas, their number is not known.
         """
         callbacks = [_EndOfEpoch(), *(callbacks or ())]
         given = inspect.signature(super().fit).bind(*args, callbacks=callbacks, **kwargs).arguments
+        batches = given.get("x")
+        if (
+            given.get("y") is not None
+            or isinstance(batches, RetrievalData)
+            or hasattr(batches, "iloc")
+        ):
+            got = type(batches).__name__
+            raise ValueError(f"fit takes batches of pairs, model.fit(data.train(2048)), got {got}.")
+        data, rows = getattr(batches, "of_data", (self.data, 0))
+        if (data.num_queries, data.num_candidates) != (
+            self.data.num_queries,
+            self.data.num_candidates,
+        ):
+            raise ValueError("the model was made of other data: fit it to batches of those.")
+        fit_to_memory(self, rows, dense="Adam" in type(self.optimizer).__name__)
         if self.distribute_strategy.num_replicas_in_sync > 1:
             given = cut_into_parts(given, self.distribute_strategy)
         return super().fit(**given)

@@ -16,6 +16,7 @@ from towers.errors import MemoryIsFull
 from towers.legacy_keras import tf_keras
 from towers.metrics.held_out import FullCorpusMetrics
 from towers.model.distribution import is_chief, make_strategy, wait_for_all
+from towers.model.memory import fit_to_memory
 from towers.model.optimizers import make_optimizer, staircase_decay
 from towers.model.two_tower import TwoTower
 from towers.training.checkpoints import RunRecorder
@@ -28,7 +29,6 @@ from towers.training.failures import (
     told_when_full,
 )
 from towers.training.frequency import open_frequency
-from towers.training.memory import fit_to_memory
 from towers.training.run_directory import (
     CHECKPOINTS,
     LOGS,
@@ -84,7 +84,8 @@ def train(config: TrainConfig, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
         targets, rows = soft_targets(teacher, data, config.teacher_candidates), data.by_query()
     with strategy.scope():
         model = make_model(config, frequency.counted(data), targets)
-        fit_to_memory(model, config)
+        batch = min(config.batch_size, rows.num_rows("train"))
+        fit_to_memory(model, batch, dense=config.optimizer == "adam")
         frequency.start(model.method)
         _compile(config, rows, model)
         checkpoints = str(Path(config.run) / CHECKPOINTS)

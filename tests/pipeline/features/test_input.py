@@ -288,7 +288,7 @@ TABLE = b"item_id,price\na,1.5\n"
         (TABLE, "--item_feature_kinds price=number", "item_feature_kinds must be COLUMN=KIND"),
         (TABLE, "--item_feature_kinds price", "item_feature_kinds must be COLUMN=KIND"),
         (TABLE, "--item_feature_kinds price=skip", "leaves no column beside the id"),
-        (TABLE, "--user_feature_kinds price=text", "needs --user_features"),
+        (TABLE, "--user_feature_kinds price=text", "needs user_features"),
         (TABLE, "--feature_min_count 0", "feature_min_count must be at least 1"),
         (b"item_id,price\n", "", "holds no rows"),
         (b"item_id,a,a\nx,1,2\n", "", "has two columns 'a'"),

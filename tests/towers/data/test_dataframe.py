@@ -78,6 +78,8 @@ def test_does_not_depend_on_the_order_of_rows(pairs):
     ("df", "text"),
     [
         ({"user": [1], "i": [1]}, "must have a column 'u'"),
+        ("log.csv", "must be one of pandas, got str: read a file by pd.read_csv"),
+        (pd.DataFrame([[1, 2, 3]], columns=["u", "i", "u"]), "one column 'u', got several"),
         ({"u": [], "i": []}, "must have rows"),
         ({"u": [1, None], "i": [1, 2]}, "an id in every row"),
         ({"u": [1.5], "i": [1]}, "text or integers"),
@@ -85,7 +87,7 @@ def test_does_not_depend_on_the_order_of_rows(pairs):
 )
 def test_wrong_frames_are_errors(df, text):
     with pytest.raises(ValueError, match=text):
-        from_dataframe(pd.DataFrame(df), user="u", item="i")
+        from_dataframe(pd.DataFrame(df) if isinstance(df, dict) else df, user="u", item="i")
 
 
 @pytest.mark.parametrize("times", [pd.to_datetime(["2020-01-01", None]), [1.0, np.nan]])
@@ -234,7 +236,13 @@ BY_TIME = {"split": "global_time", "timestamp": "t"}
             },
             "item_features: k is not a number in row 0",
         ),
-        ({"item_feature_kinds": {"k": "text"}}, "item_feature_kinds needs --item_features"),
+        (
+            {"item_features": pd.DataFrame({"i": ["7"], "k": ["a"]})},
+            "item_features must have ids of the log, such as 'x', got none, but such as '7'",
+        ),
+        ({"item_feature_kinds": ["k=text"]}, "give a dict such as"),
+        ({"train_ratio": "0.8"}, "train_ratio must be a number, got '0.8'"),
+        ({"item_feature_kinds": {"k": "text"}}, "item_feature_kinds needs item_features"),
     ],
 )
 def test_wrong_settings_are_errors(options, text):

@@ -223,6 +223,8 @@ def test_positives_of_queries_without_rows():
 def test_wrong_arguments_are_errors(data):
     with pytest.raises(ValueError, match="split must be one of"):
         data.arrays("tset")
+    with pytest.raises(ValueError, match=r"batch_size must be at least 1, .*got 8.5"):
+        data.train(8.5)
     with pytest.raises(ValueError, match="batch_size must be at least 1"):
         data.train(0)
     with pytest.raises(ValueError, match="at least 0"):

@@ -346,6 +346,8 @@ def test_mixed_precision(data):
     ("options", "text"),
     [
         ({"dim": 0}, "dim must be at least 1"),
+        ({"dim": 8.0}, "dim must be a number without decimals, got 8.0"),
+        ({"temperature": "0.1"}, "temperature must be a number, got '0.1'"),
         ({"temperature": 0.0}, "temperature must be above 0"),
         ({"seed": -1}, "seed must be at least 0"),
         ({"init_stddev": -0.1}, "init_stddev must be at least 0"),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tensorflow as tf
 
@@ -14,8 +16,9 @@ from samplers.methods.in_batch import Mns
 from samplers.methods.method import Method
 from samplers.methods.per_query import PerQueryMethod
 from samplers.methods.resampling import Bir
-from towers.model.two_tower import TwoTower
-from towers.training.settings import TrainConfig
+
+if TYPE_CHECKING:
+    from towers.model.two_tower import TwoTower
 
 _SHARE = 0.8  # of the memory of the machine that training may take
 _SMALLEST_BLOCK = 256
@@ -25,42 +28,50 @@ _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_b
 _log = logging.getLogger(__name__)
 
 
-def fit_to_memory(model: TwoTower, config: TrainConfig) -> None:
+def fit_to_memory(model: TwoTower, rows: int, *, dense: bool) -> None:
     """Makes a step fit: a method that can scores candidates block by block, with the same result.
 
     For one replica on a CPU, whose memory is known; a GPU says itself what it has not.
 
+    Args:
+      rows: B.
+      dense: whether the optimizer has moments of every row, as Adam does.
+
     Raises:
       ValueError: the step would need more memory than this machine has.
     """
-    if config.strategy != "none" or tf.config.list_physical_devices("GPU"):
+    several = model.distribute_strategy.num_replicas_in_sync > 1
+    if several or tf.config.list_physical_devices("GPU"):
         return
-    method, rows = model.method, config.batch_size
+    method, settings = model.method, json.loads(model.settings)
+    dim = settings["dim"]
     limit = _SHARE * machine_bytes()
     weights = sum(int(variable.shape.num_elements()) for variable in model.trainable_variables)
-    left = limit - 4 * weights * (5 if config.optimizer == "adam" else 3)
+    left = limit - 4 * weights * (5 if dense else 3)
     if left <= 0:
         raise ValueError(
             f"the tables of {weights:,} weights and their optimizer need more memory than the "
             f"{limit / 2**30:.1f} GiB that training may take here: lower dim, or take "
             "the optimizer adagrad."
         )
-    if (needed := step_bytes(method, rows, config.dim)) <= left:
+    if (needed := step_bytes(method, rows, dim)) <= left:
         return
     if _takes_blocks(method):
         block = 1 << 14
-        while block > _SMALLEST_BLOCK and step_bytes(method, rows, config.dim, block) > left:
+        while block > _SMALLEST_BLOCK and step_bytes(method, rows, dim, block) > left:
             block //= 2
-        if step_bytes(method, rows, config.dim, block) <= left:
+        if step_bytes(method, rows, dim, block) <= left:
             method.block_size = block
+            model.make_step()
             text = "train: a step would need %.1f GiB; candidates are scored %d at a time"
             _log.info(text, needed / 2**30, block)
             return
     smaller = max(2, int(rows * min(1.0, left / needed) / 2))
     raise ValueError(
-        f"a step of {config.method} with batch_size {rows} needs about {needed / 2**30:.1f} GiB "
-        f"beside the tables, {left / 2**30:.1f} GiB are left here: lower batch_size, such as to "
-        f"{smaller}" + (", or num_negatives." if isinstance(method, PerQueryMethod) else ".")
+        f"a step of {settings['method']} with batch_size {rows} needs about "
+        f"{needed / 2**30:.1f} GiB beside the tables, {left / 2**30:.1f} GiB are "
+        f"left here: lower batch_size, such as to {smaller}"
+        + (", or num_negatives." if isinstance(method, PerQueryMethod) else ".")
     )
 
 
