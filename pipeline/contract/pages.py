@@ -19,11 +19,23 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _SHARED = Path(__file__).with_name("templates")  # frame.html and parts.html
+# Colours that nothing else has, and what stands for them on the page, which knows light and dark.
+INK, LINE, BLUE, ORANGE, GREEN, RED = _COLOURS = [f"#01020{number}" for number in range(6)]
+_VARIABLES = ("ink", "line", "blue", "orange", "green", "red")
 _STYLE: Any = {  # of matplotlib, whose own type lists every name
     "font.size": 10,
+    "axes.axisbelow": True,
     "axes.spines.top": False,
     "axes.spines.right": False,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "grid.color": LINE,
+    "legend.frameon": False,
     "svg.fonttype": "none",  # text stays text
+    "svg.hashsalt": "page",  # ids that do not change from page to page
 }
 _WIDTH = 5.4  # inches; 389 units of the SVG, so that letters keep their size in a narrow window
 
@@ -55,21 +67,24 @@ def svg_plot(
     name: str,  # part of the ids of its elements, so that those of one page are different
     draw: Callable[[Axes], None],
     *,
-    margins: tuple[float, float, float, float],  # left, bottom, right, top: no font decides them
     height: float = 3.0,  # inches
-    style: dict[str, Any],  # settings of matplotlib beside the common ones, with `svg.hashsalt`
+    left: float = 0.13,  # margin for the names on the axis: no font decides it
+    top: float = 0.15,  # inches above the axes
 ) -> Markup:
-    """A plot of matplotlib as a `<figure>` of inline SVG; margins are shares of its size."""
+    """A plot of matplotlib as a `<figure>` of inline SVG; `left` is a share of its width.
+
+    What is drawn in `INK`, `BLUE` and so on has the colours of the page, light or dark.
+    """
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_STYLE | style)
+        matplotlib.rcParams.update(_STYLE)
         figure = Figure(figsize=(_WIDTH, height))
         FigureCanvasSVG(figure)
-        figure.subplots_adjust(*margins)
+        figure.subplots_adjust(left, 0.48 / height, 0.93, 1 - top / height)
         draw(figure.subplots())
         text = io.StringIO()
         figure.savefig(text, format="svg", metadata={"Date": None}, transparent=True)
@@ -77,6 +92,8 @@ def svg_plot(
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = svg.replace(' id="', f' id="{name}-')
     svg = re.sub(r'(href="|url\()#', rf"\g<1>#{name}-", svg)
+    for colour, variable in zip(_COLOURS, _VARIABLES, strict=True):
+        svg = svg.replace(colour, f"var(--{variable})")
     for size in ("width", "height"):
         svg = re.sub(rf'(<svg [^>]*?) {size}="[^"]*"', r"\1", svg, count=1)
     return Markup(

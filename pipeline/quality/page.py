@@ -5,7 +5,7 @@ The same numbers give the same bytes: no time, no machine and no name of a sourc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,14 +13,14 @@ import numpy as np
 from markupsafe import Markup
 
 from pipeline.contract import schema
-from pipeline.contract.pages import render, svg_plot
+from pipeline.contract.pages import BLUE, GREEN, ORANGE, RED, render, svg_plot
 from pipeline.quality.histogram import quantile_name
 from pipeline.quality.report import DROPS, span
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_SIDES = {"query": ("users", "#2f6690"), "candidate": ("items", "#b5541c")}
+_SIDES = {"query": ("users", BLUE), "candidate": ("items", ORANGE)}
 _MAX_BARS = 125  # of the plot of days; longer times share bars
 
 
@@ -70,7 +70,7 @@ def plot_degrees(bins: list[dict[str, Any]], side: str) -> Markup:
         axes.set_ylabel(noun)
         _thousands(axes)
 
-    return _figure(f"How many rows {noun} have", noun, draw)
+    return svg_plot(f"How many rows {noun} have", noun, draw)
 
 
 def plot_concentration(quality: dict[str, Any]) -> Markup:
@@ -94,10 +94,10 @@ def plot_concentration(quality: dict[str, Any]) -> Markup:
         axes.set_ylim(0, 104)
         axes.set_xlabel("top share of the users or items, by their rows")
         axes.set_ylabel("share of the rows")
-        axes.legend(frameon=False)
-        axes.grid(alpha=0.3)
+        axes.legend()
+        axes.grid()
 
-    return _figure("Concentration", "concentration", draw)
+    return svg_plot("Concentration", "concentration", draw, left=0.16)
 
 
 def plot_days(rows: dict[str, int]) -> Markup:
@@ -110,9 +110,9 @@ def plot_days(rows: dict[str, int]) -> Markup:
 
     def draw(axes: Axes) -> None:
         places = np.arange(len(sums))
-        axes.bar(places, sums, 0.9, color="#4d7c5a", linewidth=0)
+        axes.bar(places, sums, 0.9, color=GREEN, linewidth=0)
         for place in places[sums == 0]:
-            axes.axvspan(place - 0.5, place + 0.5, color="#e8b4b0", linewidth=0)
+            axes.axvspan(place - 0.5, place + 0.5, color=RED, alpha=0.4, linewidth=0)
         ticks = np.unique(np.linspace(0, len(sums) - 1, 4).astype(int))
         axes.set_xticks(ticks, [str(known[0] + tick * width) for tick in ticks])
         labels = axes.get_xticklabels()
@@ -123,12 +123,8 @@ def plot_days(rows: dict[str, int]) -> Markup:
         _thousands(axes)
 
     title = "Good rows by day" if width == 1 else f"Good rows, {width} days a bar"
-    return _figure(f"{title}; red: none", "days", draw)
-
-
-def _figure(title: str, name: str, draw: Callable[[Axes], None]) -> Markup:
-    style = {"svg.hashsalt": "quality"}
-    return svg_plot(title, name, draw, margins=(0.15, 0.17, 0.96, 0.94), style=style)
+    gaps = "; red: days without rows" if 0 in sums else ""
+    return svg_plot(title + gaps, "days", draw)
 
 
 def _thousands(axes: Axes) -> None:

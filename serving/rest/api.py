@@ -20,6 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
+from pipeline.contract.pages import render
 from serving.errors import InvalidRequest
 from serving.rest import codec, openapi
 from serving.rest.guard import Bodies, error_answer, guarded, refusal, unless_gone, whole_number
@@ -33,7 +34,7 @@ from serving.runtime.signature import Signature
 
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 CHOICES = ("", "/versions/{version:number}", "/labels/{label:name}")  # of the version that answers
-PAGES = {"/": "explorer.html", "/docs": "openapi.html"}  # files beside this one
+PAGES = {"/": "explorer.html", "/docs": "openapi.html"}  # templates
 
 _MAX_LISTED = 1000  # ids in one answer
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -232,7 +233,7 @@ def _page(name: str) -> Endpoint:
 
     Its policy lets it run its own script and style, and ask its own server.
     """
-    page = Path(__file__).with_name(name).read_text(encoding="utf-8")
+    page = render(Path(__file__).with_name("templates") / name)
     rules = ["default-src 'none'", "connect-src 'self'", "img-src data:", "base-uri 'none'"]
     rules += ["form-action 'none'", "frame-ancestors 'none'"]
     for tag in ("script", "style"):

@@ -31,10 +31,10 @@ _BASELINE = "ssl_pop"  # whose step costs are compared with
 def audit(config: AuditConfig) -> dict[str, Any]:
     """Compares the gradients of methods with that of the full softmax, on frozen embeddings.
 
-    Writes audit.json, audit.md and audit.png, and prints the table.
+    Writes audit.json and audit.html, and prints the table.
 
     Returns:
-      {"k", "target", "method": of the run, "batches", "full_softmax_buckets", "ranks",
+      {"run", "k", "target", "method": of the run, "batches", "full_softmax_buckets", "ranks",
       "methods": {label: measures with errors (see `measures.summarize`), "buckets",
       "mass_by_rank", "seconds", "cost_ratio", "state"}, "left_out": {label: reason}}.
 
@@ -59,6 +59,7 @@ def audit(config: AuditConfig) -> dict[str, Any]:
         log.info("audit: %s (%d of %d)", spec.label, number + 1, len(specs))
     full = measures.full_softmax_buckets(bench.expected, bench.buckets)
     result = {
+        "run": config.run,
         "k": config.k,
         "target": bench.target._asdict(),
         "method": bench.trained.method,

@@ -15,7 +15,7 @@ class AuditConfig:
 
     data: str = ""  # directory that `twotower prepare` made
     run: str = ""  # directory of the trained run, whose embeddings stay as they are
-    output: str = ""  # directory for audit.json, audit.md and audit.png; none: RUN/audit
+    output: str = ""  # directory for audit.json and audit.html; none: RUN/audit
     # what to audit, as name or name:option=value,...; none: all, and dns_mn and softmax_v with
     # options for k
     methods: tuple[str, ...] = ()

@@ -13,11 +13,13 @@ from pipeline.contract.files import checksum
 from pipeline.contract.settings import require_in_corpus
 from towers.data.interactions import RetrievalData, open_data
 from towers.evaluation.breakdown import breakdown
+from towers.evaluation.examples import examples
 from towers.evaluation.hits_by_query import HitsByQuery
 from towers.evaluation.live import measure_live
 from towers.evaluation.settings import EvaluateConfig
 from towers.metrics.definitions import METRICS
 from towers.metrics.held_out import HeldOut, Means
+from towers.model.top_k import candidate_titles
 from towers.model.two_tower import TwoTower
 from towers.report.pages import write_report
 from towers.training.run_directory import BREAKDOWN, TRAINING, open_run, read_json, write_json
@@ -42,6 +44,7 @@ def evaluate_run(config: EvaluateConfig) -> dict[str, Any]:
     run, data = Path(config.run), open_data(config.data)
     held_out = HeldOut(data, config.split)
     require_in_corpus(config, "ks", data.num_candidates)
+    titles = candidate_titles(data, config.title_column)
     model, training = open_run(run, data)
     if training.refit:
         raise ValueError(
@@ -78,7 +81,9 @@ def evaluate_run(config: EvaluateConfig) -> dict[str, Any]:
     if by_row:
         result["by_row"] = by_row
     rankings = {"model": ranking, "popularity": by_popularity}
-    write_json(run / BREAKDOWN, breakdown(held_out, rankings, max(config.ks)))
+    groups = breakdown(held_out, rankings, max(config.ks))
+    groups["examples"] = examples(data, config.split, held_out, ranking, titles)
+    write_json(run / BREAKDOWN, groups)
     HitsByQuery(
         fingerprints=data.query_vocabulary.fingerprints[held_out.query_ids],
         train_rows=held_out.train_rows,
@@ -92,8 +97,8 @@ def evaluate_run(config: EvaluateConfig) -> dict[str, Any]:
     write_json(run / METRICS_FILE, result)
     about = f"{config.split} split, all candidates ranked; ± is a 95 % confidence interval"
     print(format_table(about, {training.method: means, "popularity": popularity}, config.ks))
-    groups = {"rows": by_row, "rows of users without train rows": by_row.get("unseen")}
-    for name, group in groups.items():
+    by_rows = {"rows": by_row, "rows of users without train rows": by_row.get("unseen")}
+    for name, group in by_rows.items():
         if group:
             about = f"\neach of {group['rows']:,} {name} by itself, from the live or stale history"
             names = ("live", "stale", "popularity")

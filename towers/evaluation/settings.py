@@ -19,6 +19,7 @@ class EvaluateConfig:
     # stale: queries as the preparation knew them; live: beside it, each row from all that the query
     # chose before it, which needs times
     history: str = "stale"
+    title_column: str = ""  # of the items' table, for the report; none: title, if it is there
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "ks", tuple(self.ks))

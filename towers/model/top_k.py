@@ -77,11 +77,23 @@ def recommend(
         schema.CANDIDATE_ID: candidates.take(pa.array(ranked[kept])).to_pylist(),
         "score": scores[kept],
     }
-    features = data.features("candidate")
-    if TITLE in [spec.name for spec in features.specs]:
-        titles = raw_values(features, (), [TITLE])[TITLE].to_pylist()
+    if titles := candidate_titles(data):
         answer[TITLE] = [titles[row] if row < len(titles) else None for row in ranked[kept]]
     return pd.DataFrame(answer)
+
+
+def candidate_titles(data: RetrievalData, column: str = "") -> list[Any]:
+    """What people call the candidates, by dense id: a column of the items' table, or None.
+
+    Without the name of a column it is `title`, and the list is empty if there is no such column.
+
+    Raises:
+      ValueError: there is no column of that name.
+    """
+    features = data.features("candidate")
+    if not column and TITLE not in [spec.name for spec in features.specs]:
+        return []
+    return raw_values(features, (), [column or TITLE])[column or TITLE].to_pylist()
 
 
 def _inputs(specs: dict[str, tf.TensorSpec], given: dict[str, Any]) -> dict[str, tf.Tensor]:

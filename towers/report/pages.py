@@ -51,6 +51,7 @@ def write_report(
     configuration = read_json(root / CONFIG)["configuration"]
     training, metrics = read_json(root / TRAINING), read_json(root / METRICS)
     index = json.loads(_text_of(version, "ann_report.json") or "null")
+    breakdown = read_json(root / BREAKDOWN) if (root / BREAKDOWN).is_file() else {}
     defaults = default_settings().items()
     changed = {
         name: value for name, value in configuration.items() if (name, value) not in defaults
@@ -70,7 +71,8 @@ def write_report(
         training_plots=plots_by_epoch(training),
         epoch_time=seconds[len(seconds) // 2] if seconds else None,
         time=_time,
-        groups=_groups(read_json(root / BREAKDOWN)) if (root / BREAKDOWN).is_file() else None,
+        groups=_groups(breakdown) if breakdown else None,
+        examples=breakdown.get("examples"),
         index=index,
         index_plot=plot_index(index) if has_tree else "",
         manifest=schema.read_manifest(data, "prepared"),

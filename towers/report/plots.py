@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
@@ -12,23 +11,10 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from pipeline.contract.pages import svg_plot
+from pipeline.contract.pages import BLUE, GREEN, INK, ORANGE, svg_plot
 
-# Colours that nothing else has, and what stands for them on the page, which knows light and dark.
-_INK, _LINE, MODEL, OTHER, THIRD = "#010203", "#010204", "#010205", "#010206", "#010207"
-_ON_PAGE = {_INK: "ink", _LINE: "line", MODEL: "model", OTHER: "other", THIRD: "third"}
-_STYLE: dict[str, Any] = {
-    "axes.axisbelow": True,
-    "axes.edgecolor": _INK,
-    "axes.labelcolor": _INK,
-    "text.color": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "grid.color": _LINE,
-    "svg.hashsalt": "report",  # ids that do not change from page to page
-}
-_DASHED: Any = {"color": _INK, "linewidth": 0.8, "linestyle": "--"}
-_COLOURS = (MODEL, OTHER, THIRD)
+_DASHED: Any = {"color": INK, "linewidth": 0.8, "linestyle": "--"}
+_COLOURS = (BLUE, ORANGE, GREEN)
 _LINES = ("-", "--", ":")
 
 
@@ -47,19 +33,19 @@ def plots_by_epoch(training: dict[str, Any]) -> list[Markup]:
             for number, (field, note) in enumerate(lines.items(), -len(lines)):
                 values = [epoch[field] for epoch in history]
                 line = _LINES[(-1 - number) % len(_LINES)]  # the deepest is whole
-                axes.plot(epochs, values, line, marker="o", color=MODEL, markersize=3)
+                axes.plot(epochs, values, line, marker="o", color=BLUE, markersize=3)
                 end = epochs[-1], values[-1]
                 axes.annotate(note, end, (5, 0), textcoords="offset points", va="center")
             if name != "loss":
                 axes.set_ylim(bottom=0)
             if best:
                 axes.axvline(best, label="best epoch, kept", **_DASHED)
-                axes.legend(frameon=False)
+                axes.legend()
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
             axes.set(xlabel="epoch", ylabel=label)
             axes.grid()
 
-        return _figure(title, name, draw)
+        return svg_plot(title, name, draw)
 
     plots = [plot("Loss", "mean loss of the epoch", "loss", {"loss": ""})] if history else []
     for metric, pairs in itertools.groupby(cut_offs, lambda pair: pair[0]):
@@ -73,7 +59,7 @@ def plot_buckets(name: str, labels: list[str], buckets: list[dict[str, Any]], k:
     """Recall in buckets of `breakdown`, with 95 % intervals; `name` is part of the ids in it."""
 
     def draw(axes: Axes) -> None:
-        for ranking, colour, offset in (("model", MODEL, -0.2), ("popularity", OTHER, 0.2)):
+        for ranking, colour, offset in (("model", BLUE, -0.2), ("popularity", ORANGE, 0.2)):
             recalls = pd.DataFrame([bucket[ranking] for bucket in buckets], dtype=float)
             axes.barh(
                 recalls.index + offset,
@@ -81,7 +67,7 @@ def plot_buckets(name: str, labels: list[str], buckets: list[dict[str, Any]], k:
                 0.36,
                 xerr=recalls["half_width"],
                 color=colour,
-                error_kw={"ecolor": _INK, "elinewidth": 1, "capsize": 1.5},
+                error_kw={"ecolor": INK, "elinewidth": 1, "capsize": 1.5},
                 label=ranking,
             )
         axes.set_yticks(range(len(labels)), labels)
@@ -92,11 +78,11 @@ def plot_buckets(name: str, labels: list[str], buckets: list[dict[str, Any]], k:
         axes.set_xlabel(f"recall@{k}, with 95 % intervals")
         axes.grid(axis="x")
         # Above the bars, which leave no corner free.
-        axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderpad=0)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderpad=0)
 
     height = 1.15 + 0.32 * len(labels)
     title = f"Recall@{k} of the model and of popularity"
-    return _figure(title, name, draw, height=height, left=0.22, top=0.35)
+    return svg_plot(title, name, draw, height=height, left=0.22, top=0.35)
 
 
 def plot_index(report: dict[str, Any]) -> Markup:
@@ -116,9 +102,9 @@ def plot_index(report: dict[str, Any]) -> Markup:
         chosen = sweep[(sweep[names] == [scann[name] for name in names]).all(axis=1)]
         label = f"chosen: {scann['recall']:.3f} on other queries"
         axes.plot(
-            chosen["recall"], chosen["batch_ms"], "*", color=_INK, ms=13, zorder=3, label=label
+            chosen["recall"], chosen["batch_ms"], "*", color=INK, ms=13, zorder=3, label=label
         )
-        axes.axhline(report["exact"]["batch_ms"], color=_INK, linestyle=":", label="exact search")
+        axes.axhline(report["exact"]["batch_ms"], color=INK, linestyle=":", label="exact search")
         axes.axvline(report["target_recall"], label="promised recall", **_DASHED)
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
@@ -126,9 +112,9 @@ def plot_index(report: dict[str, Any]) -> Markup:
         axes.set_xlabel(f"recall of the exact top {report['at']}")
         axes.set_ylabel("milliseconds a batch")
         axes.grid()
-        axes.legend(frameon=False, fontsize=9)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderpad=0, fontsize=9)
 
-    return _figure("Recall and latency of the index", "index", draw, height=3.4)
+    return svg_plot("Recall and latency of the index", "index", draw, height=3.9, top=0.75)
 
 
 def plot_differences(metric: str, rows: list[dict[str, Any]]) -> Markup:
@@ -137,9 +123,9 @@ def plot_differences(metric: str, rows: list[dict[str, Any]]) -> Markup:
 
     def draw(axes: Axes) -> None:
         table = pd.DataFrame(others)
-        style: Any = {"fmt": "o", "color": MODEL, "capsize": 3}
+        style: Any = {"fmt": "o", "color": BLUE, "capsize": 3}
         axes.errorbar(table["difference"], table.index, xerr=table["half_width"], **style)
-        axes.axvline(0, color=_INK, linewidth=1)
+        axes.axvline(0, color=INK, linewidth=1)
         axes.set_yticks(range(len(others)), [_shortened(row["run"]) for row in others])
         axes.set_ylim(len(others) - 0.5, -0.5)
         axes.locator_params(axis="x", nbins=5)
@@ -147,26 +133,9 @@ def plot_differences(metric: str, rows: list[dict[str, Any]]) -> Markup:
         axes.grid(axis="x")
 
     name, height = f"difference-{metric.replace('@', '-')}", 1.0 + 0.35 * len(others)
-    return _figure(f"Difference to {first['run']}", name, draw, height=height, left=0.3)
+    return svg_plot(f"Difference to {first['run']}", name, draw, height=height, left=0.3)
 
 
 def _shortened(name: str) -> str:
     """A name that fits beside a plot; between dollars it would be a formula to matplotlib."""
     return (name if len(name) <= 18 else "…" + name[-17:]).replace("$", r"\$")
-
-
-def _figure(
-    title: str,
-    name: str,
-    draw: Callable[[Axes], None],
-    *,
-    height: float = 3.0,
-    left: float = 0.13,
-    top: float = 0.15,
-) -> Markup:
-    """A plot; `left` is a share of the width, `height` and `top` (above the axes) are inches."""
-    margins = left, 0.48 / height, 0.93, 1 - top / height
-    svg = svg_plot(title, name, draw, margins=margins, height=height, style=_STYLE)
-    for colour, variable in _ON_PAGE.items():
-        svg = svg.replace(colour, f"var(--{variable})")
-    return svg

@@ -1,9 +1,8 @@
-"""What a study leaves for people: trials.json, a table, a picture, the best trial's command."""
+"""What a study leaves for people: trials.json, a page, the best trial's command."""
 
 from __future__ import annotations
 
 import logging
-import math
 import shlex
 from pathlib import Path
 from typing import Any
@@ -11,26 +10,28 @@ from typing import Any
 import numpy as np
 import optuna
 import pandas as pd
-from matplotlib.figure import Figure
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
-from pipeline.contract.files import write_atomically, written_aside
+from pipeline.contract.files import write_atomically
 from pipeline.contract.flags import as_flags
-from pipeline.contract.pages import render
+from pipeline.contract.pages import BLUE, INK, ORANGE, render, svg_plot
 from towers.training.run_directory import changed_settings, write_json
 from towers.tune.settings import TuneConfig
 from towers.tune.space import Space, train_config
 
 log = logging.getLogger(__name__)
 
-RECORD, TABLE, PLOT = REPORTS = ("trials.json", "trials.md", "tune.png")
+RECORD, PAGE = REPORTS = ("trials.json", "tune.html")
 TRIALS = "trials"  # run directories: that of the best trial, and of one that is not finished
 _STATES = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running"}
-_COLOURS = {"complete": "tab:blue", "pruned": "tab:orange"}
-_TEMPLATE = Path(__file__).with_name("templates") / "trials.md.jinja"
+_COLOURS = {"complete": BLUE, "pruned": ORANGE}
+_TEMPLATE = Path(__file__).with_name("templates") / "tune.html"
 
 
 def write_reports(config: TuneConfig, study: optuna.Study, space: Space) -> dict[str, Any]:
-    """Writes trials.json and trials.md, as far as the study is.
+    """Writes trials.json and tune.html, as far as the study is.
 
     Returns:
       {"metric", "method", "space", "trials": by number, "best": where a trial is complete}.
@@ -54,8 +55,10 @@ def write_reports(config: TuneConfig, study: optuna.Study, space: Space) -> dict
             "command": shlex.join(["twotower", "train", *as_flags(changed_settings(settings))]),
         }
     write_json(output / RECORD, result)
-    page = render(_TEMPLATE, **(result | {"trials": ranked}), short=_short)
-    write_atomically(output / TABLE, page)
+    title = f"Search of settings: {config.method}"
+    values = result | {"trials": ranked, "best": result.get("best")}
+    page = render(_TEMPLATE, title=title, plots=plots(result), short=_short, **values)
+    write_atomically(output / PAGE, page)
     return result
 
 
@@ -96,8 +99,8 @@ def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value).lower()
 
 
-def draw(result: dict[str, Any], output: str) -> None:
-    """tune.png: the value of each trial by its number, with the best so far, and by each knob."""
+def plots(result: dict[str, Any]) -> list[Markup]:
+    """The value of each trial by its number, with the best so far, and by each knob."""
     panels = {"number": ["linear"]} | result["space"]
     rows = []
     for trial in result["trials"]:
@@ -107,10 +110,27 @@ def draw(result: dict[str, Any], output: str) -> None:
         }
         rows.append(trial | places)
     trials = pd.DataFrame(rows, columns=[*panels, "state", "value"])
-    num_rows = math.ceil(len(panels) / 3)
-    figure = Figure(figsize=(12, 3.2 * num_rows), layout="constrained")
-    grid = figure.subplots(num_rows, 3, sharey=True, squeeze=False)
-    for axes, (name, (kind, *choices)) in zip(grid.flat, panels.items(), strict=False):
+    values = trials["value"].dropna().astype(float)
+    if values.empty:
+        return []
+    margin = 0.08 * (values.max() - values.min()) or 0.01
+    ends = values.min() - margin, values.max() + margin  # one axis of values for all plots
+    return [
+        _plot(result["metric"], trials, ends, name, *panel)
+        for name, panel in panels.items()
+        if trials[name].notna().any()
+    ]
+
+
+def _plot(
+    metric: str,
+    trials: pd.DataFrame,
+    ends: tuple[float, float],
+    name: str,
+    kind: str,
+    *choices: Any,
+) -> Markup:
+    def draw(axes: Axes) -> None:
         if kind == "choice":  # at equal distances, in this order
             axes.xaxis.update_units([_short(choice) for choice in choices])
             axes.margins(x=0.2)
@@ -119,18 +139,19 @@ def draw(result: dict[str, Any], output: str) -> None:
             axes.set_xscale("log")
             axes.set_xticks(marks, [_short(mark) for mark in marks])
             axes.minorticks_off()
+        if kind != "choice" and choices:
+            axes.set_xlim(*choices)
         for state, colour in _COLOURS.items():
             points = trials[trials["state"] == state]
-            axes.scatter(points[name], points["value"], s=18, color=colour, label=state)
-        axes.set_xlabel("trial" if name == "number" else name)
-        axes.grid(alpha=0.3)
-    for axes in grid.flat[len(panels) :]:
-        axes.remove()
-    best = trials["value"].where(trials["state"] == "complete").cummax().ffill()
-    grid[0, 0].step(trials["number"], best, where="post", color="black", label="best so far")
-    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside upper right", ncols=3)
-    figure.suptitle(f"{result['method']}, validation split")
-    for axes in grid[:, 0]:
-        axes.set_ylabel(result["metric"])
-    with written_aside(Path(output) / PLOT) as aside:
-        figure.savefig(aside, format="png", dpi=100)
+            axes.scatter(points[name], points["value"], 18, colour, label=state, clip_on=False)
+        if name == "number":
+            best = trials["value"].where(trials["state"] == "complete").cummax().ffill()
+            axes.step(trials[name], best, where="post", color=INK, label="best so far")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderpad=0)
+        axes.set(xlabel="trial" if name == "number" else name, ylabel=f"{metric} on validation")
+        axes.set_ylim(*ends)
+        axes.grid()
+
+    title = "Trials in their order" if name == "number" else f"By {name}"
+    return svg_plot(title, name.replace(".", "-"), draw, height=2.6, left=0.16, top=0.3)

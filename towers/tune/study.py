@@ -23,7 +23,7 @@ from towers.legacy_keras import tf_keras
 from towers.metrics.held_out import HeldOut
 from towers.training.run_directory import CONFIG, TRAINING, read_json, record_settings
 from towers.training.train import train
-from towers.tune.report import REPORTS, TRIALS, as_text, draw, log_progress, write_reports
+from towers.tune.report import REPORTS, TRIALS, as_text, log_progress, write_reports
 from towers.tune.settings import TuneConfig
 from towers.tune.space import METHOD, Space, make_space, suggest, train_config
 
@@ -68,7 +68,6 @@ def tune(config: TuneConfig) -> dict[str, Any]:
         reasons = (trial["reason"] for trial in result["trials"] if trial["reason"])
         reason = next(reasons, "none was run")
         raise ValueError(f"no trial of {config.output} was finished: {reason}")
-    draw(result, config.output)
     print(f"\nThe best trial is {result['best']['number']}; to train with its settings:\n")
     print(result["best"]["command"])
     return result

@@ -4,7 +4,7 @@ import jinja2
 import matplotlib
 import pytest
 
-from pipeline.contract.pages import render, svg_plot
+from pipeline.contract.pages import BLUE, render, svg_plot
 
 
 def test_a_page_escapes_its_values(tmp_path):
@@ -31,15 +31,16 @@ def test_a_plot_is_always_the_same():
         return svg_plot(
             "a < b",
             "name",
-            lambda axes: axes.plot([1, 2], [1, 3]),
-            margins=(0.1, 0.1, 0.9, 0.9),
-            style={"svg.hashsalt": "test"},
+            lambda axes: axes.plot([1, 2], [1, 3], color=BLUE),
+            left=0.1,
         )
 
     text = plot()
     assert text.startswith('<figure><figcaption>a &lt; b</figcaption>\n<svg role="img" aria-label=')
     assert ' id="name-' in text
     assert "#name-" in text
+    assert "stroke: var(--blue)" in text  # the page knows light and dark
+    assert "#0102" not in text
     assert "width=" not in text.split(">", 4)[3]
     with matplotlib.rc_context({"font.size": 30, "svg.fonttype": "path", "axes.grid": True}):
         assert plot() == text

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pytest
+from browser import assert_file_fits, assert_shared_look
 from prepared import digest, raw_pairs
 
 import twotower
@@ -319,6 +320,7 @@ def test_the_page_stands_alone(made):
     _, _, out, manifest = made
     text = (out / "quality.html").read_text(encoding="utf-8")
     assert text == page(manifest.details["quality"])
+    assert_shared_look(text)
     assert "Attributes" not in text
     found = Elements(text)
     ids = [value for _, name, value in found.attributes if name == "id"]
@@ -332,7 +334,7 @@ def test_the_page_stands_alone(made):
         value for tag, name, value in found.attributes if (tag, name) == ("svg", "aria-label")
     }
     assert titles == {
-        "Good rows by day; red: none",
+        "Good rows by day; red: days without rows",
         "Concentration",
         "How many rows users have",
         "How many rows items have",
@@ -348,6 +350,12 @@ def test_the_page_stands_alone(made):
         assert expected in cells
     assert str(out.parent) not in text
     assert manifest.files["quality.html"]["checksum"] == checksum(out / "quality.html")
+
+
+@pytest.mark.long
+def test_the_page_fits_into_a_narrow_window(made):
+    _, _, out, _ = made
+    assert_file_fits(out / "quality.html")
 
 
 def test_a_reason_is_text_on_the_page(made):

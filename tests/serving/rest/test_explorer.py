@@ -1,13 +1,12 @@
 """The pages in headless Chromium."""
 
 import copy
-import shutil
 import threading
 
 import numpy as np
 import pytest
+from browser import assert_fits, chromium, set_width
 from running_server import running
-from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
@@ -48,18 +47,8 @@ def server(sample, write_bundle, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    binary = shutil.which("chromium") or shutil.which("chromium-browser")
-    driver = shutil.which("chromedriver")
-    if not binary or not driver:
-        pytest.skip("chromium and chromedriver are not installed here")
-    options = webdriver.ChromeOptions()
-    options.binary_location = binary
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    chromium = webdriver.Chrome(options, webdriver.ChromeService(driver))
-    yield chromium
-    chromium.quit()
+    with chromium() as browser:
+        yield browser
 
 
 class Page:
@@ -234,20 +223,16 @@ def test_mistakes_are_told(browser, server):
     assert not page["answer"].is_displayed()
 
 
-@pytest.mark.parametrize("width", [400, 1280])
-def test_nothing_is_wider_than_the_window(browser, server, width):
-    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+@pytest.mark.parametrize("width", [400, 1200])
+def test_pages_fit_into_the_window(browser, server, width):
+    set_width(browser, width)
     page = Page(browser, server.rest)
     page.ask(f"{HOSTILE}q", k="40")
-    root = "document.documentElement"
-    assert browser.execute_script(f"return {root}.scrollWidth <= {root}.clientWidth")
-    assert browser.execute_script("return innerWidth") == width
-    cut = browser.execute_script(
-        "return [...document.querySelectorAll('button, th, .figure, label')].filter("
-        "one => one.scrollWidth > one.clientWidth + 1).map(one => one.textContent)"
-    )
-    assert cut == []
+    assert_fits(browser, width)
+    browser.get(f"{server.rest}/docs")
+    WebDriverWait(browser, SECONDS).until(lambda _: browser.find_elements(By.TAG_NAME, "h2"))
+    browser.execute_script("document.querySelectorAll('details').forEach(one => one.open = true)")
+    assert_fits(browser, width)
     browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 

@@ -1,6 +1,7 @@
 """What the pages for people ask, and what they are allowed to do."""
 
 import pytest
+from browser import assert_shared_look
 
 MODEL = "/v1/models/twotower"
 
@@ -48,5 +49,6 @@ def test_a_page_may_run_its_own_script_alone(server, path):
     assert "unsafe" not in policy
     assert answer.headers["x-content-type-options"] == "nosniff"
     page = answer.body.decode()
+    assert_shared_look(page)
     for foreign in ("http://", "https://", "//cdn", "innerHTML", "@import", " src="):
         assert foreign not in page

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
+from browser import assert_file_fits, assert_shared_look
 
 import twotower
 from samplers.methods.by_name import METHODS, build
@@ -21,7 +22,7 @@ from towers.audit.measures import (
     shares_by_rank,
     summarize,
 )
-from towers.audit.report import PLOT, RECORD, TABLE
+from towers.audit.report import PAGE, RECORD
 from towers.audit.settings import AuditConfig, Spec, Target
 from towers.audit.subjects import Batches, Frozen, Subject
 from towers.data.interactions import Positives
@@ -294,11 +295,17 @@ def test_the_command_from_end_to_end(config, found):
     kl = {label: one["kl"]["value"] for label, one in found["methods"].items()}
     assert kl["correct_sfx"] < kl["ssl"] / 3  # its estimates are not those of a first step
     output = Path(config.run) / "audit"
-    page = (output / TABLE).read_text()
-    assert "| dns_mn:num_kept=1,num_negatives=9 |" in page
-    assert "# Audit for K = 5" in page
-    assert "estimates as after endless training" in page
-    assert (output / PLOT).read_bytes().startswith(b"\x89PNG")
+    page = (output / PAGE).read_text().replace("<wbr>", "")
+    assert "<td>dns_mn:num_kept=1,num_negatives=9</td>" in page
+    assert "K = 5" in page
+    assert "<td>estimates as after endless training</td>" in page
+    assert page.count("<figure>") == 3
+    assert_shared_look(page)
+
+
+@pytest.mark.long
+def test_the_page_fits_into_a_narrow_window(config, found):
+    assert_file_fits(Path(config.run) / "audit" / PAGE)
 
 
 def test_the_same_seed_gives_the_same_figures_and_no_time_one_method(config, found):

@@ -9,6 +9,7 @@ import shutil
 
 import numpy as np
 import pytest
+from browser import assert_file_fits, assert_shared_look
 
 import twotower
 from towers.data.interactions import open_data
@@ -195,6 +196,7 @@ class Cells(html.parser.HTMLParser):
 def test_the_page(runs, tmp_path):
     result = compare(CompareConfig(runs=tuple(map(str, runs)), output=str(tmp_path / "c.html")))
     text = (tmp_path / "c.html").read_text()
+    assert_shared_look(text)
     found = Cells(text)
     assert not found.tags & {"b", "script"}
     assert "svg" in found.tags
@@ -207,6 +209,12 @@ def test_the_page(runs, tmp_path):
     assert "dim" not in cells  # the same in all runs
     assert html.escape(HOSTILE) in text.split("<svg")[1]  # its dollars are no formula
     assert [path.name for path in tmp_path.iterdir()] == ["c.html"]
+
+
+@pytest.mark.long
+def test_the_page_fits_into_a_narrow_window(runs, tmp_path):
+    compare(CompareConfig(runs=tuple(map(str, runs)), output=str(tmp_path / "c.html")))
+    assert_file_fits(tmp_path / "c.html")
 
 
 def test_runs_that_cannot_be_compared(runs, tmp_path):

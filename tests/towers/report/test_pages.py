@@ -6,6 +6,7 @@ import re
 import shutil
 
 import pytest
+from browser import assert_file_fits, assert_shared_look
 
 import twotower
 from towers.evaluation.evaluate import evaluate_run
@@ -73,6 +74,7 @@ def edited(path, **values):
 def test_evaluate_writes_the_report(run, copied, prepared, data):
     text = (run / "report.html").read_text()
     page = Page(text)
+    assert_shared_look(text)
     assert not page.tags & {"script", "link", "img", "iframe"}
     without_names = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text)
     assert "//" not in re.sub(r"<!DOCTYPE[^>]*>", "", without_names)  # no address of anything
@@ -92,6 +94,9 @@ def test_evaluate_writes_the_report(run, copied, prepared, data):
         for bucket in groups[f"by_{key}"]:
             for ranking in ("model", "popularity"):
                 assert f"{bucket[ranking]['mean']:.4f}" in page.sections[heading]
+    users = {one["query_id"] for one in groups["examples"]}
+    assert len(users) == 4
+    assert all(f"user {user} " in page.sections["Examples"] for user in users)
     assert "@10" in page.sections["Training"]
     assert "loss" in page.sections["Training"]
     best = json.loads((run / "training.json").read_text())["best_epoch"]
@@ -162,6 +167,7 @@ def ann_report():
     }
 
 
+@pytest.mark.long
 def test_the_curve_of_a_version_with_a_tree(copied, prepared, tmp_path):
     (tmp_path / "ann_report.json").write_text(json.dumps(ann_report()))
     write_report(copied, prepared, tmp_path)
@@ -175,6 +181,7 @@ def test_the_curve_of_a_version_with_a_tree(copied, prepared, tmp_path):
     ):
         assert text in page.sections["Index"]
     assert "a card is written with a version" in page.sections["Model card"]
+    assert_file_fits(copied / "report.html")
 
 
 def test_names_and_options_are_text(copied, prepared, tmp_path):
@@ -192,6 +199,32 @@ def test_names_and_options_are_text(copied, prepared, tmp_path):
     assert page.sections["Model card"].count(HOSTILE) == 3
     assert HOSTILE in page.sections[""]
     assert HOSTILE.replace('"', '\\"') in page.sections["Configuration"]
+
+
+def test_examples_are_named_by_title_and_hits_stand_out(copied, prepared):
+    chosen = [{"id": f"i{n}", "title": f"tea {n}"} for n in range(2)]
+    example = {
+        "query_id": HOSTILE,
+        "chosen": chosen,
+        "num_chosen": 1234,
+        "held_out": [{"id": "i9", "title": HOSTILE}],
+        "num_held_out": 1,
+        "recommended": [
+            {"id": "i9", "title": HOSTILE, "hit": True},
+            *({"id": f"i{n}", "title": None, "hit": False} for n in range(3, 6)),
+        ],
+    }
+    edited(copied / "breakdown.json", examples=[example])
+    write_report(copied, prepared)
+    text = (copied / "report.html").read_text()
+    page = Page(text)
+    assert "img" not in page.tags
+    part = page.sections["Examples"]
+    assert part.count(HOSTILE) == 3
+    assert "the last 2 of 1,234" in part
+    assert "tea 0 i0" in part
+    assert f"1 {HOSTILE} i9 ✓ tea 0" in part
+    assert text.count('<tr class="hit">') == 1
 
 
 def test_records_that_are_behind_are_told(copied, prepared):

@@ -1,7 +1,9 @@
 """`twotower tune`: the space of every method, a study, pruning, a kill, what it leaves."""
 
 import dataclasses
+import html
 import json
+import re
 import shlex
 import shutil
 import signal
@@ -12,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import tensorflow as tf
+from browser import assert_file_fits, assert_shared_look
 
 import samplers
 import twotower
@@ -167,11 +170,16 @@ def test_a_study_from_the_command_line(config, tmp_path, capsys, caplog):
     searched = {"learning_rate", "l2", "method.num_negatives", "dim"}
     assert all(set(one["params"]) == searched for one in trials)
     assert [path.name for path in (out / "trials").iterdir()] == [f"{best['number']:04d}"]
-    rows = (out / "trials.md").read_text().splitlines()[2:]
-    values = [float(row.split("|")[2]) for row in rows if "| complete |" in row]
+    page = (out / "tune.html").read_text()
+    rows = re.findall(r"<td>(\d+\.\d+)</td><td>(\w+)</td>", page)
+    values = [float(value) for value, state in rows if state == "complete"]
     assert values == sorted(values, reverse=True)
     assert len(rows) == 2
-    assert (out / "tune.png").read_bytes().startswith(b"\x89PNG")
+    words = html.unescape(" ".join(re.findall(r"<span>(.*?)</span>", page)))
+    assert words == shlex.join(command)
+    assert page.count("<figure>") == 5  # by number, and by each of four settings
+    assert_shared_look(page)
+    assert_file_fits(out / "tune.html")
     assert f"tune: trial {best['number']} is complete after 2 epochs" in caplog.text
 
     assert command[:2] == ["twotower", "train"]
@@ -228,7 +236,7 @@ def test_a_trial_that_diverges_is_told_and_the_study_goes_on(config):
         assert one["state"] == "failed"
         assert "must be finite" in one["reason"]
         assert "\n" not in one["reason"]
-    assert others[0]["reason"] in (Path(config.output) / "trials.md").read_text()
+    assert others[0]["reason"] in html.unescape((Path(config.output) / "tune.html").read_text())
 
 
 def test_a_trial_that_fills_the_memory_is_told_and_the_study_goes_on(config, monkeypatch):
