@@ -93,11 +93,7 @@ def prepare(config: PrepareConfig, beam_arguments: list[str] | None = None) -> s
 
 
 def _judge(read: dict[str, Any], measured: Measures, config: PrepareConfig) -> dict[str, Any]:
-    """The quality of the data; completes and checks the counts in `read`.
-
-    Raises:
-      ValueError: one moment divides the rows, and no row is before or after it.
-    """
+    """The quality of the data; completes and checks `read`, or ValueError: a split is empty."""
     counts = read["counts"]
     counts |= measured.splits
     for split, side in (("train", "before"), ("test", "at or after")):

@@ -139,10 +139,7 @@ class FeatureSpec:
 
 
 def feature_specs(details: Mapping[str, Any], side: str) -> tuple[FeatureSpec, ...]:
-    """The columns of a side's feature files, in order, by the details of the manifest.
-
-    They are missing if the side has no table of attributes.
-    """
+    """The columns of a side's feature files, in order; () where it has no table of attributes."""
     columns = details.get(FEATURES, {}).get(side, {}).get("columns", ())
     return tuple(FeatureSpec(**_known_fields(FeatureSpec, column)) for column in columns)
 
@@ -194,12 +191,7 @@ def manifest_name(kind: str) -> str:
 
 
 def read_manifest(directory: str | os.PathLike[str], kind: str) -> Manifest:
-    """Reads the manifest of a directory that `kind` made.
-
-    Raises:
-      ValueError: there is no manifest, it is of another kind, or its format is newer; or the
-        directory is not a local one.
-    """
+    """Reads the manifest of a kind of directory; ValueError: missing, of another kind, or newer."""
     check_local(directory)
     path = Path(directory) / manifest_name(kind)
     if not path.is_file():  # of another kind, or of an older program

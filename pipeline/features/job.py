@@ -22,7 +22,6 @@ from pipeline.beam.options import finish, running, spread
 from pipeline.beam.staging import Staging, load_block, read_all, read_json, write_json
 from pipeline.contract import schema
 from pipeline.features import join
-from pipeline.features.columns import FeatureFiles
 from pipeline.features.encoding import Statistics, make_spec, merge
 from pipeline.features.tables import WORDS, Table, in_words_of
 from pipeline.prepare.settings import PrepareConfig
@@ -52,7 +51,7 @@ def write_features(
     specs = _specs(table, ids, staging)
     firsts = [shard.first for shard in shards]
     num_cold = -(-rows["cold"] // config.rows_per_shard)
-    files = FeatureFiles(table.side, specs, firsts, num_cold, staging.out)
+    files = join.FeatureFiles(table.side, specs, firsts, num_cold, staging.out)
     joined = sorted(map(str, staging.stage("joined").glob(f"{table.side}-*.parquet")))
     with running(staging.options) as pipeline:
         _ = (

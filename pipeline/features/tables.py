@@ -50,12 +50,7 @@ class Table(NamedTuple):
 
 
 def find_tables(config: PrepareConfig) -> dict[str, Table]:
-    """Side → its table of attributes.
-
-    Raises:
-      ValueError: a table is not there, is of no known format, lacks its id, changes its columns
-        from one file to another, or has a column of a type that has no kind.
-    """
+    """Side → its table of attributes; ValueError: a file, a column or its kind is wrong."""
     tables = {}
     for side in schema.SIDES:
         table_config = _table_config(config, side)

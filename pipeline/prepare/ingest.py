@@ -56,11 +56,8 @@ def _stage_ids(slot: int, tables: Iterable[Ids], out: dict[str, Path], partition
 def check_ingested(config: PrepareConfig, staging: Staging) -> dict[str, Any]:
     """As `check_read`, after `ingest` has run, with the counts `duplicates` and `rows`.
 
-    But `ids` are the numbers of different ids in the good rows, by side.
-
-    Raises:
-      ValueError: as `check_read`, or no row is left.
-      AccountingError: as `check_read`, or rows or ids were lost or made twice.
+    But `ids` are the numbers of different ids in the good rows, by side. ValueError, too: no row is
+    left; AccountingError: rows or ids were lost or made twice.
     """
     read, tally = check_read(config, staging), staging.stage("tally")
     counts = read["counts"] | {"duplicates": 0, "rows": 0} | add_up(tally, "distinct-*")

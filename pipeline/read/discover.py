@@ -68,11 +68,7 @@ def with_demo_columns(config: AnySource) -> AnySource:
 
 
 def find_pieces(config: SourceConfig) -> list[Piece]:
-    """Lists what there is to read and checks that every file has the columns.
-
-    Raises:
-      ValueError: the source is not there, is of no known format, lacks a column or has no rows.
-    """
+    """Lists what there is to read; ValueError: a file, its format, a column or rows are missing."""
     pieces: list[Piece] = []
     types: dict[str, tuple[str, str]] = {}  # column → its kind, and the file that says so
     if config.source.startswith("tfds:"):

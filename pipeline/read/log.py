@@ -156,9 +156,7 @@ def tallied(
 def add_tallies(staged: Path, pattern: str, pieces: int, where: str) -> dict[str, Any]:
     """The tallies of all pieces of a source, added up: a `Counter` for each of `TALLIES`.
 
-    Raises:
-      ValueError: a piece could not be read.
-      AccountingError: a piece was not read.
+    Raises ValueError where a piece could not be read, AccountingError where none read it.
     """
     tallies = read_all(staged, pattern).values()
     check_sum(f"reading {where}", pieces, {"read": len(tallies)}, unit="pieces")
@@ -238,11 +236,7 @@ def check_bad(
 ) -> None:
     """Puts the dead letters of a source, by piece, into the file `name` of the output.
 
-    `counts` are rows `read` and `bad`, `hint` says what the user may have got wrong.
-
-    Raises:
-      ValueError: too many rows are bad; their letters are in `<output>.<name>`.
-      AccountingError: a dead letter is missing.
+    Raises ValueError, with a `hint`, where too many rows are bad; their letters are kept.
     """
     path, number = staging.out / name, 0
     with open(path, "wb") as collected:

@@ -110,17 +110,12 @@ def _name_lost(home: Path, bundle: Bundle) -> None:
     for file in (newest / ADDED_BEFORE, newest / ADDED):
         added = read_raw_ids(file, schema.CANDIDATE_ID) if file.is_file() else []
         if lost := sorted(set(added).difference(bundle.candidate_ids)):
+            first = ", ".join(map(repr, lost[:3])) + (", ..." if len(lost) > 3 else "")
             _log.warning(
-                "%d candidates that were added to %s are not in this bundle: %s%s. Add them again: "
+                "%d candidates that were added to %s are not in this bundle: %s. Add them again: "
                 "twotower items --models %s --name %s --add %s, with embeddings of the new model "
                 "if they came with embeddings.",
-                len(lost),
-                newest,
-                ", ".join(map(repr, lost[:3])),
-                ", ..." if len(lost) > 3 else "",
-                home.parent,
-                home.name,
-                file,
+                *(len(lost), newest, first, home.parent, home.name, file),
             )
 
 

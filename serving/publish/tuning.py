@@ -222,18 +222,14 @@ class Sweep:
 
     def _steps(self) -> Iterator[tuple[int, int]]:
         """Leaves searched and candidates reordered; reads what came of the last one."""
-        index = self.index
+        index, steps = self.index, [round(2 ** (power / 2)) for power in range(64)]
+        leaf_counts = sorted({min(index.num_leaves, step) for step in steps})  # 1, 2, 3, 4, 6, 8, …
         for share in _REORDERED:
             recalls = [0.0]
-            for leaves in _powers(index.num_leaves):
+            for leaves in leaf_counts:
                 yield leaves, index.reordering(share)
                 last = self.settings[-1].measured
                 recalls.append(last.recall)
                 is_enough = last.recall == 1.0 or last.recall - recalls[-3:][0] < _LITTLE
                 if is_enough or last.batch_ms > _TOO_SLOW * self.fastest_ms:
                     break
-
-
-def _powers(most: int) -> list[int]:
-    """1, 2, 3, 4, 6, 8, 11, ... most: each about √2 of the last."""
-    return sorted({min(most, round(2 ** (power / 2))) for power in range(64)})

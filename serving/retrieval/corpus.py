@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache, cached_property
 from typing import Any, NamedTuple
 
@@ -164,7 +164,10 @@ class Corpus:
             excluded = np.union1d(excluded, self.candidate_rows(request.exclude))
         allowed = None if request.allow is None else self.candidate_rows(request.allow)
         if request.where:
-            fulfils = self._fulfilling(request.where)
+            conditions = self.attributes.check(request.where)
+            fulfils = self.attributes.mask(conditions)
+            if len(self.added):
+                fulfils = np.concatenate([fulfils, self._added_attributes.mask(conditions)])
             allowed = fulfils if allowed is None else allowed[fulfils[allowed]]
         ids = {*request.exclude, *(request.allow or ())}
         return FilterRows(excluded, allowed, sum(self._row(raw_id) < 0 for raw_id in ids))
@@ -190,10 +193,7 @@ class Corpus:
         return self._names[rows].tolist()
 
     def titles(self, rows: Sequence[int] | np.ndarray) -> Sequence[str]:
-        """What people call candidates, "" where it is missing; () where there is no such column.
-
-        A row may be -1, for a candidate without a title.
-        """
+        """What people call rows of candidates, "" if missing or -1; () without such a column."""
         if not self.title_column:
             return ()
         rows = np.asarray(rows, np.int64)
@@ -234,14 +234,6 @@ class Corpus:
     @cached_property
     def _added_attributes(self) -> Attributes:
         return Attributes(as_attributes(self._delta.added, self.attributes.schema))
-
-    def _fulfilling(self, where: Mapping[str, Any]) -> np.ndarray:
-        """Which rows fulfil the conditions, bool, not to be changed."""
-        conditions = self.attributes.check(where)
-        mask = self.attributes.mask(conditions)
-        if not len(self.added):
-            return mask
-        return np.concatenate([mask, self._added_attributes.mask(conditions)])
 
     def check_popularity(self) -> None:
         """Raises InvalidRequest where the version does not know which candidates are popular."""

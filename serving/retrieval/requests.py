@@ -114,11 +114,7 @@ class RetrieveResponse:
 
 
 def given_embeddings(features: Mapping[str, Any], dimensions: int) -> np.ndarray:
-    """The embeddings that a request brings, for versions without a query model: float32 [B, D].
-
-    Raises:
-      InvalidRequest: the features are not {"embedding": numbers [B, D]}, as lists or an array.
-    """
+    """The embeddings of a request, float32 [B, D]; InvalidRequest: they have another form."""
     rule = f"features must be {{'{EMBEDDING}': numbers [B, {dimensions}]}}"
     if set(features) != {EMBEDDING}:
         raise InvalidRequest(f"{rule}, got the names {[str(name)[:40] for name in features][:5]}.")

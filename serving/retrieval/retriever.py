@@ -145,10 +145,20 @@ class Retriever:
         described = [part for part in requests if part.queries is not None]
         made = {False: self.query_inputs.embed(by_id), True: self.query_inputs.embed(described)}
         embedded = [self._embedded(part, made[part.queries is not None]) for part in requests]
-        return [
-            self._respond(queries, of_index, unknown_queries)
-            for queries, of_index in zip(embedded, self._search(embedded), strict=True)
-        ]
+        outcomes: list[Outcome] = []
+        for queries, hits in zip(embedded, self._search(embedded), strict=True):
+            request, index = queries.request, self._index(queries.request.index)
+            unknown = request.unknown_queries or unknown_queries
+            try:
+                answers = results(queries, index, hits, self.corpus, unknown)
+            except ServiceError as error:
+                outcomes.append(error)
+                continue
+            response = RetrieveResponse(
+                self.version.number, index.kind, answers, queries.unknown_ids
+            )
+            outcomes.append(response)
+        return outcomes
 
     def check(self, request: RetrieveRequest) -> CheckedQueries:
         """Looks up the filters of a request; InvalidRequest: this version cannot answer it."""
@@ -229,10 +239,7 @@ class Retriever:
         return {served_model.CANDIDATE_ID: ids, served_model.SCORE: scores}
 
     def close(self) -> list[Any]:
-        """Frees what a loaded ScaNN index holds outside Python; call it after the last query.
-
-        Returns the SavedModels that no other version uses.
-        """
+        """Frees what ScaNN holds, after the last query; the SavedModels that nobody else uses."""
         self._indexes = {}
         return self._base.leave(self)
 
@@ -280,12 +287,3 @@ class Retriever:
             for place, part_hits in zip(of_index, of_parts, strict=True):
                 hits[place] = part_hits
         return hits
-
-    def _respond(self, queries: EmbeddedQueries, hits: Hits | None, unknown: str) -> Outcome:
-        index = self._index(queries.request.index)
-        choice = queries.request.unknown_queries or unknown
-        try:
-            answers = results(queries, index, hits, self.corpus, choice)
-        except ServiceError as error:
-            return error
-        return RetrieveResponse(self.version.number, index.kind, answers, queries.unknown_ids)

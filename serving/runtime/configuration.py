@@ -1,7 +1,4 @@
-"""Which models and versions are served: by the operator's file, or by a later reload.
-
-Both are TensorFlow Serving's model config.
-"""
+"""Models and versions to serve, by TensorFlow Serving's model config in a file or a reload."""
 
 from __future__ import annotations
 

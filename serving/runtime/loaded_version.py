@@ -42,11 +42,7 @@ class LoadedVersion:
     """
 
     def __init__(self, files: VersionFiles, index: str = "default") -> None:
-        """Loads a version without a problem; one without ScaNN is searched exactly.
-
-        Raises:
-          ValueError, OSError, tf.errors.OpError: it cannot be loaded.
-        """
+        """Loads a version; ValueError, OSError or tf.errors.OpError: it cannot be loaded."""
         self.number, self.path = files.number, files.path
         self.retriever: Retriever | None = None
         self._foreign: Any = None  # the SavedModel of another framework
@@ -105,12 +101,7 @@ class LoadedVersion:
         return arrays
 
     def run(self, name: str, inputs: Arrays) -> dict[str, np.ndarray]:
-        """Runs a signature on inputs that fit it; strings are object arrays of bytes.
-
-        Raises:
-          InvalidRequest: the graph refuses the values.
-          ServiceError: it fails otherwise.
-        """
+        """Runs a signature on inputs that fit it, strings as bytes; ServiceError: it fails."""
         signature = self.signatures[name]
         tensors = {
             key: tf.constant(inputs[key], spec.dtype) for key, spec in signature.inputs.items()

@@ -47,8 +47,6 @@ class ModelManager:
       configuration: which models to serve; without any, every directory with a version.
       load: the name of a model and a complete version → the version, warmed up. Whatever it
         raises is reported; the version is tried again later, and when its files change.
-      poll_seconds: time between two looks at the disk.
-      prune_versions: how many of the newest versions stay on disk; 0 for all.
       on_change: called with a model, "loaded", "failed" or "unloaded", and the seconds.
       served: what requests find.
 

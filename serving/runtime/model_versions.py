@@ -75,10 +75,7 @@ class ModelVersions:
         return [files for number in self._wanted if (files := looked_at.get(number))]
 
     def surplus(self) -> list[int]:
-        """What is served and not wanted any more; [] until all that is wanted is served.
-
-        Where no version is left on disk, that is all.
-        """
+        """What is served and not wanted, once what is wanted is served, or nothing on disk."""
         if self._deleted:
             return list(self.available)
         if not self._wanted or not self.available.keys() >= set(self._wanted):

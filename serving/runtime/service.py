@@ -120,16 +120,9 @@ class Service:
     ) -> Any:
         """Runs a signature of a version, in one batch with what others ask of it.
 
-        Args:
-          call: of which version, until when.
-          inputs: an array for each input of the signature, or a function that makes them once
-            version and signature are known (a JSON request has no dtypes); an InvalidRequest
-            that it raises is passed on. Strings are object arrays of bytes (or str).
-          signature: its name.
-          encode: makes the answer from a prediction and the deadline, which holds for it, too.
-
-        Returns:
-          A `Prediction`, or what `encode` makes of it.
+        `inputs` are an array for each input of the signature, or a function that makes them once
+        version and signature are known (a JSON request has no dtypes). Strings are object arrays of
+        bytes (or str). Returns a `Prediction`, or what `encode` makes of it before the deadline.
 
         Raises:
           InvalidRequest: the inputs do not fit the signature, or there is no such label; the

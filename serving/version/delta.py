@@ -91,7 +91,10 @@ def write_with_delta(base: Path, files: Mapping[str, Any], version: Path, delta:
     """Writes a version with its own delta; `files`, of a manifest, are linked from another one."""
     for name in files.keys() - _OF_DELTA:
         (version / name).parent.mkdir(parents=True, exist_ok=True)
-        _link(base / name, version / name)
+        try:
+            os.link(base / name, version / name)
+        except OSError:  # on another file system, or one without links
+            shutil.copyfile(base / name, version / name)
     variables = version / _VARIABLES
     os.rename(variables / _SHARD.format(0), variables / "base.data-00000-of-00001")
     shutil.copyfile(version / _BASE_INDEX, variables / "base.index")
@@ -112,13 +115,6 @@ def base_key(manifest: schema.Manifest) -> str:
     """The same for versions with the same base."""
     text = json.dumps(base_files(manifest.files), sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
-def _link(source: Path, destination: Path) -> None:
-    try:
-        os.link(source, destination)
-    except OSError:  # on another file system, or one without links
-        shutil.copyfile(source, destination)
 
 
 def _save(prefix: Path, tensors: Mapping[str, Any]) -> None:

@@ -36,10 +36,7 @@ class ExactIndex(tf.Module):
     def search(
         self, embedding: tf.Tensor, excluded: tf.Tensor | None = None
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Rows int32 [B, K] and scores float32 [B, K]; of equal scores the lower row wins.
-
-        `excluded` rows, int32 [any], have the score -inf.
-        """
+        """Rows int32 [B, K] and scores; of equal ones the lower row, `excluded` ones are -inf."""
         results = best_rows(tf.convert_to_tensor(self.vectors), embedding, self.k, excluded)
         rows, scores = (tf.ensure_shape(part, [None, self.k]) for part in results)
         return rows, scores
@@ -107,12 +104,7 @@ class ScannIndex(tf.Module):
     """
 
     def __init__(self, vectors: np.ndarray, k: int, num_leaves: int = 0) -> None:
-        """Builds the index.
-
-        Args:
-          vectors: float32 [N, D].
-          k: K, results of a search, at most N are returned.
-          num_leaves: at most N; 0 for about the square root of N.
+        """Builds the index of vectors [N, D] for K results; `num_leaves` 0 is about the root of N.
 
         Raises:
           ValueError: more leaves than candidates, or scann cannot be imported.

@@ -78,16 +78,7 @@ class QueryModel(tf.Module):
     """Raw query ids to embeddings, by the query SavedModel of a bundle."""
 
     def __init__(self, path: Path, dimensions: int) -> None:
-        """Loads it.
-
-        Args:
-          path: a SavedModel, whose signature `serving_default` takes query_id string [B] and
-            gives embedding float32 [B, D] and known bool [B].
-          dimensions: D, of the candidate vectors.
-
-        Raises:
-          ValueError: it is no SavedModel, or has another signature.
-        """
+        """Loads a SavedModel for D dimensions; ValueError: it has not the signature of a bundle."""
         super().__init__(name="query_model")
         self._dimensions = dimensions
         try:

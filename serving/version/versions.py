@@ -72,7 +72,8 @@ def find_version(models: str | Path, name: str, version: int = 0) -> Version:
     finished = {n: path for n, path in numbered.items() if (path / schema.MANIFEST).is_file()}
     if not finished:
         check_models_directory(models)
-        names = model_names(models)
+        manifests = Path(models).glob(f"*/*/{schema.MANIFEST}")
+        names = sorted({path.parents[1].name for path in manifests if path.parent.name.isdecimal()})
         hint = f"it has {', '.join(names)}: change --name, or export" if names else "make one with"
         raise ValueError(
             f"{home} holds no model version; {hint} `twotower export --models {models}"
@@ -85,12 +86,6 @@ def find_version(models: str | Path, name: str, version: int = 0) -> Version:
     manifest = schema.read_manifest(finished[number], "version")
     check_files(finished[number], manifest.files)
     return Version(number, finished[number], manifest)
-
-
-def model_names(models: str | Path) -> list[str]:
-    """The models in a directory of all models that have a finished version."""
-    manifests = Path(models).glob(f"*/*/{schema.MANIFEST}")
-    return sorted({path.parents[1].name for path in manifests if path.parent.name.isdecimal()})
 
 
 def check_models_directory(models: str | Path) -> None:
@@ -106,10 +101,7 @@ def check_models_directory(models: str | Path) -> None:
 
 
 def numbered_directories(home: Path) -> dict[int, Path]:
-    """Directories whose name is an int64, finished or not; {} where `home` is missing.
-
-    Of "7" and "007" the first is meant.
-    """
+    """Directories whose name is an int64, "7" before "007"; {} where `home` is missing."""
     if not home.is_dir():
         return {}
     return {

@@ -13,7 +13,7 @@ from attributed import make_users
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.features.columns import encode
+from pipeline.features.encoding import encode
 from pipeline.features.values import VALUE_TYPES, values_of
 from pipeline.read.cells import Checks
 from towers.data.attributes import Features, columns_of
