@@ -170,7 +170,7 @@ def test_a_promise_that_cannot_be_kept_is_refused_and_leaves_nothing(
     monkeypatch.setattr(tuning, "_MOST_REORDERED", (1.0,))
     message = (
         r"target_recall 0.99 at 20 cannot be kept: ScaNN finds 0\.[5-9]\d+ of the exact results .* "
-        "Lower --target_recall, or publish exact search alone with --noscann"
+        "Lower target_recall, or publish exact search alone: scann false"
     )
     with pytest.raises(ValueError, match=message) as error:
         publish(clustered.bundle, tmp_path, k=20, target_recall=0.99, scann_leaves=63)
