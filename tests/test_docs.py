@@ -37,8 +37,7 @@ from pipeline.contract.flags import parse, take_config_file
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-TRIED = ("frequencies", "prepare", "scale")
-PAGES = [ROOT / "docs" / f"{name}.md" for name in TRIED]
+PAGES = sorted(ROOT.glob("docs/*.md"))
 MODULES = [
     path
     for room in ("pipeline", "samplers", "serving", "towers")
@@ -48,7 +47,20 @@ MODULES = [
 # (page, how a block begins) → why it cannot run here; all else is run.
 NOT_RUN = {
     ("README.md", "git clone URL"): "clones and installs",
-    ("scale.md", "TF_CONFIG"): "needs two machines",
+    ("beam.md", 'pip install ".[prepare,s3]"'): "installs, and reads a bucket of the reader",
+    ("beam.md", 'pip install ".[prepare,dask]"'): "installs, and needs machines",
+    (
+        "beam.md",
+        "mvn -q -f tests/pipeline/cluster/pom.xml -P flink",
+    ): "needs a cluster; test_clusters.py runs it",
+    (
+        "beam.md",
+        "mvn -q -f tests/pipeline/cluster/pom.xml -P spark",
+    ): "needs a cluster; test_clusters.py runs it",
+    ("beam.md", "# needs apache-beam[gcp]"): "needs a project of Google Cloud",
+    ("scale.md", "TF_CONFIG"): "needs two machines; test_distribution_runs.py runs it on one",
+    ("serving.md", 'docker run -p 8500:8500 -p 8501:8501 -v "$PWD/models'): "needs Docker",
+    ("serving.md", 'docker run -p 8500:8500 -p 8501:8501 -v "$PWD/scann_models'): "needs Docker",
 }
 SECONDS = 900
 ASKING = 300
@@ -125,9 +137,11 @@ class Reader:
             f'exec {sys.executable} -m twotower "$@"\n'
         )
         (tools / "twotower").chmod(0o755)
+        (tools / ".curlrc").write_text("silent\nshow-error\nfail-with-body\n")
         paths = (tools, Path(sys.executable).parent, os.environ["PATH"])
         self.environment = {
             **os.environ,
+            "CURL_HOME": str(tools),
             "PATH": os.pathsep.join(map(str, paths)),
             "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
         }
