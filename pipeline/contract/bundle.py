@@ -201,7 +201,8 @@ def read_raw_ids(path: Path, name: str = schema.RAW_ID) -> list[str]:
         ids = column.cast(pa.string()).to_pylist()
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, KeyError) as error:
         raise ValueError(
-            f"{path} must be Parquet with a column {name!r} of strings: {str(error).rstrip('.')}."
+            f"{path} must be Parquet with a column {name!r} of strings, as "
+            f"DataFrame.to_parquet makes it: {str(error).rstrip('.')[:99]}."
         ) from error
     if not all(ids):
         row = next(row for row, raw_id in enumerate(ids) if not raw_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from typing import Any
 
@@ -104,6 +105,8 @@ def seconds_of(column: pa.Array, name: str, config: SourceConfig, checks: Checks
     elif "%" in config.timestamp_format:
         column = text_of(column, name, checks).cast(pa.string())
         times = pc.strptime(column, config.timestamp_format, "s", error_is_null=True)
+        no_day = _no_day(column, times, config.timestamp_format)
+        checks.fail(no_day, f"{name} is a day that no calendar has")
         column, ticks = times.cast(pa.int64()), 1
     else:
         ticks = EPOCH_UNITS[config.timestamp_format]
@@ -113,6 +116,19 @@ def seconds_of(column: pa.Array, name: str, config: SourceConfig, checks: Checks
             return np.where(np.abs(values) < 2**63, values, 0).astype(np.int64)
     checks.fail(_true(pc.is_null(column)), f"{name} is not a time")
     return column.fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64) // ticks
+
+
+def _no_day(texts: pa.Array, times: pa.Array, pattern: str) -> np.ndarray:
+    """Rows with days such as 30 February, which Arrow takes for 1 March: bool [n]."""
+    month, day = (part(times).fill_null(0).to_numpy(False) for part in (pc.month, pc.day))
+    found = np.isin(month * 100 + day, (301, 302, 303, 501, 701, 1001, 1201))  # after short months
+    for row in np.flatnonzero(found):
+        found[row] = False
+        try:
+            datetime.datetime.strptime(texts[row].as_py(), pattern)
+        except ValueError as error:  # or Python does not know the pattern
+            found[row] = "day is out of range" in str(error)
+    return found
 
 
 def _true(mask: pa.Array) -> np.ndarray:

@@ -97,6 +97,11 @@ def evaluate_run(config: EvaluateConfig) -> dict[str, Any]:
     write_json(run / METRICS_FILE, result)
     about = f"{config.split} split, all candidates ranked; ± is a 95 % confidence interval"
     print(format_table(about, {training.method: means, "popularity": popularity}, config.ks))
+    key = f"ndcg@{max(config.ks)}"
+    if means[0][key] - means[1][key] <= popularity[0][key]:
+        new, users = int((held_out.train_rows == 0).sum()), len(held_out.query_ids)
+        where = f'see "No better than popularity" in docs/evaluate.md ({new} of {users}'
+        print(f"{key} is not clearly above popularity: {where} users have no train rows)")
     by_rows = {"rows": by_row, "rows of users without train rows": by_row.get("unseen")}
     for name, group in by_rows.items():
         if group:

@@ -11,7 +11,7 @@ from prepared import raw_pairs
 import twotower
 from pipeline.job import prepare
 from pipeline.prepare.settings import PrepareConfig
-from pipeline.read.cells import Checks, ids_of
+from pipeline.read.cells import Checks, ids_of, seconds_of
 
 HEADER = b"user_id,item_id,timestamp,rating\n"
 GOOD = b"".join(b"u%d,i%d,%d,5\n" % (n % 5, n, n) for n in range(20))
@@ -84,6 +84,18 @@ def test_bad_values_in_parquet(tmp_path):
         (6, "user_id is missing"),
     ]
     assert raw_pairs(tmp_path / "out", "train") == [("a", "x")]
+
+
+def test_a_day_that_no_calendar_has_is_bad():
+    """Arrow takes 30 February for 1 March."""
+    days = ["2024-02-29", "2024-02-30", "2023-02-29", "2024-03-01", "2024-04-31", "x", None]
+    config = PrepareConfig(source="log.csv", output="out", timestamp_format="%Y-%m-%d")
+    checks = Checks(len(days))
+    seconds = seconds_of(pa.array(days), "when", config, checks)
+    reasons = dict(checks.failures())
+    assert sorted(reasons) == [1, 2, 4, 5, 6]
+    assert reasons[1] == reasons[2] == reasons[4] == "when is a day that no calendar has"
+    assert [seconds[0], seconds[3]] == [1_709_164_800, 1_709_251_200]
 
 
 @pytest.mark.parametrize(("kind", "bits"), [("float64", 53), ("float32", 24), ("float16", 11)])

@@ -220,6 +220,11 @@ def test_evaluate(prepared, two_epochs, tmp_path, capsys):
     table = capsys.readouterr().out
     assert f"{result['test']['ndcg@10']:.4f} ± " in table
     assert "popularity" in table
+    surely = result["test"]["ndcg@10"] - result["confidence_95"]["ndcg@10"]
+    is_weak = surely <= result["popularity"]["ndcg@10"]
+    assert is_weak
+    assert 'not clearly above popularity: see "No better than popularity" in docs' in table
+    assert f"(0 of {result['users']} users have no train rows)" in table
     same = evaluate_run(EvaluateConfig(data=str(prepared), run=str(run), split="validation"))
     assert same["validation"]["recall@10"] == summary["history"][-1]["val_recall@10"]
 
