@@ -80,10 +80,8 @@ def export_model(
 ) -> Path:
     """Publishes a model as a version that `twotower serve` and TensorFlow Serving load.
 
-    Example:
-      towers.export(model, "models", name="shop")  # then: twotower serve --models models
-
-    Titles are stored where the items' table has a column of that name.
+    Titles are stored where the items' table has a column of that name; docs/python.md has an
+    example.
 
     Args:
       model: a trained `towers.TwoTower`.

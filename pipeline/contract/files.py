@@ -66,7 +66,8 @@ def find_files(source: str) -> list[str]:
     it and in its folders `name=value`, at any depth. Empty where nothing is there.
 
     Example:
-      find_files("log")  # ["log/day=1/a.csv", "log/day=2/a.csv"]
+      >>> find_files("*.csv")  # of the shop in README
+      ['log.csv', 'products.csv']
 
     Raises:
       ValueError: the store cannot be asked.
@@ -260,7 +261,8 @@ def did_you_mean_directory(path: str | os.PathLike[str], holds: str, with_text: 
     """The end of an error about a directory that lacks a file: the one above or below that has it.
 
     Example:
-      did_you_mean_directory("run/checkpoints", "training.json")  # " Did you mean run?"
+      >>> did_you_mean_directory("run/bundle", "training.json")
+      ' Did you mean run?'
     """
     place = Path(path)
     for near in (place.parent, *sorted(place.glob("*/"))):

@@ -46,7 +46,8 @@ def change_items(config: ItemsConfig) -> Path:
     """Publishes the next version of a model, with candidates added, replaced and removed.
 
     Example:
-      change_items(ItemsConfig(models="models", add="new.parquet", remove="ids.parquet"))
+      >>> path = change_items(ItemsConfig("models", add="new.parquet", id_column="product"))
+      version: models/twotower/3
 
     Returns:
       The directory of the version. Its files are links to those of the newest version but for the

@@ -46,7 +46,8 @@ def publish(bundle: str | Path, models: str | Path, **options: Any) -> Path:
     """Writes `<models>/<name>/<integer>/`, which TensorFlow Serving and `Retriever` open.
 
     Example:
-      publish("bundle", "models", name="shop", k=100, target_recall=0.95)
+      >>> publish("run/bundle", "models", name="shop", k=10).as_posix()
+      'models/shop/1'
 
     Args:
       bundle: directory with the artifacts that `pipeline.contract.schema` names BUNDLE_*.

@@ -101,8 +101,10 @@ class Retriever:
         """The k best candidates of each query that no filter removes.
 
         Example:
-          retriever.top_k(["ann", "bob"], k=10, exclude_seen=True)
-          retriever.top_k(queries=[{"history": ["tea", "milk"], "town": "Ulm"}])
+          >>> retriever = Retriever.load("models", "twotower")  # of the shop in README
+          >>> [result] = retriever.top_k(queries=[{"history": ["oolong", "chai"]}], k=3)
+          >>> result.known, len(result.candidate_ids)
+          (True, 3)
 
         Args:
           query_ids: raw ids.

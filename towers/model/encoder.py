@@ -47,9 +47,6 @@ _TableInitializer: Any = tf.lookup.TextFileInitializer.__base__
 def save_encoder(data: RetrievalData, model: TwoTower, side: str, path: str | Path) -> None:
     """Writes the SavedModel of one tower of a trained model; a side is "query" or "candidate".
 
-    Example:
-      save_encoder(data, model, "query", "query_model")
-
     Raises:
       ValueError: two columns have names that a graph cannot tell apart.
     """
