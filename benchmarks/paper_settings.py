@@ -315,6 +315,18 @@ TABLES: Mapping[tuple[str, str], Table] = {
         },
         epochs=20,
     ),
+    ("groups", "gowalla"): Table(
+        "Draws of each row alone, or shared by G rows, Gowalla",
+        "nothing, it draws for each row; 10 epochs compare the two",
+        _SUM | {"l2": 0.01},
+        ("recall@10", "recall@20", "recall@50", "ndcg@20"),
+        {
+            f"{name}, G = {size}": Row({}, {"group_size": size}, {}, name)
+            for name in ("dns", "dns_mn", "softmax_v")
+            for size in (1, 8)
+        },
+        epochs=10,
+    ),
     ("beyond", "gowalla"): Table(
         "Beyond the papers, Gowalla",
         "the best of the five papers with d = 32; SL@K, KDD 2025, whose split differs, with d = 64",

@@ -13,9 +13,22 @@ Embed = Callable[[tf.Tensor], tf.Tensor]  # dense ids int64 [...] → embeddings
 class Candidates(NamedTuple):
     """Candidates that a sampler proposes, and how likely it was to propose them."""
 
-    ids: tf.Tensor  # int64 [C], shared by the batch, or [B, N], drawn per query
+    ids: tf.Tensor  # int64 [C], shared by the batch, [B, N], drawn per query, or [R, 1, N]
     log_q: tf.Tensor  # float32, same shape: log probability of one draw, never clipped
     row_weight: tf.Tensor | None = None  # float32 [B], multiplies the loss of the row
+
+    def by_row(self, num_rows: tf.Tensor) -> Candidates:
+        """Draws [R, 1, N], which ⌈B/R⌉ rows in sequence share, for each of B rows: [B, N]."""
+        if self.ids.shape.rank != 3:
+            return self
+        size = group_size(num_rows, self.ids)
+        ids, log_q = (tf.repeat(x[:, 0], size, axis=0)[:num_rows] for x in self[:2])
+        return Candidates(ids, log_q, self.row_weight)
+
+
+def group_size(num_rows: tf.Tensor, shared: tf.Tensor) -> tf.Tensor:
+    """⌈B/R⌉, how many rows in sequence share what is [R, ...]."""
+    return -(-num_rows // tf.shape(shared)[0])
 
 
 class Part(NamedTuple):
@@ -90,5 +103,17 @@ def positive_scores(query: tf.Tensor, positive: tf.Tensor) -> tf.Tensor:
 
 
 def candidate_scores(query: tf.Tensor, candidates: tf.Tensor) -> tf.Tensor:
-    """Each query with candidates of its own: [B, D] and [B, N, D] → [B, N]."""
-    return tf.linalg.matvec(at_least_float32(candidates), at_least_float32(query))
+    """Each query with candidates of its own: [B, D] and [B, N, D] → [B, N].
+
+    Or of its group, ⌈B/R⌉ consecutive queries: [B, D] and [R, 1, N, D] → [B, N].
+    """
+    query, candidates = at_least_float32(query), at_least_float32(candidates)
+    if candidates.shape.rank == 3:
+        return tf.linalg.matvec(candidates, query)
+    candidates = candidates[:, 0]
+    rows, groups = tf.shape(query)[0], tf.shape(candidates)[0]
+    size = group_size(rows, candidates)
+    padded = tf.pad(query, [[0, groups * size - rows], [0, 0]])
+    queries = tf.reshape(padded, [groups, size, query.shape[1]])
+    scores = tf.matmul(queries, candidates, transpose_b=True)  # [R, ⌈B/R⌉, N]
+    return tf.reshape(scores, [groups * size, tf.shape(scores)[2]])[:rows]

@@ -13,18 +13,17 @@ from samplers.candidates import (
     Candidates,
     Encoders,
     at_least_float32,
-    candidate_scores,
     positive_scores,
 )
 from samplers.losses.pairwise import soft_bpr_loss
 from samplers.methods.method import require
-from samplers.methods.per_query import PerQueryMethod
+from samplers.methods.per_query import GroupedMethod
 from samplers.random_numbers import for_rows, uniform_numbers
 from samplers.selection.weights import harmonic_number
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
-class Dns(PerQueryMethod):
+class Dns(GroupedMethod):
     """Dynamic negative sampling: bpr with j the highest score among uniform draws.
 
     Zhang et al., SIGIR 2013, doi:10.1145/2484028.2484126.
@@ -38,7 +37,7 @@ class Dns(PerQueryMethod):
 
     def select(self, encoders: Encoders, batch: Batch, proposed: Candidates) -> Candidates:
         """The highest scores of each row; others where too few are valid."""
-        scores = candidate_scores(encoders.query, encoders.candidates(proposed.ids))
+        scores, proposed = self._scored(encoders, batch, proposed)
         valid = self._valid(batch, proposed.ids)
         if valid is not None:
             scores = tf.where(valid, scores, -float("inf"))
@@ -142,7 +141,7 @@ class SoftBpr(Dns):
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
-class Warp(PerQueryMethod):
+class Warp(GroupedMethod):
     """The first of several uniform draws that outranks the positive, by how rare that is.
 
     Weston, Bengio and Usunier, IJCAI 2011 (WSABIE), with the pairwise loss of bpr:
@@ -164,7 +163,7 @@ class Warp(PerQueryMethod):
 
     def select(self, encoders: Encoders, batch: Batch, proposed: Candidates) -> Candidates:
         """The first violator of each row, and J(rank) of the row, 0 without a violator."""
-        scores = candidate_scores(encoders.query, encoders.candidates(proposed.ids))
+        scores, proposed = self._scored(encoders, batch, proposed)
         threshold = positive_scores(encoders.query, encoders.positive) - self.margin
         # The positive outranks itself by rounding only, where two kernels sum in other orders.
         violates = proposed.ids != batch.candidate_ids[:, None]

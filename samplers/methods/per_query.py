@@ -52,13 +52,21 @@ class PerQueryMethod(Method):
         self, encoders: Encoders, batch: Batch, proposed: Candidates | None, *, seed: tf.Tensor
     ) -> tf.Tensor:
         assert proposed is not None
-        scores = candidate_scores(encoders.query, encoders.candidates(proposed.ids))
+        scores, proposed = self._scored(encoders, batch, proposed)
         losses = self._pair_losses(positive_scores(encoders.query, encoders.positive), scores)
         weights = self._weights(losses, scores, proposed.log_q, self._valid(batch, proposed.ids))
         rows = tf.reduce_sum(tf.stop_gradient(weights) * losses, axis=1)
         if proposed.row_weight is not None:
             rows *= tf.stop_gradient(proposed.row_weight)
         return weigh_rows(rows, batch)
+
+    def _scored(
+        self, encoders: Encoders, batch: Batch, proposed: Candidates
+    ) -> tuple[tf.Tensor, Candidates]:
+        """The scores of what is proposed, [B, N], and what it is for each row."""
+        embedded = encoders.candidates(proposed.ids)
+        scores = candidate_scores(encoders.query, embedded)
+        return scores, proposed.by_row(tf.size(batch.query_ids))
 
     def _pair_losses(self, positive: tf.Tensor, negative: tf.Tensor) -> tf.Tensor:
         """L: [B] and [B, N] → [B, N]."""
@@ -73,6 +81,23 @@ class PerQueryMethod(Method):
     def _valid(self, batch: Batch, ids: tf.Tensor) -> tf.Tensor | None:
         hits = self.mask_accidental_hits
         return per_query_mask(batch, ids, mask_accidental_hits=hits, seen=self.seen)
+
+
+@dataclasses.dataclass(eq=False, kw_only=True)
+class GroupedMethod(PerQueryMethod):
+    """Draws that rows share: each row has the distribution that it has alone.
+
+    So the expected gradient is that of draws for each row; its variance is larger, as the draws
+    of a group come together.
+    """
+
+    group_size: int = 1  # G, at most as many rows in sequence share their draws
+
+    def propose(self, query: tf.Tensor, batch: Batch, *, seed: tf.Tensor) -> Candidates:
+        if self.group_size == 1:
+            return super().propose(query, batch, seed=seed)
+        groups = -(-tf.size(batch.query_ids) // self.group_size)
+        return self._proposal.sample([groups, 1, self.num_negatives], seed=seed)
 
 
 def log_frequency_sampler(frequency: np.ndarray) -> PopularitySampler:
@@ -107,7 +132,7 @@ class Pns(PerQueryMethod):
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
-class SoftmaxV(PerQueryMethod):
+class SoftmaxV(GroupedMethod):
     """Uniform negatives, weighed by a softmax of their losses at an adaptive temperature.
 
     Shi et al., WWW 2023, doi:10.1145/3543507.3583223, Algorithm 2, Softmax-v(ρ, N):
@@ -140,7 +165,7 @@ class SoftmaxV(PerQueryMethod):
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
-class PrisU(PerQueryMethod):
+class PrisU(GroupedMethod):
     """Uniform negatives with importance weights: those that score high count more.
 
     Lian et al., WWW 2020, doi:10.1145/3366423.3380187, the PRIS(U) of Chen et al., WWW 2022:

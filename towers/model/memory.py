@@ -84,7 +84,8 @@ def step_bytes(method: Method, rows: int, dim: int, block_size: int | None = Non
       block_size: candidates that are scored at a time; None for what the method has.
     """
     if isinstance(method, PerQueryMethod):
-        return 4 * _COPIES_BY_QUERY * rows * method.num_negatives * dim
+        floats = dim / getattr(method, "group_size", 1) + 1  # embeddings that rows share, a score
+        return 4 * _COPIES_BY_QUERY * rows * method.num_negatives * floats
     columns, copies = rows, _COPIES
     if isinstance(method, FullSoftmax):
         columns = method.num_candidates or rows

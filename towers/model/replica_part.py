@@ -91,6 +91,7 @@ class OwnPart(WholeBatch):
     def drawn(self, proposed: Candidates) -> Candidates:
         if proposed.ids.shape.rank == 1:  # all queries share them
             return proposed
+        proposed = proposed.by_row(tf.size(self.joined.query_ids))  # parts may cut a group
         return Candidates(*(None if x is None else x[self._first : self._end] for x in proposed))
 
     def add_proposed(self, ids: tf.Tensor, look_up: Callable[[tf.Tensor], Rows]) -> None:

@@ -346,8 +346,8 @@ class TwoTower(tfrs.Model):
         if not self._batch_l2:
             return None
         ids = batch.candidate_ids[:, None]  # [B, 1 + N]
-        if proposed is not None and proposed.ids.shape.rank == 2:
-            ids = tf.concat([ids, proposed.ids], axis=1)
+        if proposed is not None and proposed.ids.shape.rank != 1:
+            ids = tf.concat([ids, proposed.by_row(tf.size(batch.query_ids)).ids], axis=1)
         rows = tf.gather(self.candidate_tower.table, ids)
         squares = tf.reduce_sum(tf.square(rows), axis=[1, 2])
         rows = tf.gather(self.query_tower.table, batch.query_ids)

@@ -17,11 +17,11 @@ L2_OF_SUMS = "log:1e-4:1e-1"  # with --reduction sum the gradient is larger by t
 
 # A form of published code, or an option that costs memory or time and changes no result much.
 _FIXED_OPTIONS = """
-    add_log_weights block_size correct_weights count_below draws dro leaf_size mask_accidental_hits
-    mix num_buckets num_chosen num_estimated num_hashes num_resampled positive_in_mixture
-    positive_in_sum positive_twice published_start published_buckets redraw refresh_epochs
-    sum_over_kept swap_shares tau teacher_temperature teacher_weight weight_gradient
-    weights
+    add_log_weights block_size correct_weights count_below draws dro group_size leaf_size
+    mask_accidental_hits mix num_buckets num_chosen num_estimated num_hashes num_resampled
+    positive_in_mixture positive_in_sum positive_twice published_buckets published_start redraw
+    refresh_epochs sum_over_kept swap_shares tau teacher_temperature teacher_weight
+    weight_gradient weights
 """
 # Options of methods; the line of a method goes before that of all.
 OPTIONS = dict.fromkeys(_FIXED_OPTIONS.split(), FIXED) | {

@@ -1,5 +1,7 @@
 """Losses and gradients of the per-query methods against loops over rows, in float64."""
 
+import math
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -39,6 +41,14 @@ CASES = [
     ("warp", {"num_negatives": 3, "margin": 1.0}),
     ("aobpr", {"num_negatives": 4, "rank_scale": 2.0}),
     ("kernel", {"alpha": 100.0, "leaf_size": 2, "num_negatives": 6}),
+    ("softmax_v", {"num_negatives": 10, "group_size": 2}),
+    ("softmax_v", {"num_negatives": 10, "group_size": 5}),
+    ("softmax_v", {"num_negatives": 10, "group_size": 9}),
+    *(  # two groups of three rows
+        (name, {"num_negatives": 5, "group_size": 4})
+        for name in ("softmax_v", "dns", "dns_mn", "soft_bpr", "warp", "pris_u", "pris_p")
+    ),
+    ("soft_bpr", {"num_negatives": 5, "group_size": 4, "mix": "fixed"}),
 ]
 
 
@@ -74,15 +84,18 @@ def softplus(x):
 
 def drawn_ids(name, method, batch):
     """The ids that the method draws from SEED, and log Q of each."""
-    seed, shape = split_seed(SEED)[0], [B, method.num_negatives]
+    groups = math.ceil(B / getattr(method, "group_size", 1))
+    seed, shape, size = split_seed(SEED)[0], [groups, method.num_negatives], math.ceil(B / groups)
     if name in UNIFORM:
         ids = tf.random.stateless_uniform(shape, seed, minval=0, maxval=N, dtype=tf.int64)
-        return ids.numpy(), np.full(shape, -np.log(N))
+        ids = np.repeat(ids.numpy(), size, axis=0)[:B]
+        return ids, np.full(ids.shape, -np.log(N))
     if name in POPULARITY:
         probability = POPULARITY[name](COUNTS.astype(np.float64))
         probability /= probability.sum()
         draws = tf.random.stateless_uniform(shape, seed, dtype=tf.float64).numpy()
         ids = np.array([[np.sum(u >= np.cumsum(probability)) for u in row] for row in draws])
+        ids = np.repeat(ids, size, axis=0)[:B]
         return ids, np.log(probability[ids])
     queries, table = tables()
     if name in POOLS:
@@ -248,3 +261,14 @@ def test_scores_of_bfloat16_are_summed_in_float32():
 
 def test_every_per_query_method_is_tested_here():
     assert {name for name in METHODS if hasattr(METHODS[name], "_pair_losses")} == set(PER_QUERY)
+
+
+def test_the_last_group_may_have_fewer_rows():
+    rng = np.random.default_rng(3)
+    query, shared = rng.normal(size=(5, D)), rng.normal(size=(3, 1, 4, D))  # groups of 2, 2, 1
+    scores = candidate_scores(tf.constant(query), tf.constant(shared))
+    ids = tf.reshape(tf.range(12, dtype=tf.int64), [3, 1, 4])
+    drawn = samplers.Candidates(ids, tf.cast(ids, tf.float32)).by_row(5)
+    assert drawn.ids[:, 0].numpy().tolist() == [0, 0, 4, 4, 8]
+    for row, group in enumerate([0, 0, 1, 1, 2]):
+        np.testing.assert_allclose(scores[row], shared[group, 0] @ query[row])

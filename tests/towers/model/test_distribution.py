@@ -27,12 +27,13 @@ OPTIONS = {
     "bmns": {"num_mixed": 16},
     "positive_mixing": {"num_mixed": 16},
     "aobpr": {"num_negatives": 2},
+    "pris_u": {"group_size": 4},
     "correct_sfx": {"alpha": 0.1},
 }
 MASKED = {"method": "bir", "mask_accidental_hits": True}
 TOWERS = [
     {"tower": "light_gcn", "method": "mns", "batch_l2": 0.1},
-    {"tower": "ngcf", "method": "bpr", "num_layers": 2, "batch_l2": 0.1},
+    {"tower": "ngcf", "method": "pris_u", "group_size": 4, "num_layers": 2, "batch_l2": 0.1},
     {"tower": "fism", "method": "mns", "history": 4},
     {"tower": "svdpp", "method": "dns_mn", "history": 4, "share_items": False},
     {"tower": "features", "method": "dns_mn", "history": 4, "hidden": [8], "feature_dim": 4},
