@@ -101,10 +101,8 @@ class Retriever:
         """The k best candidates of each query that no filter removes.
 
         Example:
-          >>> retriever = Retriever.load("models", "twotower")  # of the shop in README
-          >>> [result] = retriever.top_k(queries=[{"history": ["oolong", "chai"]}], k=3)
-          >>> result.known, len(result.candidate_ids)
-          (True, 3)
+          >>> Retriever.load("models", "twotower").top_k(queries=[{"history": ["chai"]}])[0].known
+          True
 
         Args:
           query_ids: raw ids.
