@@ -83,7 +83,7 @@ setup(
     package_data={
         "pipeline.contract": ["templates/*.html"],
         "pipeline.quality": ["templates/*.html"],
-        "serving.publish": ["templates/*.jinja"],
+        "serving.publish": ["templates/*"],
         "serving.rest": ["templates/*.html"],
         "towers.audit": ["templates/*"],
         "towers.report": ["templates/*.html"],

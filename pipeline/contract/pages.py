@@ -21,17 +21,16 @@ if TYPE_CHECKING:
 _SHARED = Path(__file__).with_name("templates")  # frame.html and parts.html
 # Colours that nothing else has, and what stands for them on the page, which knows light and dark.
 INK, LINE, BLUE, ORANGE, GREEN, RED = _COLOURS = [f"#01020{number}" for number in range(6)]
+DASHED: Any = {"color": INK, "linewidth": 0.8, "linestyle": "--"}
+ABOVE: Any = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 3, "borderpad": 0}  # a legend
 _VARIABLES = ("ink", "line", "blue", "orange", "green", "red")
+_INKED = ("axes.edgecolor", "axes.labelcolor", "text.color", "xtick.color", "ytick.color")
 _STYLE: Any = {  # of matplotlib, whose own type lists every name
     "font.size": 10,
     "axes.axisbelow": True,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
+    **dict.fromkeys(_INKED, INK),
     "grid.color": LINE,
     "legend.frameon": False,
     "svg.fonttype": "none",  # text stays text

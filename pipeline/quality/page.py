@@ -32,24 +32,18 @@ def page(quality: dict[str, Any], features: Mapping[str, Any] | None = None) -> 
       features: those of the manifest, by side; None where there are no tables of attributes.
     """
     days = quality["days"]
+    degrees = [plot_degrees(quality[side]["bins"], side) for side in schema.SIDES]
     splits = {split: f"of them {split}" for split in schema.SPLITS}
     return render(
         Path(__file__).with_name("templates") / "quality.html",
         title="Data quality",
         **quality,
-        attributes=[
-            (_SIDES[side][0], column)
-            for side, table in (features or {}).items()
-            for column in table["columns"]
-        ],
+        features=features or {},
         steps={"read": "read", **DROPS, "rows": "kept", **splits},
         span=span,
         quantile_name=quantile_name,
         days_plot=plot_days(days["rows"]) if days and "rows" in days else "",
-        plots=[
-            plot_concentration(quality),
-            *(plot_degrees(quality[side]["bins"], side) for side in schema.SIDES),
-        ],
+        plots=[plot_concentration(quality), *degrees],
     )
 
 
@@ -68,7 +62,7 @@ def plot_degrees(bins: list[dict[str, Any]], side: str) -> Markup:
         note = " (1k = 1,024)" if len(bins) > 10 else ""
         axes.set_xlabel(f"rows of one of the {noun}, up to the next bar{note}")
         axes.set_ylabel(noun)
-        _thousands(axes)
+        axes.yaxis.set_major_formatter(lambda value, _: _short(value))
 
     return svg_plot(f"How many rows {noun} have", noun, draw)
 
@@ -120,15 +114,11 @@ def plot_days(rows: dict[str, int]) -> Markup:
         labels[-1].set_horizontalalignment("right")
         axes.set_xlim(-0.6, len(sums) - 0.4)
         axes.set_ylabel("rows a day" if width == 1 else f"rows in {width} days")
-        _thousands(axes)
+        axes.yaxis.set_major_formatter(lambda value, _: _short(value))
 
     title = "Good rows by day" if width == 1 else f"Good rows, {width} days a bar"
-    gaps = "; red: days without rows" if 0 in sums else ""
-    return svg_plot(title + gaps, "days", draw)
-
-
-def _thousands(axes: Axes) -> None:
-    axes.yaxis.set_major_formatter(lambda value, _: _short(value))
+    title += "; red: days without rows" if 0 in sums else ""
+    return svg_plot(title, "days", draw)
 
 
 def _short(number: float, digits: int = 3, base: int = 1000) -> str:

@@ -17,8 +17,10 @@ import pyarrow.parquet as pq
 from pipeline.contract import schema
 from pipeline.contract.bundle import Bundle, read_bundle, read_raw_ids
 from pipeline.contract.files import describe_files, lone_holder
+from pipeline.contract.index_plot import plot_index
+from pipeline.contract.pages import render
 from pipeline.contract.settings import require_in_corpus
-from serving.publish import measuring, model_card, tuning
+from serving.publish import model_card, tuning
 from serving.publish.settings import VersionOptions
 from serving.version import warmup_requests
 from serving.version.delta import ADDED, ADDED_BEFORE
@@ -26,7 +28,7 @@ from serving.version.index import ExactIndex, import_scann
 from serving.version.names import MAX_VERSION
 from serving.version.served_model import GivenEmbedding, QueryModel, ServedModel
 from serving.version.versions import (
-    ANN_PLOT,
+    ANN_PAGE,
     ANN_REPORT,
     CANDIDATE_MODEL,
     MODEL_CARD,
@@ -39,6 +41,7 @@ from serving.version.versions import (
 _FORMAT = "1.1"  # 1.1 added wide_search, the plot and warm-up requests; readers of 1.0 read it
 _LOCK = ".lock"
 PARTIAL = ".partial-"  # neither a reader nor TensorFlow Serving takes this for a version
+_TEMPLATE = Path(__file__).with_name("templates") / "ann_report.html"
 _log = logging.getLogger(__name__)
 
 
@@ -156,11 +159,19 @@ def write_version(path: Path, bundle: Bundle, options: VersionOptions) -> None:
     for name in bundle.retrieval_files:
         shutil.copyfile(bundle.path / name, path / RETRIEVAL / name)
     (path / ANN_REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    measuring.draw(report, path / ANN_PLOT)
+    write_page(report, path / ANN_PAGE)
     files = describe_files(path)  # without the card, which people may annotate
     manifest = _manifest(bundle, options, report, files)
     (path / MODEL_CARD).write_text(model_card.write(manifest, bundle, report), encoding="utf-8")
     manifest.write(path)
+
+
+def write_page(report: dict[str, Any], path: Path) -> None:
+    """The page of the recall-latency curve; nothing without matplotlib or a tree."""
+    with contextlib.suppress(ImportError):
+        if plot := plot_index(report):
+            page = render(_TEMPLATE, title="Index of a version", plot=plot, **report)
+            path.write_text(page, encoding="utf-8")
 
 
 def _why_no_scann(options: VersionOptions) -> str:

@@ -24,7 +24,7 @@ SCANN_MODEL = EXTRAS / "scann"
 RETRIEVAL = EXTRAS / "retrieval"
 CANDIDATE_MODEL = EXTRAS / "candidate_model"  # embeds candidates that come later
 ANN_REPORT = "ann_report.json"
-ANN_PLOT = "ann_report.png"
+ANN_PAGE = "ann_report.html"
 MODEL_CARD = "model_card.md"
 SAVED_MODEL = "saved_model.pb"
 

@@ -6,22 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from markupsafe import Markup
 from matplotlib.axes import Axes
 
 from pipeline.contract.files import write_atomically
-from pipeline.contract.pages import BLUE, GREEN, INK, LINE, ORANGE, render, svg_plot
+from pipeline.contract.pages import ABOVE, BLUE, GREEN, INK, LINE, ORANGE, render, svg_plot
+from towers.report.plots import plot_bars
 from towers.training.run_directory import write_json
 
 RECORD, PAGE = "audit.json", "audit.html"
 _TEMPLATES = Path(__file__).with_name("templates")
 _MIN_BIAS = 1e-4  # smaller ones are drawn there
-_ABOVE: Any = {
-    "loc": "lower left",
-    "bbox_to_anchor": (0, 1),
-    "ncols": 3,
-    "borderpad": 0,
-}  # the axes
 _STYLES = [(colour, line) for line in ("-", "--") for colour in (BLUE, ORANGE, GREEN)]
 
 
@@ -31,44 +27,21 @@ def write_reports(output: Path, result: dict[str, Any]) -> None:
     write_json(output / RECORD, result)
     title = f"Audit: {Path(result['run']).resolve().name}"
     plots = plot_hardness(result), plot_depth(result), plot_cost(result)
-    states = {label: of["state"] for label, of in result["methods"].items() if of["state"]}
-    values = result | {"plots": plots, "ratios": _ratios(result), "states": states}
-    write_atomically(output / PAGE, render(_TEMPLATES / "audit.html", title=title, **values))
+    page = render(_TEMPLATES / "audit.html", title=title, plots=plots, **result)
+    write_atomically(output / PAGE, page)
     print(render(_TEMPLATES / "audit.txt.jinja", **result))
     print(f"{output / PAGE} shows all of it, {RECORD} holds it.")
 
 
-def _ratios(result: dict[str, Any]) -> dict[str, list[float | None]]:
-    """Of each method, by bucket: its share ÷ that of the full softmax; None without shares."""
-    ratios = {}
-    for label, measures in result["methods"].items():
-        pairs = zip(measures["buckets"], result["full_softmax_buckets"], strict=True)
-        ratios[label] = [
-            None if share is None or not full else share / full for share, full in pairs
-        ]
-    return ratios
-
-
 def plot_hardness(result: dict[str, Any]) -> Markup:
     """How much of the mass is on hard candidates, and on what the query has chosen."""
-
-    def draw(axes: Axes) -> None:
-        for offset, name, colour, label in (
-            (-0.2, "top_share", BLUE, f"best {result['k']} not chosen"),
-            (0.2, "seen_share", ORANGE, "chosen by the query"),
-        ):
-            found = [measures[name] for measures in result["methods"].values()]
-            values, errors = ([100 * (x[part] or 0) for x in found] for part in ("value", "error"))
-            places = np.arange(len(found)) + offset
-            axes.barh(places, values, 0.38, xerr=errors, color=colour, label=label, ecolor=INK)
-        axes.set_yticks(range(len(found)), map(_name, result["methods"]))
-        axes.set_ylim(len(found) - 0.4, -0.6)
-        axes.set_xlabel("% of the negatives' mass")
-        axes.grid(axis="x")
-        axes.legend(**_ABOVE)
-
-    height = 1.15 + 0.3 * len(result["methods"])
-    return svg_plot("Hardness", "hardness", draw, height=height, left=0.24, top=0.35)
+    bars, methods = {}, result["methods"]
+    heads = {"top_share": f"best {result['k']} not chosen", "seen_share": "chosen by the query"}
+    for name, head in heads.items():
+        found = pd.DataFrame([measures[name] for measures in methods.values()], dtype=float)
+        bars[head] = 100 * found["value"], 100 * found["error"]
+    names = [_name(label) for label in methods]
+    return plot_bars("Hardness", "hardness", names, bars, xlabel="% of the negatives' mass")
 
 
 def plot_depth(result: dict[str, Any]) -> Markup:
@@ -88,44 +61,40 @@ def plot_depth(result: dict[str, Any]) -> Markup:
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.set_xlabel("the r best candidates of a query that it has not chosen")
         axes.grid()
-        axes.legend(**_ABOVE)
+        axes.legend(**ABOVE)
 
     return svg_plot("Depth", "depth", draw, height=3.7, top=0.75)
 
 
 def plot_cost(result: dict[str, Any]) -> Markup:
     """Bias by cost: what is below and left of another is better in both."""
-
-    found = {label: measures["bias"] for label, measures in result["methods"].items()}
-    known = [label for label, bias in found.items() if bias["value"] is not None]
+    points = sorted(
+        (max(of["bias"]["value"], _MIN_BIAS), of["cost_ratio"], of["bias"]["error"] or 0.0, label)
+        for label, of in result["methods"].items()
+        if of["bias"]["value"] is not None
+    )
 
     def draw(axes: Axes) -> None:
-        places = {
-            label: (result["methods"][label]["cost_ratio"], max(found[label]["value"], _MIN_BIAS))
-            for label in known
-        }
-        for label, place in places.items():
-            error = found[label]["error"] or 0.0
-            axes.errorbar(*place, yerr=error, fmt="o", markersize=4, color=BLUE, ecolor=LINE)
-        axes.set_xscale("log")
+        for bias, cost, error, _ in points:
+            axes.errorbar(cost, bias, yerr=error, fmt="o", markersize=4, color=BLUE, ecolor=LINE)
+        axes.set(xscale="log", ylabel="bias")
         axes.set_yscale("log", nonpositive="clip")
         axes.set_ylim(bottom=_MIN_BIAS / 2)
         axes.margins(x=0.15)  # for the labels
         axes.autoscale_view()  # from here on places are known
         taken: list[Any] = []  # where labels begin; the next one goes above those that it would hit
-        for label in sorted(known, key=lambda label: places[label][1]):
-            x, y = axes.transData.transform(places[label]) * 72 / axes.figure.dpi
+        for bias, cost, _, label in points:
+            x, y = axes.transData.transform((cost, bias)) * 72 / axes.figure.dpi
             top = y
             while any(abs(x - left) < 65 and abs(top - bottom) < 9 for left, bottom in taken):
                 top += 1
             taken.append((x, top))
             style: Any = {"textcoords": "offset points", "fontsize": 8}
             style["arrowprops"] = {"arrowstyle": "-", "color": INK, "linewidth": 0.4}
-            axes.annotate(_name(label), places[label], (5, top - y), **style)
+            axes.annotate(_name(label), (cost, bias), (5, top - y), **style)
         axes.xaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_major_formatter("{x:g}")
         axes.set_xlabel("time of a step ÷ that of ssl_pop (without the optimizer)")
-        axes.set_ylabel("bias")
         axes.grid()
 
     return svg_plot("Bias and cost", "cost", draw, height=4.5, left=0.19)

@@ -17,8 +17,9 @@ from typing import Any
 from pipeline.contract import schema
 from pipeline.contract.files import write_atomically
 from pipeline.contract.flags import as_flags
+from pipeline.contract.index_plot import plot_index
 from pipeline.contract.pages import render
-from towers.report.plots import plot_buckets, plot_differences, plot_index, plots_by_epoch
+from towers.report.plots import plot_buckets, plot_differences, plots_by_epoch
 from towers.training.run_directory import (
     BREAKDOWN,
     CONFIG,
@@ -53,12 +54,9 @@ def write_report(
     index = json.loads(_text_of(version, "ann_report.json") or "null")
     breakdown = read_json(root / BREAKDOWN) if (root / BREAKDOWN).is_file() else {}
     defaults = default_settings().items()
-    changed = {
-        name: value for name, value in configuration.items() if (name, value) not in defaults
-    }
+    changed = {n: value for n, value in configuration.items() if (n, value) not in defaults}
     trained = datetime.datetime.fromtimestamp((root / TRAINING).stat().st_mtime, datetime.UTC)
     seconds = sorted(epoch["seconds"] for epoch in training["history"])
-    has_tree = index and index["scann"] and index["scann"]["num_leaves"]
     page = render(
         _TEMPLATES / "run.html",
         title=f"Run report: {root.resolve().name}",
@@ -74,7 +72,7 @@ def write_report(
         groups=_groups(breakdown) if breakdown else None,
         examples=breakdown.get("examples"),
         index=index,
-        index_plot=plot_index(index) if has_tree else "",
+        index_plot=plot_index(index) if index else None,
         manifest=schema.read_manifest(data, "prepared"),
         card=_text_of(version, "model_card.md"),
         settings=[

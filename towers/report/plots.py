@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from pipeline.contract.pages import BLUE, GREEN, INK, ORANGE, svg_plot
+from pipeline.contract.pages import ABOVE, BLUE, DASHED, INK, ORANGE, svg_plot
 
-_DASHED: Any = {"color": INK, "linewidth": 0.8, "linestyle": "--"}
-_COLOURS = (BLUE, ORANGE, GREEN)
 _LINES = ("-", "--", ":")
 
 
@@ -39,7 +39,7 @@ def plots_by_epoch(training: dict[str, Any]) -> list[Markup]:
             if name != "loss":
                 axes.set_ylim(bottom=0)
             if best:
-                axes.axvline(best, label="best epoch, kept", **_DASHED)
+                axes.axvline(best, label="best epoch, kept", **DASHED)
                 axes.legend()
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
             axes.set(xlabel="epoch", ylabel=label)
@@ -57,64 +57,39 @@ def plots_by_epoch(training: dict[str, Any]) -> list[Markup]:
 
 def plot_buckets(name: str, labels: list[str], buckets: list[dict[str, Any]], k: int) -> Markup:
     """Recall in buckets of `breakdown`, with 95 % intervals; `name` is part of the ids in it."""
+    bars = {}
+    for ranking in ("model", "popularity"):
+        recalls = pd.DataFrame([bucket[ranking] for bucket in buckets], dtype=float)
+        bars[ranking] = recalls["mean"], recalls["half_width"]
+    title = f"Recall@{k} of the model and of popularity"
+    note = f"recall@{k}, with 95 % intervals"
+    return plot_bars(title, name, labels, bars, xlabel=note, ylabel="train rows")
+
+
+def plot_bars(
+    title: str, name: str, labels: Sequence[str], bars: Mapping[str, Any], **axis_labels: str
+) -> Markup:
+    """Two bars for each label; `bars` are values and errors, [labels] each, by what they are."""
 
     def draw(axes: Axes) -> None:
-        for ranking, colour, offset in (("model", BLUE, -0.2), ("popularity", ORANGE, 0.2)):
-            recalls = pd.DataFrame([bucket[ranking] for bucket in buckets], dtype=float)
+        places = np.arange(len(labels))
+        error: Any = {"ecolor": INK, "elinewidth": 1, "capsize": 1.5}
+        for (what, (values, errors)), colour, offset in zip(
+            bars.items(), (BLUE, ORANGE), (-0.2, 0.2), strict=True
+        ):
             axes.barh(
-                recalls.index + offset,
-                recalls["mean"],
-                0.36,
-                xerr=recalls["half_width"],
-                color=colour,
-                error_kw={"ecolor": INK, "elinewidth": 1, "capsize": 1.5},
-                label=ranking,
+                places + offset, values, 0.36, xerr=errors, color=colour, label=what, error_kw=error
             )
-        axes.set_yticks(range(len(labels)), labels)
+        axes.set_yticks(places, labels)
         axes.tick_params(axis="y", length=0)
         axes.set_ylim(len(labels) - 0.4, -0.6)
         axes.set_xlim(left=0)
-        axes.set_ylabel("train rows")
-        axes.set_xlabel(f"recall@{k}, with 95 % intervals")
+        axes.set(**axis_labels)
         axes.grid(axis="x")
-        # Above the bars, which leave no corner free.
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderpad=0)
+        axes.legend(**ABOVE)  # the bars leave no corner free
 
     height = 1.15 + 0.32 * len(labels)
-    title = f"Recall@{k} of the model and of popularity"
-    return svg_plot(title, name, draw, height=height, left=0.22, top=0.35)
-
-
-def plot_index(report: dict[str, Any]) -> Markup:
-    """Recall against the time of a batch, of each tree in an `ann_report.json` that has some."""
-    scann = report["scann"]
-
-    def draw(axes: Axes) -> None:
-        sweep = pd.DataFrame(scann["sweep"]).sort_values(["batch_ms", "recall"])
-        trees = sweep.groupby("num_leaves")
-        for (num_leaves, tree), colour in zip(trees, itertools.cycle(_COLOURS), strict=False):
-            axes.scatter(tree["recall"], tree["batch_ms"], 6, colour, alpha=0.35, linewidth=0)
-            best = tree[tree["recall"] > tree["recall"].cummax().shift(fill_value=-1.0)]
-            axes.plot(
-                best["recall"], best["batch_ms"], color=colour, label=f"{num_leaves:,} leaves"
-            )
-        names = ["num_leaves", "leaves_to_search", "num_reordered"]
-        chosen = sweep[(sweep[names] == [scann[name] for name in names]).all(axis=1)]
-        label = f"chosen: {scann['recall']:.3f} on other queries"
-        axes.plot(
-            chosen["recall"], chosen["batch_ms"], "*", color=INK, ms=13, zorder=3, label=label
-        )
-        axes.axhline(report["exact"]["batch_ms"], color=INK, linestyle=":", label="exact search")
-        axes.axvline(report["target_recall"], label="promised recall", **_DASHED)
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.yaxis.set_minor_formatter(lambda value, _: "")
-        axes.set_xlabel(f"recall of the exact top {report['at']}")
-        axes.set_ylabel("milliseconds a batch")
-        axes.grid()
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderpad=0, fontsize=9)
-
-    return svg_plot("Recall and latency of the index", "index", draw, height=3.9, top=0.75)
+    return svg_plot(title, name, draw, height=height, left=0.24, top=0.35)
 
 
 def plot_differences(metric: str, rows: list[dict[str, Any]]) -> Markup:

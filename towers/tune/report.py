@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import shlex
 from pathlib import Path
@@ -16,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 
 from pipeline.contract.files import write_atomically
 from pipeline.contract.flags import as_flags
-from pipeline.contract.pages import BLUE, INK, ORANGE, render, svg_plot
+from pipeline.contract.pages import ABOVE, BLUE, INK, ORANGE, render, svg_plot
 from towers.training.run_directory import changed_settings, write_json
 from towers.tune.settings import TuneConfig
 from towers.tune.space import Space, train_config
@@ -110,27 +111,11 @@ def plots(result: dict[str, Any]) -> list[Markup]:
         }
         rows.append(trial | places)
     trials = pd.DataFrame(rows, columns=[*panels, "state", "value"])
-    values = trials["value"].dropna().astype(float)
-    if values.empty:
-        return []
-    margin = 0.08 * (values.max() - values.min()) or 0.01
-    ends = values.min() - margin, values.max() + margin  # one axis of values for all plots
-    return [
-        _plot(result["metric"], trials, ends, name, *panel)
-        for name, panel in panels.items()
-        if trials[name].notna().any()
-    ]
+    trials = trials.astype({"value": float}).dropna(subset="value")
+    margin = 0.08 * (trials["value"].max() - trials["value"].min()) or 0.01
 
-
-def _plot(
-    metric: str,
-    trials: pd.DataFrame,
-    ends: tuple[float, float],
-    name: str,
-    kind: str,
-    *choices: Any,
-) -> Markup:
-    def draw(axes: Axes) -> None:
+    def draw(name: str, axes: Axes) -> None:
+        kind, *choices = panels[name]
         if kind == "choice":  # at equal distances, in this order
             axes.xaxis.update_units([_short(choice) for choice in choices])
             axes.margins(x=0.2)
@@ -148,10 +133,16 @@ def _plot(
             best = trials["value"].where(trials["state"] == "complete").cummax().ffill()
             axes.step(trials[name], best, where="post", color=INK, label="best so far")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-            axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderpad=0)
-        axes.set(xlabel="trial" if name == "number" else name, ylabel=f"{metric} on validation")
-        axes.set_ylim(*ends)
+            axes.legend(**ABOVE)
+        axes.set(xlabel="trial" if name == "number" else name)
+        axes.set(ylabel=f"{result['metric']} on validation")
+        axes.set_ylim(trials["value"].min() - margin, trials["value"].max() + margin)
         axes.grid()
 
-    title = "Trials in their order" if name == "number" else f"By {name}"
-    return svg_plot(title, name.replace(".", "-"), draw, height=2.6, left=0.16, top=0.3)
+    drawn = []
+    for name in panels:
+        if trials[name].notna().any():
+            title = "Trials in their order" if name == "number" else f"By {name}"
+            about = title, name.replace(".", "-"), functools.partial(draw, name)
+            drawn.append(svg_plot(*about, height=2.6, left=0.16, top=0.3))
+    return drawn

@@ -6,11 +6,12 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
+from browser import assert_file_fits, assert_shared_look
 
 from pipeline.contract import schema
 from pipeline.contract.bundle import read_bundle, write_bundle
-from serving.publish.measuring import best_of, draw
-from serving.publish.publish import publish
+from pipeline.contract.index_plot import is_best
+from serving.publish.publish import publish, write_page
 from serving.version.warmup_requests import WARMUP, read, write
 
 
@@ -33,9 +34,9 @@ def test_a_server_can_warm_up_every_signature_with_real_queries(small, place):
 
 def test_warm_up_and_picture_are_listed_in_the_manifest(clustered, small):
     manifest = schema.read_manifest(clustered.version, "version")
-    assert {str(WARMUP), f"assets.extra/scann/{WARMUP}", "ann_report.png"} <= set(manifest.files)
+    assert {str(WARMUP), f"assets.extra/scann/{WARMUP}", "ann_report.html"} <= set(manifest.files)
     assert manifest.format_version == "1.1"
-    assert not (small.version / "ann_report.png").exists()  # a scan has no curve
+    assert not (small.version / "ann_report.html").exists()  # a scan has no curve
 
 
 def test_without_query_ids_only_embeddings_warm_up(tmp_path):
@@ -61,19 +62,24 @@ def test_a_version_is_made_without_the_packages_for_pictures_and_warm_up(
     version = publish(bundle, tmp_path, scann=False)
     assert not (version / WARMUP).exists()
     report = json.loads((clustered.version / "ann_report.json").read_text())
-    draw(report, tmp_path / "plot.png")
-    assert not (tmp_path / "plot.png").exists()
+    write_page(report, tmp_path / "page.html")
+    assert not (tmp_path / "page.html").exists()
 
 
-def test_the_picture_is_a_picture(clustered):
-    from matplotlib import image
+def test_the_page_of_the_index(clustered):
+    report = json.loads((clustered.version / "ann_report.json").read_text())
+    page = (clustered.version / "ann_report.html").read_text()
+    assert_shared_look(page)
+    assert f"chosen: {report['scann']['recall']:.3f} on other queries" in page
+    assert page.count("leaves</text>") == len({s["num_leaves"] for s in report["scann"]["sweep"]})
+    assert f"<td>{report['scann']['recall']:.4f}</td>" in page
 
-    pixels = image.imread(clustered.version / "ann_report.png")
-    assert pixels.shape == (495, 770, 4)
-    assert len(np.unique(pixels.reshape(-1, 4), axis=0)) > 50  # curves, points and letters
+
+@pytest.mark.long
+def test_the_page_fits_into_a_narrow_window(clustered):
+    assert_file_fits(clustered.version / "ann_report.html")
 
 
 def test_the_curve_leaves_out_what_is_slower_and_worse():
-    points = [(0.5, 3.0), (0.6, 1.0), (0.6, 2.0), (0.9, 5.0), (0.8, 6.0), (0.9, 4.0)]
-    settings = [{"recall": recall, "batch_ms": time} for recall, time in points]
-    assert best_of(settings) == [settings[1], settings[5]]
+    recalls = np.array([0.6, 0.6, 0.5, 0.9, 0.9, 0.8])  # by ascending time
+    assert is_best(recalls).tolist() == [True, False, False, True, False, False]
