@@ -265,14 +265,12 @@ def readme(tmp_path_factory):
     return folder
 
 
-@pytest.mark.long  # each of its commands
-@pytest.mark.clock  # a service on a port
+@pytest.mark.long  # each of its commands, a service among them, on free ports
 def test_the_readme(readme):
     assert (readme / "models" / "twotower" / "2").is_dir()  # that of `twotower items`
 
 
 @pytest.mark.long
-@pytest.mark.clock
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
 def test_a_page(path, readme, tmp_path):
     shutil.copytree(readme, tmp_path / "shop", symlinks=True)
@@ -334,7 +332,6 @@ def test_a_docstring(path):
 
 
 @pytest.mark.long
-@pytest.mark.clock
 @pytest.mark.parametrize("path", sorted(IN_SHOP), ids=lambda path: path.stem)
 def test_a_docstring_in_the_shop(path, readme, tmp_path, monkeypatch):
     shutil.copytree(readme, tmp_path / "shop", symlinks=True)
