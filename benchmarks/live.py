@@ -41,7 +41,7 @@ from benchmarks.record import command, write
 from pipeline.contract import hashing, schema
 from towers.data.dataframe import from_dataframe
 from towers.data.interactions import Positives, RetrievalData
-from towers.evaluation.live import live_embeddings
+from towers.evaluation.evaluate import live_embeddings
 from towers.legacy_keras import tf_keras
 from towers.metrics.definitions import mean_metrics
 from towers.metrics.held_out import FullCorpusMetrics, HeldOut, Means, Ranking

@@ -32,7 +32,7 @@ FLOORS = {  # room → its sub-packages and top modules; each may import those a
     "pipeline": "commands job streaming counts features quality prepare read beam contract",
     "samplers": "methods proposals selection losses random_numbers state candidates",
     "towers": "commands doctor catalogue audit tune output evaluation report training model "
-    "encoders metrics data errors legacy_keras",
+    "encoders metrics data legacy_keras",
     "serving": "commands server rest rpc runtime settings retrieval publish monitoring version "
     "errors",
 }

@@ -56,11 +56,7 @@ class CatalogueConfig:
 
 
 def show_methods(config: CatalogueConfig) -> None:
-    """Prints all methods with paper and cost, or one with its formula and options.
-
-    Raises:
-      ValueError: there is no method of that name.
-    """
+    """Prints all methods with paper and cost, or one with its formula; a ValueError for others."""
     from samplers.methods.by_name import METHODS, option_types
 
     if not config.name:
@@ -81,11 +77,7 @@ def show_methods(config: CatalogueConfig) -> None:
 
 
 def show_towers(config: CatalogueConfig) -> None:
-    """Prints all towers with paper and cost, or one with its flags.
-
-    Raises:
-      ValueError: there is no tower of that name.
-    """
+    """Prints all towers with paper and cost, or one with its flags; a ValueError for others."""
     if not config.name:
         print(f"{'tower':11}an embedding is; paper; cost of a step")
         for name in TOWERS:
@@ -95,8 +87,8 @@ def show_towers(config: CatalogueConfig) -> None:
     _check(config.name, TOWERS, "tower")
     what, paper, cost = _TOWERS[config.name]
     print(f"{config.name}: {what}\n" + (f"paper: {paper}\n" if paper else "") + f"cost: {cost}")
-    fields = [field.name for field in dataclasses.fields(TowerConfig) if field.name != "tower"]
-    flags = [name for name in fields if reads(config.name, name)]
+    fields = [field.name for field in dataclasses.fields(TowerConfig)]
+    flags = [name for name in fields if name != "tower" and reads(config.name, name)]
     _print_options(TowerConfig, flags, f"--tower {config.name} --FLAG VALUE")
 
 

@@ -28,9 +28,13 @@ _TEXTS_A_STEP = 65_536
 class Features:
     """The feature files of one side; `schema.FeatureSpec` says what they hold."""
 
-    specs: tuple[schema.FeatureSpec, ...]
-    table: pa.Table  # [V], the row number is the dense id
-    cold: pa.Table  # [C], ids without interactions: raw_id, then the same columns
+    specs: tuple[schema.FeatureSpec, ...] = ()
+    # [V], the row number is the dense id
+    table: pa.Table = dataclasses.field(default_factory=lambda: pa.table({}))
+    # [C], ids without interactions: raw_id, then the same columns
+    cold: pa.Table = dataclasses.field(
+        default_factory=lambda: pa.table({schema.RAW_ID: pa.array([], pa.string())})
+    )
     values: Mapping[str, pa.Array] = dataclasses.field(default_factory=dict)  # by code - 1
 
     @classmethod
@@ -38,7 +42,7 @@ class Features:
         """Those in a directory, none where it was prepared without."""
         specs = schema.feature_specs(manifest.details, side)
         if not specs:
-            return no_features(side)
+            return cls()
         columns = [spec.name for spec in specs]
         columns += [spec.presence for spec in specs if spec.has_presence]
         table = read_table(root, manifest, f"{side}_features-", columns)
@@ -59,18 +63,12 @@ class Column:
 
     name: str
     kind: str  # one of `schema.FEATURE_KINDS`
-    num_codes: int = 0  # codes are 1 … num_codes, and 0 for none; 0 for numbers
-    width: int = 0  # codes of one id in a multi or text column
-    spec: schema.FeatureSpec | None = None  # what its numbers were scaled by
+    num_codes: int  # codes are 1 … num_codes, and 0 for none; 0 for numbers
+    width: int  # codes of one id in a multi or text column, else 0
+    spec: schema.FeatureSpec  # what its numbers were scaled by
 
 
 Arrays = Mapping[str, Any]  # column → Lists, int64 [V] or float32 [V, 2], in NumPy or as tensors
-
-
-def no_features(side: str) -> Features:
-    """What a side without a table of attributes has."""
-    del side
-    return Features((), pa.table({}), pa.table({schema.RAW_ID: pa.array([], pa.string())}))
 
 
 def columns_of(features: Features, text_buckets: int) -> tuple[tuple[Column, ...], Arrays, Arrays]:
@@ -102,10 +100,8 @@ def raw_values(
     """Columns in the values and units of their table, null where missing: [V + C], cold ones last.
 
     Values that the vocabulary does not hold are missing; numbers have the precision of float32.
-    Columns of `text_names` may be texts, too.
-
-    Raises:
-      ValueError: there is no such column, or one of `names` is of texts.
+    Columns of `text_names` may be texts, too. A ValueError for columns that are not there, and for
+    texts among `names`.
     """
     every = {spec.name: spec for spec in features.specs}
     if unknown := [name for name in text_names if name not in every]:
@@ -178,7 +174,6 @@ def encode_column(column: Column, values: tf.Tensor, codes: Any) -> tf.Tensor:
       codes: a table of strings → codes, of a categorical or multi column.
     """
     if column.kind == "numeric":
-        assert column.spec is not None
         present = ~tf.math.is_nan(values)
         scaled = tf.where(present, (values - column.spec.mean) / column.spec.std, 0.0)
         number = tf.clip_by_value(tf.cast(scaled, tf.float32), -_LARGEST, _LARGEST)

@@ -14,7 +14,7 @@ from pipeline.contract import hashing, schema
 from pipeline.prepare.settings import PrepareConfig
 from pipeline.prepare.split import assign_splits
 from towers.data.attribute_frames import check_columns, features_of
-from towers.data.attributes import Features, no_features
+from towers.data.attributes import Features
 from towers.data.interactions import RetrievalData, Vocabulary
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def from_dataframe(
         f"{word}_feature_kinds": tuple(f"{name}={kind}" for name, kind in (given or {}).items())
         for word, given in (("user", user_feature_kinds), ("item", item_feature_kinds))
     }
-    tables = {"query": (user, user_features), "candidate": (item, item_features)}
+    frames = {"query": (user, user_features), "candidate": (item, item_features)}
     config = PrepareConfig(
         source="DataFrame",
         output="memory",
@@ -113,38 +113,36 @@ def from_dataframe(
         where = "" if rating is None else f" with {rating} of at least {rating_threshold}"
         raise ValueError(f"the DataFrame must have rows{where}, got none.")
     columns = _distinct_pairs(df, user, item, timestamp, weight)
-    queries, columns[schema.QUERY_ID] = _rank(*columns[schema.QUERY_ID])
-    candidates, columns[schema.CANDIDATE_ID] = _rank(*columns[schema.CANDIDATE_ID])
-    splits = _split(columns, queries, candidates, config)
-    train = {
-        side: np.bincount(splits["train"][f"{side}_id"], minlength=len(vocabulary))
-        for side, vocabulary in zip(schema.SIDES, (queries, candidates), strict=True)
-    }
-    features = {side: no_features(side) for side in schema.SIDES}
-    for side, vocabulary in zip(schema.SIDES, (queries, candidates), strict=True):
-        column, table = tables[side]
+    ids = {}
+    for side in schema.SIDES:
+        ids[side], columns[f"{side}_id"] = _rank(*columns[f"{side}_id"])
+    splits = _split(columns, ids, config)
+    train, features = {}, {}
+    for side, (column, table) in frames.items():
+        train[side] = np.bincount(splits["train"][f"{side}_id"], minlength=len(ids[side]))
+        features[side] = Features()
         if table is not None:
-            features[side] = features_of(table, column, side, vocabulary, train[side] > 0, config)
+            features[side] = features_of(table, column, side, ids[side], train[side] > 0, config)
     return RetrievalData(
-        queries,
-        candidates,
+        ids["query"],
+        ids["candidate"],
         train["candidate"],
         splits.__getitem__,
-        fingerprint=_fingerprint(queries, candidates, splits, features),
+        fingerprint=_fingerprint(ids, splits, features),
         source="DataFrame",
         features=features.__getitem__,
     )
 
 
 def _split(
-    columns: dict[str, Any], queries: Vocabulary, candidates: Vocabulary, config: PrepareConfig
+    columns: dict[str, Any], ids: Mapping[str, Vocabulary], config: PrepareConfig
 ) -> dict[str, dict[str, np.ndarray]]:
     """The columns of each split, in the order that preparation writes them in."""
     size = len(columns[schema.QUERY_ID])
     fields = [(name, "<i8") for name in ("query", "candidate", "timestamp")]
     rows = np.zeros(size, [*fields, ("order", "<u8"), ("split", "<i1")])
-    rows["query"] = queries.fingerprints[columns[schema.QUERY_ID]]
-    rows["candidate"] = candidates.fingerprints[columns[schema.CANDIDATE_ID]]
+    for side in schema.SIDES:
+        rows[side] = ids[side].fingerprints[columns[f"{side}_id"]]
     rows["timestamp"] = columns.get(schema.TIMESTAMP, 0)
     rows["order"] = np.arange(size)
     rows = assign_splits(rows, config)
@@ -237,12 +235,11 @@ def _rank(codes: np.ndarray, texts: np.ndarray) -> tuple[Vocabulary, np.ndarray]
 
 
 def _fingerprint(
-    queries: Vocabulary,
-    candidates: Vocabulary,
+    ids: Mapping[str, Vocabulary],
     splits: dict[str, dict[str, np.ndarray]],
     features: Mapping[str, Features],
 ) -> str:
-    arrays = [queries.fingerprints, candidates.fingerprints]
+    arrays = [vocabulary.fingerprints for vocabulary in ids.values()]
     arrays += [values for columns in splits.values() for values in columns.values()]
     digest = hashlib.blake2b(digest_size=8)
     for array in arrays:

@@ -93,11 +93,7 @@ class Before(NamedTuple):
 
     @classmethod
     def rows_of(cls, data: RetrievalData, split: str) -> Before:
-        """Of each row of a split, in the order of `data.arrays(split)`.
-
-        Raises:
-          ValueError: the data have no times.
-        """
+        """Of each row of `data.arrays(split)`, in order; a ValueError for data without times."""
         splits = schema.SPLITS[: schema.SPLITS.index(split) + 1]
         parts = [data.arrays(name) for name in splits if data.num_rows(name)]
         if schema.TIMESTAMP not in parts[-1]:

@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from pipeline.contract import hashing, schema
 from samplers.selection.seen import Seen
-from towers.data.attributes import Features, no_features
+from towers.data.attributes import Features
 from towers.data.epochs import epoch_dataset
 from towers.data.shards import load_split, read_table
 
@@ -91,7 +91,7 @@ class RetrievalData:
         *,
         fingerprint: str,
         source: str = "",
-        features: Callable[[str], Features] = no_features,
+        features: Callable[[str], Features] = lambda side: Features(),
     ) -> None:
         self.query_vocabulary = query_vocabulary
         self.candidate_vocabulary = candidate_vocabulary

@@ -15,9 +15,8 @@ from towers.data.history import History
 from towers.data.interactions import RetrievalData
 from towers.encoders.feature_tower import FeatureSource, FeatureTower
 from towers.encoders.history_tower import HistoryTower
-from towers.encoders.id_tower import GmfTower, IdTower
 from towers.encoders.propagation import BipartiteGraph, LightGcn, Ngcf, Propagation
-from towers.encoders.tower import Tower
+from towers.encoders.tower import GmfTower, IdTower, Tower
 from towers.encoders.tower_config import INPUTS, SUMS, TowerConfig
 from towers.encoders.tower_pair import TowerPair
 

@@ -15,6 +15,7 @@ SUMS = ("fism", "svdpp")  # whose queries are sums of what they chose
 _HISTORIES = ("features", *SUMS)
 # field → towers; the other fields are for `features`
 _MEANT_FOR = {
+    "tower": TOWERS,
     "num_layers": _GRAPHS,
     "batch_l2": _GRAPHS,
     "popularity_power": tuple(name for name in TOWERS if name != "features"),
@@ -24,7 +25,7 @@ _MEANT_FOR = {
 
 
 def reads(tower: str, field: str) -> bool:
-    """Whether a tower reads a field of `TowerConfig` other than its name."""
+    """Whether a tower reads a field of `TowerConfig`."""
     return tower in _MEANT_FOR.get(field, ("features",))
 
 
@@ -64,11 +65,7 @@ class TowerConfig:
         require(self.tower in TOWERS, "tower", f"must be one of {TOWERS}", self.tower)
         for field in dataclasses.fields(TowerConfig):
             value = getattr(self, field.name)
-            if (
-                field.name != "tower"
-                and value != field.default
-                and not reads(self.tower, field.name)
-            ):
+            if value != field.default and not reads(self.tower, field.name):
                 towers = [tower for tower in TOWERS if reads(tower, field.name)]
                 raise ValueError(
                     f"{field.name} is for tower {' or '.join(towers)}, got {value!r} with "
@@ -99,11 +96,7 @@ class TowerConfig:
 
 
 def split_options(options: dict[str, Any]) -> tuple[TowerConfig, dict[str, Any]]:
-    """What of some options is for the towers, and the rest, which is for the method.
-
-    Raises:
-      ValueError: a setting of the towers breaks its rule.
-    """
+    """What of some options is for the towers, checked, and the rest, which is for the method."""
     names = {field.name for field in dataclasses.fields(TowerConfig)}
     config = TowerConfig(**{name: value for name, value in options.items() if name in names})
     return config, {name: value for name, value in options.items() if name not in names}

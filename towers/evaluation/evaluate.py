@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import tensorflow as tf
 
 from pipeline.contract.files import checksum
 from pipeline.contract.settings import require_in_corpus
@@ -15,7 +17,6 @@ from towers.data.interactions import RetrievalData, open_data
 from towers.evaluation.breakdown import breakdown
 from towers.evaluation.examples import examples
 from towers.evaluation.hits_by_query import HitsByQuery
-from towers.evaluation.live import measure_live
 from towers.evaluation.settings import EvaluateConfig
 from towers.metrics.definitions import METRICS
 from towers.metrics.held_out import HeldOut, Means
@@ -24,6 +25,8 @@ from towers.model.two_tower import TwoTower
 from towers.report.pages import write_report
 from towers.training.run_directory import BREAKDOWN, TRAINING, open_run, read_json, write_json
 from towers.training.run_directory import METRICS as METRICS_FILE
+
+_MAX_CODES = 1 << 19  # of live histories that are embedded at a time
 
 
 def evaluate_run(config: EvaluateConfig) -> dict[str, Any]:
@@ -155,6 +158,66 @@ def evaluate(
     of_popularity = held_out.measure_popularity(ks)
     columns |= dict(zip(("popularity", "popularity_ci95"), of_popularity, strict=True))
     return pd.DataFrame(columns)
+
+
+def measure_live(model: TwoTower, held_out: HeldOut, config: EvaluateConfig) -> dict[str, Any]:
+    """Metrics of a live `HeldOut` with the live and the stale history, and by popularity.
+
+    Both histories, and popularity, are measured on the same rows, of which the same is not ranked.
+
+    Returns:
+      {"rows", "users": numbers of rows and of their queries; "live", "stale" and "popularity":
+      {"means": metrics, "confidence_95": half-widths}}, and the same as "unseen" for the rows of
+      queries without train rows that have something before them, where there are any.
+
+    Raises:
+      ValueError: the tower of queries reads no history.
+    """
+    candidates, depth = model.candidate_embeddings(), max(config.ks)
+    embeddings = {
+        "live": live_embeddings(model, held_out),
+        "stale": tf.gather(model.query_embeddings(), held_out.query_ids),
+    }
+    rankings = {
+        name: held_out.rank(queries, candidates, depth) for name, queries in embeddings.items()
+    } | {"popularity": held_out.rank_by_popularity(depth)}
+    assert held_out.before is not None, "a live HeldOut"
+    all_rows = np.ones(len(held_out.query_ids), bool)
+    unseen = (held_out.train_rows == 0) & (held_out.before.sizes > 0)
+
+    def figures(rows: np.ndarray) -> dict[str, Any]:
+        result: dict[str, Any] = {
+            "rows": int(rows.sum()),
+            "users": len(np.unique(held_out.query_ids[rows])),
+        }
+        for name, ranking in rankings.items():
+            means = held_out.means(ranking, config.ks, rows)
+            result[name] = dict(zip(("means", "confidence_95"), means, strict=True))
+        return result
+
+    return figures(all_rows) | ({"unseen": figures(unseen)} if unseen.any() else {})
+
+
+def live_embeddings(model: TwoTower, held_out: HeldOut) -> np.ndarray:
+    """The query of each row with the history before it, over the temperature: float32 [R, D]."""
+    tower, before = model.query_tower, held_out.before
+    assert before is not None, "a live HeldOut"
+    if not tower.reads_history:
+        raise ValueError(
+            "history live is for towers that read a history: features with history among "
+            "query_inputs, fism or svdpp."
+        )
+    embeddings = np.empty((len(before.sizes), tower.dim), np.float32)
+    order = np.argsort(before.sizes, kind="stable")
+    stop = len(order)
+    while stop:  # blocks of about the same length, the longest first
+        longest = max(int(before.sizes[order[stop - 1]]), 1)
+        block = order[max(0, stop - max(1, _MAX_CODES // longest)) : stop]
+        codes = tf.constant(before.codes(block), tf.int64)
+        embedded = tower.embed_history(tf.constant(held_out.query_ids[block]), codes)
+        embeddings[block] = tf.cast(embedded / model.temperature, tf.float32)
+        stop -= len(block)
+    return embeddings
 
 
 def format_table(about: str, rankings: dict[str, Means], ks: Sequence[int]) -> str:

@@ -51,11 +51,7 @@ class HitsByQuery:
 
 
 def read_hits(run: Path) -> HitsByQuery:
-    """Reads what `twotower evaluate` kept in a run directory.
-
-    Raises:
-      ValueError: there is nothing, or it cannot be read.
-    """
+    """Reads what `twotower evaluate` kept of a run; a ValueError where it cannot be read."""
     path = run / HITS
     if not path.is_file():
         raise ValueError(f"{run} has no {HITS}: make it with `twotower evaluate`.")

@@ -12,13 +12,16 @@ from pipeline.contract import hashing
 from samplers.selection.running_top_k import running_top_k
 from towers.data.history import Before
 from towers.data.interactions import Positives
-from towers.errors import Diverged
 
 MAX_SCORES = 1 << 26  # in memory at a time: 256 MiB
 _TIES_SEED = 0
 
 Embeddings: TypeAlias = np.ndarray | tf.Tensor  # float32, those of a model stay on their device
 Known: TypeAlias = Positives | Before
+
+
+class Diverged(ValueError):  # noqa: N818 - it names what happened
+    """A loss, a gradient or an embedding is no longer finite."""
 
 
 def tie_order(fingerprints: np.ndarray) -> np.ndarray:

@@ -110,11 +110,7 @@ def check_strategy() -> None:
 
 
 def cut_into_parts(arguments: dict[str, Any], strategy: tf.distribute.Strategy) -> dict[str, Any]:
-    """The arguments of `fit`, with a data set of joined batches cut into parts of replicas.
-
-    Raises:
-      ValueError: its length is not known.
-    """
+    """The arguments of `fit` with a data set of joined batches, of known length, cut into parts."""
     dataset = arguments.get("x")
     if not isinstance(dataset, tf.data.Dataset):
         return arguments

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from towers.model.two_tower import TwoTower
 
 _SHARE = 0.8  # of the memory of the machine that training may take
-_SMALLEST_BLOCK = 256
+_BLOCKS = [1 << power for power in range(14, 7, -1)]  # that are tried
 # Copies of the matrix of scores that a step holds at once, measured on a CPU: bir draws by them.
 _COPIES, _COPIES_OF_DRAWS, _COPIES_BY_QUERY = 1.2, 5.0, 3.0
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
@@ -56,10 +56,7 @@ def fit_to_memory(model: TwoTower, rows: int, *, dense: bool) -> None:
         )
     if (needed := step_bytes(method, rows, dim)) <= left:
         return
-    if _takes_blocks(method):
-        block = 1 << 14
-        while block > _SMALLEST_BLOCK and step_bytes(method, rows, dim, block) > left:
-            block //= 2
+    for block in _BLOCKS if _takes_blocks(method) else ():
         if step_bytes(method, rows, dim, block) <= left:
             method.block_size = block
             model.make_step()

@@ -9,7 +9,6 @@ import tensorflow as tf
 
 from pipeline.contract.settings import require
 from towers.legacy_keras import tf_keras
-from towers.model.gradients import dense_gradient
 
 
 class CoupledOptimizer(tf_keras.optimizers.Optimizer):
@@ -113,14 +112,14 @@ class CoupledAdam(_Adam):
 
     def _coupled(self, gradient: Any, variable: tf.Variable) -> tf.Tensor:
         """gradient + l2 · θ as one tensor of the shape of θ."""
-        if not self.l2:
-            return dense_gradient(gradient)
-        decay = self.l2 * variable  # a new tensor, which nothing else reads
         if not isinstance(gradient, tf.IndexedSlices):
-            return gradient + decay
+            return gradient + self.l2 * variable if self.l2 else gradient
+        values, ids = gradient.values, gradient.indices
+        if not self.l2:
+            return tf.math.unsorted_segment_sum(values, ids, variable.shape[0])
+        decay = self.l2 * variable  # a new tensor, which nothing else reads
         # On a CPU rows are added one after the other, so that a repeated one is added up.
-        ids = tf.cast(gradient.indices, tf.int32)
-        return tf.raw_ops.InplaceAdd(x=decay, i=ids, v=gradient.values)
+        return tf.raw_ops.InplaceAdd(x=decay, i=tf.cast(ids, tf.int32), v=values)
 
 
 class SparseOptimizer(CoupledOptimizer):

@@ -25,7 +25,6 @@ from towers.encoders.tower import Rows
 from towers.encoders.tower_pair import Embedded, Tables, TowerPair, floats_in
 from towers.legacy_keras import tf_keras
 from towers.model.distribution import part_bounds
-from towers.model.gradients import sum_gradients
 
 _SUM = tf.distribute.ReduceOp.SUM
 
@@ -168,6 +167,23 @@ def check_alone() -> None:
             f"{_context().num_replicas_in_sync} replicas, without the negatives of the others: "
             "call fit or train_step, or compute_loss outside of the strategy."
         )
+
+
+def sum_gradients(gradients: Iterable[Any]) -> Any:
+    """One gradient of several of the same table, or None: dense if one of them is dense.
+
+    Repeated rows of sparse gradients stay repeated: whoever applies them adds them up.
+    """
+    known = [gradient for gradient in gradients if gradient is not None]
+    if len(known) < 2:
+        return known[0] if known else None
+    if all(isinstance(gradient, tf.IndexedSlices) for gradient in known):
+        return tf.IndexedSlices(
+            tf.concat([gradient.values for gradient in known], axis=0),
+            tf.concat([tf.cast(gradient.indices, tf.int64) for gradient in known], axis=0),
+            known[0].dense_shape,
+        )
+    return tf.add_n([tf.convert_to_tensor(gradient) for gradient in known])
 
 
 _context = tf.distribute.get_replica_context

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from towers.model.two_tower import TwoTower
 
 TITLE = "title"  # column of the items' table that answers show
-_BLOCK = 256  # queries that are ranked at a time
 
 
 def recommend(
@@ -57,16 +56,15 @@ def recommend(
             "them out, or say what they chose: history=[[...]], of a tower that reads histories."
         )
     prints = all_fingerprints(data, model, "candidate")
-    blocks = list(
-        rank_blocks(
-            outputs["embedding"],
-            vectors(model, "candidate"),
-            np.arange(len(names)),
-            _seen(data, given, prints) if exclude_seen else _rows([[]] * len(names)),
-            k=k,
-            order=tie_order(prints),
-            block_size=_BLOCK,
-        )
+    seen = _seen(data, given, prints) if exclude_seen else []
+    owners, left_out = np.array(seen, np.int64).reshape(-1, 2).T
+    blocks = rank_blocks(
+        outputs["embedding"],
+        vectors(model, "candidate"),
+        np.arange(len(names)),
+        Positives(owners, left_out, len(names)),
+        k=k,
+        order=tie_order(prints),
     )
     ranked, scores = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
     kept = ranked >= 0
@@ -114,30 +112,21 @@ def _inputs(specs: dict[str, tf.TensorSpec], given: dict[str, Any]) -> dict[str,
             inputs[name] = tf.constant(texts, tf.string)
         else:
             lists = [[str(value) for value in v or ()] for v in values]
-            width = max(map(len, lists), default=0)
-            filled = [[*row, *[""] * (width - len(row))] for row in lists]
-            inputs[name] = tf.constant(filled, tf.string, [size, width])
+            inputs[name] = tf.ragged.constant(lists, tf.string, ragged_rank=1).to_tensor("")
     return inputs
 
 
-def _seen(data: RetrievalData, given: dict[str, Any], prints: np.ndarray) -> Positives:
-    """Rows of the candidates that each query has in train, in validation or in its history."""
-    size = len(next(iter(given.values())))
-    seen: list[list[int]] = [[] for _ in range(size)]
-    known = data.positives("train", "validation")
+def _seen(data: RetrievalData, given: dict[str, Any], prints: np.ndarray) -> list[tuple[int, int]]:
+    """(row, candidate) of what each query has in train, in validation or in its history."""
+    known, seen = data.positives("train", "validation"), []
     for row, query in enumerate(data.encode_queries(given.get(schema.QUERY_ID, ()))):
-        seen[row] += known.of(query).tolist() if query >= 0 else []
+        if query >= 0:
+            seen += [(row, candidate) for candidate in known.of(query)]
     for row, history in enumerate(given.get(HISTORY, ())):
         chosen = hashing.fingerprints(str(value).encode() for value in history)
         places, known_ids = find_ids(chosen, prints)
-        seen[row] += places[known_ids].tolist()
-    return _rows(seen)
-
-
-def _rows(lists: list[list[int]]) -> Positives:
-    owners = np.repeat(np.arange(len(lists)), [len(row) for row in lists])
-    candidates = np.array([value for row in lists for value in row], np.int64)
-    return Positives(owners, candidates, len(lists))
+        seen += [(row, candidate) for candidate in places[known_ids]]
+    return seen
 
 
 def vectors(model: TwoTower, side: str) -> np.ndarray:

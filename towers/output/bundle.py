@@ -63,11 +63,7 @@ def write_model(
     configuration: dict[str, Any],
     metrics: dict[str, Any] | None = None,
 ) -> Path:
-    """Writes the bundle of a model; see `export_bundle`, `configuration` is for its card.
-
-    Raises:
-      ValueError: the model has diverged, or the data do not have a column.
-    """
+    """Writes the bundle of a model; see `export_bundle`, `configuration` is for its card."""
     attributes = None
     if filter_columns or text_columns:
         attributes = raw_values(data.features("candidate"), filter_columns, text_columns)

@@ -76,7 +76,6 @@ class RunRecorder(tf_keras.callbacks.Callback):
         self._manager = tf.train.CheckpointManager(
             self._checkpoint, str(self._directory), max_to_keep=_KEPT
         )
-        self._best = tf.train.Checkpoint(model=model, progress=self.progress)
         self._interrupted_loss: list[Any] = []
         self._clock = self._saved = time.monotonic()
 
@@ -133,7 +132,7 @@ class RunRecorder(tf_keras.callbacks.Callback):
             if value > progress.best[1]:
                 progress.best, progress.waited = (epoch + 1, value), 0
                 if self._chief:
-                    self._best.write(str(self._directory / f"best-{epoch + 1}"))
+                    self._checkpoint.write(str(self._directory / f"best-{epoch + 1}"))
             progress.stopped = progress.waited >= self._config.patience
             self.model.stop_training = progress.stopped
         self.save()

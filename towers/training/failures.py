@@ -20,14 +20,18 @@ from pipeline.contract import schema
 from pipeline.contract.files import quiet_standard_error, written_aside
 from towers.data.epochs import step_rows
 from towers.data.interactions import RetrievalData
-from towers.errors import Diverged
 from towers.legacy_keras import tf_keras
-from towers.model.gradients import MUST_BE_FINITE
+from towers.metrics.ranking import Diverged
+from towers.model.step import MUST_BE_FINITE
 from towers.training.run_directory import DIVERGED
 from towers.training.settings import TrainConfig
 
 # TensorFlow has several kinds of errors for them, and the words of the system in their text.
 _FULL = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT))
+
+
+class MemoryIsFull(ValueError):  # noqa: N818 - it names what happened
+    """A step of training does not fit in memory."""
 
 
 class CheckData(tf_keras.callbacks.Callback):

@@ -48,11 +48,7 @@ _FREE = (
 
 
 def claim(config: TrainConfig, data: RetrievalData) -> None:
-    """Makes the directory of a new run, or checks that the run in it is the same.
-
-    Raises:
-      ValueError: the directory holds a run of another configuration or of other data.
-    """
+    """Makes the directory of a new run; a ValueError where it holds another run."""
     run = Path(config.run)
     if config.overwrite:
         for name in (CHECKPOINTS, LOGS):
@@ -122,11 +118,7 @@ def check_checkpoint(path: str, config: TrainConfig) -> None:
 
 
 def only_writer(directory: str | os.PathLike[str]) -> contextlib.AbstractContextManager[None]:
-    """Keeps other processes from training in a directory, which is made; a killed one lets go.
-
-    Raises:
-      ValueError: another process trains there.
-    """
+    """Makes a directory, in which no other process may train; a ValueError while one does."""
     busy = f"another process is training in {directory}: wait for it, or give a new --run."
     return held(Path(directory) / _LOCK, busy)
 
@@ -134,11 +126,7 @@ def only_writer(directory: str | os.PathLike[str]) -> contextlib.AbstractContext
 def make_model(
     config: TrainConfig, data: RetrievalData, targets: SoftTargets | None = None
 ) -> TwoTower:
-    """The untrained model of a configuration; its teacher's `targets`, if it is to be trained.
-
-    Raises:
-      ValueError: the method or one of its options is unknown, or the data lack attributes.
-    """
+    """The untrained model of a configuration; its teacher's `targets`, if it is to be trained."""
     names = "dim method normalize temperature seed init_stddev reduction jit_compile"
     names += " exclude_seen_negatives"
     settings: dict[str, Any] = {name: getattr(config, name) for name in names.split()}
@@ -149,11 +137,7 @@ def make_model(
 
 
 def read_run(run: str | os.PathLike[str]) -> tuple[TrainConfig, str]:
-    """The settings of a trained run, and the fingerprint of its data.
-
-    Raises:
-      ValueError: there is no run, or it has no checkpoint yet.
-    """
+    """The settings of a run and the fingerprint of its data; a ValueError without a checkpoint."""
     root = Path(run)
     if not (root / TRAINING).is_file():
         raise ValueError(

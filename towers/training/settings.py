@@ -121,11 +121,7 @@ class TrainConfig(TowerConfig):
 
 
 def parse_metric(metric: str, name: str = "validation_metric") -> tuple[str, int]:
-    """The name and the cut-off of a metric such as "recall@50"; `name` is the setting's.
-
-    Raises:
-      ValueError: it is not a metric with a cut-off.
-    """
+    """The name and the cut-off of "recall@50"; for others a ValueError of the setting `name`."""
     kind, _, cut_off = metric.partition("@")
     rule = f"must be one of {', '.join(METRICS)}, then @ and a cut-off, as in recall@50"
     require(kind in METRICS, name, rule, metric)

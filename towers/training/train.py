@@ -12,7 +12,6 @@ from typing import Any
 import tensorflow as tf
 
 from towers.data.interactions import RetrievalData, open_data
-from towers.errors import MemoryIsFull
 from towers.legacy_keras import tf_keras
 from towers.metrics.held_out import FullCorpusMetrics
 from towers.model.distribution import is_chief, make_strategy, wait_for_all
@@ -23,6 +22,7 @@ from towers.training.checkpoints import RunRecorder
 from towers.training.earlier_run import keep_vocabularies, soft_targets, start_from_run
 from towers.training.failures import (
     CheckData,
+    MemoryIsFull,
     compile_quietly,
     explain_divergence,
     full_disk,

@@ -63,10 +63,8 @@ def make_space(config: TuneConfig) -> Space:
     """The space of a study.
 
     A setting or option that is given as such is not searched. `temperature` is by default
-    searched for cosines only.
-
-    Raises:
-      ValueError: `space` names what there is not, twice what is fixed, or no range.
+    searched for cosines only. A ValueError where `--space` names what there is not, or what is
+    given, or gives no range.
     """
     if config.method not in METHODS:
         hint = did_you_mean(config.method, METHODS, f"it is one of {', '.join(METHODS)}.")
@@ -131,11 +129,7 @@ def knob_types(method: str) -> dict[str, str]:
 
 
 def default_range(method: str, name: str) -> str:
-    """The range of a setting or an option where `--space` does not name it; `FIXED`: none.
-
-    Raises:
-      KeyError: the table has no line for an option.
-    """
+    """The range of a setting, or of an option, which has a line in the table; `FIXED`: none."""
     if not name.startswith(METHOD):
         return SETTINGS.get(name, FIXED)
     option = name.removeprefix(METHOD)
@@ -143,11 +137,7 @@ def default_range(method: str, name: str) -> str:
 
 
 def parse(name: str, text: str, kind: str) -> Knob:
-    """A knob from the text of its range.
-
-    Raises:
-      ValueError: it is no range for values of that type.
-    """
+    """A knob from the text of its range; a ValueError where that is no range for such values."""
     scale, _, limits = text.partition(":")
     is_choice = scale not in ("log", "linear")
     parts = text.strip("[]").split(",") if is_choice else limits.split(":")

@@ -18,9 +18,10 @@ from pipeline.contract import schema
 from pipeline.contract.files import held
 from samplers.methods.by_name import METHODS
 from towers.data.interactions import open_data
-from towers.errors import Diverged, MemoryIsFull
 from towers.legacy_keras import tf_keras
 from towers.metrics.held_out import HeldOut
+from towers.metrics.ranking import Diverged
+from towers.training.failures import MemoryIsFull
 from towers.training.run_directory import CONFIG, TRAINING, read_json, record_settings
 from towers.training.train import train
 from towers.tune.report import REPORTS, TRIALS, as_text, log_progress, write_reports

@@ -7,8 +7,7 @@ import pytest
 import tensorflow as tf
 
 from towers.data.interactions import open_data
-from towers.evaluation.evaluate import evaluate_run
-from towers.evaluation.live import live_embeddings, measure_live
+from towers.evaluation.evaluate import evaluate_run, live_embeddings, measure_live
 from towers.evaluation.settings import EvaluateConfig
 from towers.metrics.held_out import HeldOut
 from towers.model.encoder import Encoder
@@ -35,7 +34,7 @@ def live(timed):
 
 @pytest.mark.parametrize("name", TOWERS)
 def test_a_row_is_embedded_as_a_request_with_its_history(timed, live, name, tmp_path, monkeypatch):
-    monkeypatch.setattr("towers.evaluation.live._MAX_CODES", 100)  # many blocks
+    monkeypatch.setattr("towers.evaluation.evaluate._MAX_CODES", 100)  # many blocks
     model = TwoTower(timed, 6, method="mns", init_stddev=0.5, **TOWERS[name])
     embeddings = live_embeddings(model, live)
     encoder = Encoder(timed, model, "query", tmp_path)

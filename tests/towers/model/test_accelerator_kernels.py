@@ -20,7 +20,7 @@ import samplers
 from pipeline.contract.schema import FeatureSpec
 from samplers.methods.full_softmax import SoftTargets
 from samplers.methods.method import Method
-from towers.data.attributes import Features, no_features
+from towers.data.attributes import Features
 from towers.data.dataframe import from_dataframe
 from towers.model.optimizers import OPTIMIZERS, make_optimizer
 from towers.model.two_tower import TwoTower
@@ -52,7 +52,7 @@ def data():
     rng = np.random.default_rng(0)
     frame = pd.DataFrame({"u": rng.integers(0, 30, 400), "i": rng.integers(0, 40, 400)})
     found = from_dataframe(frame, user="u", item="i", train_ratio=1.0)
-    attributes = {"query": no_features("query"), "candidate": attributes_of(found.num_candidates)}
+    attributes = {"query": Features(), "candidate": attributes_of(found.num_candidates)}
     found.features = attributes.get
     return found
 

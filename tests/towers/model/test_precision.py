@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 import towers
-from towers.encoders.id_tower import IdTower
+from towers.encoders.tower import IdTower
 from towers.legacy_keras import tf_keras
 from towers.metrics.held_out import HeldOut
 from towers.training.run_directory import make_model, open_run

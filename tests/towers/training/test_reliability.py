@@ -22,8 +22,8 @@ from towers.data.dataframe import from_dataframe
 from towers.data.epochs import step_rows
 from towers.data.interactions import open_data
 from towers.legacy_keras import tf_keras
-from towers.model.gradients import worst_of
 from towers.model.optimizers import make_optimizer
+from towers.model.step import worst_of
 from towers.model.two_tower import TwoTower
 from towers.training.earlier_run import start_from_run
 from towers.training.run_directory import make_model, open_run
