@@ -120,7 +120,7 @@ def freshness(data: RetrievalData, options: argparse.Namespace, results: dict[st
         measured = {"live": by_group(rows, live, groups), "stale": by_group(rows, stale, groups)}
         seeds[str(seed)] = {"trained on all": record | measured}
         yield
-        model, record = trained(data.without_queries(unseen), setting, seed, options.epochs)
+        model, record = trained(without_queries(data, unseen), setting, seed, options.epochs)
         live = rows.rank(live_embeddings(model, rows), model.candidate_embeddings(), max(KS))
         only = {"unseen": groups["unseen"]}
         seeds[str(seed)]["trained without"] = record | {"live": by_group(rows, live, only)}
@@ -138,7 +138,7 @@ def fitting(tafeng: RetrievalData, options: argparse.Namespace, results: dict[st
     ):
         if f"{name} {tower}" in results:
             continue
-        without = data.without_queries(unseen_queries(data))
+        without = without_queries(data, unseen_queries(data))
         setting = {"tower": tower} | ({"temperature": 0.1} if name == "gowalla" else {})
         model, record = trained(without, setting, options.seeds[0], options.epochs, faster=4)
         candidates = model.candidate_embeddings().numpy()
@@ -147,6 +147,28 @@ def fitting(tafeng: RetrievalData, options: argparse.Namespace, results: dict[st
 
 
 PARTS = {"freshness": freshness, "fitting": fitting}
+
+
+def without_queries(data: RetrievalData, query_ids: np.ndarray) -> RetrievalData:
+    """The same data with the rows of some queries in the test split alone."""
+    unseen = np.zeros(data.num_queries, bool)
+    unseen[query_ids] = True
+
+    def load(split: str) -> dict[str, np.ndarray]:
+        rows = data.arrays(split)
+        kept = ~unseen[rows[schema.QUERY_ID]] | (split == "test")
+        return {name: values[kept] for name, values in rows.items()}
+
+    chosen = load("train")[schema.CANDIDATE_ID]
+    return RetrievalData(
+        data.query_vocabulary,
+        data.candidate_vocabulary,
+        np.bincount(chosen, minlength=data.num_candidates),
+        load,
+        fingerprint=data.fingerprint,
+        source=data.source,
+        features=data.features,
+    )
 
 
 def unseen_queries(data: RetrievalData) -> np.ndarray:

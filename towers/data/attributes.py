@@ -37,6 +37,11 @@ class Features:
     )
     values: Mapping[str, pa.Array] = dataclasses.field(default_factory=dict)  # by code - 1
 
+    @property
+    def rows(self) -> pa.Table:
+        """The columns of all ids: [V + C]."""
+        return pa.concat_tables([self.table, self.cold.select(self.table.column_names)])
+
     @classmethod
     def read(cls, root: Path, manifest: schema.Manifest, side: str) -> Features:
         """Those in a directory, none where it was prepared without."""
@@ -63,35 +68,34 @@ class Column:
 
     name: str
     kind: str  # one of `schema.FEATURE_KINDS`
-    num_codes: int  # codes are 1 … num_codes, and 0 for none; 0 for numbers
-    width: int  # codes of one id in a multi or text column, else 0
-    spec: schema.FeatureSpec  # what its numbers were scaled by
+    num_codes: int = 0  # codes are 1 … num_codes, and 0 for none; 0 for numbers
+    width: int = 0  # codes of one id in a multi or text column
+    spec: schema.FeatureSpec | None = None  # what its numbers were scaled by
 
 
 Arrays = Mapping[str, Any]  # column → Lists, int64 [V] or float32 [V, 2], in NumPy or as tensors
 
 
-def columns_of(features: Features, text_buckets: int) -> tuple[tuple[Column, ...], Arrays, Arrays]:
-    """How to read the columns, their values by dense id, and those of cold ids.
+def columns_of(features: Features, text_buckets: int) -> tuple[tuple[Column, ...], Arrays]:
+    """How to read the columns, and their values by dense id, then those of cold ids: [V + C].
 
     Args:
       features: of the columns that are wanted.
       text_buckets: codes that the n-grams of texts are hashed to.
     """
-    columns, arrays, cold = [], {}, {}
+    columns, arrays = [], {}
     for spec in features.specs:
-        arrays[spec.name] = _values(features.table, spec, text_buckets)
-        cold[spec.name] = _values(features.cold, spec, text_buckets)
+        arrays[spec.name] = _values(features.rows, spec, text_buckets)
         num_codes, width = spec.size, 0
         if spec.kind == "text":
-            num_codes, width = text_buckets, np.diff(arrays[spec.name].offsets).max(initial=1)
-            width = min(int(width), MAX_CODES)
+            sizes = np.diff(arrays[spec.name].offsets)[: len(features.table)]
+            num_codes, width = text_buckets, min(int(sizes.max(initial=1)), MAX_CODES)
         elif spec.kind == "multi":
             width = min(max(spec.max_length, 1), _MAX_VALUES)
         elif spec.kind == "numeric":
             num_codes = 0
         columns.append(Column(spec.name, spec.kind, num_codes, width, spec))
-    return tuple(columns), arrays, cold
+    return tuple(columns), arrays
 
 
 def raw_values(
@@ -115,9 +119,8 @@ def raw_values(
             f"filter_columns must be among {', '.join(specs) or 'none (no item_features)'}, got "
             f"{', '.join(unknown)}: categories, lists and numbers of the items' table."
         )
-    parts, both = (features.table, features.cold), dict.fromkeys([*names, *text_names])
-    tables = [{name: _raw(part, every[name], features.values) for name in both} for part in parts]
-    return pa.concat_tables([pa.table(columns) for columns in tables])
+    both = dict.fromkeys([*names, *text_names])
+    return pa.table({name: _raw(features.rows, every[name], features.values) for name in both})
 
 
 def _raw(table: pa.Table, spec: schema.FeatureSpec, values: Mapping[str, pa.Array]) -> pa.Array:
@@ -174,6 +177,7 @@ def encode_column(column: Column, values: tf.Tensor, codes: Any) -> tf.Tensor:
       codes: a table of strings → codes, of a categorical or multi column.
     """
     if column.kind == "numeric":
+        assert column.spec is not None
         present = ~tf.math.is_nan(values)
         scaled = tf.where(present, (values - column.spec.mean) / column.spec.std, 0.0)
         number = tf.clip_by_value(tf.cast(scaled, tf.float32), -_LARGEST, _LARGEST)

@@ -186,29 +186,14 @@ class RetrievalData:
         }
         return self._loading(lambda split: rows if split == "train" else self._load(split))
 
-    def without_queries(self, query_ids: np.ndarray) -> RetrievalData:
-        """The same data with the rows of some queries in the test split alone.
-
-        For what a model is worth to queries that it has never seen.
-        """
-        unseen = np.zeros(self.num_queries, bool)
-        unseen[query_ids] = True
-
-        def load(split: str) -> Mapping[str, np.ndarray]:
-            rows = self._load(split)
-            if split == "test":
-                return rows
-            kept = ~unseen[rows[schema.QUERY_ID]]
-            return {name: values[kept] for name, values in rows.items()}
-
-        return self._loading(load, recount=True)
-
     def all_as_train(self) -> RetrievalData:
         """The same data with the rows of all splits in train, to fit what was chosen before."""
         parts = [self._load(split) for split in schema.SPLITS]
         rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         empty = {name: values[:0] for name, values in rows.items()}
-        return self._loading(lambda split: rows if split == "train" else empty, recount=True)
+        data = self._loading(lambda split: rows if split == "train" else empty)
+        chosen = rows[schema.CANDIDATE_ID]
+        return data.with_counts(np.bincount(chosen, minlength=self.num_candidates))
 
     def restricted(self, queries: np.ndarray, candidates: np.ndarray) -> RetrievalData:
         """The same data with some ids alone, bool [Q] and bool [N]; the dense ids close up."""
@@ -238,16 +223,11 @@ class RetrievalData:
             features=features,
         )
 
-    def _loading(
-        self, load: Callable[[str], Mapping[str, np.ndarray]], *, recount: bool = False
-    ) -> RetrievalData:
-        """The same with other rows, and with the counts of these."""
+    def _loading(self, load: Callable[[str], Mapping[str, np.ndarray]]) -> RetrievalData:
+        """The same with other rows."""
         data = copy.copy(self)
         data._load = functools.cache(load)
         data._positives = functools.cache(data._make_positives)
-        if recount:
-            chosen = data._load("train")[schema.CANDIDATE_ID]
-            data.train_counts = np.bincount(chosen, minlength=self.num_candidates)
         return data
 
     def steps_per_epoch(self, batch_size: int) -> int:

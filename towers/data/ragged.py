@@ -23,11 +23,6 @@ class Lists(NamedTuple):
         offsets = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
         return cls(np.append(values, 0).astype(np.int64), offsets)
 
-    def followed_by(self, other: Lists) -> Lists:
-        """These lists, then the other ones."""
-        values = np.concatenate([self.values[:-1], other.values])
-        return Lists(values, np.concatenate([self.offsets, other.offsets[1:] + self.offsets[-1]]))
-
 
 def first_values(lists: Lists, ids: tf.Tensor, width: int) -> tf.Tensor:
     """The first values of lists: ids [...] → int64 [..., width], 0 where a list ends."""

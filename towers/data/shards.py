@@ -31,10 +31,8 @@ def load_split(root: Path, manifest: schema.Manifest, split: str) -> dict[str, n
 
     Decoded at the first call into `<directory>/.arrays`, or below the user's cache directory
     where that cannot be written or is full; later calls map the files. A shard that was touched
-    since is compared with its checksum again, and arrays that were are made anew.
-
-    Raises:
-      ValueError: a shard is missing or is not the one that the manifest describes.
+    since is compared with its checksum again, and arrays that were are made anew. A ValueError
+    where a shard is missing or is not the one that the manifest describes.
     """
     columns = manifest.details.get("columns") or [schema.QUERY_ID, schema.CANDIDATE_ID]
     names = manifest.files_of(f"{schema.DATASET}-{split}.tfrecord-")

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from towers.data.attributes import Arrays, Column, read_column
 from towers.data.history import History
-from towers.data.ragged import Lists, last_distinct
+from towers.data.ragged import last_distinct
 from towers.encoders.tower import Maybe, Tower, glorot, in_blocks, normal, uniform_by_id
 from towers.encoders.tower_config import TowerConfig
 from towers.legacy_keras import tf_keras
@@ -20,43 +20,30 @@ from towers.legacy_keras import tf_keras
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FeatureSource:
-    """The inputs of a feature tower by row; rows are dense ids, or ids that have none.
+    """The inputs of a feature tower by row; rows are dense ids, then cold ids, that have none.
 
     Holds NumPy arrays, or after `as_tensors` what a graph can gather from.
     """
 
-    rows: Any  # int64 [V], of the table of ids
-    has_id: Any  # bool [V], whether that table has learnt the id: it has train rows
+    rows: Any  # int64 [V + C], of the table of ids
+    has_id: Any  # bool [V + C], whether that table has learnt the id: it has train rows
     columns: Arrays
-    history: Any = None  # int64 [V, H], see `History.last`
+    history: Any = None  # int64 [V + C, H], see `History.last`
 
     @classmethod
     def of(
-        cls, has_id: np.ndarray, columns: Arrays, history: np.ndarray | None = None
+        cls,
+        has_id: np.ndarray,
+        columns: Arrays,
+        history: np.ndarray | None = None,
+        num_cold: int = 0,
     ) -> FeatureSource:
-        """From what is known of ids 0 … V - 1."""
-        return cls(np.arange(len(has_id), dtype=np.int64), has_id, columns, history)
-
-    @classmethod
-    def cold(cls, size: int, columns: Arrays, history_length: int = 0) -> FeatureSource:
-        """Of ids without interactions, which have nothing but columns."""
-        history = np.zeros((size, history_length), np.int64) if history_length else None
-        return cls(np.zeros(size, np.int64), np.zeros(size, bool), columns, history)
-
-    def followed_by(self, other: FeatureSource) -> FeatureSource:
-        """These rows, then the other ones."""
-        columns = {
-            name: values.followed_by(other.columns[name])
-            if isinstance(values, Lists)
-            else np.concatenate([values, other.columns[name]])
-            for name, values in self.columns.items()
-        }
-        return FeatureSource(
-            np.concatenate([self.rows, other.rows]),
-            np.concatenate([self.has_id, other.has_id]),
-            columns,
-            None if self.history is None else np.concatenate([self.history, other.history]),
-        )
+        """Of ids 0 … V - 1, then of `num_cold` ones, which have nothing but columns."""
+        behind = (0, num_cold)
+        if history is not None:
+            history = np.pad(history, (behind, (0, 0)))
+        rows = np.pad(np.arange(len(has_id), dtype=np.int64), behind)
+        return cls(rows, np.pad(has_id, behind), columns, history)
 
     def as_tensors(self, convert: Callable[[np.ndarray], Any]) -> FeatureSource:
         """With every array converted, such as by `tf.constant`."""
@@ -88,23 +75,21 @@ class FeatureTower(Tower):
     rows of a share of the ids (Volkovs et al., DropoutNet, NIPS 2017), each in all of its places.
 
     Args:
-      source: what is known by dense id.
-      cold: what is known of `cold_ids`.
-      columns: how to read the columns of both.
+      source: what is known by dense id, then of `cold_ids`.
+      columns: how to read its columns.
       config: settings of the tower.
       dim: D, size of the embeddings, of the rows of ids, and of those of the history.
       history: of queries, for training; None: the tower has none.
       has_table: whether ids have rows.
       items: [N, D], the table that the history gathers from; None: one of its own.
       num_items: N, of that one.
-      cold_ids: raw ids of the rows of `cold`.
+      cold_ids: raw ids of the last rows of `source`.
       seed: of the initial weights; another one for every tower.
     """
 
     def __init__(
         self,
         source: FeatureSource,
-        cold: FeatureSource,
         columns: tuple[Column, ...],
         config: TowerConfig,
         dim: int,
@@ -120,9 +105,10 @@ class FeatureTower(Tower):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.dim, self.vocabulary_size, self.normalize = dim, len(source.rows), normalize
-        self.columns, self.source, self.cold = columns, source, cold
         self.cold_ids = pa.array([], pa.string()) if cold_ids is None else cold_ids
+        self.dim, self.normalize = dim, normalize
+        self.vocabulary_size = len(source.rows) - len(self.cold_ids)
+        self.columns, self.source = columns, source
         self._tensors = source.as_tensors(tf.constant)
         self._history = history
         self._id_dropout = config.id_dropout if columns or history is not None else 0.0
@@ -195,10 +181,8 @@ class FeatureTower(Tower):
 
     def embed_cold(self) -> tf.Tensor:
         """The embeddings of `cold_ids`: float32 [C, D]."""
-        tensors = self.cold.as_tensors(tf.constant)
-        return in_blocks(
-            lambda ids: self(self.rows(tensors.inputs(ids, self.columns))), len(self.cold_ids)
-        )
+        first = self.vocabulary_size
+        return in_blocks(lambda ids: self(self.lookup(first + ids)), len(self.cold_ids))
 
     def embed_history(self, ids: tf.Tensor, codes: tf.Tensor) -> tf.Tensor:
         """As `Tower.embed_history`: the last H are read."""

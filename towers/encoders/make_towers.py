@@ -119,7 +119,7 @@ def _feature_tower(
     data: RetrievalData, side: str, history: History | None, *, config: TowerConfig, **settings: Any
 ) -> FeatureTower:
     features = _chosen_features(data, config, side)
-    columns, arrays, cold = columns_of(features, config.text_buckets)
+    columns, arrays = columns_of(features, config.text_buckets)
     size = data.num_queries if side == "query" else data.num_candidates
     column = schema.QUERY_ID if side == "query" else schema.CANDIDATE_ID
     trained = np.bincount(data.arrays("train")[column], minlength=size)
@@ -127,8 +127,7 @@ def _feature_tower(
     if not columns and history is None:  # the row is all that there is
         trained = np.ones_like(trained)
     return FeatureTower(
-        FeatureSource.of(trained > 0, arrays, None if history is None else history.last),
-        FeatureSource.cold(num_cold, cold, 0 if history is None else history.length),
+        FeatureSource.of(trained > 0, arrays, None if history is None else history.last, num_cold),
         columns,
         config,
         history=history,

@@ -1,5 +1,5 @@
 """`twotower evaluate` and `compare`.
 
 `evaluate` writes the metrics, `hits_by_query` and the `breakdown` of a run; `compare` sets runs
-side by side with the tests of `significance`. Imports `report`, `training` and what lies below.
+side by side, with paired tests. Imports `report`, `training` and what lies below.
 """

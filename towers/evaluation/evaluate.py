@@ -169,9 +169,6 @@ def measure_live(model: TwoTower, held_out: HeldOut, config: EvaluateConfig) -> 
       {"rows", "users": numbers of rows and of their queries; "live", "stale" and "popularity":
       {"means": metrics, "confidence_95": half-widths}}, and the same as "unseen" for the rows of
       queries without train rows that have something before them, where there are any.
-
-    Raises:
-      ValueError: the tower of queries reads no history.
     """
     candidates, depth = model.candidate_embeddings(), max(config.ks)
     embeddings = {

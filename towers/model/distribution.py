@@ -15,11 +15,8 @@ def make_strategy(strategy: str, devices: int = 0) -> tf.distribute.Strategy:
     """The strategy of a name; the default one of TensorFlow for "none".
 
     The first thing of a process: TensorFlow takes devices and workers as they are at its first
-    operation.
-
-    Raises:
-      ValueError: there are not so many devices, TF_CONFIG is missing or wrong, or TensorFlow is in
-        use already.
+    operation. A ValueError where that is too late, there are not so many devices, or TF_CONFIG is
+    missing or wrong.
     """
     if strategy == "mirrored":
         return _mirrored(devices)

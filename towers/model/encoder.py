@@ -47,8 +47,7 @@ _TableInitializer: Any = tf.lookup.TextFileInitializer.__base__
 def save_encoder(data: RetrievalData, model: TwoTower, side: str, path: str | Path) -> None:
     """Writes the SavedModel of one tower of a trained model; a side is "query" or "candidate".
 
-    Raises:
-      ValueError: two columns have names that a graph cannot tell apart.
+    A ValueError where two columns have names that a graph cannot tell apart.
     """
     with tempfile.TemporaryDirectory() as scratch:
         Encoder(data, model, side, Path(scratch)).save(path)
@@ -172,7 +171,7 @@ class Encoder(tf.Module):
         return embed
 
     def _of_attributes(self, tower: FeatureTower) -> Callable[..., tf.Tensor]:
-        source = tower.source.followed_by(tower.cold).as_tensors(self._keep)
+        source = tower.source.as_tensors(self._keep)
 
         def embed(rows: tf.Tensor, columns: Any, history: Any) -> tf.Tensor:
             known = rows >= 0

@@ -237,8 +237,7 @@ def worst_of(gradients: Iterable[Any]) -> tf.Tensor:
 def finite_loss(loss: tf.Tensor, worst: tf.Tensor | None) -> tf.Tensor:
     """The loss, for a step to wait for before it writes anything; `worst` None: not looked at.
 
-    Raises:
-      tf.errors.InvalidArgumentError: at run time, the loss or a gradient is NaN or infinite.
+    At run time an InvalidArgumentError where the loss or a gradient is NaN or infinite.
     """
     checks = [tf.debugging.check_numerics(loss, f"the loss {MUST_BE_FINITE}")]
     if worst is not None:

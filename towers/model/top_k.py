@@ -26,13 +26,39 @@ TITLE = "title"  # column of the items' table that answers show
 
 def recommend(
     model: TwoTower,
-    queries: Sequence[Any] | None,
-    history: Sequence[Sequence[Any]] | None,
-    attributes: Mapping[str, Sequence[Any]] | None,
-    k: int,
-    exclude_seen: bool,
+    queries: Sequence[Any] | None = None,
+    *,
+    history: Sequence[Sequence[Any]] | None = None,
+    attributes: Mapping[str, Sequence[Any]] | None = None,
+    k: int = 10,
+    exclude_seen: bool = False,
 ) -> pd.DataFrame:
-    """See `TwoTower.recommend`."""
+    """The k best candidates of raw queries, by the graph that a published version has.
+
+    >>> import pandas as pd, towers
+    >>> log = pd.DataFrame({"user": ["ann", "ann", "bob"], "item": ["tea", "milk", "tea"]})
+    >>> data = towers.from_dataframe(log, user="user", item="item", train_ratio=1.0)
+    >>> model = towers.TwoTower(data, dim=4, tower="fism")
+    >>> model.recommend(["bob"], exclude_seen=True)["candidate_id"].tolist()
+    ['milk']
+    >>> len(model.recommend(history=[["tea"], ["milk"]], k=1))  # someone new
+    2
+
+    Args:
+      queries: B raw ids; None: of someone new.
+      history: B lists of raw candidate ids, the oldest first, of a tower that reads them; of
+        a known id it stands in place of what was trained on.
+      attributes: column → B values, None where one is missing, of a tower that reads them.
+      k: candidates of each query; fewer where fewer are left.
+      exclude_seen: leave out what a query has in train and validation, and its history.
+
+    Returns:
+      A row a candidate, best first: query_id (of someone new its place, from 0), rank from 1,
+      candidate_id, score, and title where the items' table has a column of that name.
+
+    Raises:
+      ValueError: a query is not known, or the tower does not read what is given.
+    """
     data = model.data
     given: dict[str, Any] = {schema.QUERY_ID: queries, HISTORY: history, **(attributes or {})}
     given = {name: list(values) for name, values in given.items() if values is not None}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
@@ -18,13 +18,13 @@ from samplers.methods.method import require
 from towers.data.interactions import RetrievalData
 from towers.encoders.make_towers import make_towers
 from towers.encoders.tower_config import split_options
+from towers.model import top_k
 from towers.model.distribution import check_strategy, cut_into_parts
 from towers.model.memory import fit_to_memory
 from towers.model.step import EndOfEpoch, TrainedPair
-from towers.model.top_k import recommend
 
 if TYPE_CHECKING:
-    import pandas as pd
+    pass
 
 _NOT_SETTINGS = ("self", "data", "targets", "options", "__class__")  # of the arguments
 
@@ -117,6 +117,8 @@ class TwoTower(TrainedPair):
             settings, default=lambda v: v.item() if hasattr(v, "item") else str(v)
         )
 
+    recommend = top_k.recommend
+
     def __repr__(self) -> str:
         shown, defaults = json.loads(self.settings), inspect.signature(TwoTower).parameters
         for name in set(shown) & set(defaults) - {"dim", "method"}:
@@ -156,43 +158,6 @@ class TwoTower(TrainedPair):
         if self.distribute_strategy.num_replicas_in_sync > 1:
             given = cut_into_parts(given, self.distribute_strategy)
         return super().fit(**given)
-
-    def recommend(
-        self,
-        queries: Sequence[Any] | None = None,
-        *,
-        history: Sequence[Sequence[Any]] | None = None,
-        attributes: Mapping[str, Sequence[Any]] | None = None,
-        k: int = 10,
-        exclude_seen: bool = False,
-    ) -> pd.DataFrame:
-        """The k best candidates of raw queries, by the graph that a published version has.
-
-        >>> import pandas as pd, towers
-        >>> log = pd.DataFrame({"user": ["ann", "ann", "bob"], "item": ["tea", "milk", "tea"]})
-        >>> data = towers.from_dataframe(log, user="user", item="item", train_ratio=1.0)
-        >>> model = TwoTower(data, dim=4, tower="fism")
-        >>> model.recommend(["bob"], exclude_seen=True)["candidate_id"].tolist()
-        ['milk']
-        >>> len(model.recommend(history=[["tea"], ["milk"]], k=1))  # someone new
-        2
-
-        Args:
-          queries: B raw ids; None: of someone new.
-          history: B lists of raw candidate ids, the oldest first, of a tower that reads them; of
-            a known id it stands in place of what was trained on.
-          attributes: column → B values, None where one is missing, of a tower that reads them.
-          k: candidates of each query; fewer where fewer are left.
-          exclude_seen: leave out what a query has in train and validation, and its history.
-
-        Returns:
-          A row a candidate, best first: query_id (of someone new its place, from 0), rank from 1,
-          candidate_id, score, and title where the items' table has a column of that name.
-
-        Raises:
-          ValueError: a query is not known, or the tower does not read what is given.
-        """
-        return recommend(self, queries, history, attributes, k, exclude_seen)
 
     def save(
         self,

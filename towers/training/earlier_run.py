@@ -61,11 +61,8 @@ def start_from_run(config: TrainConfig, model: TwoTower, data: RetrievalData) ->
     Ids are joined by the fingerprints of their raw ids; those that the earlier run did not know
     keep their initial draw. What belongs to no id is taken as it is. Rows for queries that the
     earlier run made of what they chose start as it embeds them. The states of the optimizer and of
-    the method start anew.
-
-    Raises:
-      ValueError: there is no trained run, it has no ids in common with the data or vectors of
-        another size, or the towers embed more than ids.
+    the method start anew. A ValueError where there is no trained run, it has no ids in common with
+    the data or vectors of another size, or the towers embed more than ids.
     """
     root = Path(config.init_from)
     for name in (TRAINING, VOCABULARIES):
@@ -96,11 +93,9 @@ def open_to_serve(
     """The trained model of a run with the data to serve it with, which may be a later preparation.
 
     Of a later one the ids that the run does not know are left out, and a log says how many. The
-    data of a refit have the rows of all splits in train.
-
-    Raises:
-      ValueError: there is no trained run, it cannot be read, its towers read attributes of another
-        preparation, or it knows no ids of a side.
+    data of a refit have the rows of all splits in train. A ValueError where there is no trained
+    run, it cannot be read, its towers read attributes of another preparation, or it knows no ids of
+    a side.
     """
     config, fingerprint = read_run(run)
     rows = data.all_as_train() if config.refit else data

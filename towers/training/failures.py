@@ -71,9 +71,8 @@ def full_disk(error: Exception) -> str | None:
 def told_when_full(directory: str | os.PathLike[str], then: str = "") -> Iterator[None]:
     """A context in which a directory is written, by whatever library.
 
-    Raises:
-      ValueError: the disk is full, or a quota or the largest size of a file is reached; `then`
-        ends it, with what giving the same command again will do.
+    A ValueError where the disk is full, or a quota or the largest size of a file is reached; `then`
+    ends it, with what giving the same command again will do.
     """
     try:
         yield

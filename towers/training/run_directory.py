@@ -64,8 +64,7 @@ def record_settings(
 ) -> None:
     """Writes the settings of a run or a study, and the fingerprint of its data, to a file.
 
-    Raises:
-      ValueError: it holds others, where not only fields that are `free` differ, or more epochs.
+    A ValueError where it holds others, and not only fields that are `free`, or more epochs, differ.
     """
     if path.exists():
         record = read_json(path)
@@ -153,9 +152,8 @@ def read_run(run: str | os.PathLike[str]) -> tuple[TrainConfig, str]:
 def open_run(run: str | os.PathLike[str], data: RetrievalData) -> tuple[TwoTower, TrainConfig]:
     """The trained model of a run, with the weights that the run chose.
 
-    Raises:
-      ValueError: there is no run, it has no checkpoint yet or one of another configuration, or it
-        was trained on other data.
+    A ValueError where there is no run, it has no checkpoint yet or one of another configuration,
+    or it was trained on other data.
     """
     config, fingerprint = read_run(run)
     if fingerprint != data.fingerprint:
@@ -201,8 +199,7 @@ def weights_of_run(run: str | os.PathLike[str], config: TrainConfig) -> Iterator
 def refit_settings(config: TrainConfig) -> TrainConfig:
     """The settings and epochs that the run `config.refit` chose, to train on all rows.
 
-    Raises:
-      ValueError: it is not finished, or `config` has other settings than those of running it.
+    A ValueError where it is not finished, or `config` has other settings than those of running it.
     """
     chosen, _ = read_run(config.refit)
     training = read_json(Path(config.refit) / TRAINING)

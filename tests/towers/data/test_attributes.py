@@ -43,19 +43,20 @@ def python_codes(text):
 
 
 def read(columns, arrays, ids):
-    source = FeatureSource.of(np.ones(len(ids), bool), arrays).as_tensors(tf.constant)
+    source = FeatureSource.of(np.ones(max(ids) + 1, bool), arrays).as_tensors(tf.constant)
     return source.inputs(tf.constant(ids, tf.int64), columns)["columns"]
 
 
 def test_columns_of_both_kinds_of_ids(attributed_data):
     """By dense id, and of items without interactions: what the table says, row by row."""
     features = attributed_data.features("candidate")
-    columns, arrays, cold = columns_of(features, BUCKETS)
+    columns, arrays = columns_of(features, BUCKETS)
     vocabulary = attributed_data.candidate_vocabulary.raw_ids.to_pylist()
     assert features.cold[schema.RAW_ID].to_pylist() == sorted(attributes.COLD)
     rows = attributes.make_items()
-    for ids, values in ((vocabulary, arrays), (sorted(attributes.COLD), cold)):
-        found = read(columns, values, range(len(ids)))
+    known = len(vocabulary)
+    for ids, first in ((vocabulary, 0), (sorted(attributes.COLD), known)):
+        found = read(columns, arrays, range(first, first + len(ids)))
         expected, _ = attributes.expected_features(rows, ids)
         for column in columns:
             cells = [row[column.name] for row in expected]
@@ -113,9 +114,8 @@ def test_text_codes():
 
 
 def test_lists():
-    lists = Lists.of(np.array([5, 6, 7, 8]), np.array([3, 0, 1]))
-    both = lists.followed_by(Lists.of(np.array([9]), np.array([0, 1])))
-    tensors = Lists(*map(tf.constant, both))
+    lists = Lists.of(np.array([5, 6, 7, 8, 9]), np.array([3, 0, 1, 0, 1]))
+    tensors = Lists(*map(tf.constant, lists))
     found = first_values(tensors, tf.constant([[0, 1], [2, 4]], tf.int64), 2)
     assert found.numpy().tolist() == [[[5, 6], [0, 0]], [[8, 0], [9, 0]]]
     nothing = Lists(*map(tf.constant, Lists.of(np.array([], int), np.array([0, 0]))))
@@ -186,14 +186,14 @@ def test_pairs_that_are_no_train_rows_see_the_whole_history():
 def test_cold_queries_have_columns_alone(attributed_data):
     features = attributed_data.features("query")
     assert features.cold[schema.RAW_ID].to_pylist() == source.COLD_USERS
-    columns, arrays, cold = columns_of(features, BUCKETS)
-    known = FeatureSource.of(np.ones(29, bool), arrays, np.ones((29, 3), np.int32))
-    both = known.followed_by(FeatureSource.cold(1, cold, 3)).as_tensors(tf.constant)
+    columns, arrays = columns_of(features, BUCKETS)
+    known = np.ones(29, bool), arrays, np.ones((29, 3), np.int32)
+    both = FeatureSource.of(*known, num_cold=1).as_tensors(tf.constant)
     inputs = both.inputs(tf.constant([28, 29], tf.int64), columns)
     assert inputs["has_id"].numpy().tolist() == [True, False]
     assert inputs["history"].numpy().tolist() == [[1, 1, 1], [0, 0, 0]]
     for column in columns:
-        expected = read_column(column, cold[column.name], tf.constant([0]))
+        expected = read_column(column, arrays[column.name], tf.constant([29]))
         np.testing.assert_array_equal(inputs["columns"][column.name][1:], expected)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from benchmarks.live import without_queries
 from pipeline.contract import schema
 from towers.data.dataframe import from_dataframe
 from towers.data.epochs import epoch_dataset, step_rows
@@ -233,7 +234,7 @@ def test_wrong_arguments_are_errors(data):
 
 def test_unseen_queries_have_test_rows_alone(data):
     unseen = np.array([3, 7, 11])
-    without = data.without_queries(unseen)
+    without = without_queries(data, unseen)
     for split in schema.SPLITS:
         gone = np.isin(data.arrays(split)["query_id"], unseen) & (split != "test")
         for name, values in data.arrays(split).items():

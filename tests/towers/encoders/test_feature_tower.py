@@ -64,9 +64,9 @@ def in_numpy(tower, inputs):
     return np.array(embeddings)
 
 
-def inputs_of(tower, source):
-    tensors = source.as_tensors(tf.constant)
-    ids = tf.range(len(source.rows), dtype=tf.int64)
+def inputs_of(tower, first, stop):
+    tensors = tower.source.as_tensors(tf.constant)
+    ids = tf.range(first, stop, dtype=tf.int64)
     return tf.nest.map_structure(lambda t: t.numpy(), tensors.inputs(ids, tower.columns))
 
 
@@ -81,12 +81,13 @@ def test_embeddings_are_the_formula(attributed_data, share_items):
     query, candidate = model.query_tower, model.candidate_tower
     assert (query.items is candidate.table) == share_items
     assert [len(tower.columns) for tower in (query, candidate)] == [2, 6]
-    expected = in_numpy(query, inputs_of(query, query.source)) / 0.5
+    expected = in_numpy(query, inputs_of(query, 0, query.vocabulary_size)) / 0.5
     np.testing.assert_allclose(model.query_embeddings(), expected, rtol=1e-4, atol=1e-4)
-    expected = in_numpy(candidate, inputs_of(candidate, candidate.source))
+    expected = in_numpy(candidate, inputs_of(candidate, 0, candidate.vocabulary_size))
     np.testing.assert_allclose(model.candidate_embeddings(), expected, rtol=1e-4, atol=1e-4)
     for tower, size in ((query, 1), (candidate, 10)):
-        expected = in_numpy(tower, inputs_of(tower, tower.cold))
+        known = tower.vocabulary_size
+        expected = in_numpy(tower, inputs_of(tower, known, known + size))
         assert expected.shape == (size, DIM)
         np.testing.assert_allclose(tower.embed_cold(), expected, rtol=1e-4, atol=1e-4)
 

@@ -13,11 +13,10 @@ from browser import assert_file_fits, assert_shared_look
 
 import twotower
 from towers.data.interactions import open_data
-from towers.evaluation.compare import compare
+from towers.evaluation.compare import compare, compare_paired, holm, permutation_test
 from towers.evaluation.evaluate import evaluate_run
 from towers.evaluation.hits_by_query import read_hits
 from towers.evaluation.settings import CompareConfig, EvaluateConfig
-from towers.evaluation.significance import compare_paired, holm, permutation_test
 from towers.metrics.definitions import half_width, mean_metrics
 from towers.metrics.held_out import HeldOut
 from towers.training.train import train

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from benchmarks.live import without_queries
 from towers.data.interactions import open_data
 from towers.evaluation.evaluate import evaluate_run, live_embeddings, measure_live
 from towers.evaluation.settings import EvaluateConfig
@@ -101,7 +102,7 @@ def test_evaluate_measures_both_histories(attributed, timed, live, tmp_path, cap
 def test_users_without_train_rows_are_measured_apart(timed, live):
     """Whom training has never seen: rows of theirs with something before, by hand."""
     absent = np.unique(live.query_ids)[::3]
-    data = timed.without_queries(absent)
+    data = without_queries(timed, absent)
     rows = HeldOut(data, "test", history="live")
     model = TwoTower(data, 4, method="mns", tower="fism")
     config = EvaluateConfig(data="data", run="run", ks=(5,))

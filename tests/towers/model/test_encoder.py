@@ -109,7 +109,7 @@ def expected_of(model, data, side, rows, histories=None):
     tower = getattr(model, f"{side}_tower")
     features = data.features(side)
     table = prepared_rows(features, rows)
-    _, _, cold = columns_of(Features(features.specs, features.table, table), BUCKETS)
+    _, cold = columns_of(Features(features.specs, table, table.slice(0, 0)), BUCKETS)
     last = None
     if histories is not None:
         last = last_codes(data, histories, 4)
