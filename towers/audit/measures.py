@@ -82,11 +82,7 @@ def query_gradient(frozen: Frozen, query: np.ndarray, weights: np.ndarray) -> np
 
 
 def measure(
-    subject: Subject,
-    frozen: Frozen,
-    expected: list[Reference],
-    buckets: np.ndarray,
-    draws: int,
+    subject: Subject, frozen: Frozen, expected: list[Reference], buckets: np.ndarray, draws: int
 ) -> Sums:
     """Draws every batch so many times, at least 2, and compares with the full softmax.
 

@@ -210,11 +210,7 @@ class Stopwatch:
         return proposed, looked_up + ([encoders.candidates(proposed.ids)] if proposed else [])
 
     def _differentiate(
-        self,
-        batch: Batch,
-        proposed: Candidates | None,
-        looked_up: list[tf.Tensor],
-        seed: tf.Tensor,
+        self, batch: Batch, proposed: Candidates | None, looked_up: list[tf.Tensor], seed: tf.Tensor
     ) -> Any:
         """The loss, and its gradients by what was looked up; None by what it does not need."""
         with tf.GradientTape() as tape:

@@ -117,11 +117,7 @@ def evaluate_run(config: EvaluateConfig) -> dict[str, Any]:
 
 
 def evaluate(
-    model: TwoTower,
-    data: RetrievalData,
-    *,
-    split: str = "test",
-    ks: Sequence[int] = (10, 20, 50),
+    model: TwoTower, data: RetrievalData, *, split: str = "test", ks: Sequence[int] = (10, 20, 50)
 ) -> pd.DataFrame:
     """Ranks the whole corpus for every query of a held-out split, and by popularity beside it.
 

@@ -79,10 +79,7 @@ class HeldOut:
         self._order = tie_order(data.candidate_vocabulary.fingerprints)
 
     def rank(
-        self,
-        query_embeddings: Embeddings,
-        candidate_embeddings: Embeddings,
-        k: int,
+        self, query_embeddings: Embeddings, candidate_embeddings: Embeddings, k: int
     ) -> Ranking:
         """The top k of a model: embeddings [Q, D] and [N, D] by dense id; live: [R, D] by row."""
         embeddings, queries = (query_embeddings, candidate_embeddings), (self._places, self._known)
@@ -103,10 +100,7 @@ class HeldOut:
         return mean_metrics(ranking.hits[rows], self.num_positives[rows], ks, owners)
 
     def measure(
-        self,
-        query_embeddings: Embeddings,
-        candidate_embeddings: Embeddings,
-        ks: Sequence[int],
+        self, query_embeddings: Embeddings, candidate_embeddings: Embeddings, ks: Sequence[int]
     ) -> Means:
         """Metrics of a model: embeddings as in `rank`."""
         return self.means(self.rank(query_embeddings, candidate_embeddings, max(ks)), ks)

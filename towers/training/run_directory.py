@@ -19,7 +19,7 @@ from samplers.methods.full_softmax import SoftTargets
 from towers.data.interactions import RetrievalData
 from towers.model.saved import layers_of
 from towers.model.two_tower import TwoTower
-from towers.training.settings import TrainConfig
+from towers.training.settings import RUNNING, TrainConfig
 
 CONFIG = "config.json"  # the configuration, and the fingerprint of the data
 TRAINING = "training.json"  # steps, seconds, history, and which weights to use
@@ -40,11 +40,7 @@ _PROGRESS = "progress/.ATTRIBUTES/py_state"  # of `checkpoints.Progress`, in a c
 # of another model.
 UNREADABLE = (tf.errors.OpError, ValueError, IndexError, RuntimeError, AssertionError)
 
-# What a run may go on with although it is not what it began with.
-_FREE = (
-    *("data", "run", "epochs", "checkpoint_minutes", "overwrite"),
-    *("jit_compile", "strategy", "devices"),
-)
+_FREE = (*RUNNING, "epochs")  # what a run may go on with although it is not what it began with
 
 
 def claim(config: TrainConfig, data: RetrievalData) -> None:

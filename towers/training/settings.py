@@ -11,6 +11,9 @@ from pipeline.contract.settings import require, require_all
 from towers.encoders.tower_config import TowerConfig
 from towers.metrics.definitions import METRICS
 
+# Settings of how and where a run is made, not of what it makes.
+RUNNING = ("data", "run", "checkpoint_minutes", "overwrite", "jit_compile", "strategy", "devices")
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig(TowerConfig):
@@ -110,10 +113,8 @@ class TrainConfig(TowerConfig):
 
     def recorded(self) -> dict[str, Any]:
         """What a record of the trained model holds: all fields but paths and the running of it."""
-        left_out = (
-            "data run checkpoint_minutes overwrite jit_compile deterministic strategy devices"
-        )
-        fields = {k: v for k, v in dataclasses.asdict(self).items() if k not in left_out.split()}
+        left_out = (*RUNNING, "deterministic")
+        fields = {k: v for k, v in dataclasses.asdict(self).items() if k not in left_out}
         fields["frequency"] = "".join(self.frequency.partition(":")[:2])  # without its path
         for name in ("init_from", "teacher", "refit"):
             fields[name] = bool(getattr(self, name))

@@ -23,6 +23,7 @@ from towers.metrics.held_out import HeldOut
 from towers.metrics.ranking import Diverged
 from towers.training.failures import MemoryIsFull
 from towers.training.run_directory import CONFIG, TRAINING, read_json, record_settings
+from towers.training.settings import RUNNING
 from towers.training.train import train
 from towers.tune.report import REPORTS, TRIALS, as_text, log_progress, write_reports
 from towers.tune.settings import TuneConfig
@@ -33,12 +34,8 @@ log = logging.getLogger(__name__)
 STUDY = "study.json"  # the configuration, and the fingerprint of the data
 STORAGE = "study.sqlite3"  # Optuna's record of the trials
 _LOCK = ".lock"
-
 # What a study may go on with although it is not what it began with.
-_FREE = (
-    *("data", "output", "run", "trials", "timeout", "overwrite"),
-    *("checkpoint_minutes", "jit_compile", "strategy", "devices"),
-)
+_FREE = (*RUNNING, "output", "trials", "timeout")
 
 
 def tune(config: TuneConfig) -> dict[str, Any]:
