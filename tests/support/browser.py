@@ -54,8 +54,8 @@ def assert_fits(browser, width):
     """The page that is open is not wider than its window, and no text in it is cut off."""
     cut, page, window = browser.execute_script(_CUT)
     assert window == width
-    assert page <= width
-    assert cut == []
+    assert page <= width, f"the page has {page} pixels"
+    assert cut == [], f"cut off: {cut}"
 
 
 def assert_file_fits(*files):
