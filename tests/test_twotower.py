@@ -32,8 +32,6 @@ def test_an_unknown_command_names_the_nearest(capsys):
 @pytest.mark.parametrize(
     "arguments",
     [
-        "prepare --source x --output PLACE",
-        "frequencies --source x --output PLACE",
         "frequencies --source x --output x --previous PLACE",
         "train --run x --data PLACE",
         "train --data x --run PLACE",
