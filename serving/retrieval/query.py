@@ -37,6 +37,8 @@ def answer(config: QueryConfig) -> list[RetrieveResult]:
             f"{what} is not known to {retriever.version.path}: it was not in the training data; "
             "check the ids, or export a newer version."
         )
+    if config.where and not any(len(result.scores) for result in results):
+        raise ValueError(f"no candidate is {' '.join(config.where)}; change where.")
     given = config.history.split(",") if config.history else None
     histories = [given or retriever.history(result.query_id) for result in results]
     pairs = list(zip(results, histories, strict=True))
