@@ -285,4 +285,4 @@ def test_the_command(described, capsys):
     assert "where must have no min of colour, which holds texts" in capsys.readouterr().err
     assert twotower.main([*models, "--set", "age=old"]) == 2
     assert twotower.main(models) == 2
-    assert "query must be raw ids without --history and --set" in capsys.readouterr().err
+    assert "without --history and --set, got ()" in capsys.readouterr().err
