@@ -10,6 +10,8 @@ import sys
 import threading
 import time
 
+import fsspec
+
 SECRET = "a-secret-of-the-tests"
 
 
@@ -31,6 +33,7 @@ def running_store():
                 break
             assert server.poll() is None, "moto.server ended: is the extra `dev` installed?"
             time.sleep(0.05)
+        fsspec.filesystem("s3").clear_instance_cache()  # clients of an earlier server
         yield {
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
             "AWS_ACCESS_KEY_ID": "testing",

@@ -31,7 +31,6 @@ def server():
     ):
         for name, value in gated.items():
             patch.setenv(name, value)
-        fsspec.filesystem("s3").clear_instance_cache()
         client = fsspec.filesystem("s3", use_listings_cache=False)
         client.mkdir("data")
         yield gate, client
