@@ -112,7 +112,7 @@ def test_weights_of_another_split_do_not_count():
 
 
 def test_combining_weights_needs_weights():
-    with pytest.raises(ValueError, match="needs --weight_column"):
+    with pytest.raises(ValueError, match="needs weight_column"):
         PrepareConfig(source="log", output="out", duplicates="sum")
 
 

@@ -271,7 +271,7 @@ def test_mistakes_are_told_in_one_line(attributed, prepared, tmp_path, capsys):
     error = told_in_one_line(capsys, *command, "--candidate_inputs", "id", "brend")
     assert "'brend', which is no column of the data: it has price, brand" in error
     error = told_in_one_line(capsys, "train", "--data", prepared, *flags)
-    assert "prepare them with --item_features" in error
+    assert "prepare them with item_features" in error
     mixed = shutil.copytree(attributed, tmp_path / "mixed")
     file = next(mixed.glob("candidate_vocabulary-*"))
     shutil.copy(next(prepared.glob("candidate_vocabulary-*")), file)
