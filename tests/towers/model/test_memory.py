@@ -68,7 +68,6 @@ def test_fit_looks_at_the_memory_of_its_batches(data, monkeypatch):
     model.compile(optimizer=towers.CoupledAdam(0.01))
     model.fit(data.train(8), epochs=1, verbose=0)
     machine_with(monkeypatch, model, 0.9, rows=1200)
-    monkeypatch.setattr(memory, "_SMALLEST_BLOCK", 64)
     before = model._differentiate
     model.fit(data.train(10**7), epochs=1, verbose=0)  # 1,200 rows are all there are
     assert model.method.block_size == 1024
