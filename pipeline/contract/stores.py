@@ -111,7 +111,7 @@ def upload(directory: Path, destination: str, *, new: bool = False) -> None:
             places = [f"{root}/{folder}/{path}" for path in files]
             store.put([str(directory / path) for path in files], places, batch_size=_AT_ONCE)
             there = store.find(f"{root}/{folder}", detail=True)
-            if sorted(one["size"] for one in there.values()) != sorted(files.values()):
+            if sorted(file["size"] for file in there.values()) != sorted(files.values()):
                 raise ValueError(f"another run has written {destination} meanwhile; run it again.")
             mode = "create" if new else "overwrite"
             store.pipe_file(f"{root}/{name}", text.encode(), mode=mode)
@@ -123,8 +123,8 @@ def upload(directory: Path, destination: str, *, new: bool = False) -> None:
                     store.rm(f"{root}/{folder}", recursive=True)
             if not committed:
                 raise
-        other = [f"{root}/{other}" for other in _MANIFESTS if other != name]
-        for path in [*before, *(path for path in other if store.exists(path))]:
+        stale = [f"{root}/{kind}" for kind in _MANIFESTS if kind != name]
+        for path in [*before, *(path for path in stale if store.exists(path))]:
             store.rm(path, recursive=True)
 
 

@@ -214,7 +214,7 @@ class FeatureFiles:
         return schema.features_name(self.side, key[1], len(self.firsts))
 
     def write(self, key: Key, tables: Iterable[pa.Table]) -> None:
-        """Writes a shard, in order of dense ids, or of raw ids where there are none."""
+        """Writes a shard by dense id, or by raw id where ids have no dense one."""
         (cold, shard), name = key, self._name(key)
         table = pa.concat_tables([self._empty(), *tables]).combine_chunks()
         if cold:

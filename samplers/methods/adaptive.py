@@ -10,12 +10,16 @@ import tensorflow as tf
 
 from samplers.candidates import Batch, Candidates, Encoders, candidate_scores, positive_scores
 from samplers.methods.method import require_above_0
-from samplers.methods.per_query import PerQueryMethod, log_frequency_sampler
+from samplers.methods.per_query import (
+    ImportanceMethod,
+    PerQueryMethod,
+    log_frequency_sampler,
+)
 from samplers.proposals.adaptive_oversampling import AdaptiveOversampler
 from samplers.proposals.kernel_tree import KernelTree
 from samplers.proposals.popularity import PopularitySampler
 from samplers.proposals.query_pool import QueryPool
-from samplers.selection.weights import harmonic_number, softmax_weights
+from samplers.selection.weights import harmonic_number
 from samplers.state import renewed_variable
 
 
@@ -28,10 +32,8 @@ def _run_if(condition: tf.Tensor, action: Callable[[], None]) -> None:
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
-class RenewedMethod(PerQueryMethod):
+class RenewedMethod(ImportanceMethod):
     """Importance weights as in pris_u, over draws from a state that is renewed once an epoch."""
-
-    num_negatives: int = 5  # N, draws for each pair
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -51,11 +53,6 @@ class RenewedMethod(PerQueryMethod):
 
     def _renew(self, encoders: Encoders, seed: tf.Tensor) -> None:
         raise NotImplementedError
-
-    def _weights(
-        self, losses: tf.Tensor, scores: tf.Tensor, log_q: tf.Tensor, valid: tf.Tensor | None
-    ) -> tf.Tensor:
-        return softmax_weights(scores - log_q, valid=valid)
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)

@@ -64,8 +64,7 @@ class PerQueryMethod(Method):
         self, encoders: Encoders, batch: Batch, proposed: Candidates
     ) -> tuple[tf.Tensor, Candidates]:
         """The scores of what is proposed, [B, N], and what it is for each row."""
-        embedded = encoders.candidates(proposed.ids)
-        scores = candidate_scores(encoders.query, embedded)
+        scores = candidate_scores(encoders.query, encoders.candidates(proposed.ids))
         return scores, proposed.by_row(tf.size(batch.query_ids))
 
     def _pair_losses(self, positive: tf.Tensor, negative: tf.Tensor) -> tf.Tensor:
@@ -165,12 +164,8 @@ class SoftmaxV(GroupedMethod):
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
-class PrisU(GroupedMethod):
-    """Uniform negatives with importance weights: those that score high count more.
-
-    Lian et al., WWW 2020, doi:10.1145/3366423.3380187, the PRIS(U) of Chen et al., WWW 2022:
-        loss_b = Σ_j p_bj L_bj, p_b = softmax_j(s_uj - log Q_j)
-    """
+class ImportanceMethod(PerQueryMethod):
+    """Importance weights of the negatives: p_b = softmax_j(s_uj - log Q_j)."""
 
     num_negatives: int = 5  # N, draws for each pair
 
@@ -178,6 +173,15 @@ class PrisU(GroupedMethod):
         self, losses: tf.Tensor, scores: tf.Tensor, log_q: tf.Tensor, valid: tf.Tensor | None
     ) -> tf.Tensor:
         return softmax_weights(scores - log_q, valid=valid)
+
+
+@dataclasses.dataclass(eq=False, kw_only=True)
+class PrisU(ImportanceMethod, GroupedMethod):
+    """Uniform negatives with importance weights: those that score high count more.
+
+    Lian et al., WWW 2020, doi:10.1145/3366423.3380187, the PRIS(U) of Chen et al., WWW 2022:
+        loss_b = Σ_j p_bj L_bj, p_b = softmax_j(s_uj - log Q_j)
+    """
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)

@@ -13,7 +13,7 @@ from samplers.methods.method import Method, require
 from samplers.proposals.candidate_cache import CandidateCache
 from samplers.proposals.popularity import PopularityTable
 from samplers.random_numbers import split_seed_in_step
-from samplers.selection.draws import DRAWS
+from samplers.selection.draws import DRAWS, DRAWS_IN_BLOCKS
 from samplers.selection.resampling import Resampling
 from samplers.selection.validity import hit_filter, num_rows, weigh_rows, without_padding
 
@@ -48,10 +48,10 @@ class Bir(Method):
         known = ("published", "equal", "importance")
         require(self.weights in known, "weights", f"one of {', '.join(known)}", repr(self.weights))
         require(self.draws in DRAWS, "draws", f"one of {', '.join(DRAWS)}", repr(self.draws))
-        if self.block_size is not None and self.draws in ("systematic", "independent"):
+        if self.block_size is not None and self.draws not in DRAWS_IN_BLOCKS:
             raise ValueError(
-                f"draws must be rounded or expected with block_size, got {self.draws!r}: others "
-                "need all scores of a row; leave one of the two out."
+                f"draws must be {' or '.join(DRAWS_IN_BLOCKS)} with block_size, got "
+                f"{self.draws!r}: others need all scores of a row; leave one of the two out."
             )
         if self.block_size is not None and self.weights != "published":
             raise ValueError(

@@ -13,6 +13,7 @@ from samplers.candidates import Part
 from samplers.random_numbers import for_rows, split_seed_in_step, uniform_bits, uniform_numbers
 
 DRAWS = ("rounded", "systematic", "independent", "expected")
+DRAWS_IN_BLOCKS = ("rounded", "expected")  # without a sum over all columns before each
 _RANGE = 2.0**30  # the masses of a row add up to at most this plus the number of columns
 
 
@@ -65,7 +66,7 @@ def resample(
     weights = tf.exp(logits - top[:, None])
     seeds = split_seed_in_step(seed, 2)
     for_columns = uniform_numbers([tf.shape(logits)[1]], seeds[0])
-    if draws in ("rounded", "expected"):
+    if draws in DRAWS_IN_BLOCKS:
         total = tf.reduce_sum(weights, axis=1)
         expected = weights * tf.math.divide_no_nan(tf.cast(n, tf.float32), total)[:, None]
         if draws == "expected":

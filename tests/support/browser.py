@@ -27,7 +27,7 @@ return [[...texts, ...boxes].map((place) => place.textContent), root.scrollWidth
 
 @contextlib.contextmanager
 def chromium():
-    """A browser; the test is skipped where there is none."""
+    """Starts a browser, or skips the test on a machine without Chromium."""
     binary = shutil.which("chromium") or shutil.which("chromium-browser")
     driver = shutil.which("chromedriver")
     if not binary or not driver:

@@ -9,8 +9,19 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import tensorflow as tf
+
+
+def write_log_with_items(log, folder, *, rows_a_group):
+    """Writes a log of interactions, and beside it the attributes of its items: the log's path."""
+    path = folder / "log.parquet"
+    pq.write_table(log, path, row_group_size=rows_a_group)
+    items = sorted(set(log["item_id"].to_pylist()))
+    attributes = {"item_id": items, "price": [len(item) / 3 for item in items], "kind": items}
+    pq.write_table(pa.table(attributes), path.with_name("items.parquet"), row_group_size=20)
+    return path
 
 
 def digest(directory):

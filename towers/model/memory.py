@@ -16,6 +16,7 @@ from samplers.methods.in_batch import Mns
 from samplers.methods.method import Method
 from samplers.methods.per_query import PerQueryMethod
 from samplers.methods.resampling import Bir
+from samplers.selection.draws import DRAWS_IN_BLOCKS
 
 if TYPE_CHECKING:
     from towers.model.two_tower import TwoTower
@@ -108,4 +109,4 @@ def _takes_blocks(method: Method) -> bool:
     """Whether a block size, which nobody gave, goes with the other options of a method."""
     published = getattr(method, "weights", "published") == "published"
     free = getattr(method, "block_size", 0) is None
-    return free and published and getattr(method, "draws", "rounded") in ("rounded", "expected")
+    return free and published and getattr(method, "draws", "rounded") in DRAWS_IN_BLOCKS

@@ -130,7 +130,7 @@ class TwoTower(TrainedPair):
         return f"TwoTower({arguments}): {size:,} weights, {steps:,} steps, on {self.data!r}"
 
     def fit(self, *args: Any, callbacks: Iterable[Any] | None = None, **kwargs: Any) -> Any:
-        """`tf_keras.Model.fit`; the method is told when an epoch has ended.
+        """Trains as `tf_keras.Model.fit` does, and tells the method when an epoch has ended.
 
         On several replicas a `tf.data.Dataset` holds joined batches, which are cut into parts.
 

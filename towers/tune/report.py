@@ -32,7 +32,7 @@ _TEMPLATE = Path(__file__).with_name("templates") / "tune.html"
 
 
 def write_reports(config: TuneConfig, study: optuna.Study, space: Space) -> dict[str, Any]:
-    """Writes trials.json and tune.html, as far as the study is.
+    """Writes trials.json and tune.html about the trials that the study has so far.
 
     Returns:
       {"metric", "method", "space", "trials": by number, "best": where a trial is complete}.

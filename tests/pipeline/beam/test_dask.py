@@ -5,10 +5,8 @@ import signal
 import threading
 import time
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from prepared import digest
+from prepared import digest, write_log_with_items
 
 from pipeline.job import prepare
 from pipeline.prepare.settings import PrepareConfig
@@ -27,13 +25,7 @@ def cluster():
 
 @pytest.fixture(scope="module")
 def source(log, tmp_path_factory):
-    """A log of interactions, and beside it the attributes of its items."""
-    path = tmp_path_factory.mktemp("source") / "log.parquet"
-    pq.write_table(log, path, row_group_size=100)
-    items = sorted(set(log["item_id"].to_pylist()))
-    attributes = {"item_id": items, "price": [len(one) / 3 for one in items], "kind": items}
-    pq.write_table(pa.table(attributes), path.with_name("items.parquet"), row_group_size=20)
-    return path
+    return write_log_with_items(log, tmp_path_factory.mktemp("source"), rows_a_group=100)
 
 
 @pytest.fixture(scope="module")

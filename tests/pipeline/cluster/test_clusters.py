@@ -4,11 +4,9 @@ import itertools
 import threading
 import time
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from clusters import Cluster
-from prepared import digest
+from prepared import digest, write_log_with_items
 from streaming_log import BY_ROWS, config_for
 
 from pipeline.counts.job import count
@@ -28,13 +26,7 @@ def flink(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def source(log, tmp_path_factory):
-    """A log of interactions, and beside it the attributes of its items."""
-    path = tmp_path_factory.mktemp("source") / "log.parquet"
-    pq.write_table(log, path, row_group_size=500)
-    items = sorted(set(log["item_id"].to_pylist()))
-    attributes = {"item_id": items, "price": [len(item) / 3 for item in items], "kind": items}
-    pq.write_table(pa.table(attributes), path.with_name("items.parquet"), row_group_size=20)
-    return path
+    return write_log_with_items(log, tmp_path_factory.mktemp("source"), rows_a_group=500)
 
 
 @pytest.fixture(scope="module")
