@@ -56,5 +56,5 @@ def examples(
         result = {"query_id": data.query_vocabulary.raw_ids[int(query)].as_py()}
         result |= {"chosen": named(chosen[:_SHOWN]), "num_chosen": len(chosen)}
         result |= {"held_out": named(wanted[:_SHOWN]), "num_held_out": len(wanted)}
-        results.append(result | {"recommended": [one | {"hit": hit} for one, hit in pairs]})
+        results.append(result | {"recommended": [item | {"hit": hit} for item, hit in pairs]})
     return results

@@ -36,12 +36,12 @@ def test_the_middle_of_each_quarter(data):
     queries[:, wanted] = [2.0, 1.0]
     ranking = held_out.rank(queries, scores, 2)
     found = examples(data, "test", held_out, ranking, candidate_titles(data, "name"))
-    assert [one["query_id"] for one in found] == ["u1", "u3", "u5", "u7"]
+    assert [query["query_id"] for query in found] == ["u1", "u3", "u5", "u7"]
     last = found[-1]
     assert last["num_chosen"] == CHOSEN
-    assert [one["id"] for one in last["chosen"]] == [f"i{n}" for n in range(18, 8, -1)]
+    assert [item["id"] for item in last["chosen"]] == [f"i{n}" for n in range(18, 8, -1)]
     assert last["chosen"][0] == {"id": "i18", "title": "No. 18"}
-    assert sorted(one["id"] for one in last["held_out"]) == ["i20", "i21"]
+    assert sorted(item["id"] for item in last["held_out"]) == ["i20", "i21"]
     assert last["num_held_out"] == 2
     assert last["recommended"] == [
         {"id": "i20", "title": "No. 20", "hit": True},
