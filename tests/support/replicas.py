@@ -17,7 +17,7 @@ import tensorflow as tf
 
 import towers
 from towers.legacy_keras import tf_keras, tfrs
-from towers.model.optimizers import LazyAdam, SparseAdagrad
+from towers.model.optimizers import LazyAdam, RowwiseAdagrad, SparseAdagrad
 from towers.model.two_tower import TwoTower
 from towers.training.earlier_run import soft_targets
 
@@ -30,6 +30,7 @@ OPTIMIZERS = {
     "adam": lambda: towers.CoupledAdam(0.01, l2=1e-3),
     "lazy_adam": lambda: LazyAdam(0.01, l2=1e-3),
     "adagrad": lambda: SparseAdagrad(0.1, l2=1e-3),
+    "rowwise_adagrad": lambda: RowwiseAdagrad(0.1, l2=1e-3),
 }
 
 

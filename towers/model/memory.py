@@ -25,18 +25,19 @@ _SHARE = 0.8  # of the memory of the machine that training may take
 _BLOCKS = [1 << power for power in range(14, 7, -1)]  # that are tried
 # Copies of the matrix of scores that a step holds at once, measured on a CPU: bir draws by them.
 _COPIES, _COPIES_OF_DRAWS, _COPIES_BY_QUERY = 1.2, 5.0, 3.0
+_COPIES_OF_WEIGHTS = 5  # with an optimizer of Keras, such as its Adam
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 _log = logging.getLogger(__name__)
 
 
-def fit_to_memory(model: TwoTower, rows: int, *, dense: bool) -> None:
+def fit_to_memory(model: TwoTower, rows: int) -> None:
     """Makes a step fit: a method that can scores candidates block by block, with the same result.
 
     For one replica on a CPU, whose memory is known; a GPU says itself what it has not.
 
     Args:
+      model: with its optimizer.
       rows: B.
-      dense: whether the optimizer has moments of every row, as Adam does.
 
     Raises:
       ValueError: the step would need more memory than this machine has.
@@ -48,12 +49,12 @@ def fit_to_memory(model: TwoTower, rows: int, *, dense: bool) -> None:
     dim = settings["dim"]
     limit = _SHARE * machine_bytes()
     weights = sum(int(variable.shape.num_elements()) for variable in model.trainable_variables)
-    left = limit - 4 * weights * (5 if dense else 3)
+    left = limit - 4 * weights * getattr(model.optimizer, "copies", _COPIES_OF_WEIGHTS)
     if left <= 0:
         raise ValueError(
             f"the tables of {weights:,} weights and their optimizer need more memory than the "
             f"{limit / 2**30:.1f} GiB that training may take here: lower dim, or take "
-            "the optimizer adagrad."
+            "the optimizer rowwise_adagrad."
         )
     if (needed := step_bytes(method, rows, dim)) <= left:
         return

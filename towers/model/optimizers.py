@@ -1,4 +1,4 @@
-"""The optimizers by name: Adam with coupled L2 on whole tables, and two of the rows of a batch."""
+"""The optimizers by name: Adam with coupled L2 on whole tables, others of the rows of a batch."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ class CoupledOptimizer(tf_keras.optimizers.Optimizer):
     """
 
     arguments: tuple[str, ...] = ("l2",)  # that `get_config` takes from attributes
+    copies: int  # of the weights that an update has in memory, at most: θ, its state, gradients
 
     def __init__(self, learning_rate: Any, l2: float, *, name: str = "", **kwargs: Any) -> None:
         if l2 < 0:
@@ -82,6 +83,8 @@ class CoupledAdam(_Adam):
 
     Args: those of `CoupledOptimizer`, and beta_1, beta_2, epsilon: β₁, β₂ and ε.
     """
+
+    copies = 5
 
     def make_states(self, variables: list[tf.Variable]) -> None:
         self._first = [self.add_variable_from_reference(var, "m") for var in variables]
@@ -170,10 +173,12 @@ class LazyAdam(SparseOptimizer, _Adam):
     Args: those of `CoupledAdam`.
     """
 
+    copies = 4
+
     def make_state(self, variable: tf.Variable) -> list[tf.Variable]:
-        """m, v and t; the count of a row is a row of one number, to multiply rows with."""
-        count = [*variable.shape[:1], *(1 for _ in variable.shape[1:])]
+        """m, v and t, of which t has one number a row."""
         moments = [self.add_variable_from_reference(variable, name) for name in ("m", "v")]
+        count = _number_by_row(variable)
         return [*moments, self.add_variable_from_reference(variable, "t", shape=count)]
 
     def rule(self, gradient: tf.Tensor, *rows: tf.Tensor) -> tuple[tf.Tensor, ...]:
@@ -197,6 +202,7 @@ class SparseAdagrad(SparseOptimizer):
     """
 
     arguments = ("l2", "initial_accumulator", "epsilon")
+    copies = 3
 
     def __init__(
         self,
@@ -213,20 +219,61 @@ class SparseAdagrad(SparseOptimizer):
         self.initial_accumulator, self.epsilon = initial_accumulator, epsilon
 
     def make_state(self, variable: tf.Variable) -> list[tf.Variable]:
-        start = tf.fill(variable.shape, tf.cast(self.initial_accumulator, variable.dtype))
-        return [self.add_variable_from_reference(variable, "a", initial_value=start)]
+        shape, dtype = self.state_shape(variable), variable.dtype
+        start = tf.fill(shape, tf.cast(self.initial_accumulator, dtype))
+        return [
+            self.add_variable_from_reference(variable, "a", shape=shape, initial_value=start),
+        ]
+
+    def state_shape(self, variable: tf.Variable) -> list[int]:
+        """That of a."""
+        return list(variable.shape)
+
+    def squares(self, gradient: tf.Tensor) -> tf.Tensor:
+        """What is added to the rows of a for those of g."""
+        return tf.square(gradient)
 
     def rule(self, gradient: tf.Tensor, *rows: tf.Tensor) -> tuple[tf.Tensor, ...]:
         theta, a = rows
-        a = a + tf.square(gradient)
+        a = a + self.squares(gradient)
         rate = tf.cast(self.learning_rate, gradient.dtype)
         return theta - rate * gradient / (tf.sqrt(a) + self.epsilon), a
 
 
-OPTIMIZERS: dict[str, Callable[[Any, float], CoupledOptimizer]] = {
+class RowwiseAdagrad(SparseAdagrad):
+    """Adagrad with one number of state a row: a = a + mean(g²) over the numbers of the row.
+
+    >>> import tensorflow as tf
+    >>> table, optimizer = tf.Variable(tf.ones([1000, 64])), RowwiseAdagrad(0.1)
+    >>> optimizer.build([table])
+    >>> optimizer.variables[-1].shape
+    TensorShape([1000, 1])
+
+    FBGEMM calls it EXACT_ROWWISE_ADAGRAD. A table of V rows and D numbers takes 4 V (D + 1) bytes
+    with its state. The numbers of a row share their rate.
+
+    Args: those of `SparseAdagrad`.
+    """
+
+    copies = 2
+
+    def state_shape(self, variable: tf.Variable) -> list[int]:
+        return _number_by_row(variable)
+
+    def squares(self, gradient: tf.Tensor) -> tf.Tensor:
+        return tf.reduce_mean(tf.square(gradient), list(range(1, len(gradient.shape))), True)
+
+
+def _number_by_row(variable: tf.Variable) -> list[int]:
+    """The shape of a state of one number for each row, to multiply rows with."""
+    return [*variable.shape[:1], *(1 for _ in variable.shape[1:])]
+
+
+OPTIMIZERS: dict[str, Callable[..., CoupledOptimizer]] = {
     "adam": CoupledAdam,
     "lazy_adam": LazyAdam,
     "adagrad": SparseAdagrad,
+    "rowwise_adagrad": RowwiseAdagrad,
 }
 
 

@@ -16,6 +16,7 @@ from samplers.selection.validity import weigh_rows
 from samplers.state import state_variable
 from towers.encoders.tower_pair import Tables, TowerPair, floats_in
 from towers.legacy_keras import tf_keras, tfrs
+from towers.model.optimizers import OPTIMIZERS
 from towers.model.replica_part import MeanOfAll, WholeBatch, check_alone, part_of, sum_gradients
 
 MUST_BE_FINITE = "of a training step must be finite"  # what `finite_loss` says when it fails
@@ -54,6 +55,12 @@ class TrainedPair(tfrs.Model):
         self._jit = jit_compile
         self.make_step()
         self.built = True
+
+    def compile(self, optimizer: Any = "adam", *args: Any, **kwargs: Any) -> None:
+        """As Keras has it; a name of `twotower train --optimizer` is that optimizer."""
+        if isinstance(optimizer, str) and optimizer in OPTIMIZERS:
+            optimizer = OPTIMIZERS[optimizer]()
+        super().compile(optimizer, *args, **kwargs)
 
     def make_step(self) -> None:
         """Forgets compiled steps, after a setting of the method has changed."""

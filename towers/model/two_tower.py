@@ -154,7 +154,7 @@ class TwoTower(TrainedPair):
             self.data.num_candidates,
         ):
             raise ValueError("the model was made of other data: fit it to batches of those.")
-        fit_to_memory(self, rows, dense="Adam" in type(self.optimizer).__name__)
+        fit_to_memory(self, rows)
         if self.distribute_strategy.num_replicas_in_sync > 1:
             given = cut_into_parts(given, self.distribute_strategy)
         return super().fit(**given)

@@ -27,7 +27,9 @@ class TrainConfig(TowerConfig):
     temperature: float = 1.0  # what scores are divided by; about 0.1 for cosines
     batch_size: int = 2048  # B, interactions of a step
     epochs: int = 20  # passes over the train split
-    optimizer: str = "adam"  # adam, dense; lazy_adam or adagrad: only rows of the batch, any corpus
+    # adam, dense; of the rows of the batch, for any corpus: lazy_adam, adagrad, or rowwise_adagrad,
+    # which takes the least memory
+    optimizer: str = "adam"
     learning_rate: float = 0.01  # of the optimizer, at the start
     learning_rate_decay: float = 0.95  # the learning rate is multiplied by it ...
     decay_epochs: int = 5  # ... every so many epochs

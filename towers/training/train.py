@@ -85,9 +85,10 @@ def train(config: TrainConfig, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
     with strategy.scope():
         model = make_model(config, frequency.counted(data), targets)
         batch = min(config.batch_size, rows.num_rows("train"))
-        fit_to_memory(model, batch, dense=config.optimizer == "adam")
-        frequency.start(model.method)
         _compile(config, rows, model)
+        fit_to_memory(model, batch)
+        model.optimizer.build(model.trainable_variables)
+        frequency.start(model.method)
         checkpoints = str(Path(config.run) / CHECKPOINTS)
         begun = tf.train.latest_checkpoint(checkpoints) and not config.overwrite
         if config.init_from and not begun:
@@ -133,7 +134,6 @@ def _compile(config: TrainConfig, data: RetrievalData, model: TwoTower) -> None:
         # Python between steps costs a GPU that is faster than it; callbacks come after so many.
         steps_per_execution=_STEPS_ON_A_GPU if tf.config.list_physical_devices("GPU") else 1,
     )
-    model.optimizer.build(model.trainable_variables)
 
 
 def _train(

@@ -15,7 +15,10 @@ from towers.training.settings import TrainConfig
 REPLICAS = Path(__file__).parents[2] / "support" / "replicas.py"
 QUICK = [  # rows that are negatives of each other, and a loss that looks at one row
     {"method": "xir", "cache_size": 32, "optimizer": "lazy_adam", "epochs": 1},
-    {"method": "bpr", "last_rows": 1, "epochs": 1, "exclude_seen_negatives": True},
+    {
+        **{"method": "bpr", "last_rows": 1, "epochs": 1, "exclude_seen_negatives": True},
+        "optimizer": "rowwise_adagrad",
+    },
 ]
 # One of each way to draw, to weight and to remember; others are trained below.
 METHODS = (

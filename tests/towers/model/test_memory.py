@@ -18,7 +18,9 @@ ROWS = 4096
 
 
 def make_model(data, method, **options):
-    return towers.TwoTower(data, dim=16, method=method, **options)
+    model = towers.TwoTower(data, dim=16, method=method, **options)
+    model.compile(optimizer="adam")
+    return model
 
 
 def machine_with(monkeypatch, model, share, rows=ROWS):
@@ -34,11 +36,11 @@ def machine_with(monkeypatch, model, share, rows=ROWS):
 def test_a_step_that_does_not_fit_is_split_into_blocks(data, method, monkeypatch, caplog):
     model = make_model(data, method)
     machine_with(monkeypatch, model, 1.01)
-    memory.fit_to_memory(model, ROWS, dense=True)
+    memory.fit_to_memory(model, ROWS)
     assert model.method.block_size is None
     machine_with(monkeypatch, model, 0.6)
     with caplog.at_level("INFO"):
-        memory.fit_to_memory(model, ROWS, dense=True)
+        memory.fit_to_memory(model, ROWS)
     block = model.method.block_size
     assert block is not None
     assert f"candidates are scored {block} at a time" in caplog.text
@@ -57,7 +59,7 @@ def test_a_step_that_cannot_be_split_is_refused(data, method, options, message, 
     model = make_model(data, method, **options)
     machine_with(monkeypatch, model, 0.5)
     with pytest.raises(ValueError, match=f"a step of {method} with batch_size 4096") as error:
-        memory.fit_to_memory(model, ROWS, dense=True)
+        memory.fit_to_memory(model, ROWS)
     assert str(error.value).rstrip(".").endswith(message.rstrip("."))
 
 
@@ -65,7 +67,6 @@ def test_a_step_that_cannot_be_split_is_refused(data, method, options, message, 
 def test_fit_looks_at_the_memory_of_its_batches(data, monkeypatch):
     """A step that was compiled for smaller batches is compiled again, with blocks."""
     model = make_model(data, "ssl_pop")
-    model.compile(optimizer=towers.CoupledAdam(0.01))
     model.fit(data.train(8), epochs=1, verbose=0)
     machine_with(monkeypatch, model, 0.9, rows=1200)
     before = model._differentiate
@@ -79,7 +80,6 @@ def test_fit_looks_at_the_memory_of_its_batches(data, monkeypatch):
 
 def test_fit_refuses_what_are_no_batches_of_its_data(data):
     model = make_model(data, "ssl_pop")
-    model.compile(optimizer=towers.CoupledAdam(0.01))
     frame = pd.DataFrame({"query": ["a", "b"], "candidate": ["c", "d"]})
     other = towers.from_dataframe(frame, user="query", item="candidate", train_ratio=1.0)
     for wrong in (data, frame):
@@ -92,8 +92,8 @@ def test_fit_refuses_what_are_no_batches_of_its_data(data):
 def test_tables_that_do_not_fit_are_refused(data, monkeypatch):
     model = make_model(data, "bpr")
     monkeypatch.setattr(memory, "machine_bytes", lambda: 1000)
-    with pytest.raises(ValueError, match="lower dim, or take the optimizer adagrad"):
-        memory.fit_to_memory(model, ROWS, dense=True)
+    with pytest.raises(ValueError, match="lower dim, or take the optimizer rowwise_adagrad"):
+        memory.fit_to_memory(model, ROWS)
 
 
 def test_the_memory_of_this_machine_is_known():

@@ -6,13 +6,14 @@ from towers.model.optimizers import (
     OPTIMIZERS,
     CoupledAdam,
     LazyAdam,
+    RowwiseAdagrad,
     SparseAdagrad,
     make_optimizer,
     staircase_decay,
 )
 
 ROWS, DIM = 11, 3
-SPARSE = ["lazy_adam", "adagrad"]
+SPARSE = ["lazy_adam", "adagrad", "rowwise_adagrad"]
 
 
 def sparse_steps(seed, steps=25):
@@ -40,6 +41,11 @@ def adagrad_of_a_row(theta, state, g, rate):
     return theta - rate * g / (np.sqrt(a) + 1e-7), a
 
 
+def rowwise_adagrad_of_a_row(theta, state, g, rate):
+    a = (0.1 if state is None else state) + sum(x * x for x in g) / len(g)
+    return theta - rate * g / (np.sqrt(a) + 1e-7), a
+
+
 def reference(theta, ids, values, rule, rate, l2):
     """Row by row in float64: what repeats is summed, what is not in the batch is left alone."""
     theta, states = theta.astype(np.float64), {}
@@ -50,7 +56,11 @@ def reference(theta, ids, values, rule, rate, l2):
     return theta
 
 
-RULES = {"lazy_adam": lazy_adam_of_a_row, "adagrad": adagrad_of_a_row}
+RULES = {
+    "lazy_adam": lazy_adam_of_a_row,
+    "adagrad": adagrad_of_a_row,
+    "rowwise_adagrad": rowwise_adagrad_of_a_row,
+}
 
 
 @pytest.mark.parametrize("l2", [0.0, 0.3])
@@ -110,6 +120,23 @@ def test_of_dense_gradients_lazy_adam_is_adam(shape):
         one.apply_gradients([(gradient, ours)])
         two.apply_gradients([(gradient, theirs)])
     np.testing.assert_allclose(ours.numpy(), theirs.numpy(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(ROWS, DIM), (DIM,), ()])
+def test_rowwise_adagrad_of_dense_gradients(shape):
+    """A layer's kernel has a number for each of its inputs, a bias one for each number."""
+    rng = np.random.default_rng(7)
+    expected = rng.normal(size=shape)
+    variable, optimizer = tf.Variable(expected, dtype=tf.float32), RowwiseAdagrad(0.05, 0.1)
+    state = np.full([*shape[:1], *(1 for _ in shape[1:])], 0.1)
+    for _ in range(20):
+        gradient = rng.normal(size=shape)
+        optimizer.apply_gradients([(tf.constant(gradient, tf.float32), variable)])
+        g = gradient + 0.1 * expected
+        state = state + (np.mean(g**2, axis=1, keepdims=True) if len(shape) == 2 else g**2)
+        expected = expected - 0.05 * g / (np.sqrt(state) + 1e-7)
+    np.testing.assert_allclose(variable.numpy(), expected, rtol=1e-5, atol=1e-5)
+    assert [state.shape for state in optimizer._states[0]] == [state.shape]
 
 
 def test_the_first_update_of_a_row_is_one_learning_rate_however_late():
@@ -172,7 +199,7 @@ def test_goes_on_from_a_checkpoint(name, tmp_path):
 
 
 def test_wrong_settings_are_errors():
-    with pytest.raises(ValueError, match="one of adam, lazy_adam, adagrad, got 'sgd'"):
+    with pytest.raises(ValueError, match=r"one of adam, .*, rowwise_adagrad, got 'sgd'"):
         make_optimizer("sgd", 0.1, 0.0)
     with pytest.raises(ValueError, match="l2 must be at least 0"):
         LazyAdam(0.1, -1.0)

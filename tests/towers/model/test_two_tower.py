@@ -10,6 +10,7 @@ from samplers.methods.method import Method
 from samplers.random_numbers import split_seed, step_seed
 from towers.legacy_keras import tf_keras
 from towers.metrics.held_out import HeldOut
+from towers.model.optimizers import OPTIMIZERS
 from towers.model.two_tower import TwoTower
 
 
@@ -215,6 +216,18 @@ def test_notebook_use(data):
     )
     assert set(history.history) == {"loss", "val_recall@5", "val_ndcg@5"}
     assert history.history["loss"][-1] < history.history["loss"][0]
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_optimizers_by_the_names_of_the_command_line(data, name):
+    model = TwoTower(data, 4, jit_compile=False)
+    model.compile(optimizer=name)
+    assert type(model.optimizer) is OPTIMIZERS[name]
+    before = model.candidate_tower.table.numpy()
+    model.fit(data.train(128).take(2), verbose=0)
+    assert (model.candidate_tower.table.numpy() != before).any()
+    model.compile(optimizer="sgd")
+    assert isinstance(model.optimizer, tf_keras.optimizers.SGD)
 
 
 def test_metrics_fall_back_to_test_without_a_validation_part(checkerboard):

@@ -64,12 +64,16 @@ def history_of(run):
     return [{key: entry[key] for key in entry if key != "seconds"} for entry in entries]
 
 
-@pytest.fixture(scope="module", params=[False, pytest.param(True, marks=pytest.mark.long)])
+RESUMED = [("lazy_adam", False), pytest.param(("rowwise_adagrad", True), marks=pytest.mark.long)]
+
+
+@pytest.fixture(scope="module", params=RESUMED)
 def whole(prepared, tmp_path_factory, request):
     """The settings of a run that was never interrupted, compiled with XLA or not."""
     run = tmp_path_factory.mktemp("whole") / "run"
-    settings = {"optimizer": "lazy_adam", "exclude_seen_negatives": True, "batch_size": 100}
-    config = config_for(prepared, run, epochs=2, jit_compile=request.param, **settings)
+    optimizer, compiled = request.param
+    settings = {"optimizer": optimizer, "exclude_seen_negatives": True, "batch_size": 100}
+    config = config_for(prepared, run, epochs=2, jit_compile=compiled, **settings)
     train(config)
     return config
 
