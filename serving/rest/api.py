@@ -122,9 +122,8 @@ class _RestApi:
             return await aside(size, lambda: codec.decode_inputs(body, signature, max_rows))
 
         async def encode(prediction: Prediction, deadline: float) -> bytes:
-            outputs = prediction.outputs
-            values = sum(array.size for array in outputs.values())
-            return await aside(values, lambda: codec.encode_outputs(outputs, body.by_row, deadline))
+            write = partial(codec.encode_outputs, prediction.outputs, body.by_row, deadline)
+            return await aside(prediction.num_written, partial(write, prediction.ids))
 
         name = body.signature or DEFAULT_SIGNATURE
         work = self._service.predict(call, decode, encode=encode, signature=name)

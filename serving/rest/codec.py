@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ from tensorflow.core.protobuf import meta_graph_pb2
 
 from serving.errors import DeadlineExceeded, InvalidRequest, check_rows
 from serving.rest.tensors import is_base64, shown, to_array, to_json_values
+from serving.retrieval.encoded_ids import EncodedIds
 from serving.rpc import codec as grpc_codec
 from serving.runtime.signature import Signature
 from serving.version.names import VersionStatus
@@ -110,14 +112,18 @@ def decode_inputs(body: PredictBody, signature: Signature, max_rows: int) -> dic
 
 
 def encode_outputs(
-    outputs: Mapping[str, np.ndarray], by_row: bool, deadline: float = math.inf
+    outputs: Mapping[str, np.ndarray],
+    by_row: bool,
+    deadline: float = math.inf,
+    ids: Mapping[str, EncodedIds] = MappingProxyType({}),
 ) -> bytes:
     """The body that answers `:predict`; a single output goes without its name.
 
     >>> encode_outputs({"score": np.float32([[0.1, 2]])}, by_row=True)
     b'{"predictions":[[0.1,2.0]]}'
 
-    `by_row` gives "predictions", one for each row; otherwise "outputs", one for each name.
+    `by_row` gives "predictions", one for each row; otherwise "outputs", one for each name. An
+    output of `ids` holds rows of candidates, whose ids are written.
 
     Raises:
       InvalidRequest: outputs have no common first dimension to make rows of, or a dtype that
@@ -131,9 +137,9 @@ def encode_outputs(
             raise InvalidRequest(
                 f"The outputs have no common number of rows ({rows}): ask by column, with 'inputs'."
             )
-        return b'{"predictions":%s}' % _rows_json(columns, deadline)
+        return b'{"predictions":%s}' % _rows_json(columns, deadline, ids)
     parts = {
-        name: _rows_json({name: array}, deadline)
+        name: _rows_json({name: array}, deadline, ids)
         if array.ndim
         else dump(to_json_values(name, array))
         for name, array in columns.items()
@@ -175,15 +181,21 @@ def encode_metadata(
     return dump({"model_spec": spec, "metadata": {"signature_def": {"signature_def": described}}})
 
 
-def _rows_json(columns: Mapping[str, np.ndarray], deadline: float) -> bytes:
+def _rows_json(
+    columns: Mapping[str, np.ndarray], deadline: float, ids: Mapping[str, EncodedIds]
+) -> bytes:
     """Rows as a JSON list: of values where there is one column, of objects otherwise."""
     total = len(next(iter(columns.values())))
     width = sum(array.size for array in columns.values()) // max(1, total)
     size = max(1, PIECE_VALUES // max(1, width))
 
     def piece(start: int) -> Any:
+        parts = {name: array[start : start + size] for name, array in columns.items()}
         rows = [
-            to_json_values(name, array[start : start + size]) for name, array in columns.items()
+            list(map(orjson.Fragment, ids[name].json_lists(part)))
+            if name in ids
+            else to_json_values(name, part)
+            for name, part in parts.items()
         ]
         if len(rows) == 1:
             return rows[0]

@@ -18,6 +18,7 @@ from pipeline.contract.attributes import as_attributes
 from pipeline.contract.bundle import read_raw_ids
 from serving.errors import InvalidRequest
 from serving.retrieval.attributes import Attributes
+from serving.retrieval.encoded_ids import EncodedIds
 from serving.retrieval.filters import Filters, among
 from serving.retrieval.requests import RetrieveRequest
 from serving.version.delta import base_key, read_delta
@@ -91,6 +92,11 @@ class Base:
     def names(self) -> np.ndarray:
         """Raw ids as an object array [N]."""
         return np.array(self.ids, object)
+
+    @cached_property
+    def encoded_ids(self) -> EncodedIds:
+        """The ids as answers carry them."""
+        return EncodedIds(self.ids)
 
     @cached_property
     def row(self) -> dict[str, int]:
@@ -192,6 +198,12 @@ class Corpus:
         """Raw ids of rows of candidates."""
         return self._names[rows].tolist()
 
+    @cached_property
+    def encoded_ids(self) -> EncodedIds:
+        """The ids of all rows as answers carry them."""
+        base, added = self._base.encoded_ids, self._delta.ids
+        return EncodedIds(added, base) if added else base
+
     def titles(self, rows: Sequence[int] | np.ndarray) -> Sequence[str]:
         """What people call rows of candidates, "" if missing or -1; () without such a column."""
         if not self.title_column:
@@ -248,7 +260,13 @@ class Corpus:
         """Reads now what is otherwise read on first use."""
         if self.has_popularity:
             _ = self.popularity
-        _ = self._added_attributes, self._names, self._base.row, self._base.query_row
+        _ = (
+            self._added_attributes,
+            self._names,
+            self.encoded_ids,
+            self._base.row,
+            self._base.query_row,
+        )
         if self.has_seen:
             _ = self._base.seen
         if self.title_column:

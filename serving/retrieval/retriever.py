@@ -21,7 +21,14 @@ from serving.retrieval.requests import (
     RetrieveResult,
     given_embeddings,
 )
-from serving.retrieval.search import CheckedQueries, EmbeddedQueries, Hits, IndexSearch, results
+from serving.retrieval.search import (
+    CheckedQueries,
+    EmbeddedQueries,
+    Hits,
+    IndexSearch,
+    best_of_known,
+    results,
+)
 from serving.version import served_model
 from serving.version.index import import_scann
 from serving.version.versions import Version, find_version
@@ -30,6 +37,7 @@ _log = logging.getLogger(__name__)
 tf.config.experimental.enable_tensor_float_32_execution(False)  # scores of a GPU are exact, too
 
 Outcome = RetrieveResponse | ServiceError
+_OUTPUTS = served_model.CANDIDATE_ID, served_model.SCORE
 
 
 class Retriever:
@@ -57,6 +65,7 @@ class Retriever:
         self.joins = bool(self._base.models)
         self.corpus = Corpus(self._base, version)
         self._indexes: dict[str, IndexSearch] = {}
+        self._functions: dict[str, Any] = {}  # of signatures whose graph is whole
         self.query_inputs = QueryInputs(self.model("exact").signatures)
 
     @classmethod
@@ -221,9 +230,14 @@ class Retriever:
         return self._base.path == self.version.path and not has_delta
 
     def run(self, signature: str, **inputs: tf.Tensor) -> dict[str, np.ndarray]:
-        """What `serving_default` or `retrieve` give where `graph_is_whole` is False."""
-        encoders = self.query_inputs
+        """What `serving_default` or `retrieve` give, with rows for ids, -1 for no result."""
+        encoders, index = self.query_inputs, self._index("default")
         encoder = encoders.encoder if signature == served_model.RETRIEVE else encoders.id_encoder
+        if self.graph_is_whole:
+            if signature not in self._functions:
+                self._functions[signature] = index.after(encoder)
+            outputs = self._functions[signature](**inputs)
+            return dict(zip(_OUTPUTS, (output.numpy() for output in outputs), strict=True))
         embedded = arrays_of(encoder(**inputs))
         size = len(embedded[0])
         names, nothing = [""] * size, [np.empty(0, np.int64)] * size
@@ -231,16 +245,14 @@ class Retriever:
         request = RetrieveRequest(names, k=self.k)
         queries = EmbeddedQueries(request, names, *embedded, filters, 0)
         [hits] = self._search([queries])
-        ids, scores = np.full((size, self.k), b"", object), np.zeros((size, self.k), np.float32)
-        index = self._index("default")
-        for row, answer in enumerate(results(queries, index, hits, self.corpus, "empty")):
-            ids[row, : len(answer.scores)] = [raw_id.encode() for raw_id in answer.candidate_ids]
-            scores[row, : len(answer.scores)] = answer.scores
-        return {served_model.CANDIDATE_ID: ids, served_model.SCORE: scores}
+        rows, scores = np.full((size, self.k), -1), np.zeros((size, self.k), np.float32)
+        for place, best in enumerate(best_of_known(queries, index, hits, self.corpus)):
+            rows[place, : len(best[0])], scores[place, : len(best[0])] = best
+        return dict(zip(_OUTPUTS, (rows, scores), strict=True))
 
     def close(self) -> list[Any]:
         """Frees what ScaNN holds, after the last query; the SavedModels that nobody else uses."""
-        self._indexes = {}
+        self._indexes, self._functions = {}, {}
         return self._base.leave(self)
 
     def _index(self, name: str) -> IndexSearch:

@@ -73,6 +73,23 @@ class IndexSearch:
         inputs = {served_model.NUM_RESULTS: tf.constant(num_results)}
         return self._run(self._wide_search, embeddings, inputs)
 
+    def after(self, encoder: Any) -> Any:
+        """A signature of queries and this search as one function: -> rows, scores [B, K].
+
+        A call of its own costs as much as the search of one query.
+        """
+
+        @tf.function(autograph=False)
+        def search(**inputs: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            queries = encoder(**inputs)
+            embedding = {served_model.EMBEDDING: queries[served_model.EMBEDDING]}
+            results = self._search(**embedding, **self._tuned)
+            rows, scores = results[served_model.CANDIDATE_ROW], results[served_model.SCORE]
+            is_result = queries[served_model.KNOWN][:, tf.newaxis] & (rows >= 0)
+            return tf.where(is_result, rows, -1), tf.where(is_result, scores, 0.0)
+
+        return search.get_concrete_function(**encoder.structured_input_signature[1])
+
     def _run(self, search: Any, embeddings: np.ndarray, inputs: dict[str, Any]) -> Hits:
         outputs = search(**{served_model.EMBEDDING: tf.constant(embeddings)}, **inputs)
         rows, scores = outputs[served_model.CANDIDATE_ROW], outputs[served_model.SCORE]
@@ -178,7 +195,7 @@ def results(
             f"{len(unknown)} of {len(queries.known)} queries are not known to the model: {shown}"
             f"{', ...' if len(unknown) > 3 else ''}."
         )
-    best = _of_known(queries, index, hits, corpus)
+    best = best_of_known(queries, index, hits, corpus)
     fallback = "popular" if unknown_queries == "popular" else ""
     for query in unknown if fallback else ():
         best[query] = corpus.popular_rows(queries.filters, query, queries.request.k)
@@ -192,7 +209,7 @@ def results(
     return answers
 
 
-def _of_known(
+def best_of_known(
     queries: EmbeddedQueries, index: IndexSearch, hits: Hits | None, corpus: Corpus
 ) -> list[Best]:
     """Rows and scores for each query that is known, nothing for the others."""

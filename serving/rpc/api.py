@@ -82,7 +82,7 @@ class _GrpcApi(
 
     async def Predict(  # noqa: N802 - names of the .proto
         self, request: predict_pb2.PredictRequest, call: Call
-    ) -> predict_pb2.PredictResponse:
+    ) -> bytes:
         spec, wanted = request.model_spec, request.output_filter
         with self._service.counted(call, PREDICT):
             call = _of_model(call, spec)
@@ -95,9 +95,9 @@ class _GrpcApi(
                 size, lambda: codec.decode_inputs(request.inputs, signature, max_rows)
             )
 
-        async def encode(prediction: Prediction, _: float) -> predict_pb2.PredictResponse:
-            size = sum(array.size for array in prediction.outputs.values())
-            return await aside(size, lambda: codec.encode_prediction(spec.name, prediction, wanted))
+        async def encode(prediction: Prediction, _: float) -> bytes:
+            write = functools.partial(codec.encode_prediction, spec.name, prediction, wanted)
+            return await aside(prediction.num_written, write)
 
         name = spec.signature_name or DEFAULT_SIGNATURE
         return await self._service.predict(call, decode, signature=name, encode=encode)

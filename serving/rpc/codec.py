@@ -21,10 +21,12 @@ from tensorflow_serving.apis import (
 )
 
 from serving.errors import InvalidRequest, check_rows
+from serving.retrieval.encoded_ids import EncodedIds, field_head
 from serving.runtime.service import Prediction
 from serving.runtime.signature import Signature
 from serving.version.names import VersionStatus
 
+_OUTPUTS = predict_pb2.PredictResponse.OUTPUTS_FIELD_NUMBER  # a map: entries of key 1, value 2
 SIGNATURE_DEF = "signature_def"  # the one field of metadata that there is
 
 # What few bytes of a message may stand for: a shape costs its sender nothing.
@@ -101,36 +103,40 @@ def decode_tensor(name: str, proto: tensor_pb2.TensorProto) -> np.ndarray:
         raise InvalidRequest(f"Input {name!r} cannot have {len(shape)} dimensions.") from error
 
 
-def encode_tensor(array: np.ndarray, proto: tensor_pb2.TensorProto) -> None:
-    """Fills a tensor: values into the field of their type, as TensorFlow Serving does."""
+def encode_tensor(array: np.ndarray, ids: EncodedIds | None = None) -> bytes:
+    """A serialized `TensorProto`: values in the field of their type, as TensorFlow Serving does.
+
+    With `ids`, the array holds rows of candidates, and the tensor their ids.
+    """
+    proto, values, content = tensor_pb2.TensorProto(), array.ravel(), b""
     for size in array.shape:
         proto.tensor_shape.dim.add().size = size
-    dtype = tf.string if array.dtype == object else tf.dtypes.as_dtype(array.dtype)
+    is_string = ids is not None or array.dtype == object
+    dtype = tf.string if is_string else tf.dtypes.as_dtype(array.dtype)
     proto.dtype = dtype.as_datatype_enum
-    field, values = _FIELDS.get(dtype), array.ravel()
-    if field is None:
+    field = _FIELDS.get(dtype)
+    if ids is not None:
+        content = ids.string_val(values)
+    elif field is None:
         proto.tensor_content = values.tobytes()
     elif dtype in (tf.float32, tf.float64):
         # A packed field of them is their bytes; to hand over each number takes 50 times as long.
-        size, tag = values.nbytes, proto.DESCRIPTOR.fields_by_name[field].number << 3 | 2
-        length = [size >> shift & 127 | 128 for shift in range(0, max(1, size.bit_length()), 7)]
-        length[-1] &= 127  # the last of its bytes
-        proto.MergeFromString(bytes([tag, *length]) + values.tobytes())
+        content = _field(proto.DESCRIPTOR.fields_by_name[field].number, values.tobytes())
     else:
         values = values.view(np.uint16) if field == "half_val" else values
         for start in range(0, len(values), _PIECE):  # other threads have their turn in between
             getattr(proto, field).extend(values[start : start + _PIECE].tolist())
+    return proto.SerializeToString() + content  # what is joined is merged
 
 
-def encode_prediction(
-    model: str, prediction: Prediction, wanted: Collection[str] = ()
-) -> predict_pb2.PredictResponse:
-    """The answer to `Predict`; `wanted` names some of the outputs, nothing means all."""
+def encode_prediction(model: str, prediction: Prediction, wanted: Collection[str] = ()) -> bytes:
+    """The serialized answer to `Predict`; `wanted` names some outputs, nothing means all."""
     spec = _model_spec(model, prediction.version, prediction.signature.name)
-    response = predict_pb2.PredictResponse(model_spec=spec)
+    parts = [predict_pb2.PredictResponse(model_spec=spec).SerializeToString()]
     for name in wanted or prediction.outputs:
-        encode_tensor(prediction.outputs[name], response.outputs[name])
-    return response
+        tensor = encode_tensor(prediction.outputs[name], prediction.ids.get(name))
+        parts.append(_field(_OUTPUTS, _field(1, name.encode()) + _field(2, tensor)))
+    return b"".join(parts)
 
 
 def check_output_filter(wanted: Collection[str], signature: Signature) -> None:
@@ -161,6 +167,10 @@ def encode_status(statuses: Iterable[VersionStatus]) -> get_model_status_pb2.Get
         row.status.error_code = error_codes_pb2.Code.Value(status.error_code)
         row.status.error_message = status.error_message
     return response
+
+
+def _field(number: int, content: bytes) -> bytes:
+    return field_head(number, len(content)) + content
 
 
 def _model_spec(model: str, version: int, signature: str = "") -> model_pb2.ModelSpec:

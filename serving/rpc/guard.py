@@ -78,6 +78,8 @@ class Guard(grpc.aio.ServerInterceptor):
                     self._check(metadata.get("authorization", ""), is_admin)
                     request = await self._request(handler.request_deserializer, messages, stack)
                 response = await handler.unary_unary(request, call)
+                if isinstance(response, bytes):  # written already
+                    return response
                 return await aside(response.ByteSize() // BYTES_A_VALUE, response.SerializeToString)
         except ServiceError as error:
             code, text = grpc.StatusCode[error.grpc], str(error)

@@ -13,11 +13,12 @@ import tensorflow as tf
 from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
 
 from serving.errors import FailedPrecondition, InvalidRequest, OutOfMemory, ServiceError, check_ids
+from serving.retrieval.encoded_ids import EncodedIds
 from serving.retrieval.requests import MAX_NUMBER
 from serving.retrieval.retriever import Retriever
 from serving.runtime.signature import Signature
 from serving.version import warmup_requests
-from serving.version.served_model import REQUEST_EMBEDDING, RETRIEVE, TOP_K
+from serving.version.served_model import CANDIDATE_ID, REQUEST_EMBEDDING, RETRIEVE, TOP_K
 from serving.version.versions import SAVED_MODEL, Version, VersionFiles
 
 _MAX_ERROR = 500  # characters of TensorFlow's message that a client sees
@@ -63,11 +64,8 @@ class LoadedVersion:
             self.retriever = Retriever(Version(self.number, self.path, files.manifest), index)
             self._functions = dict(self.retriever.model("exact").signatures)
             default = self.retriever.model().signatures
-            searches = {TOP_K, RETRIEVE} & set(default)
-            self._functions |= {name: default[name] for name in searches}
-            if not self.retriever.graph_is_whole:
-                run = self.retriever.run
-                self._functions |= {name: partial(run, name) for name in searches}
+            searches, run = {TOP_K, RETRIEVE} & set(default), self.retriever.run
+            self._functions |= {name: partial(run, name) for name in searches}
         protos = _dense_signatures(self.path / SAVED_MODEL)
         served = [name for name in self._functions if name in protos]
         signatures = {name: Signature.of(name, protos[name]) for name in served}
@@ -101,7 +99,10 @@ class LoadedVersion:
         return arrays
 
     def run(self, name: str, inputs: Arrays) -> dict[str, np.ndarray]:
-        """Runs a signature on inputs that fit it, strings as bytes; ServiceError: it fails."""
+        """Runs a signature on inputs that fit it; ServiceError: it fails.
+
+        Strings are bytes, in an output of `ids` the rows of candidates stand for them.
+        """
         signature = self.signatures[name]
         tensors = {
             key: tf.constant(inputs[key], spec.dtype) for key, spec in signature.inputs.items()
@@ -111,6 +112,12 @@ class LoadedVersion:
             return {key: _as_array(outputs[key]) for key in signature.outputs}
         except tf.errors.OpError as error:
             raise _refusal(error) from error
+
+    def ids(self, name: str) -> Mapping[str, EncodedIds]:
+        """The outputs of a signature that hold rows of candidates, and the ids of these."""
+        if self.retriever is None or name not in (TOP_K, RETRIEVE):
+            return {}
+        return {CANDIDATE_ID: self.retriever.corpus.encoded_ids}
 
     def run_all(self, name: str, requests: Sequence[Arrays]) -> list[dict[str, np.ndarray]]:
         """Runs a signature that goes by rows for several requests at once.

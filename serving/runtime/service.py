@@ -18,6 +18,7 @@ from tensorflow.core.protobuf import meta_graph_pb2
 from serving.errors import DeadlineExceeded, InvalidRequest, ServiceError, Unavailable
 from serving.monitoring.logs import event
 from serving.monitoring.metrics import Metrics
+from serving.retrieval.encoded_ids import EncodedIds
 from serving.retrieval.requests import RetrieveRequest, RetrieveResponse
 from serving.retrieval.retriever import Retriever
 from serving.runtime.batch_queue import BatchThreads
@@ -58,6 +59,12 @@ class Prediction(NamedTuple):
     outputs: dict[str, np.ndarray]  # strings are object arrays of bytes
     version: int
     signature: Signature
+    ids: Mapping[str, EncodedIds]  # of outputs that hold rows of candidates, in place of strings
+
+    @property
+    def num_written(self) -> int:
+        """Values that are written one by one in an answer."""
+        return sum(array.size for name, array in self.outputs.items() if name not in self.ids)
 
 
 class Service:
@@ -137,7 +144,8 @@ class Service:
                 with self.metrics.timed("decode", call.model, PREDICT):
                     inputs = await inputs(described)
             outputs = await pinned.predict(signature, inputs, deadline)
-            prediction = Prediction(outputs, pinned.loaded.number, described)
+            loaded = pinned.loaded
+            prediction = Prediction(outputs, loaded.number, described, loaded.ids(signature))
             if not encode:
                 return prediction
             with self.metrics.timed("encode", call.model, PREDICT):

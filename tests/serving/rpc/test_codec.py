@@ -7,8 +7,10 @@ import pytest
 import tensorflow as tf
 from tensorflow.core.framework import tensor_pb2, types_pb2
 from tensorflow.core.protobuf import meta_graph_pb2
+from tensorflow_serving.apis import predict_pb2
 
 from serving.errors import InvalidRequest
+from serving.retrieval.encoded_ids import EncodedIds
 from serving.rpc import codec as grpc_codec
 from serving.runtime.service import Prediction
 from serving.runtime.signature import Signature
@@ -26,6 +28,10 @@ def signature(inputs=(), outputs=()):
         {name: tf.TensorSpec(None) for name in outputs},
         meta_graph_pb2.SignatureDef(),
     )
+
+
+def encoded(array, *ids):
+    return tensor_pb2.TensorProto.FromString(grpc_codec.encode_tensor(array, *ids))
 
 
 def in_fields(array, dtype):
@@ -53,8 +59,7 @@ def test_numbers_of_every_dtype(dtype, write):
     decoded = grpc_codec.decode_tensor("x", write(array, dtype))
     assert decoded.dtype == array.dtype
     assert decoded.tolist() == array.tolist()
-    proto = tensor_pb2.TensorProto()
-    grpc_codec.encode_tensor(array, proto)
+    proto = encoded(array)
     assert proto == in_fields(array, dtype)
     assert tf.make_ndarray(proto).tolist() == array.tolist()
 
@@ -63,8 +68,7 @@ def test_numbers_of_every_dtype(dtype, write):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_a_field_of_floats_has_all_of_them(size, dtype):
     array = np.random.default_rng(size).normal(size=size).astype(dtype)
-    proto, expected = tensor_pb2.TensorProto(), tensor_pb2.TensorProto()
-    grpc_codec.encode_tensor(array, proto)
+    proto, expected = encoded(array), tensor_pb2.TensorProto()
     field = {np.float32: "float_val", np.float64: "double_val"}[dtype]
     getattr(expected, field).extend(array.tolist())
     expected.dtype = tf.as_dtype(dtype).as_datatype_enum
@@ -77,16 +81,23 @@ def test_strings():
     decoded = grpc_codec.decode_tensor("x", tf.make_tensor_proto(array))
     assert decoded.dtype == object
     assert decoded.tolist() == array.tolist()
-    proto = tensor_pb2.TensorProto()
-    grpc_codec.encode_tensor(array, proto)
+    proto = encoded(array)
     assert proto == tf.make_tensor_proto(array)
+
+
+@pytest.mark.parametrize("size", [0, 1, 127, 128, 20_000])
+def test_rows_of_candidates_become_the_tensor_of_their_ids(size):
+    ids, rows = ["a" * size, "ñ\0", "x"], np.array([[1, -1, 0], [2, 0, 1]])
+    names = [*(name.encode() for name in ids), b""]
+    expected = np.array([[names[row] for row in part] for part in rows], object)
+    assert encoded(rows, EncodedIds(ids)) == tf.make_tensor_proto(expected)
+    assert tf.make_ndarray(encoded(rows[:0], EncodedIds(ids))).shape == (0, 3)
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (0,), (0, 3), (2, 1, 2)])
 def test_shapes(shape):
     for array in (np.zeros(shape, np.float32), np.full(shape, b"a", object)):
-        proto = tensor_pb2.TensorProto()
-        grpc_codec.encode_tensor(array, proto)
+        proto = encoded(array)
         assert tf.make_ndarray(proto).shape == shape
         decoded = grpc_codec.decode_tensor("x", proto)
         assert decoded.shape == shape
@@ -177,12 +188,13 @@ def test_inputs_must_be_those_of_the_signature():
 def test_output_filter():
     outputs = {"id": np.array([b"a"], object), "score": np.array([2.0], np.float32)}
     both = signature((), ["id", "score"])
-    prediction = Prediction(outputs, 3, both)
-    response = grpc_codec.encode_prediction("m", prediction)
+    prediction = Prediction(outputs, 3, both, {})
+    parse = predict_pb2.PredictResponse.FromString
+    response = parse(grpc_codec.encode_prediction("m", prediction))
     assert set(response.outputs) == {"id", "score"}
     assert (response.model_spec.name, response.model_spec.version.value) == ("m", 3)
     assert response.model_spec.signature_name == "serving_default"
-    response = grpc_codec.encode_prediction("m", prediction, ["score"])
+    response = parse(grpc_codec.encode_prediction("m", prediction, ["score"]))
     assert set(response.outputs) == {"score"}
     for wanted in (["scores"], ["id", "id"]):
         with pytest.raises(InvalidRequest, match="output_filter must name outputs of"):

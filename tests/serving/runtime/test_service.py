@@ -42,7 +42,8 @@ def ids(*raw_ids):
 
 
 def decoded(prediction):
-    return np.char.decode(prediction.outputs["candidate_id"].astype("S")).tolist()
+    rows = prediction.outputs["candidate_id"]
+    return [json.loads(row) for row in prediction.ids["candidate_id"].json_lists(rows)]
 
 
 def run(coroutine):
