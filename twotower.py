@@ -13,7 +13,14 @@ import sys
 
 import twotower_run
 from pipeline import commands as pipeline_commands
-from pipeline.contract.flags import as_flags, help_text, parse, resolve, take_config_file
+from pipeline.contract.flags import (
+    as_flags,
+    help_text,
+    on_this_machine,
+    parse,
+    resolve,
+    take_config_file,
+)
 from pipeline.contract.settings import did_you_mean
 from serving import commands as serving_commands
 from towers import commands as towers_commands
@@ -93,8 +100,9 @@ def _dispatch(name: str, arguments: list[str]) -> int:
         twotower_run.run(config, sections, COMMANDS)
         return 0
     config, rest = parse(name, command, as_flags(sections.get(name, sections) or {}) + arguments)
-    call = resolve(command.call)
-    result = call(config, rest) if command.on_beam else call(config)
+    with on_this_machine(command, config) as local:
+        call = resolve(command.call)
+        result = call(local, rest) if command.on_beam else call(local)
     return result if isinstance(result, int) else 0
 
 

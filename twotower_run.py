@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.contract import schema
 from pipeline.contract.files import checksum, stamp_of, write_atomically
-from pipeline.contract.flags import Command, as_flags, parse, resolve
+from pipeline.contract.flags import Command, as_flags, on_this_machine, parse, resolve
 
 COMMANDS = {
     "run": Command(
@@ -24,12 +24,16 @@ COMMANDS = {
         "twotower_run:export",
         "publish a trained model as a version with exact and ScaNN top-k",
         flags="data run models name k filter_columns title_column",
+        reads="data bundle",
+        changes="run",
     ),
     "recommend": Command(
         "towers.output.settings:RecommendConfig",
         "twotower_run:recommend",
         "write the top-k of all users, or of queries from a file, to Parquet files",
         flags="data run output k queries where index models",
+        stores="output",
+        reads="data run",
     ),
 }
 STAGES = {  # in their order → what shows in the working directory that one has ended
@@ -215,7 +219,8 @@ def _run_stage(
         settings = dataclasses.replace(settings, overwrite=True)
     write_atomically(record_path, json.dumps(record | {stage: {"key": key, "done": False}}))
     call = resolve(command.call)
-    call(settings, beam_arguments) if command.on_beam else call(settings)
+    with on_this_machine(command, settings) as local:
+        call(local, beam_arguments) if command.on_beam else call(local)
     record[stage] = {"key": key, "done": True}
     write_atomically(record_path, json.dumps(record, indent=2))
     return True

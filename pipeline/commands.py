@@ -34,6 +34,7 @@ COMMANDS = {
         "count items, or estimate their frequency from a stream, for log_q alone (Beam)",
         on_beam=True,
         stores="output",
+        reads="previous",
         flags="source output item_column previous decay streaming timestamp_column "
         "timestamp_format",
         groups={

@@ -11,6 +11,7 @@ _OF_TRAINING = {
     "when it ends": "refit patience validation_metric checkpoint_minutes",
     "the machine": "jit_compile precision deterministic strategy devices",
 }
+_READ_BY_TRAINING = "frequency init_from refit teacher"
 COMMANDS = {
     "train": Command(
         "towers.training.settings:TrainConfig",
@@ -18,6 +19,9 @@ COMMANDS = {
         "train a two-tower model on prepared data",
         flags="data run method tower dim normalize temperature epochs",
         groups=_OF_TRAINING,
+        stores=_READ_BY_TRAINING,
+        reads="data",
+        makes="run",
     ),
     "tune": Command(
         "towers.tune.settings:TuneConfig",
@@ -25,23 +29,31 @@ COMMANDS = {
         "search good settings of training on the validation split",
         flags="data output method tower trials epochs metric space",
         groups={"the search": "pruner startup_trials timeout overwrite", **_OF_TRAINING},
+        stores=_READ_BY_TRAINING,
+        reads="data",
     ),
     "evaluate": Command(
         "towers.evaluation.settings:EvaluateConfig",
         "towers.evaluation.evaluate:evaluate_run",
         "rank the whole corpus for every test user, and write a report",
+        reads="data",
+        changes="run",
     ),
     "compare": Command(
         "towers.evaluation.settings:CompareConfig",
         "towers.evaluation.compare:compare",
         "set evaluated runs side by side, with tests over the users",
         positional="runs",
+        stores="runs",
     ),
     "audit": Command(
         "towers.audit.settings:AuditConfig",
         "towers.audit.job:audit",
         "measure how far each sampler is from the full softmax on a trained run",
         flags="data run output methods k batches pairs max_seconds",
+        reads="data",
+        changes="run",
+        makes="output",
     ),
     "methods": Command(
         "towers.catalogue:CatalogueConfig",

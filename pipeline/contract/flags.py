@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import shutil
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -33,7 +34,10 @@ class Command(NamedTuple):
     flags: str = ""  # those that matter most, which --help shows; none: all
     groups: Mapping[str, str] = MappingProxyType({})  # heading → flags, for --help all
     positional: str = ""  # the flag that arguments before all flags are for
-    stores: str = ""  # flags whose paths may be those of an object store
+    stores: str = ""  # flags whose paths may be those of an object store, which the call knows
+    reads: str = ""  # flags of directories that may lie there, and are read by a local copy
+    changes: str = ""  # flags of directories that may lie there, and are uploaded at the end
+    makes: str = ""  # as `changes`, but nothing need be there
 
 
 def resolve(reference: str) -> Any:
@@ -131,7 +135,8 @@ def parse(name: str, command: Command, arguments: list[str]) -> tuple[Any, list[
     if not command.on_beam and rest:
         _check_flags(name, rest, fields, False)
         raise ValueError(f"unexpected argument {rest[0]!r}; see twotower {name} --help.")
-    _check_paths(parsed.config, command.stores.split())
+    known = f"{command.stores} {command.reads} {command.changes} {command.makes}"
+    _check_paths(parsed.config, known.split())
     return parsed.config, rest + arguments[beam_only:]
 
 
@@ -177,6 +182,30 @@ def take_config_file(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
     if not isinstance(content, dict):
         raise ValueError(f"--config {path} must hold name: value pairs.")
     return arguments[:place] + arguments[place + 2 :], content
+
+
+@contextlib.contextmanager
+def on_this_machine(command: Command, config: Any) -> Iterator[Any]:
+    """The settings with local directories in place of those in stores that a command copies.
+
+    Raises:
+      ValueError: there is nothing finished, or the store fails.
+    """
+    from pipeline.contract import stores
+
+    with contextlib.ExitStack() as stack:
+        copied: dict[str, Any] = {}
+        for name in f"{command.reads} {command.changes} {command.makes}".split():
+            path = getattr(config, name)
+            if not is_remote(path):
+                continue
+            if name in command.reads.split():
+                copied[name] = str(stores.local_copy(stores.newest(path)))
+            else:
+                may_be_new = name in command.makes.split()
+                work = stores.working_copy(path, may_be_new=may_be_new)
+                copied[name] = str(stack.enter_context(work))
+        yield dataclasses.replace(config, **copied) if copied else config
 
 
 def as_flags(settings: dict[str, Any]) -> list[str]:

@@ -15,6 +15,7 @@ import logging
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,12 @@ from pipeline.contract.files import (
     asking_store,
     check_files,
     describe_files,
+    held,
     is_remote,
     made_aside,
     replace_directory,
     store_of,
+    write_atomically,
 )
 
 _log = logging.getLogger(__name__)
@@ -67,13 +70,19 @@ def put_in_place(finished: Path, output: str | os.PathLike[str]) -> None:
     """Renames a finished directory into place, or uploads it to a store.
 
     Raises:
-      ValueError: the store fails; what stood there before stays.
+      ValueError: the store fails; what stood there before stays, and the error says where on this
+        machine the output is kept.
     """
-    name = os.fspath(output)
+    name, kept = os.fspath(output), local_place(output)
     if is_remote(name):
-        upload(finished, name)
+        try:
+            upload(finished, name)
+        except ValueError as error:
+            replace_directory(finished, kept)
+            raise ValueError(f"{error} The output is kept in {kept}.") from error
+        shutil.rmtree(kept, ignore_errors=True)  # of an upload that failed
     else:
-        replace_directory(finished, Path(name).absolute())
+        replace_directory(finished, kept)
 
 
 def upload(directory: Path, destination: str, *, new: bool = False) -> None:
@@ -88,20 +97,15 @@ def upload(directory: Path, destination: str, *, new: bool = False) -> None:
       FileExistsError: with `new`, another upload was first.
       ValueError: the store fails, or another upload removed the files of this one.
     """
-    files = {
-        path.relative_to(directory).as_posix(): path.stat().st_size
-        for path in sorted(directory.rglob("[!.]*"))
-        if path.is_file()
-    }
+    files = _describe(directory)
     name = next((name for name in _MANIFESTS if name in files), "")
     if name:
         fields = json.loads((directory / name).read_text(encoding="utf-8"))
         del files[name]
     else:
-        described = {path: one for path, one in describe_files(directory).items() if path in files}
-        name, fields = schema.MANIFEST, vars(schema.Manifest(_PLAIN, "", {}, {}, described))
+        name, fields = schema.MANIFEST, vars(schema.Manifest(_PLAIN, "", {}, {}, files))
     folder = f"run-{secrets.token_hex(8)}"
-    text = json.dumps(fields | {_FOLDER: folder}, indent=2, sort_keys=True, ensure_ascii=False)
+    text = _text_of(fields | {_FOLDER: folder})
     with _writing(destination) as (store, root):
         before = []
         with contextlib.suppress(FileNotFoundError):
@@ -110,8 +114,9 @@ def upload(directory: Path, destination: str, *, new: bool = False) -> None:
         try:
             places = [f"{root}/{folder}/{path}" for path in files]
             store.put([str(directory / path) for path in files], places, batch_size=_AT_ONCE)
-            there = store.find(f"{root}/{folder}", detail=True)
-            if sorted(file["size"] for file in there.values()) != sorted(files.values()):
+            there = store.find(f"{root}/{folder}", detail=True).values()
+            described = sorted(file["bytes"] for file in files.values())
+            if sorted(file["size"] for file in there) != described:
                 raise ValueError(f"another run has written {destination} meanwhile; run it again.")
             mode = "create" if new else "overwrite"
             store.pipe_file(f"{root}/{name}", text.encode(), mode=mode)
@@ -128,19 +133,21 @@ def upload(directory: Path, destination: str, *, new: bool = False) -> None:
             store.rm(path, recursive=True)
 
 
-def local_copy(source: str) -> Path:
-    """A copy of a directory of a store in the cache, made where its content is not there yet.
+def local_copy(source: str | os.PathLike[str]) -> Path:
+    """Where to read a directory: a local one itself, one of a store in a checked copy in the cache.
 
     Raises:
       ValueError: there is no manifest, the files are not what it says, or the store fails.
     """
-    damage = ""
+    source, damage = os.fspath(source), ""
+    if not is_remote(source):
+        return Path(source)
     for _ in range(3):
         manifest = _find_manifest(source)
         if manifest is None:
             raise ValueError(f"{source} holds nothing finished: there is no {schema.MANIFEST}.")
         folder = manifest.pop(_FOLDER, "")
-        text = json.dumps(manifest, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        text = _text_of(manifest) + "\n"
         place = cache_directory("copies", _digest(text))
         if place.exists():
             return place
@@ -161,6 +168,74 @@ def local_copy(source: str) -> Path:
     raise ValueError(f"{source} is not what its manifest says; make it again. {damage}")
 
 
+def newest(place: str) -> str:
+    """The last finished directory of a place whose name is a number, such as a snapshot.
+
+    The place itself where it is finished, or there is no such directory.
+    """
+    with asking_store(place), contextlib.suppress(FileNotFoundError):
+        store, root = store_of(place.rstrip("/"))
+        names = [path.rpartition("/")[2] for path in store.ls(root, detail=False)]
+        names = [name for name in names if name.isascii() and name.isdecimal()]
+        for name in sorted(names, key=int, reverse=True):
+            if exists(f"{place.rstrip('/')}/{name}") and not exists(place):
+                return f"{place.rstrip('/')}/{name}"
+    return place
+
+
+@contextlib.contextmanager
+def working_copy(place: str, *, may_be_new: bool) -> Iterator[Path]:
+    """A local directory that a command works in; where that changes it, it is uploaded at the end.
+
+    What a command that failed or was killed leaves there is what the next one on this machine goes
+    on with, unless the store holds something else by then.
+
+    Raises:
+      ValueError: the place is empty and must not be, another command works on it here or has
+        written it meanwhile, or the store fails; the error says where the work is kept.
+    """
+    home = cache_directory("runs", _digest(place.rstrip("/")))
+    work = home / place.rstrip("/").rpartition("/")[2]  # its name stands in reports
+    stamp = home / ".held.json"  # what the store held when it was last like the working copy
+    with held(home / ".lock", f"another command works on {place}; wait for it."):
+        before = _files_at(place)
+        if not before and not may_be_new:
+            raise ValueError(f"{place} holds nothing finished: there is no {schema.MANIFEST}.")
+        if not stamp.exists() or json.loads(stamp.read_text(encoding="utf-8")) != before:
+            stamp.unlink(missing_ok=True)
+            shutil.rmtree(work, ignore_errors=True)
+            shutil.copytree(local_copy(place), work) if before else work.mkdir()
+            write_atomically(stamp, json.dumps(before))
+        yield work
+        after = _describe(work)
+        if after == before:
+            return
+        try:
+            if _files_at(place) != before:
+                raise ValueError(f"{place} was written by another command meanwhile.")
+            upload(work, place)
+        except ValueError as error:
+            raise ValueError(f"{error} What this one made is kept in {work}.") from error
+        write_atomically(stamp, json.dumps(after))
+        _log.info("%s is complete.", place)
+
+
+def _files_at(place: str) -> dict[str, Any]:
+    """What the manifest of a place in a store says of its files; nothing without one."""
+    files: dict[str, Any] = (_find_manifest(place) or {}).get("files", {})
+    return files
+
+
+def _describe(directory: Path) -> dict[str, dict[str, Any]]:
+    """As `describe_files`, without hidden ones, such as locks."""
+    described = describe_files(directory)
+    return {name: one for name, one in described.items() if not Path(name).name.startswith(".")}
+
+
+def _text_of(manifest: dict[str, Any]) -> str:
+    return json.dumps(manifest, indent=2, sort_keys=True, ensure_ascii=False)
+
+
 def _digest(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
@@ -169,7 +244,7 @@ def _download(source: str, folder: str, aside: Path) -> None:
     with asking_store(source):
         store, root = store_of(f"{source.rstrip('/')}/{folder}".rstrip("/"))
         names = [path.removeprefix(f"{root}/") for path in store.find(root)]
-        names = [n for n in names if n not in _MANIFESTS and ".." not in n.split("/")]
+        names = [n for n in names if n not in _MANIFESTS and not {"", ".."} & {*n.split("/")}]
         places = [str(aside / name) for name in names]
         store.get([f"{root}/{name}" for name in names], places, batch_size=_AT_ONCE)
 

@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from pipeline.contract import stores
 from pipeline.contract.files import checksum
 from towers.evaluation.hits_by_query import HitsByQuery, read_hits
 from towers.evaluation.settings import CompareConfig
@@ -56,11 +57,11 @@ def compare(config: CompareConfig) -> dict[str, Any]:
       ValueError: a run is not evaluated, or runs were evaluated on different data, splits or
         users, or not as deep as a metric needs.
     """
-    paths = [Path(run) for run in config.runs]
+    paths = [stores.local_copy(run) for run in config.runs]
     evaluated = [_open(path) for path in paths]
     _check_alike(paths, evaluated)
     metrics = _metrics(config, paths, evaluated)
-    whole = [os.path.abspath(path) for path in paths]
+    whole = [os.path.abspath(run.replace("://", "/")) for run in config.runs]
     shared = os.path.commonpath([os.path.dirname(path) for path in whole])
     # What tells the runs apart: their paths below what they share.
     names = [os.path.relpath(path, shared) for path in whole]
@@ -73,8 +74,8 @@ def compare(config: CompareConfig) -> dict[str, Any]:
         "resamples": config.resamples,
         "seed": config.seed,
         "runs": [
-            {"name": name, "path": str(path)} | read_json(path / CONFIG)
-            for name, path in zip(names, paths, strict=True)
+            {"name": name, "path": run} | read_json(path / CONFIG)
+            for name, run, path in zip(names, config.runs, paths, strict=True)
         ],
         "metrics": _compare(config, metrics, names, values),
     }

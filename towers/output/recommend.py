@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.contract import schema
-from pipeline.contract.files import describe_files, made_aside, replace_directory
+from pipeline.contract import schema, stores
+from pipeline.contract.files import describe_files, made_aside
 from pipeline.contract.settings import require_in_corpus
 from towers.data.interactions import Positives, RetrievalData, open_data
 from towers.legacy_keras import tf_keras
@@ -60,8 +60,8 @@ def recommend(config: RecommendConfig, ranker: Ranker | None = None) -> schema.M
       ValueError: the output is there already or being written, there is no trained run, it is of
         other data than those given or of another run than the ranker, or the disk is full.
     """
-    destination = Path(config.output).absolute()
-    if destination.exists() and not config.overwrite:
+    destination = config.output
+    if not config.overwrite and stores.exists(destination):
         raise ValueError(
             f"{destination} already exists; choose another --output, or --overwrite it."
         )
@@ -81,7 +81,8 @@ def recommend(config: RecommendConfig, ranker: Ranker | None = None) -> schema.M
         source, details = data.source, {"configuration": training.recorded()}
         details["data"] = {"source": data.source, "fingerprint": data.fingerprint}
     busy = f"another process is writing {destination}; wait for it, or choose another --output."
-    with told_when_full(destination), made_aside(destination, busy) as aside:
+    local = stores.local_place(destination)
+    with told_when_full(local), made_aside(local, busy) as aside:
         rows = _write(aside, _with_progress(blocks, len(users)), len(users), config.shard_size)
         manifest = schema.Manifest(
             kind=RECOMMENDATIONS,
@@ -92,7 +93,7 @@ def recommend(config: RecommendConfig, ranker: Ranker | None = None) -> schema.M
             details=details,
         )
         manifest.write(aside)
-        replace_directory(aside, destination)
+        stores.put_in_place(aside, destination)
     log.info("recommend: %d users in %d file(s) of %s", len(users), len(rows), destination)
     return manifest
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 
+from pipeline.contract.files import is_remote
 from pipeline.contract.settings import require, require_all
 
 
@@ -35,7 +36,7 @@ class RecommendConfig:
         for name in ("data", "run", "models", "queries"):
             output = os.path.abspath(self.output)
             place = os.path.abspath(getattr(self, name) or os.curdir)
-            apart = os.path.commonpath([place, output]) != output
+            apart = is_remote(self.output) or os.path.commonpath([place, output]) != output
             require(apart, "output", f"must not be or hold {name}", self.output)
 
     @property

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from pipeline.contract import schema
+from pipeline.contract import schema, stores
 from pipeline.contract.files import written_aside
 from samplers.methods.full_softmax import SoftTargets
 from towers.data.interactions import RetrievalData, find_ids
@@ -64,7 +64,7 @@ def start_from_run(config: TrainConfig, model: TwoTower, data: RetrievalData) ->
     the method start anew. A ValueError where there is no trained run, it has no ids in common with
     the data or vectors of another size, or the towers embed more than ids.
     """
-    root = Path(config.init_from)
+    root = stores.local_copy(config.init_from)
     for name in (TRAINING, VOCABULARIES):
         if not (root / name).is_file():
             raise ValueError(

@@ -16,8 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.contract import hashing, schema
-from pipeline.contract.files import written_aside
+from pipeline.contract import hashing, schema, stores
+from pipeline.contract.files import is_remote, written_aside
 from samplers.methods.by_name import METHODS
 from samplers.methods.in_batch import CorrectSfx
 from samplers.methods.method import Method
@@ -77,13 +77,16 @@ def open_frequency(config: TrainConfig, data: RetrievalData) -> tuple[TrainConfi
             "correct_sfx estimates frequencies by itself, got counts: use --frequency "
             "streaming:PATH, or another --method."
         )
-    source, run, begun = os.path.abspath(path), Path(config.run), ""
+    source = path.rstrip("/") if is_remote(path) else os.path.abspath(path)
+    run, begun = Path(config.run), ""
     if not config.overwrite and (run / CONFIG).exists():
         begun = read_json(run / CONFIG)["configuration"]["frequency"]
     if kind == "streaming":  # of snapshots the one that the run began with, or else the newest
         before = begun.removeprefix("streaming:")
         if before and source in (before, os.path.dirname(before)):
             source = before
+        elif is_remote(source):
+            source = stores.newest(source)
         else:
             source = str([Path(source), *schema.snapshot_directories(source)][-1])
     config = dataclasses.replace(config, frequency=f"{kind}:{source}")
@@ -126,9 +129,10 @@ def _of_stream(source: str, data: RetrievalData, batch_size: int | None) -> Freq
     frequent. Counts are in proportion to it and add up to the train rows. A candidate whose bucket
     in some array is untouched never was in the stream: it gets the smallest of the estimates.
     """
-    manifest = schema.read_snapshot(source)
+    directory = stores.local_copy(source)
+    manifest = schema.read_snapshot(directory)
     names = (schema.STREAMING_LAST_STEP, schema.STREAMING_INTERVAL, schema.STREAMING_WEIGHT)
-    last_step, interval, weight = (np.load(Path(source) / name) for name in names)
+    last_step, interval, weight = (np.load(directory / name) for name in names)
     step, alpha = manifest.details["step"], manifest.configuration["alpha"]
     num_hashes, num_buckets = last_step.shape
     buckets = hashing.hash_buckets(
@@ -179,9 +183,10 @@ def in_steps_of_the_trainer(
 
 def _counts_of_log(source: str, data: RetrievalData) -> np.ndarray:
     """The counts of a log by dense id, float64 [N]; 0 for candidates that it does not hold."""
-    manifest = schema.read_manifest(source, "frequencies")
+    directory = stores.local_copy(source)
+    manifest = schema.read_manifest(directory, "frequencies")
     columns = [schema.FINGERPRINT, schema.COUNT]
-    paths = [Path(source) / name for name in manifest.files_of(schema.FREQUENCIES)]
+    paths = [directory / name for name in manifest.files_of(schema.FREQUENCIES)]
     table = pa.concat_tables([pq.read_table(path, columns=columns) for path in paths])
     prints, counts = (table[name].to_numpy() for name in columns)
     places, known = find_ids(data.candidate_vocabulary.fingerprints, prints)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from pipeline.contract import stores
 from pipeline.contract.files import did_you_mean_directory, held, write_atomically
 from samplers.methods.full_softmax import SoftTargets
 from towers.data.interactions import RetrievalData
@@ -197,8 +198,9 @@ def refit_settings(config: TrainConfig) -> TrainConfig:
 
     A ValueError where it is not finished, or `config` has other settings than those of running it.
     """
-    chosen, _ = read_run(config.refit)
-    training = read_json(Path(config.refit) / TRAINING)
+    run = stores.local_copy(config.refit)
+    chosen, _ = read_run(run)
+    training = read_json(run / TRAINING)
     if not training["finished"]:
         raise ValueError(f"{config.refit} is not finished: train it to its end, then refit it.")
     own = {name: getattr(config, name) for name in (*_FREE, "deterministic", "refit")}

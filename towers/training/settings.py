@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from pipeline.contract.files import is_remote
 from pipeline.contract.settings import require, require_all
 from towers.encoders.tower_config import TowerConfig
 from towers.metrics.definitions import METRICS
@@ -105,6 +106,8 @@ class TrainConfig(TowerConfig):
             require(other, name, "must be another directory than run", start)
         learns = not self.teacher or self.method == "full_softmax"
         require(learns, "teacher", "goes with --method full_softmax alone", self.teacher)
+        if self.strategy == "multi_worker" and is_remote(self.run):
+            raise ValueError("--strategy multi_worker needs a local run that all machines see.")
         parse_metric(self.validation_metric)
 
     @property

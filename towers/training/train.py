@@ -11,6 +11,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from pipeline.contract import stores
 from towers.data.interactions import RetrievalData, open_data
 from towers.legacy_keras import tf_keras
 from towers.metrics.held_out import FullCorpusMetrics
@@ -79,7 +80,7 @@ def train(config: TrainConfig, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
     config, frequency = open_frequency(config, data)
     targets, rows = None, data  # rows: whose train rows make up an epoch
     if config.teacher:
-        teacher, _ = open_run(config.teacher, prepared)
+        teacher, _ = open_run(stores.local_copy(config.teacher), prepared)
         log.info("train: the ranking of %s is read off", config.teacher)
         targets, rows = soft_targets(teacher, data, config.teacher_candidates), data.by_query()
     with strategy.scope():

@@ -262,3 +262,102 @@ def test_a_preparation_that_is_killed_while_it_uploads_leaves_the_old_one(store,
     assert digest(stores.local_copy(output)) != before
     assert len(folders(store, "data/out")) == 1
     assert list((tmp_path / "cache/twotower/outputs").iterdir()) == []
+
+
+def test_an_output_that_cannot_be_uploaded_is_kept(store, gate, tmp_path, capsys):
+    gate.judge = lambda method, path: 403 if method == "PUT" else 0
+    source, output = log_in(tmp_path / "log"), "s3://data/out"
+    arguments = ["prepare", "--source", source, "--output", output]
+    assert twotower.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert f"{output} cannot be reached" in error
+    assert error.count("\n") == 1
+    kept = Path(error.partition("is kept in ")[2].strip().rstrip("."))
+    assert schema.read_manifest(kept, "prepared").files
+    gate.judge = lambda method, path: 0
+    store.put(str(kept), output, recursive=True)  # as people do by hand
+    assert digest(stores.local_copy(output)) == digest(kept)
+    assert twotower.main([*arguments, "--overwrite"]) == 0
+    assert not kept.exists()
+
+
+def work_in(place, value, *, may_be_new=True):
+    """Writes a value in a working copy; without one, fails."""
+    with stores.working_copy(place, may_be_new=may_be_new) as work:
+        (work / "step").write_text(value or "lost")
+        if not value:
+            raise RuntimeError
+
+
+RUN = "s3://data/run"
+
+
+def step_of(place=RUN):
+    return (stores.local_copy(place) / "step").read_text()
+
+
+def test_a_working_copy_is_uploaded_where_it_was_changed(store, gate):
+    with pytest.raises(ValueError, match="holds nothing finished"):
+        work_in(RUN, "1", may_be_new=False)
+    with pytest.raises(RuntimeError):
+        work_in(RUN, "")
+    assert store.find("data/run") == []
+    with stores.working_copy(RUN, may_be_new=True) as work:
+        assert (work / "step").read_text() == "lost"  # what failed goes on
+        assert work.name == "run"
+        (work / ".lock").touch()
+        (work / "step").write_text("2")
+    assert {Path(path).name for path in store.find("data/run")} == {"manifest.json", "step"}
+    gate.requests.clear()
+    with stores.working_copy(RUN, may_be_new=False) as work:
+        assert (work / "step").read_text() == "2"
+    assert {Path(path).name for _, path in gate.requests} == {"manifest.json"}
+    assert "PUT" not in {method for method, _ in gate.requests}
+
+
+def test_a_working_copy_follows_the_store(store, tmp_path, monkeypatch):
+    with pytest.raises(RuntimeError):
+        work_in(RUN, "")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "b"))
+    work_in(RUN, "1")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with stores.working_copy(RUN, may_be_new=True) as work:
+        assert (work / "step").read_text() == "1"
+        (work / "step").write_text("2")
+    assert step_of() == "2"
+    assert len(folders(store, "data/run")) == 1
+    store.rm("data/run", recursive=True)
+    with stores.working_copy(RUN, may_be_new=True) as work:
+        assert list(work.iterdir()) == []
+
+
+def test_work_that_cannot_be_uploaded_is_kept(store, gate, tmp_path, monkeypatch):
+    work_in(RUN, "1")
+
+    def kept(error):
+        return Path(str(error.value).partition("is kept in ")[2].rstrip("."), "step").read_text()
+
+    gate.judge = lambda method, path: 403 if method == "PUT" else 0
+    with pytest.raises(ValueError, match="cannot be reached") as error:
+        work_in(RUN, "2")
+    assert (kept(error), step_of()) == ("2", "1")
+
+    def work_while_another_does():
+        with stores.working_copy(RUN, may_be_new=False) as work:
+            (work / "step").write_text("3")
+            monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
+            work_in(RUN, "4")
+
+    gate.judge = lambda method, path: 0
+    with pytest.raises(ValueError, match="was written by another command meanwhile") as error:
+        work_while_another_does()
+    assert (kept(error), step_of()) == ("3", "4")
+
+
+def test_nothing_of_a_store_is_written_beside_a_copy(store, tmp_path):
+    stores.upload(bundle(tmp_path / "made", 1), PLACE)
+    [folder] = folders(store)
+    for key in (f"{folder}/{tmp_path}/absolute", f"{folder}/../above"):
+        store.pipe(key, b"x")
+    stores.local_copy(PLACE)
+    assert list(tmp_path.rglob("absolute")) + list(tmp_path.rglob("above")) == []
