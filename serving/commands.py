@@ -10,9 +10,9 @@ COMMANDS = {
     ),
     "serve": Command(
         "serving.settings:ServeConfig",
-        "serving.server:serve",
+        "serving.workers:serve",
         "serve the newest model versions over REST and gRPC",
-        flags="models host rest_port grpc_port index unknown_queries token config_file",
+        flags="models host rest_port grpc_port workers index unknown_queries token config_file",
         groups={
             "models and versions": "state_dir poll_seconds prune_versions",
             "requests": "max_k max_body_mb deadline_ms log_requests",

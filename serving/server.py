@@ -1,30 +1,26 @@
-"""`twotower serve`: the REST and the gRPC server over one service, in one event loop."""
+"""One process that serves: the REST and the gRPC server over one service, in one event loop."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
-import os
 import signal
 import socket
 import ssl
-import sys
 import threading
-import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import grpc
 import uvicorn
 from starlette.types import ASGIApp
 
-from serving.monitoring import logs
 from serving.rest import api as rest_api
 from serving.rest.guard import TimedProtocol
 from serving.rpc import api as grpc_api
-from serving.runtime.process import settle
+from serving.runtime.process import SIGNALS, Addresses, Announce, bind, settle
 from serving.runtime.service import Service
 from serving.settings import ServeConfig
 
@@ -36,82 +32,67 @@ _POLL_SECONDS = 0.05
 _log = logging.getLogger(__name__)
 
 
-class Addresses(NamedTuple):
-    """Where a server listens; a port that the system chose included."""
+def run_until_signalled(
+    config: ServeConfig, announce: Announce, others_ready: Callable[[], bool]
+) -> bool:
+    """As `run`, until SIGTERM or SIGINT, which the caller has blocked until there is a handler."""
 
-    rest: str
-    grpc: str
+    async def until_signalled() -> bool:
+        stop: asyncio.Queue[int] = asyncio.Queue()
+        for number in SIGNALS:
+            asyncio.get_running_loop().add_signal_handler(number, stop.put_nowait, number)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        return await run(config, stop, announce, others_ready)
+
+    settle()
+    return asyncio.run(until_signalled())
 
 
-def serve(config: ServeConfig) -> int:
-    """Serves until SIGTERM or SIGINT, then ends what is running; a second signal does not wait.
+async def run(
+    config: ServeConfig,
+    stop: asyncio.Queue[int],
+    announce: Announce,
+    others_ready: Callable[[], bool] = lambda: True,
+) -> bool:
+    """Serves until there is a signal in `stop`, drains; a second one there ends the drain.
 
-    SIGTERM leaves clients time to go elsewhere first, SIGINT comes from a terminal and does not.
-    Prints one line once every model can answer. Returns 0.
+    Calls `announce` with the names of the models once every one can answer; a worker opens its
+    ports only then, as others answer meanwhile. It is ready when `others_ready`, too. Returns
+    whether all is freed; what could not be interrupted may still run in threads otherwise.
 
     Raises:
       ValueError: a port is taken or cannot be opened, or the configuration cannot be read.
     """
-    start = time.monotonic()
-
-    def announce(at: Addresses, models: list[str]) -> None:
-        seconds = time.monotonic() - start
-        print(
-            f"Serving {', '.join(models)} of {config.models} after {seconds:.1f} s: "
-            f"REST {at.rest}, gRPC {at.grpc}.",
-            flush=True,
-        )
-
-    async def until_signalled() -> bool:
-        stop: asyncio.Queue[int] = asyncio.Queue()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, stop.put_nowait, number)
-        return await run(config, stop, announce)
-
-    log_writer = logs.install()
-    settle()
-    is_freed = asyncio.run(until_signalled())
-    log_writer.stop()
-    if not is_freed:
-        sys.stdout.flush()
-        os._exit(0)  # no thread is waited for that loads a version or runs a batch
-    return 0
-
-
-async def run(
-    config: ServeConfig, stop: asyncio.Queue[int], announce: Callable[[Addresses, list[str]], None]
-) -> bool:
-    """Serves until there is a signal in `stop`, drains; a second one there ends the drain.
-
-    Calls `announce` with the names of the models once every one can answer. Returns whether all is
-    freed; what could not be interrupted may still run in threads otherwise.
-    """
+    first = asyncio.create_task(stop.get())
     host = f"[{config.host}]" if ":" in config.host else config.host
     with _listening(config) as rest_socket:
         service = Service(config)
+        service.others_ready = others_ready
         grpc_server = grpc_api.build(service)
+        if config.workers > 1:
+            service.start()
+            await _first(_until(lambda: service.loaded), first)
         port = _add_port(grpc_server, f"{host}:{config.grpc_port}", config)
         scheme = "https" if config.tls_certificate else "http"
         at = Addresses(f"{scheme}://{host}:{rest_socket.getsockname()[1]}", f"{host}:{port}")
-        if not config.token and not config.host.startswith(("127.", "::1", "localhost")):
-            _log.warning("Whoever reaches %s is answered: set $TWOTOWER_TOKEN.", config.host)
         rest_server = _RestServer(_rest_config(rest_api.build(service), config))
-        service.start()
+        if config.workers == 1:
+            service.start()
         await grpc_server.start()
         rest = asyncio.create_task(rest_server.serve([rest_socket]))
         _log.info("Listening at %s and %s; looking for versions in %s.", *at, config.models)
 
         async def announce_once_ready() -> None:
-            await _until(lambda: service.ready)
+            await _until(lambda: service.loaded)
             announce(at, service.models)
 
         announcing = asyncio.create_task(announce_once_ready())
-        first = asyncio.create_task(stop.get())
         await _first(rest, first)
         announcing.cancel()
         second = asyncio.create_task(stop.get())
+        was_ready = service.ready  # otherwise nobody was sent here
         service.leave()
-        if first.done() and first.result() == signal.SIGTERM:
+        if was_ready and first.done() and first.result() == signal.SIGTERM:
             _log.info("Not ready any more: answering for %g s.", config.lame_duck_seconds)
             await _first(asyncio.sleep(config.lame_duck_seconds), second)
         _log.info("Stopping: requests under way have %g s to end.", config.drain_seconds)
@@ -166,20 +147,11 @@ def _rest_config(app: ASGIApp, config: ServeConfig) -> uvicorn.Config:
 @contextlib.contextmanager
 def _listening(config: ServeConfig) -> Iterator[socket.socket]:
     """The socket of the REST API, opened first: a port that is taken is an error at once."""
-    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    # asyncio switches Nagle's algorithm off only where it reads TCP; it costs 40 ms an answer.
-    with socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    with bind(config, "rest_port", config.rest_port, is_shared=config.workers > 1) as listener:
         if hasattr(socket, "TCP_USER_TIMEOUT"):  # for clients that never read their answer
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNREAD_SECONDS * 1000)
-        try:
-            listener.bind((config.host, config.rest_port))
+        if config.workers == 1:
             listener.listen(_BACKLOG)
-        except OSError as error:
-            raise ValueError(
-                f"The REST API cannot listen on {config.host}:{config.rest_port} "
-                f"({error.strerror or error}): choose another --rest_port or --host."
-            ) from error
         listener.setblocking(False)
         yield listener
 

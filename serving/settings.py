@@ -12,7 +12,7 @@ from serving.retrieval.settings import INDEXES, UNKNOWN_QUERIES
 TOKEN_VARIABLE, ADMIN_TOKEN_VARIABLE = "TWOTOWER_TOKEN", "TWOTOWER_ADMIN_TOKEN"
 
 _RULES = {
-    "must be at least 1": "max_k max_batch_size max_enqueued_batches num_batch_threads "
+    "must be at least 1": "workers max_k max_batch_size max_enqueued_batches num_batch_threads "
     "deadline_ms max_body_mb",
     "must be at least 0": "batch_timeout_micros prune_versions lame_duck_seconds drain_seconds "
     "rest_port grpc_port",
@@ -28,6 +28,8 @@ class ServeConfig:
     host: str = "127.0.0.1"  # address to listen on; 0.0.0.0 is every network of this machine
     rest_port: int = 8501  # port of the REST API; 0: the system chooses
     grpc_port: int = 8500  # port of the gRPC API; 0: the system chooses
+    # processes that answer on the same ports, and share the memory of vectors; one uses two cores
+    workers: int = 1
     config_file: str = ""  # model_config_list of TensorFlow Serving (text proto): only its models
     state_dir: str = ""  # where an accepted reload is kept for the next start; empty: in models
     poll_seconds: float = 1.0  # time between two looks for new versions and at config_file
@@ -62,6 +64,13 @@ class ServeConfig:
             require_all(self, rule, *names.split())
         for name, port in (("rest_port", self.rest_port), ("grpc_port", self.grpc_port)):
             require(port <= 65535, name, "must be at most 65535", port)
+        if self.rest_port and self.rest_port == self.grpc_port:
+            raise ValueError(f"rest_port and grpc_port must differ, got {self.rest_port} twice.")
+        if self.workers > 1 and self.prune_versions:
+            raise ValueError(
+                "prune_versions must be 0 where workers are several, as one would delete what "
+                f"another one still loads, got {self.prune_versions}: delete old versions yourself."
+            )
         if bool(self.tls_certificate) != bool(self.tls_key):
             raise ValueError("tls_certificate and tls_key must be given together.")
         for name, variable in (("token", TOKEN_VARIABLE), ("admin_token", ADMIN_TOKEN_VARIABLE)):

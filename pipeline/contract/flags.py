@@ -23,7 +23,7 @@ class Command(NamedTuple):
     """A command: its settings and what it calls, both as module:name, and a line of help.
 
     Example:
-      >>> Command("serving.settings:ServeConfig", "serving.server:serve", "serve models").help
+      >>> Command("serving.settings:ServeConfig", "serving.workers:serve", "serve models").help
       'serve models'
     """
 

@@ -9,6 +9,7 @@ import logging
 import logging.handlers
 import queue
 import sys
+from collections.abc import Callable
 from typing import Any
 
 REQUESTS = "serving.requests"  # the logger of what is refused
@@ -55,7 +56,14 @@ class _Queued(logging.handlers.QueueHandler):
 
 
 class Writing(logging.handlers.QueueListener):
-    """The thread that writes; `stop` it to have the last lines."""
+    """The thread that writes; `stop` it to have the last lines, and the handlers as they were."""
+
+    before: Callable[[], None] = staticmethod(lambda: None)
+
+    def stop(self) -> None:
+        """Ends it."""
+        super().stop()
+        self.before()
 
     def enqueue_sentinel(self) -> None:
         """Tells it to end; where nobody reads, after some of the lines that wait."""
@@ -96,11 +104,19 @@ def install() -> Writing:
     Returns:
       What writes, in a thread of its own; `stop` it to have the last lines.
     """
+    root, requests = logging.getLogger(), logging.getLogger(REQUESTS)
+    handlers, sampled = root.handlers, Sampled(_MOST_A_SECOND)
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(JsonFormatter())
     queued = _Queued(queue.Queue(_MOST_WAITING))
-    logging.getLogger().handlers = [queued]
-    logging.getLogger(REQUESTS).addFilter(Sampled(_MOST_A_SECOND))
+    root.handlers = [queued]
+    requests.addFilter(sampled)
     writing = Writing(queued.queue, handler)
+
+    def before() -> None:
+        root.handlers = handlers
+        requests.removeFilter(sampled)
+
+    writing.before = before
     writing.start()
     return writing

@@ -10,13 +10,15 @@ import contextlib
 import functools
 import logging
 import math
+import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import prometheus_client
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
@@ -31,13 +33,21 @@ _SECONDS = tuple(10e-6 * 1.8**power for power in range(33))
 _ROWS = tuple(2.0**power for power in range(13))
 _PREFIX = ":tensorflow:serving:"
 _POOL = "twotower_batch_threads"
+FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"  # where processes count, to be summed over all
 _OUR_LABELS = {"model_name": "model", "API": "api"}  # of TensorFlow Serving's
 _log = logging.getLogger(REQUESTS)
 prometheus_client.disable_created_metrics()  # the times at which counters were made
 
 
 class Metrics:
-    """Counts and times; every method may be called by any thread."""
+    """Counts and times, of all workers together; every method may be called by any thread.
+
+    Attributes:
+      queue_depth: how many rows wait to be run, in this process.
+      watched: what is read when it is asked for, of this process.
+    """
+
+    queue_depth: Callable[[], int] = staticmethod(lambda: 0)
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
@@ -63,6 +73,12 @@ class Metrics:
         )
         self._load_seconds = self._histogram(
             "twotower_version_load_seconds", "Time to load and warm up a version.", "model"
+        )
+        self._depth = Gauge(
+            "twotower_queue_depth",
+            "Rows that wait to be run.",
+            registry=self._registry,
+            multiprocess_mode="livesum",
         )
         self.watched = _Watched()
         self._registry.register(self.watched)
@@ -109,6 +125,7 @@ class Metrics:
             queue.observe(wait)
         self._stages.labels(model, api, "run").observe(seconds)
         self._batch_rows.labels(model, api).observe(rows)
+        self._depth.set(self.queue_depth())
 
     def changed(self, model: str, change: str, seconds: float) -> None:
         """Counts what became of a version: "loaded", "failed", "unloaded", "waiting", "pruned"."""
@@ -118,20 +135,33 @@ class Metrics:
 
     def exposition(self) -> bytes:
         """All metrics in the text format of Prometheus."""
-        stages = _samples(self._stages)
+        self._depth.set(self.queue_depth())
+        registry = self._registry
+        if FOLDER_VARIABLE in os.environ:
+            registry = CollectorRegistry()
+            MultiProcessCollector(registry)
+            registry.register(self.watched)
+        families = {family.name: family.samples for family in registry.collect()}
+
+        def samples(name: str) -> list[Sample]:
+            return families.get(f"twotower_{name}", [])
+
+        stages = samples("stage_seconds")
         runs = [sample for sample in stages if sample.labels["stage"] == "run"]
         counts = [sample for sample in runs if sample.name.endswith("_count")]
         waits = [sample for sample in stages if sample.labels["stage"] == "queue"]
         lines = (
-            *_counts("request_count", _samples(self._requests), "model_name", "status"),
-            *_times("request_latency", _samples(self._seconds), "model_name", "API", "entrypoint"),
+            *_counts("request_count", samples("requests"), "model_name", "status"),
+            *_times(
+                "request_latency", samples("request_seconds"), "model_name", "API", "entrypoint"
+            ),
             *_times("runtime_latency", runs, "model_name", "API", runtime="TF2"),
             *_times("batching_session:queuing_latency", waits, thread_pool_name=_POOL),
-            *_sizes("batching_session:processed_batch_size", _samples(self._batch_rows)),
+            *_sizes("batching_session:processed_batch_size", samples("batch_rows")),
             *_counts("batching_session:wrapped_run_count", counts),
         )
         tf_serving = "".join(f"{line}\n" for line in lines)
-        return generate_latest(self._registry) + tf_serving.encode()
+        return generate_latest(registry) + tf_serving.encode()
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(name, text, labels, registry=self._registry)
@@ -143,16 +173,13 @@ class Metrics:
 
 
 class _Watched(Collector):
-    """What is read when it is asked for: depth of the queue, state of the versions."""
+    """What is read when it is asked for: state of the versions."""
 
-    queue_depth: Callable[[], int] = staticmethod(lambda: 0)
     statuses: Callable[[], Mapping[str, Sequence[VersionStatus]]] = staticmethod(dict)
     ready: Callable[[], bool] = staticmethod(lambda: False)
 
     def collect(self) -> Iterator[Metric]:
-        """The three gauges."""
-        depth = self.queue_depth()
-        yield GaugeMetricFamily("twotower_queue_depth", "Rows that wait to be run.", depth)
+        """The two gauges."""
         state = GaugeMetricFamily(
             "twotower_version_state",
             "State of a version: 10 start, 20 loading, 30 available, 40 unloading, 50 end.",
@@ -163,10 +190,6 @@ class _Watched(Collector):
                 state.add_metric([model, str(status.version)], status.state)
         yield state
         yield GaugeMetricFamily("twotower_ready", "1 where the service is ready.", self.ready())
-
-
-def _samples(metric: Counter | Histogram) -> list[Sample]:
-    return [sample for family in metric.collect() for sample in family.samples]
 
 
 def _view(

@@ -6,6 +6,7 @@ OpenAPI description says of bodies stands in `openapi`.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import re
@@ -195,7 +196,8 @@ class _RestApi:
         return _health(self._service.ready)
 
     async def metrics(self, request: Request) -> Response:
-        return Response(self._service.metrics.exposition(), media_type=PROMETHEUS)
+        content = await asyncio.to_thread(self._service.metrics.exposition)
+        return Response(content, media_type=PROMETHEUS)
 
 
 def _call(request: Request) -> Call:

@@ -41,7 +41,8 @@ _RELOAD_SECONDS = 300.0  # for a reload whose client sets no deadline
 def build(service: Service) -> grpc.aio.Server:
     """A server with all the services; it has no port yet and is not started."""
     options = [
-        ("grpc.so_reuseport", 0),  # otherwise two servers share a port and clients get either
+        # Only workers share a port; otherwise clients of two services would get either.
+        ("grpc.so_reuseport", int(service.config.workers > 1)),
         ("grpc.max_receive_message_length", service.config.max_body_mb << 20),
         ("grpc.max_send_message_length", -1),
         ("grpc.per_message_decompression", 0),  # `Guard` does it, with a limit

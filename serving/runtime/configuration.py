@@ -9,7 +9,7 @@ import itertools
 import json
 import logging
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,7 @@ class ModelConfig:
 
 
 class Configuration:
-    """The file, looked at again and again, and on disk the reload that was accepted last.
+    """The file, and the reload that was accepted last; both are looked at again and again.
 
     The later decision wins: a reload over the file as it was then, an edit of the file over all
     reloads before it, also over a restart. A client that reloads moves no model: it may name
@@ -90,6 +90,7 @@ class Configuration:
         self._file = config_file
         self._kept = Path(state_dir or models) / KEPT
         self._problem = ""
+        self._reload = self._read_reload()
         try:
             content = self._read()
         except OSError as error:
@@ -97,14 +98,14 @@ class Configuration:
         self._digest = _digest(content)
         self._of_file = read_config(content, config_file) if config_file else None
         self._placed: dict[str, Path] = {}
-        self.place(self._of_file or ())
+        self.place()
 
     def in_force(self) -> list[ModelConfig] | None:
-        """What is to be served at the start, None for all models; ValueError: it cannot be read."""
-        if not self._kept.is_file():
+        """What is to be served, None for all models; ValueError: the reload cannot be read."""
+        if not self._reload:
             return self._of_file
         try:
-            kept = json.loads(self._kept.read_text(encoding="utf-8"))
+            kept = json.loads(self._reload)
             configs = [_from_json(**fields) for fields in kept["models"]]
             is_later = kept["after"] == self._digest
         except (OSError, ValueError, TypeError, LookupError) as error:
@@ -121,27 +122,25 @@ class Configuration:
         )
         return configs
 
-    def edited(self) -> list[ModelConfig] | None:
-        """The models of the file where it was edited since, and is valid; None otherwise."""
-        if not self._file:
-            return None
+    def has_changed(self) -> bool:
+        """Whether the file was edited, and is valid, or another process has kept a reload."""
+        kept = self._read_reload()  # first: an edit of the file is there before it ends a reload
         try:
             content = self._read()
-            if _digest(content) == self._digest:
-                return None
-            configs = read_config(content, self._file)
+            if _digest(content) == self._digest and kept == self._reload:
+                return False
+            self._of_file = read_config(content, self._file) if self._file else None
         except (OSError, ValueError) as error:
             if str(error) != self._problem:
                 _log.error("What is served stays as it is: %s", error)
             self._problem = str(error)
-            return None
-        self._digest, self._problem = _digest(content), ""
-        self._forget_reload()
-        return configs
+            return False
+        self._digest, self._reload, self._problem = _digest(content), kept, ""
+        return True
 
-    def place(self, configs: Iterable[ModelConfig]) -> None:
-        """Takes the paths that the operator has chosen, which are trusted."""
-        self._placed = {config.name: self.path(config) for config in configs}
+    def place(self) -> None:
+        """Takes the paths that the operator has chosen in the file, which are trusted."""
+        self._placed = {config.name: self.path(config) for config in self._of_file or ()}
 
     def path(self, config: ModelConfig) -> Path:
         """The directory of the versions of a model."""
@@ -189,12 +188,19 @@ class Configuration:
     def keep(self, configs: Sequence[ModelConfig]) -> None:
         """Writes a reload for the next start, all of it or nothing, or raises OSError."""
         models = [dataclasses.asdict(config) for config in configs]
-        content = {"after": self._digest, "models": models}
-        write_atomically(self._kept, json.dumps(content, indent=2) + "\n")
+        text = json.dumps({"after": self._digest, "models": models}, indent=2) + "\n"
+        write_atomically(self._kept, text)
+        self._reload = text.encode()
 
     def _forget_reload(self) -> None:
+        self._reload = b""
         with contextlib.suppress(OSError):  # it is older than the file in any case
             self._kept.unlink()
+
+    def _read_reload(self) -> bytes:
+        with contextlib.suppress(FileNotFoundError):
+            return self._kept.read_bytes()
+        return b""
 
     def _read(self) -> bytes:
         return Path(self._file).read_bytes() if self._file else b""

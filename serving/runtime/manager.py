@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(eq=False)
 class _Wanted:
-    """What is to be served, and how far that is: by the start, an edit of the file or a reload."""
+    """What is to be served, and how far that is: by the start, the configuration or a reload."""
 
     configs: Sequence[ModelConfig]
     to_keep: bool = False  # a reload that is not yet kept for the next start
@@ -166,13 +166,14 @@ class ModelManager:
         """Takes over what was asked for, or discovers new models."""
         with self._looked:
             try:
-                if (edited := self.configuration.edited()) is not None:
-                    self._check_paths(edited)
-                    self.configuration.place(edited)
-                    self._wanted = _Wanted(edited)
+                if self.configuration.has_changed():
+                    configs = self.configuration.in_force()
+                    self._check_paths(configs or ())
+                    self.configuration.place()
+                    self._wanted = None if configs is None else _Wanted(configs)
                     self._looked.notify_all()  # whoever waits for a reload
-                    _log.info("The edited configuration is in force: %d models.", len(edited))
-            except InvalidRequest as error:
+                    _log.info("The configuration has changed, and is in force.")
+            except ValueError as error:
                 _log.error("What is served stays as it is: %s", error)
             wanted = self._wanted
         before, models = self.served.models, dict(self.served.models)
@@ -180,6 +181,7 @@ class ModelManager:
             root = self.configuration.root
             for name, path in self.configuration.discover():
                 models.setdefault(name, ModelVersions(ModelConfig(name), path, root))
+                models[name].config = ModelConfig(name)
         elif not wanted.is_adopted:
             models = {}
             for config in wanted.configs:

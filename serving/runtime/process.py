@@ -1,4 +1,4 @@
-"""The process of a service: its memory, its pauses, and work beside the event loop."""
+"""The process of a service: its ports, memory and pauses, and work beside the event loop."""
 
 from __future__ import annotations
 
@@ -6,12 +6,17 @@ import asyncio
 import contextlib
 import ctypes
 import gc
+import signal
+import socket
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
+
+from serving.settings import ServeConfig
 
 BYTES_A_VALUE = 16  # that a value has in a message, about
+SIGNALS = (signal.SIGTERM, signal.SIGINT)  # they end a service
 
 _MMAP_THRESHOLD, _MAPPED_BYTES = -3, 8 << 20  # a parameter of glibc's `mallopt`
 _SWITCH_SECONDS = 0.001  # how long one thread may keep the others from Python
@@ -33,6 +38,42 @@ async def aside(size: int, work: Callable[[], _R]) -> _R:
         return work()
     executor = _threads if size <= _LARGE else _thread
     return await asyncio.get_running_loop().run_in_executor(executor, work)
+
+
+class Addresses(NamedTuple):
+    """Where a server listens; a port that the system chose included."""
+
+    rest: str
+    grpc: str
+
+
+Announce = Callable[[Addresses, list[str]], None]  # with the names of the models
+
+
+def bind(config: ServeConfig, flag: str, port: int, *, is_shared: bool) -> socket.socket:
+    """A TCP socket with an address, which processes that share it all may have.
+
+    Raises:
+      ValueError: the port is taken, or the address is not of this machine.
+    """
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    # asyncio switches Nagle's algorithm off only where it reads TCP; it costs 40 ms an answer.
+    bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if is_shared:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    try:
+        bound.bind((config.host, port))
+        if not is_shared:  # two that do not listen may have one address
+            bound.listen()
+    except OSError as error:
+        bound.close()
+        api = "REST" if flag == "rest_port" else "gRPC"
+        raise ValueError(
+            f"The {api} API cannot listen on {config.host}:{port} "
+            f"({error.strerror or error}): choose another --{flag} or --host."
+        ) from error
+    return bound
 
 
 def settle() -> None:

@@ -74,6 +74,8 @@ class Service:
     A cancelled call leaves the queue, its batch runs without it.
     """
 
+    others_ready: Callable[[], bool] = staticmethod(lambda: True)
+
     def __init__(self, config: ServeConfig) -> None:
         """Reads the configuration (or raises ValueError); nothing is loaded before `start`."""
         self.config = config
@@ -89,7 +91,7 @@ class Service:
         self._threads = BatchThreads(config.num_batch_threads)
         self._leaving = self._draining = False
         self._under_way = 0
-        self.metrics.watched.queue_depth = lambda: self._threads.waiting_rows
+        self.metrics.queue_depth = lambda: self._threads.waiting_rows
         self.metrics.watched.statuses = lambda: {
             name: list(model.statuses.values()) for name, model in self._served.models.items()
         }
@@ -104,8 +106,16 @@ class Service:
 
     @property
     def ready(self) -> bool:
-        """Whether every configured model has a version to answer, and the service stays."""
-        return not self._leaving and self._manager.ready
+        """Whether every configured model has a version to answer, and the service stays.
+
+        Of workers, each has to have one the first time; a dead one does not hold up the others.
+        """
+        return not self._leaving and self.loaded and self.others_ready()
+
+    @property
+    def loaded(self) -> bool:
+        """Whether every configured model has a version to answer in this process."""
+        return self._manager.ready
 
     @property
     def alive(self) -> bool:

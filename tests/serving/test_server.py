@@ -6,6 +6,7 @@ import datetime
 import ipaddress
 import itertools
 import json
+import logging
 import shutil
 import signal
 import socket
@@ -31,7 +32,8 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
-from serving import server
+from serving import server, workers
+from serving.monitoring.logs import REQUESTS
 from serving.settings import ServeConfig
 
 ROOT = Path(__file__).parents[2]
@@ -312,10 +314,19 @@ def test_a_certificate_that_is_none_is_told_in_one_line(gated, certificate, tmp_
 
 
 @pytest.mark.parametrize(("token", "warned"), [("", True), ("s3cret", False)])
-def test_a_server_that_is_open_to_all_warns(gated, caplog, token, warned):
-    with running(gated.models, host="0.0.0.0", token=token):
-        pass
-    assert ("set $TWOTOWER_TOKEN" in caplog.text) == warned
+def test_a_server_that_is_open_warns_and_one_that_cannot_start_leaves_nothing(
+    gated, capsys, token, warned
+):
+    root, mask = logging.getLogger(), signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    before = root.handlers, list(logging.getLogger(REQUESTS).filters)
+    with socket.create_server(("0.0.0.0", 0)) as other:
+        port = other.getsockname()[1]
+        config = ServeConfig(str(gated.models), host="0.0.0.0", rest_port=port, token=token)
+        with pytest.raises(ValueError, match=r"REST API cannot listen on .* --rest_port"):
+            workers.serve(config)
+    assert ("set $TWOTOWER_TOKEN" in capsys.readouterr().out) == warned
+    assert (root.handlers, logging.getLogger(REQUESTS).filters) == before
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == mask
 
 
 def test_an_address_of_another_machine(small):
@@ -328,7 +339,7 @@ START = """
 import logging
 import sys
 from serving.settings import ServeConfig
-from serving.server import serve
+from serving.workers import serve
 logging.getLogger("serving").setLevel(logging.INFO)  # as the command `twotower` does
 config = ServeConfig(sys.argv[1], rest_port=int(sys.argv[2]), grpc_port=0, lame_duck_seconds=0)
 sys.exit(serve(config))

@@ -96,7 +96,7 @@ def test_our_own_names(metrics):
 
 def test_what_is_watched_is_asked_when_the_page_is_read(metrics):
     assert value(metrics, "twotower_queue_depth") == 0
-    metrics.watched.queue_depth = lambda: 17
+    metrics.queue_depth = lambda: 17
     metrics.watched.ready = lambda: True
     metrics.watched.statuses = lambda: {"shop": [VersionStatus(4, State.AVAILABLE)]}
     assert value(metrics, "twotower_queue_depth") == 17

@@ -242,3 +242,30 @@ def test_what_was_kept_and_cannot_be_read_is_told(root):
     (root / "models" / KEPT).write_text('{"after": ')
     with pytest.raises(ValueError, match=r"must hold the last reload, .* delete it"):
         Life(root)
+
+
+def test_services_with_one_state_follow_each_others_reloads(root):
+    (root / "models.config").write_text(text(3))
+    with Life(root) as life, Life(root) as other:
+        assert life.serves(3)
+        assert other.serves(3)
+        life.reload(pinned(1, stable=1))
+        assert other.serves(1)
+        assert other.manager.served.models["adder"].config == pinned(1, stable=1)
+        other.reload(pinned(2))
+        assert life.serves(2)
+        (root / "models" / KEPT).unlink()  # takes back all reloads
+        assert life.serves(3)
+        assert other.serves(3)
+        life.reload(pinned(1))
+        life.write(text(2))
+        assert other.serves(2)
+        assert life.serves(2)
+
+
+def test_a_reload_that_is_taken_back_leaves_what_is_discovered(root):
+    with Life(root) as life:
+        life.reload(pinned(1))
+        assert life.serves(1)
+        (root / "models" / KEPT).unlink()
+        assert life.serves(3)
