@@ -42,7 +42,7 @@ COMMANDS = {
             "max_bad_share allow_empty_files allow_repeated_files",
             "streaming": "batch_size step_seconds allowed_lateness_seconds max_ahead_seconds "
             "max_late_share num_buckets num_hashes alpha watch poll_seconds max_polls "
-            "keep_snapshots",
+            "keep_snapshots unbounded snapshot_steps",
         },
     ),
 }

@@ -60,6 +60,10 @@ NOT_RUN = {
         "beam.md",
         "mvn -q -f tests/pipeline/cluster/pom.xml -P spark",
     ): "needs a cluster; test_clusters.py runs it",
+    (
+        "beam.md",
+        "twotower frequencies --source incoming/",
+    ): "needs a cluster; test_clusters.py runs it",
     ("beam.md", "# needs apache-beam[gcp]"): "needs a project of Google Cloud",
     ("scale.md", "TF_CONFIG"): "needs two machines; test_distribution_runs.py runs it on one",
     ("serving.md", 'docker run -p 8500:8500 -p 8501:8501 -v "$PWD/models'): "needs Docker",

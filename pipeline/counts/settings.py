@@ -31,13 +31,15 @@ class FrequenciesConfig(SourceConfig):
     # occurrences
     alpha: float = 0.01
     watch: bool = False  # streaming: look for new files of the source again and again
-    poll_seconds: float = 30.0  # watch: time between two looks
-    max_polls: int = 0  # watch: stop after so many looks; 0: never
+    poll_seconds: float = 30.0  # watch and unbounded: time between two looks
+    max_polls: int = 0  # watch and unbounded: stop after so many looks; 0: never
+    unbounded: bool = False  # streaming: follow the source on a runner for streams, such as Flink
+    snapshot_steps: int = 60  # unbounded: steps from one snapshot to the next
     keep_snapshots: int = 10  # streaming: older ones are removed, but for their dead letters
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        least_1 = ("batch_size", "num_buckets", "num_hashes", "keep_snapshots")
+        least_1 = ("batch_size", "num_buckets", "num_hashes", "keep_snapshots", "snapshot_steps")
         require_all(self, "must be at least 1", *least_1)
         least_0 = ("step_seconds", "allowed_lateness_seconds", "max_ahead_seconds", "max_polls")
         require_all(self, "must be at least 0", *least_0)
@@ -50,12 +52,25 @@ class FrequenciesConfig(SourceConfig):
             raise ValueError("--watch needs --streaming; exact counts go on with --previous.")
         if self.watch and not self.step_seconds:
             raise ValueError("--watch needs --step_seconds: files that come decide no order.")
+        if self.unbounded:
+            self._check_unbounded()
         if self.allowed_lateness_seconds and not self.step_seconds:
             raise ValueError("--allowed_lateness_seconds needs --step_seconds, steps of time.")
         if self.decay < 1 and self.streaming:
             raise ValueError("--decay is for exact counts; --alpha forgets in a stream.")
         if self.decay < 1 and not self.previous:
             raise ValueError("--decay needs --previous, the counts that decay.")
+
+    def _check_unbounded(self) -> None:
+        if not (self.streaming and self.step_seconds):
+            raise ValueError("--unbounded needs --streaming and --step_seconds, steps of time.")
+        others = [name for name in ("watch", "previous", "overwrite") if getattr(self, name)]
+        if others or self.source.startswith(("tfds:", "demo")):
+            other = f"--{others[0]}" if others else f"--source {self.source}"
+            raise ValueError(
+                f"--unbounded does not go with {other}: it follows files from their beginning, "
+                "into a directory of its own."
+            )
 
     @property
     def needs_timestamps(self) -> bool:

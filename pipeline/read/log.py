@@ -27,6 +27,7 @@ from pipeline.read.readers import DeadLetter, read_checked
 from pipeline.read.settings import SourceConfig
 
 DEAD_LETTERS = "dead_letters.jsonl"
+IN_THE_FUTURE = "is in the future"  # the reason of a dead letter
 # What a tally counts: rows (read, bad, below_threshold), ids sent by side (each once for every
 # block that holds it), rows read by file, good rows by days since 1970, bad rows by reason.
 TALLIES = ("counts", "ids", "files", "days", "reasons")
@@ -59,7 +60,7 @@ def read_blocks(
         if name := columns.timestamp:
             rows["timestamp"] = seconds_of(batch[name], name, config, checks)
             if latest is not None:
-                checks.fail(rows["timestamp"] > latest, f"{name} is in the future")
+                checks.fail(rows["timestamp"] > latest, f"{name} {IN_THE_FUTURE}")
         if name := columns.weight:
             rows["weight"] = numbers_of(batch[name], name, checks)
             checks.fail(rows["weight"] < 0, f"{name} is negative")

@@ -21,8 +21,10 @@ from typing import NamedTuple
 import apache_beam as beam
 import numpy as np
 
+from pipeline.beam.accounting import AccountingError
 from pipeline.beam.blocks import begins, partition
 from pipeline.contract import hashing, schema
+from pipeline.counts.settings import FrequenciesConfig
 
 # a, b and w of a bucket
 STATE = np.dtype([("last_step", "<i8"), ("interval", "<f8"), ("weight", "<f8")])
@@ -88,6 +90,17 @@ class Estimator:
             parts = buckets[:, array] * self.num_ranges // self.num_buckets
             for part, rows in partition(occurrences, parts, self.num_ranges):
                 yield array * self.num_ranges + part, rows
+
+
+def estimator_of(config: FrequenciesConfig, previous: str = "") -> Estimator:
+    """What the settings of a job say of the estimates; `previous` is a snapshot to go on from."""
+    return Estimator(
+        num_buckets=config.num_buckets,
+        num_hashes=config.num_hashes,
+        alpha=config.alpha,
+        ranges=config.partitions,
+        previous=previous,
+    )
 
 
 def advance(state: np.ndarray, buckets: np.ndarray, steps: np.ndarray, alpha: float) -> np.ndarray:
@@ -206,17 +219,31 @@ def advance_range(
     return Buckets(array, start, int(rows.sum()), state)
 
 
-def assemble(estimator: Estimator, changed: Iterable[Buckets]) -> tuple[np.ndarray, np.ndarray]:
+def assemble(
+    estimator: Estimator,
+    changed: Iterable[Buckets],
+    before: tuple[np.ndarray, np.ndarray] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
     """All buckets, STATE [A, H], and the rows of the log that each array counted, [A].
 
-    Buckets that did not change are as at the start. `changed` may be in any order; of a range
-    that comes several times, the last one counts.
+    Buckets that did not change are as in `before`, by default as at the start. `changed` may be in
+    any order; of a range that comes several times, the last one counts.
+
+    Raises:
+      AccountingError: the arrays have not counted the same rows.
     """
-    arrays = range(estimator.num_hashes)
-    whole = np.stack([estimator.initial(array, 0, estimator.num_buckets) for array in arrays])
-    rows = np.zeros(estimator.num_hashes, np.int64)
+    if before is None:
+        arrays = range(estimator.num_hashes)
+        whole = np.stack([estimator.initial(array, 0, estimator.num_buckets) for array in arrays])
+        rows = np.zeros(estimator.num_hashes, np.int64)
+    else:
+        whole, rows = (array.copy() for array in before)
     for buckets in changed:
         stop = buckets.start + len(buckets.state)
         whole[buckets.array, buckets.start : stop] = buckets.state
         rows[buckets.array] += buckets.rows
+    if rows.min() != rows.max():
+        raise AccountingError(
+            f"the hash arrays counted {rows.tolist()} rows: rows were lost or made twice"
+        )
     return whole, rows

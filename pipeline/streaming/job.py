@@ -11,23 +11,35 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from glob import has_magic
 from itertools import count
 
-from apache_beam.options.pipeline_options import PipelineOptions
+import apache_beam as beam
+from apache_beam.metrics import MetricsFilter
+from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 
-from pipeline.beam.options import beam_options
+from pipeline.beam.options import beam_options, finish, running
 from pipeline.contract import schema
-from pipeline.contract.files import absolute, checksum, find_files, is_directory, stamp_of
+from pipeline.contract.files import absolute, checksum, stamp_of
 from pipeline.counts.settings import FrequenciesConfig
 from pipeline.read.consumed import check_not_repeated, input_files
 from pipeline.read.discover import Piece, file_pieces, find_pieces, with_demo_columns
-from pipeline.read.formats import is_readable
+from pipeline.streaming.estimator import estimator_of
+from pipeline.streaming.incoming import METRICS, ReadIncoming, complete_files
 from pipeline.streaming.micro_batch import write_snapshot
-from pipeline.streaming.snapshots import Input, Snapshot, describe, find_previous, only_writer
+from pipeline.streaming.snapshots import (
+    Input,
+    Snapshot,
+    describe,
+    find_previous,
+    only_writer,
+)
+from pipeline.streaming.unbounded import EstimateStream, WriteSnapshots
 
 log = logging.getLogger(__name__)
 _NAP = 0.2  # seconds between two looks for a signal
+# By default Beam's runner on Flink keeps back what a bundle gives at a checkpoint, but not the
+# watermark behind it: the rows come late, and a window is dropped or applied without them.
+_CHECKPOINTS = ["--finish_bundle_before_checkpointing", "--checkpointing_interval"]
 
 
 def estimate(
@@ -43,6 +55,8 @@ def estimate(
         other settings; a file was counted before or has changed since; there are snapshots already
         and nothing says what to do with them. The snapshots there are stay as they were.
     """
+    if config.unbounded:
+        return follow(config, beam_arguments or [])
     options = beam_options(beam_arguments or [], vars(config))
     config = with_demo_columns(config)
     pieces = [] if config.watch else find_pieces(config)
@@ -55,6 +69,51 @@ def estimate(
         if previous and not config.allow_repeated_files:
             check_not_repeated({file.path: file.recorded() for file in inputs}, previous.consumed)
         return write_snapshot(pieces, inputs, previous, config, options).manifest
+
+
+def follow(config: FrequenciesConfig, arguments: list[str]) -> schema.Manifest | None:
+    """Writes a snapshot at the end of every window, until there were `max_polls` looks.
+
+    With Flink's `--savepoint_path` among the arguments, it goes on from a savepoint or checkpoint.
+    Returns the manifest of the last snapshot; None when no row came.
+
+    Raises:
+      ValueError: the source does not exist, there are snapshots already, or the runner is for
+        bounded collections and the stream never ends.
+    """
+    complete_files(config)
+    finishes, interval = _CHECKPOINTS
+    if not any(flag.startswith(interval) for flag in arguments):
+        arguments = [*arguments, *([] if "--" in arguments else ["--"]), f"{interval}=10000"]
+    goes_on = any(flag.startswith("--savepoint_path") for flag in arguments)
+    options = beam_options([*arguments, finishes], vars(config))
+    standard = options.view_as(StandardOptions)
+    if standard.runner == "FnApiRunner" and not config.max_polls:
+        raise ValueError(
+            "--unbounded needs a runner for streams, such as Flink's (docs/beam.md): Beam's "
+            "FnApiRunner gives snapshots only when a stream ends, as with --max_polls."
+        )
+    standard.streaming = True
+    estimator = estimator_of(config)
+    with only_writer(config.output):
+        if schema.snapshot_directories(config.output) and not goes_on:
+            raise ValueError(
+                f"{config.output} already holds snapshots: go on from a savepoint of Flink by "
+                "`-- --savepoint_path=…`, or begin in a directory of its own."
+            )
+        with running(options) as pipeline:
+            finish(
+                pipeline
+                | beam.Impulse()
+                | "Incoming" >> beam.ParDo(ReadIncoming(config))
+                | EstimateStream(estimator, config.step_seconds, config.snapshot_steps)
+                | WriteSnapshots(estimator, config)
+            )
+        counters = pipeline.result.metrics().query(MetricsFilter().with_namespace(METRICS))
+        counts = {counter.key.metric.name: counter.result for counter in counters["counters"]}
+        log.info("frequencies: the stream has ended: %s", counts)
+        written = schema.snapshot_directories(config.output)
+        return schema.read_snapshot(written[-1]) if written else None
 
 
 def watch(
@@ -144,17 +203,6 @@ class Watcher:
         if not pieces and not self._config.allow_empty_files:
             raise ValueError(f"{files[0].path} holds no rows; --allow_empty_files goes on without.")
         return pieces
-
-
-def complete_files(config: FrequenciesConfig) -> list[str]:
-    """The readable files of a source, in order, but hidden ones; ValueError: nothing is there."""
-    source = config.source
-    files = find_files(source)
-    if not files and not has_magic(source) and not is_directory(source):
-        raise ValueError(f"{source} does not exist; check --source.")
-    return [
-        path for path in files if is_readable(path) and not path.rpartition("/")[2].startswith(".")
-    ]
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ from functools import partial
 import numpy as np
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from pipeline.beam.accounting import AccountingError, check_sum
+from pipeline.beam.accounting import check_sum
 from pipeline.beam.staging import Staging
 from pipeline.contract import schema
 from pipeline.contract.files import describe_files, stamp_of
@@ -30,12 +30,11 @@ from pipeline.counts.settings import FrequenciesConfig
 from pipeline.read.discover import Piece
 from pipeline.read.log import DEAD_LETTERS, check_read, read_tally
 from pipeline.streaming import snapshots, steps
-from pipeline.streaming.estimator import FEW, FILES, STATE, Estimator, assemble, occurrences
+from pipeline.streaming.estimator import FEW, Estimator, assemble, estimator_of, occurrences
 from pipeline.streaming.snapshots import Input, Position, Snapshot
 from pipeline.streaming.steps import APPLIED, LATE, NEVER, PENDING, Periods
 
 log = logging.getLogger(__name__)
-_RECORDED = ("delimiter", "max_bad_share", "max_ahead_seconds", "allowed_lateness_seconds")
 
 
 def write_snapshot(
@@ -67,13 +66,7 @@ def write_snapshot(
             total = before.rows + sum(chunk.stop - chunk.start for chunk in rows)
             after = before._replace(step=-(-total // config.batch_size))
             split = partial(steps.split_by_rows, rows_before=before.rows, size=config.batch_size)
-        estimator = Estimator(
-            num_buckets=config.num_buckets,
-            num_hashes=config.num_hashes,
-            alpha=config.alpha,
-            ranges=config.partitions,
-            previous=str(previous.path) if previous else "",
-        )
+        estimator = estimator_of(config, str(previous.path) if previous else "")
         steps.advance_rows(rows, split, estimator, staging)
         counts |= _write_state(estimator, config, staging)
         _check_counts(counts, previous, config)
@@ -141,12 +134,7 @@ def _write_state(
 ) -> dict[str, int]:
     """Writes the arrays and pending rows of the snapshot; what became of the good rows."""
     state, rows = assemble(estimator, steps.staged_buckets(staging))
-    if rows.min() != rows.max():
-        raise AccountingError(
-            f"the hash arrays counted {rows.tolist()} rows: rows were lost or made twice"
-        )
-    for name, file in zip(STATE.names or (), FILES, strict=True):
-        np.save(staging.out / file, np.ascontiguousarray(state[name]))
+    snapshots.write_arrays(staging.out, state)
     pending = 0
     if config.step_seconds:
         blocks = sorted(staging.stage(PENDING).glob("*.npy"))  # in the order of their rows
@@ -205,9 +193,7 @@ def _manifest(
     return schema.Manifest(
         kind="streaming_frequency",
         source=config.source,
-        configuration=snapshots.rule_of(config)
-        | {name: getattr(config, name) for name in _RECORDED}
-        | {"format_version": schema.FORMAT_VERSION},
+        configuration=snapshots.recorded(config),
         counts=counts,
         files=describe_files(staging.out),
         details=after._asdict()

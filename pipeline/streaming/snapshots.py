@@ -17,14 +17,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pipeline.beam.staging import Staging
 from pipeline.contract import schema
-from pipeline.contract.files import absolute, checksum, held, stamp_of
+from pipeline.contract.files import absolute, checksum, describe_files, held, stamp_of
 from pipeline.counts.settings import FrequenciesConfig
 from pipeline.read.log import DEAD_LETTERS
+from pipeline.streaming.estimator import FILES, STATE, occurrences
 
 _LOCK = ".lock"
 _SHARED = ["item_column", "timestamp_column", "timestamp_format", "rating_threshold"]
-_SHARED += ["num_hashes", "num_buckets", "alpha", "step_seconds"]
+_SHARED += ["num_hashes", "num_buckets", "alpha", "step_seconds", "unbounded"]
+_RECORDED = ["delimiter", "max_bad_share", "max_ahead_seconds", "allowed_lateness_seconds"]
 
 
 class Input(NamedTuple):
@@ -90,6 +93,12 @@ def rule_of(config: FrequenciesConfig) -> dict[str, Any]:
     }
 
 
+def recorded(config: FrequenciesConfig) -> dict[str, Any]:
+    """The configuration in the manifest of a snapshot."""
+    settings = {name: getattr(config, name) for name in _RECORDED}
+    return rule_of(config) | settings | {"format_version": schema.FORMAT_VERSION}
+
+
 def open_snapshot(path: str | os.PathLike[str], config: FrequenciesConfig) -> Snapshot:
     """The snapshot at a path, or the newest one in a directory of them.
 
@@ -99,7 +108,7 @@ def open_snapshot(path: str | os.PathLike[str], config: FrequenciesConfig) -> Sn
     directory = [Path(path), *schema.snapshot_directories(path)][-1].resolve()
     manifest = schema.read_snapshot(directory)
     for name, value in rule_of(config).items():
-        before = manifest.configuration[name]
+        before = manifest.configuration.get(name, value)  # older ones do not say unbounded
         if before != value:
             raise ValueError(
                 f"{directory} was made with {name} {before}, got {value}: a stream keeps its "
@@ -152,6 +161,7 @@ def keep_newest(output: str, number: int) -> None:
         if (path / DEAD_LETTERS).exists():
             os.replace(path / DEAD_LETTERS, path.with_name(f"{path.name}.{DEAD_LETTERS}"))
         retired = path.with_name(f".{path.name}.retired")
+        shutil.rmtree(retired, ignore_errors=True)  # of a worker that was killed here
         os.rename(path, retired)
         shutil.rmtree(retired)
 
@@ -178,6 +188,42 @@ def only_writer(output: str) -> Iterator[None]:
         finally:
             if made and {path.name for path in root.iterdir()} == {_LOCK}:
                 shutil.rmtree(root)
+
+
+def write_arrays(directory: Path, state: np.ndarray) -> None:
+    """Writes all buckets, STATE [A, H], a file for each field."""
+    for name, file in zip(STATE.names or (), FILES, strict=True):
+        np.save(directory / file, np.ascontiguousarray(state[name]))
+
+
+def write_window(
+    step: int, origin: int, state: np.ndarray, rows: int, config: FrequenciesConfig
+) -> str:
+    """Writes the snapshot of an unbounded stream after a step, named by it; its directory.
+
+    It knows neither files nor rows of later steps: those are in the checkpoints of the runner.
+    """
+    directory = Path(config.output) / f"{step:08d}"
+    with Staging(str(directory), overwrite=True) as staging:
+        write_arrays(staging.out, state)
+        schema.Manifest(
+            kind="streaming_frequency",
+            source=config.source,
+            configuration=recorded(config),
+            counts={"applied": rows},
+            files=describe_files(staging.out),
+            details=Position(step, rows, origin)._asdict()
+            | {
+                "rows_per_step": rows / step,
+                "buckets": occurrences(state["weight"], config.alpha),
+                "previous": None,
+                "late": {},
+                "consumed": [],
+            },
+        ).write(staging.out)
+        staging.commit()
+    keep_newest(config.output, config.keep_snapshots)
+    return str(directory)
 
 
 def write_pending(path: Path, blocks: list[Path]) -> int:

@@ -1,18 +1,19 @@
 """Streaming frequency estimation over an unbounded collection: event time decides the step.
 
-Events are held until the watermark says that their window of steps is complete. Whether an event
-is late is decided once, where it is grouped with those of its window, and not in each hash array:
-so all arrays have seen the same events, in the same order, as in the plain recursion.
+Rows are held until the watermark says that their window of steps is complete. Whether a row is late
+is decided once, where its file is read (`incoming`), and not in each hash array: so all arrays have
+seen the same rows, in the same order, as in the plain recursion. State ends with its window, but
+for the estimates themselves.
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import apache_beam as beam
 import numpy as np
-from apache_beam.coders import PickleCoder, VarIntCoder
-from apache_beam.transforms import trigger
+from apache_beam.coders import PickleCoder
 from apache_beam.transforms.timeutil import TimeDomain
 from apache_beam.transforms.userstate import (
     BagStateSpec,
@@ -21,180 +22,200 @@ from apache_beam.transforms.userstate import (
     on_timer,
 )
 from apache_beam.transforms.window import FixedWindows, GlobalWindows, TimestampedValue
-from apache_beam.utils.timestamp import Duration, Timestamp
-from apache_beam.utils.windowed_value import PaneInfoTiming
+from apache_beam.utils.timestamp import Timestamp
 
+from pipeline.beam.accounting import AccountingError
 from pipeline.beam.blocks import partition, partition_of
-from pipeline.streaming.estimator import Block, Buckets, Estimator, advance_range, distinct
+from pipeline.counts.settings import FrequenciesConfig
+from pipeline.streaming.estimator import (
+    Block,
+    Buckets,
+    Estimator,
+    advance_range,
+    assemble,
+    distinct,
+)
+from pipeline.streaming.snapshots import write_window
 
-LATE = "late"
-_FOREVER = Duration(seconds=100 * 365 * 86_400)  # late events are told apart, never dropped
 
+class End(NamedTuple):
+    """The end of a window of steps."""
 
-class Stream(NamedTuple):
-    """What `EstimateStream` gives."""
+    period: int  # of its last step, counted from 1970
+    origin: int  # the period that is step 1
 
-    snapshots: beam.PCollection  # (last step of the window, Buckets that changed in it)
-    late: beam.PCollection  # Block, events that came too late to count
-
-
-@dataclasses.dataclass(frozen=True)
-class StepClock:
-    """How event time becomes steps, and when a step is complete."""
-
-    seconds: int  # of a step
-    origin: int  # number of the period of so many seconds since 1970 that is step 1
-    first_step: int = 1  # earlier events are late; the step of the snapshot to go on from
-    allowed_lateness: int = 0  # seconds that the watermark must be past a window
-    window: int = 1  # steps of a window; each ends with a snapshot
-
-    def steps(self, seconds: np.ndarray) -> np.ndarray:
-        """The step of each event time, in seconds since 1970: int64 [n]."""
-        return seconds // self.seconds - self.origin + 1
-
-    def closes(self, step: int) -> int:
-        """When the window that ends with a step is complete, in seconds since 1970."""
-        return (self.origin + step) * self.seconds + self.allowed_lateness
-
-    def last_step(self, closes: float) -> int:
-        """The last step of the window that is complete at that time."""
-        return (round(closes) - self.allowed_lateness) // self.seconds - self.origin
+    @property
+    def step(self) -> int:
+        """The last step of the window."""
+        return self.period - self.origin + 1
 
 
 @dataclasses.dataclass
 class EstimateStream(beam.PTransform):
-    """Events as they come → the buckets that changed, at the end of every window of steps.
+    """Rows as they come → the buckets that changed, at the end of every window of steps.
 
-    An element is (fingerprints int64 [n], seconds int64 [n]): a block of events with their times,
-    in seconds since 1970; its timestamp is not later than the earliest of them. An event counts
-    if it comes before the watermark has passed the end of its window by the allowed lateness;
-    else it goes to `late`. The same event twice in a step changes nothing.
+    An element is (origin, Block): the period of so many seconds since 1970 that is step 1, the same
+    in all elements, and rows by step; its timestamp is not later than their earliest step begins.
+    The watermark must not have passed the end of their window: who reads rows tells apart which are
+    late. The same candidate twice in a step changes nothing.
 
-    State is kept for each range of buckets of a hash array, `estimator.ranges` of them; with as
-    many ranges as buckets, for each (array, bucket). A snapshot is made of the latest that every
-    range gave: one without an event in a window gives nothing. Returns a `Stream`.
+    State is kept for each range of buckets of a hash array, `estimator.ranges` of them. Gives
+    (0, (End, Buckets)); a range without rows in a window gives nothing.
     """
 
     estimator: Estimator
-    clock: StepClock
+    seconds: int  # of a step
+    window: int = 1  # steps
 
-    def expand(self, events: beam.PCollection) -> Any:
-        by_window = beam.FlatMap(_by_window, self.estimator, self.clock)
-        windowed = events | "ByWindow" >> by_window.with_outputs(LATE, main="events")
-        # Windows over event times that are moved by the allowed lateness.
-        size = self.clock.window * self.clock.seconds
-        windows = FixedWindows(size, offset=self.clock.closes(0) % size)
-        hashed = beam.FlatMap(_hash, self.estimator, self.clock)
-        closed = (
-            windowed.events
-            | "Windows"
-            >> beam.WindowInto(
-                windows,
-                trigger=trigger.AfterWatermark(late=trigger.AfterCount(1)),
-                accumulation_mode=trigger.AccumulationMode.DISCARDING,
-                allowed_lateness=_FOREVER,
-            )
+    def expand(self, blocks: beam.PCollection) -> beam.PCollection:
+        advance = partial(_advance, estimator=self.estimator)
+        by_window = beam.FlatMap(_by_window, self.estimator, self.seconds, self.window)
+        return (
+            blocks
+            | "ByWindow" >> by_window
+            | "Windows" >> beam.WindowInto(FixedWindows(self.window * self.seconds))
             | "Close" >> beam.GroupByKey()
-            | "Hash" >> hashed.with_outputs(LATE, main="hashed")
-        )
-        snapshots = (
-            closed.hashed
+            | "Hash" >> beam.FlatMap(_hash, self.estimator, self.seconds)
             | "AllWindows" >> beam.WindowInto(GlobalWindows())
-            | "Advance" >> beam.ParDo(_AdvanceInOrder(self.estimator, self.clock))
+            | "Advance"
+            >> beam.ParDo(_InOrder(advance, self.seconds)).with_output_types(
+                tuple[int, tuple[End, Buckets]]
+            )
         )
-        late = (
-            windowed[LATE] | "AllEarly" >> beam.WindowInto(GlobalWindows()),
-            closed[LATE] | "AllLate" >> beam.WindowInto(GlobalWindows()),
-        ) | "Late" >> beam.Flatten()
-        return Stream(snapshots, late)
+
+
+@dataclasses.dataclass
+class WriteSnapshots(beam.PTransform):
+    """What `EstimateStream` gives → a snapshot for each window, written by one worker in order.
+
+    A window that comes again, as after a restart from a checkpoint, replaces its snapshot by the
+    same. Gives the directories.
+    """
+
+    estimator: Estimator
+    config: FrequenciesConfig
+
+    def expand(self, changed: beam.PCollection) -> beam.PCollection:
+        write = partial(_write, estimator=self.estimator, config=self.config)
+        # All ranges must have given what changed in a window: one tick after they do.
+        step = _InOrder(write, self.config.step_seconds, after_ms=1)
+        return changed | "OneWorker" >> beam.Reshuffle() | "Write" >> beam.ParDo(step)
 
 
 def _by_window(
-    element: tuple[np.ndarray, np.ndarray], estimator: Estimator, clock: StepClock
+    element: tuple[int, Block], estimator: Estimator, seconds: int, window: int
 ) -> Iterator[Any]:
-    """Events → (range of fingerprints, Block) by window; before the first step: late."""
-    prints, seconds = element
-    steps = clock.steps(seconds)
-    columns = np.stack([steps, prints, np.ones_like(steps), seconds], axis=1)
-    early = steps < clock.first_step
-    if early.any():
-        yield beam.pvalue.TaggedOutput(LATE, Block(*columns[early].T[:3]))
-    columns = columns[~early]
-    windows = (columns[:, 0] - 1) // clock.window
+    """Rows → (range of fingerprints, (origin, Block)) by window."""
+    origin, block = element
+    columns = np.stack(block, axis=1)
+    windows = (columns[:, 0] + origin - 1) // window
     names, codes = np.unique(windows, return_inverse=True)
     ranges = estimator.num_ranges
     parts = codes * ranges + partition_of(columns[:, 1].copy(), ranges)
     for part, rows in partition(columns, parts, len(names) * ranges):
-        time = int(rows[:, 3].min()) + clock.allowed_lateness
-        yield TimestampedValue((part % ranges, Block(*rows.T[:3])), time)
+        begins = (int(rows[:, 0].min()) + origin - 1) * seconds
+        yield TimestampedValue((part % ranges, (origin, Block(*rows.T))), begins)
 
 
 def _hash(
-    element: tuple[int, Iterable[Block]],
+    element: tuple[int, Iterable[tuple[int, Block]]],
     estimator: Estimator,
-    clock: StepClock,
+    seconds: int,
     window: Any = beam.DoFn.WindowParam,
-    pane: Any = beam.DoFn.PaneInfoParam,
-) -> Iterator[Any]:
-    """The events of a window → (array · ranges + range, (last step, occurrences)), or late."""
-    block = Block(*map(np.concatenate, zip(*element[1], strict=True)))
-    if pane.timing == PaneInfoTiming.LATE:
-        yield beam.pvalue.TaggedOutput(LATE, block)
-        return
-    last_step = clock.last_step(float(window.end))
+) -> Iterator[tuple[int, tuple[End, np.ndarray]]]:
+    """The rows of a window → (array · ranges + range, (its end, occurrences))."""
+    origins, blocks = zip(*element[1], strict=True)
+    end = End(round(float(window.end)) // seconds - 1, origins[0])
+    block = Block(*map(np.concatenate, zip(*blocks, strict=True)))
     for key, occurrences in estimator.by_range(distinct(block)):
-        yield key, (last_step, occurrences)
+        yield key, (end, occurrences)
 
 
-class _AdvanceInOrder(beam.DoFn):
-    """Keeps the state of a range of buckets and advances it window by window."""
+def _advance(
+    key: int, end: End, rows: list[np.ndarray], state: Any, estimator: Estimator
+) -> tuple[np.ndarray, Any]:
+    buckets = advance_range(key, rows, estimator, state)
+    return buckets.state, (0, (end, buckets))
 
-    def __init__(self, estimator: Estimator, clock: StepClock) -> None:
-        self._estimator, self._clock = estimator, clock
+
+def _write(
+    key: int,
+    end: End,
+    changed: list[Buckets],
+    state: Any,
+    estimator: Estimator,
+    config: FrequenciesConfig,
+) -> tuple[Any, str]:
+    whole, rows = assemble(estimator, changed, state)
+    return (whole, rows), write_window(end.step, end.origin, whole, int(rows[0]), config)
+
+
+class _InOrder(beam.DoFn):
+    """Keeps a state for each key, and applies to it what comes, window by window.
+
+    `apply` takes the key, the end of a window, what came for it, and the state or None; it gives
+    the state after it, and an element.
+    """
 
     _state = beam.DoFn.StateParam(ReadModifyWriteStateSpec("state", PickleCoder()))
-    # (last step of its window, occurrences), and the earliest of those last steps
+    _done = beam.DoFn.StateParam(ReadModifyWriteStateSpec("done", PickleCoder()))  # End
+    # (end of its window, value), and the earliest of those ends
     _waiting = beam.DoFn.StateParam(BagStateSpec("waiting", PickleCoder()))
-    _due = beam.DoFn.StateParam(ReadModifyWriteStateSpec("due", VarIntCoder()))
+    _due = beam.DoFn.StateParam(ReadModifyWriteStateSpec("due", PickleCoder()))
     _closes = TimerSpec("closes", TimeDomain.WATERMARK)
     _close = beam.DoFn.TimerParam(_closes)
 
+    def __init__(self, apply: Callable[..., Any], seconds: int, after_ms: int = 0) -> None:
+        self._apply, self._seconds, self._after_ms = apply, seconds, after_ms
+
     def process(
         self,
-        element: tuple[int, tuple[int, np.ndarray]],
+        element: tuple[int, tuple[End, Any]],
+        done: Any = _done,
         waiting: Any = _waiting,
         due: Any = _due,
         close: Any = _close,
     ) -> None:
-        last_step = element[1][0]
+        end, last = element[1][0], done.read()
+        if last is not None and end <= last:
+            raise AccountingError(f"rows of step {end.step} came when step {last.step} was applied")
         waiting.add(element[1])
-        if due.read() is None or last_step < due.read():
-            self._wait_for(last_step, due, close)
+        if due.read() is None or end < due.read():
+            self._wait_for(end, due, close)
 
     @on_timer(_closes)
-    def advance(
+    def apply(
         self,
         key: Any = beam.DoFn.KeyParam,
+        fired: Any = beam.DoFn.TimestampParam,
         state: Any = _state,
+        done: Any = _done,
         waiting: Any = _waiting,
         due: Any = _due,
         close: Any = _close,
-    ) -> Iterator[tuple[int, Buckets]]:
-        """Applies the window that is due, and waits for the next one that has events."""
-        last_step, held = due.read(), list(waiting.read())
-        ready = [occurrences for step, occurrences in held if step <= last_step]
-        buckets = advance_range(key, ready, self._estimator, state.read())
-        state.write(buckets.state)
+    ) -> Iterator[Any]:
+        """Applies the window that is due, and waits for the next one that has rows."""
+        end, held = due.read(), list(waiting.read())
+        if end is None or fired < self._closing(end):
+            return  # a runner may also fire what was set before
+        values = [value for when, value in held if when == end]
+        after, output = self._apply(key, end, values, state.read())
+        state.write(after)
+        done.write(end)
         waiting.clear()
-        later = [element for element in held if element[0] > last_step]
+        later = [element for element in held if element[0] > end]
         for element in later:
             waiting.add(element)
         due.clear()
         if later:
-            self._wait_for(min(step for step, _ in later), due, close)
-        yield last_step, buckets
+            self._wait_for(min(when for when, _ in later), due, close)
+        yield output
 
-    def _wait_for(self, last_step: int, due: Any, close: Any) -> None:
-        due.write(last_step)
+    def _wait_for(self, end: End, due: Any, close: Any) -> None:
+        due.write(end)
+        close.set(self._closing(end))
+
+    def _closing(self, end: End) -> Timestamp:
         # At the end itself, one tick behind the timestamp of what comes from the window.
-        close.set(Timestamp(self._clock.closes(last_step)))
+        ends = (end.period + 1) * self._seconds
+        return Timestamp(micros=1_000_000 * ends + 1000 * self._after_ms)

@@ -72,14 +72,20 @@ class Cluster:
                 self._ports[name] = free.getsockname()[1]
         return self._ports[name]
 
-    def rest(self, path):
+    def rest(self, path, method="GET", **fields):
         """An answer of Flink's REST API."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port('rest')}{path}") as answer:
+        url, body = f"http://127.0.0.1:{self.port('rest')}{path}", None
+        if fields:
+            body = json.dumps(fields).encode()
+        asked = urllib.request.Request(
+            url, body, {"Content-Type": "application/json"}, method=method
+        )
+        with urllib.request.urlopen(asked) as answer:
             return json.load(answer)
 
     def wait_for_the_workers_to_end(self):
         group = ["pgrep", "-f", "SdkHarness", "-g", str(self.processes["pool"].pid)]
-        _until(lambda: not subprocess.run(group, stdout=subprocess.PIPE).stdout)
+        until(lambda: not subprocess.run(group, stdout=subprocess.PIPE).stdout)
 
     def start_task_manager(self, name):
         self._java(name, f"{_FLINK}.taskexecutor.TaskManagerRunner", *self._configuration())
@@ -87,6 +93,7 @@ class Cluster:
     def _configuration(self):
         settings = {"jobmanager.rpc.port": self.port("rpc"), "rest.port": self.port("rest")}
         settings |= {"io.tmp.dirs": self.folder, "web.refresh-interval": 100}  # ms
+        settings |= {"state.checkpoints.dir": (self.folder / "checkpoints").as_uri()}
         changed = [f"-D{name}={value}" for name, value in settings.items()]
         return ["--configDir", CONFIGURATION, *changed]
 
@@ -96,7 +103,7 @@ class Cluster:
         self._start_job_server("flink.FlinkJobServerDriver", "--flink-master", "rest")
         for name in ("task-manager-1", "task-manager-2"):
             self.start_task_manager(name)
-        _until(self._has_both)
+        until(self._has_both)
 
     def _has_both(self):
         with contextlib.suppress(OSError):
@@ -159,10 +166,10 @@ class Cluster:
                 return True
             return False
 
-        _until(is_open)
+        until(is_open)
 
 
-def _until(happens, seconds=120):
+def until(happens, seconds=180):
     end = time.monotonic() + seconds
     while not happens():
         assert time.monotonic() < end, f"{happens.__qualname__}: not in {seconds} s"
