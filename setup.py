@@ -62,6 +62,7 @@ EXTRAS = {
         "nbclient>=0.10",  # the tests run the notebooks
         "keras-rs>=0.4,<0.5",  # beside which notebooks/5_keras_3.ipynb trains
         "ipykernel>=6.29",
+        "kubernetes-validate>=1.33",  # the manifest of docs/serving.md
         "moto[s3]>=5",  # the tests' S3, a server of
         "flask>=3",  # flask
         "flask-cors>=5",

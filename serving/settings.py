@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import hmac
 import os
+from pathlib import Path
 
+from pipeline.contract.flags import NO_FLAG
 from pipeline.contract.settings import require, require_all
 from serving.retrieval.settings import INDEXES, UNKNOWN_QUERIES
 
@@ -48,10 +50,10 @@ class ServeConfig:
     max_body_mb: int = 16  # largest body of a request
     prune_versions: int = 0  # newest versions to keep on disk; 0: all. Served ones always stay
     log_requests: bool = False  # log good requests too, not only the refused ones
-    # bearer token that requests must carry; set $TWOTOWER_TOKEN instead, `ps` shows arguments
-    token: str = dataclasses.field(default="", repr=False)
-    # of reloads and histories, in place of that one; set $TWOTOWER_ADMIN_TOKEN instead
-    admin_token: str = dataclasses.field(default="", repr=False)
+    token_file: str = ""  # file with the bearer token of requests; empty: $TWOTOWER_TOKEN, if set
+    admin_token_file: str = ""  # that of reloads and histories; empty: $TWOTOWER_ADMIN_TOKEN
+    token: str = dataclasses.field(default="", repr=False, metadata=NO_FLAG)  # `ps` shows arguments
+    admin_token: str = dataclasses.field(default="", repr=False, metadata=NO_FLAG)
     tls_certificate: str = ""  # PEM file with the server's certificates: REST and gRPC by TLS
     tls_key: str = ""  # PEM file with the private key of the certificate
 
@@ -75,7 +77,8 @@ class ServeConfig:
             raise ValueError("tls_certificate and tls_key must be given together.")
         for name, variable in (("token", TOKEN_VARIABLE), ("admin_token", ADMIN_TOKEN_VARIABLE)):
             if not getattr(self, name):
-                object.__setattr__(self, name, os.environ.get(variable, ""))
+                token = _read_token(f"{name}_file", getattr(self, f"{name}_file"))
+                object.__setattr__(self, name, token or os.environ.get(variable, ""))
 
     def accepts(self, authorization: bytes, *, admin: bool) -> bool:
         """Whether a header, `Bearer TOKEN` or b"", lets a client in.
@@ -92,3 +95,15 @@ class ServeConfig:
     def max_rows(self) -> int:
         """Most rows of a request: so many may wait."""
         return self.max_batch_size * self.max_enqueued_batches
+
+
+def _read_token(name: str, path: str) -> str:
+    """What a file holds, without white space around it; "" without a file."""
+    if not path:
+        return ""
+    try:
+        token = Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{name} {path} cannot be read: {error}.") from error
+    require(bool(token), name, "must hold a token", f"an empty file, {path}")
+    return token

@@ -31,6 +31,7 @@ from typing import NamedTuple
 
 import pandas as pd
 import pytest
+import yaml
 
 import twotower
 from pipeline.contract.flags import parse, take_config_file
@@ -66,6 +67,7 @@ NOT_RUN = {
     ): "needs a cluster; test_clusters.py runs it",
     ("beam.md", "# needs apache-beam[gcp]"): "needs a project of Google Cloud",
     ("scale.md", "TF_CONFIG"): "needs two machines; test_distribution_runs.py runs it on one",
+    ("serving.md", "apiVersion: apps/v1"): "needs a cluster; a test below checks it",
     ("serving.md", 'docker run -p 8500:8500 -p 8501:8501 -v "$PWD/models'): "needs Docker",
     ("serving.md", 'docker run -p 8500:8500 -p 8501:8501 -v "$PWD/scann_models'): "needs Docker",
 }
@@ -285,9 +287,8 @@ def test_a_page(path, readme, tmp_path):
 @pytest.mark.parametrize("path", [README, *PAGES], ids=lambda path: path.stem)
 def test_blocks_say_what_they_are(path):
     for block in blocks_of(path):
-        assert block.language in ("bash", "python"), (
-            block.place  # `text` shows what ran above
-        )
+        is_run = block.language in ("bash", "python")  # `text` shows what ran above
+        assert is_run or block.reason, block.place
 
 
 def test_what_is_not_run_is_in_the_pages():
@@ -381,3 +382,29 @@ def test_the_comparison_can_fail(shown, printed):
 def test_the_comparison_allows_what_depends_on_the_machine():
     compare("after 3.4 s: recall 0.81 …\nend", "after 123 s:\nrecall 0.8203\n\nmore\nend\n")
     compare("1 green tea 0.9 2 eggs 0.8", "1 eggs 0.9\n2 green tea 0.8")
+
+
+def test_the_manifest_for_kubernetes_is_valid_and_its_flags_are_those_of_serve(tmp_path):
+    validate = pytest.importorskip("kubernetes_validate", reason="it has the schemas")
+    [block] = [block for block in blocks_of(ROOT / "docs/serving.md") if block.language == "yaml"]
+    deployment, service = yaml.safe_load_all(block.code)
+    for resource in (deployment, service):
+        validate.validate(resource, validate.latest_version(), strict=True)
+    with pytest.raises(validate.ValidationError):
+        validate.validate(service | {"spek": {}}, validate.latest_version(), strict=True)
+    pod = deployment["spec"]["template"]["spec"]
+    [container] = pod["containers"]
+    command, *arguments = [
+        argument.replace("/secret/", f"{tmp_path}/") for argument in container["args"]
+    ]
+    for name in ("token", "admin_token"):
+        (tmp_path / name).write_text("s3cret")
+    config, _ = parse(command, twotower.COMMANDS[command], arguments)
+    seconds = config.lame_duck_seconds + config.drain_seconds
+    assert pod["terminationGracePeriodSeconds"] > seconds
+    ready = container["readinessProbe"]
+    assert config.lame_duck_seconds > ready["periodSeconds"] * ready["failureThreshold"]
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert ports == {"rest": config.rest_port, "grpc": config.grpc_port}
+    paths = [container[f"{kind}Probe"]["httpGet"]["path"] for kind in ("liveness", "readiness")]
+    assert paths == ["/healthz", "/readyz"]

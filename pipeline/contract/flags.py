@@ -17,6 +17,9 @@ from pipeline.contract.settings import did_you_mean
 # Settings of all commands that name files or directories: local ones, or `Command.stores`.
 _PATHS = "output data run runs models previous bundle frequency init_from refit teacher queries"
 _PATHS += " add remove workdir config_file state_dir tls_certificate tls_key"
+_PATHS += " token_file admin_token_file"
+
+NO_FLAG = {"cmd": False}  # metadata of a field that the command line does not take
 
 
 class Command(NamedTuple):
@@ -48,7 +51,7 @@ def resolve(reference: str) -> Any:
 
 def help_text(name: str, command: Command, *, everything: bool) -> str:
     """The help of a command: the flags that matter, or all of them in groups."""
-    fields = {field.name: field for field in dataclasses.fields(resolve(command.config))}
+    fields = {field.name: field for field in _flags_of(resolve(command.config))}
     main = command.flags.split() or list(fields)
     first = f"{command.positional.upper()} ... " if command.positional else ""
     lines = [f"usage: twotower {name} {first}[flags]", "", command.help, ""]
@@ -67,6 +70,10 @@ def help_text(name: str, command: Command, *, everything: bool) -> str:
     if command.on_beam:
         lines.append("Flags of Beam and its runner go on the same command line.")
     return "\n".join(lines)
+
+
+def _flags_of(settings: type[Any]) -> list[dataclasses.Field[Any]]:
+    return [field for field in dataclasses.fields(settings) if field.metadata.get("cmd", True)]
 
 
 def comment_of(settings: type[Any], name: str) -> str:
@@ -126,7 +133,7 @@ def parse(name: str, command: Command, arguments: list[str]) -> tuple[Any, list[
         add_option_string_dash_variants=DashVariant.UNDERSCORE_AND_DASH,
     )
     parser.add_arguments(config_class, dest="config")
-    fields = [f"--{field.name}" for field in dataclasses.fields(config_class)]
+    fields = [f"--{field.name}" for field in _flags_of(config_class)]
     try:
         parsed, rest = parser.parse_known_args(arguments[:beam_only])
     except ValueError:  # a misspelt flag is the better reason
