@@ -160,7 +160,8 @@ def normal(stddev: float, seed: tuple[int, int], *, zero_rows: int = 0) -> Initi
     """N(0, stddev²) for a table; its first `zero_rows` rows are 0."""
 
     def initial(shape: Any, dtype: Any = tf.float32, **_: Any) -> tf.Tensor:
-        values = tf.random.stateless_normal(shape, seed, stddev=stddev, dtype=dtype)
+        draw = tf.function(tf.random.stateless_normal)  # scales in place, where eager ops copy
+        values = draw(shape, seed, stddev=stddev, dtype=dtype)
         kept = tf.range(shape[0]) >= zero_rows
         return tf.where(kept[:, None], values, 0.0) if zero_rows else values
 
