@@ -17,7 +17,7 @@ def state_variable(initial: tf.Tensor, name: str, **options: Any) -> tf.Variable
 
 
 def renewed_variable(initial: tf.Tensor, name: str, *, shape: Any = None) -> tf.Variable:
-    """As `state_variable`, for what `refresh` writes under a condition, or `loss` for `update`.
+    """As `state_variable`, for what `refresh` writes under a condition, or a loss for `update`.
 
     Replicas cannot meet inside a branch or a function of its own: each writes its own copy.
     `shape` is given where it is to change later, such as [None, None].

@@ -103,7 +103,7 @@ class Method(tf.Module):
     def propose(self, query: tf.Tensor, batch: Batch, *, seed: tf.Tensor) -> Candidates | None:
         """Draws the candidates that the loss embeds beyond those of the batch; None for none.
 
-        Reads state, does not write it. `query` is [B, D], without gradient.
+        Reads state, writes none but a `renewed_variable`. `query` is [B, D], without gradient.
         """
         return None
 

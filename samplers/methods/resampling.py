@@ -135,7 +135,9 @@ class Xir(Bir):
 
     def propose(self, query: tf.Tensor, batch: Batch, *, seed: tf.Tensor) -> Candidates:
         """The cache of this step: [C]."""
-        return self.cache.sample(self.cache_size, seed=seed)
+        proposed = self.cache.sample(self.cache_size, seed=seed)
+        self.cache.expect(tf.concat([batch.columns.candidate_ids, proposed.ids], axis=0))
+        return proposed
 
     def loss(
         self, encoders: Encoders, batch: Batch, proposed: Candidates | None, *, seed: tf.Tensor
@@ -145,10 +147,8 @@ class Xir(Bir):
         first, second = split_seed_in_step(seed, 2)
         on_batch, from_batch = self._losses_over_draws(encoders, batch, n, first)
         on_cache, from_cache = self._losses_over_draws(encoders, batch, n, second, proposed)
-        self.cache.record(
-            tf.concat([batch.columns.candidate_ids, proposed.ids], axis=0),
-            tf.concat([r.column_sums(batch.valid) for r in (from_batch, from_cache)], axis=0),
-        )
+        drawn = [draws.column_sums(batch.valid) for draws in (from_batch, from_cache)]
+        self.cache.record(tf.concat(drawn, axis=0))
         losses = self.cache_weight * on_cache + (1 - self.cache_weight) * on_batch
         return weigh_rows(losses, batch)
 

@@ -24,53 +24,98 @@ class CandidateCache(tf.Module):
     the published code starts at 1. Candidates without train rows stay at 0 and out of the cache:
     their weight in the loss would be infinite.
 
+    A step reads and writes the occurrences of what is drawn, and passes over the sums of blocks of
+    candidates; over all candidates it does not.
+
     Args:
       frequency: [N], train rows of each candidate.
       from_drawn: draw from the candidates that the last step drew instead of the whole corpus,
         as the published code does; from the corpus before the first step.
 
     Attributes:
-      occurrences, drawn: int64 [N], o and the draws of the last loss.
+      occurrences: int64 [N], o.
+      ids, drawn: int64 [n] each, what the last loss could draw, with repetitions, and how often it
+        did.
     """
 
     def __init__(self, frequency: np.ndarray, *, from_drawn: bool = False) -> None:
         super().__init__(name="candidate_cache")
-        start = tf.constant(np.isfinite(log_pop(frequency)).astype(np.int64))
-        self.occurrences = state_variable(start, "occurrences")
-        self.drawn = renewed_variable(tf.zeros_like(start), "drawn")
-        nothing = tf.zeros_like(start)
-        self._last_drawn = state_variable(nothing, "last_drawn") if from_drawn else None
+        start = np.isfinite(log_pop(frequency)).astype(np.int64)
+        self.occurrences = state_variable(tf.constant(start), "occurrences")
+        self._in_blocks = state_variable(_sums_of_blocks(start), "in_blocks")
+        nothing = tf.zeros([0], tf.int64)
+        self.ids = renewed_variable(nothing, "ids", shape=[None])
+        self.drawn = renewed_variable(nothing, "drawn", shape=[None])
+        self._last_drawn = None
+        if from_drawn:
+            self._last_drawn = state_variable(nothing, "last_drawn", shape=[None])
+
+    def assign(self, occurrences: np.ndarray) -> None:
+        """Sets o, [N]."""
+        self.occurrences.assign(occurrences)
+        self._in_blocks.assign(_sums_of_blocks(np.asarray(occurrences, np.int64)))
 
     def sample(self, size: int, *, seed: tf.Tensor) -> Candidates:
         """The cache of a step: ids [C] and log(o_j / Σ o), a function of state and seed."""
-        weights = tf.convert_to_tensor(self.occurrences)
-        if self._last_drawn is not None:
-            drawn = self._last_drawn > 0
-            again = tf.where(drawn, weights, tf.zeros_like(weights))
-            weights = tf.where(tf.reduce_any(drawn), again, weights)
-        # Block by block, then in the blocks that are drawn: a cumulative sum of all takes longer.
-        nothing = tf.zeros([-weights.shape[0] % _BLOCK], weights.dtype)
-        blocks = tf.reshape(tf.concat([weights, nothing], axis=0), [-1, _BLOCK])
-        ends = tf.cumsum(tf.cast(tf.reduce_sum(blocks, axis=1), tf.float64))  # whole numbers, exact
-        points = tf.random.stateless_uniform([size], seed, dtype=tf.float64) * ends[-1]  # below it
-        block = tf.searchsorted(ends, points, side="right", out_type=tf.int64)
-        in_block = tf.cast(tf.gather(blocks, block), tf.float64)
-        after = tf.cumsum(in_block, axis=1, reverse=True, exclusive=True)
-        passed = tf.gather(ends, block)[:, None] - after <= points[:, None]
-        ids = block * _BLOCK + tf.math.count_nonzero(passed, axis=1)
-        log_q = tf.math.log(tf.cast(tf.gather(weights, ids), tf.float64) / ends[-1])
+        points = tf.random.stateless_uniform([size], seed, dtype=tf.float64)
+        if self._last_drawn is None:
+            ids, total = self._of_corpus(points)
+        else:
+            last = tf.convert_to_tensor(self._last_drawn)
+            ids, total = tf.cond(
+                tf.size(last) > 0,
+                lambda: self._of_last_drawn(last, points),
+                lambda: self._of_corpus(points),
+            )
+        log_q = tf.math.log(tf.cast(tf.gather(self.occurrences, ids), tf.float64) / total)
         return Candidates(ids, tf.cast(log_q, tf.float32))
 
-    def record(self, ids: tf.Tensor, counts: tf.Tensor) -> None:
-        """Notes the draws of a step, until `update`: ids [n] with repetitions, counts [n].
+    def _of_corpus(self, points: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """The candidates at points in [0, 1) of the cumulative occurrences, and their total."""
+        # Block by block, then in the blocks that are drawn: a cumulative sum of all takes longer.
+        ends = tf.cumsum(tf.cast(self._in_blocks, tf.float64))  # whole numbers, exact
+        points *= ends[-1]  # below it
+        block = tf.searchsorted(ends, points, side="right", out_type=tf.int64)
+        first, size = block[:, None] * _BLOCK, self.occurrences.shape[0]
+        places = first + tf.range(_BLOCK, dtype=tf.int64)
+        in_block = tf.gather(self.occurrences, tf.minimum(places, size - 1))
+        in_block = tf.cast(tf.where(places < size, in_block, 0), tf.float64)
+        after = tf.cumsum(in_block, axis=1, reverse=True, exclusive=True)
+        passed = tf.gather(ends, block)[:, None] - after <= points[:, None]
+        return first[:, 0] + tf.math.count_nonzero(passed, axis=1), ends[-1]
 
-        The one thing that a loss writes. A loss that no `update` follows changes no later draw.
+    def _of_last_drawn(self, last: tf.Tensor, points: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """As `_of_corpus`, of these ids alone, which may repeat."""
+        last = tf.sort(last)
+        is_first = tf.concat([[True], last[1:] != last[:-1]], axis=0)
+        weights = tf.where(is_first, tf.gather(self.occurrences, last), 0)
+        ends = tf.cumsum(tf.cast(weights, tf.float64))
+        return tf.gather(last, tf.searchsorted(ends, points * ends[-1], side="right")), ends[-1]
+
+    def expect(self, ids: tf.Tensor) -> None:
+        """Says what a loss will draw from: ids [n] with repetitions; not to be compiled by XLA.
+
+        XLA keeps the shapes of variables, so that `drawn` must have its own before.
         """
-        size = self.drawn.shape[0]
-        sums = tf.math.unsorted_segment_sum(tf.cast(counts, tf.float64), ids, size)
-        self.drawn.assign(tf.cast(sums, tf.int64))
+        self.ids.assign(ids)
+        self.drawn.assign(tf.zeros_like(ids))
+
+    def record(self, counts: tf.Tensor) -> None:
+        """Notes how often each of the expected ids was drawn, until `update`: counts [n].
+
+        A loss that no `update` follows changes no later draw.
+        """
+        self.drawn.assign(tf.cast(counts, tf.int64))
 
     def update(self) -> None:
-        self.occurrences.assign_add(self.drawn)
+        """Adds what was drawn to the occurrences."""
+        ids, drawn = tf.convert_to_tensor(self.ids), tf.convert_to_tensor(self.drawn)
+        self.occurrences.scatter_add(tf.IndexedSlices(drawn, ids))
+        self._in_blocks.scatter_add(tf.IndexedSlices(drawn, ids // _BLOCK))
         if self._last_drawn is not None:
-            self._last_drawn.assign(self.drawn)
+            self._last_drawn.assign(tf.boolean_mask(ids, drawn > 0))
+
+
+def _sums_of_blocks(occurrences: np.ndarray) -> np.ndarray:
+    """Sums over `_BLOCK` candidates each: [N] → [N / block], rounded up."""
+    return np.add.reduceat(occurrences, np.arange(0, len(occurrences), _BLOCK))

@@ -270,25 +270,49 @@ def test_xir_cache_is_uniform_at_first_and_then_follows_the_occurrences():
     counts = np.array([0, 4, 1, 2, 7])
     method = build("xir", frequency=counts, cache_size=40_000)
     for weights in ([0, 1, 1, 1, 1], [0, 3, 1, 16, 0]):
-        method.cache.occurrences.assign(weights)
-        cache = method.propose(None, None, seed=SEED)
+        method.cache.assign(weights)
+        cache = method.cache.sample(40_000, seed=SEED)
         observed = np.bincount(cache.ids, minlength=5) / 40_000
         expected = np.array(weights) / sum(weights)
         np.testing.assert_allclose(observed, expected, atol=4 * np.sqrt(0.25 / 40_000))
         np.testing.assert_allclose(np.exp(cache.log_q), expected[cache.ids.numpy()], rtol=1e-5)
 
 
-def test_the_cache_is_drawn_as_by_a_cumulative_sum_of_all_without_taking_one():
+@pytest.mark.parametrize("from_drawn", [False, True])
+def test_a_step_of_the_cache_passes_over_no_tensor_of_all_candidates(from_drawn):
+    size, ids = 500_003, tf.constant([7, 500_002, 7], tf.int64)
+    cache = CandidateCache(np.ones(size), from_drawn=from_drawn)
+
+    def step():
+        cache.expect(tf.concat([ids, cache.sample(20, seed=SEED).ids], axis=0))
+        cache.record(tf.ones_like(cache.ids))
+        cache.update()
+
+    def shapes(graph):
+        inner = [g.graph for g in getattr(graph, "_functions", {}).values() if hasattr(g, "graph")]
+        ops = [op for g in (graph, *inner) for op in g.get_operations()]
+        return [output.shape for op in ops for output in op.outputs]
+
+    traced = tf.function(step).get_concrete_function()
+    sizes = [s.num_elements() for s in shapes(traced.graph) if s.is_fully_defined()]
+    assert 3900 < max(sizes) < size / 100  # the sums of blocks are the largest
+    traced()
+    assert cache.occurrences.numpy().sum() == size + 23
+    assert cache.occurrences.numpy()[[7, 500_002]].tolist() >= [3, 2]
+    np.testing.assert_array_equal(
+        cache._in_blocks, np.add.reduceat(cache.occurrences.numpy(), np.arange(0, size, 128))
+    )
+
+
+def test_the_cache_is_drawn_as_by_a_cumulative_sum_of_all():
     size, draws = 5003, 20
     rng = np.random.default_rng(4)
     cache = CandidateCache(rng.integers(0, 3, size))
-    cache.occurrences.assign(rng.integers(0, 4, size) * cache.occurrences.numpy())
-    sample = tf.function(lambda: cache.sample(draws, seed=SEED)).get_concrete_function()
-    sums = [op.inputs[0].shape for op in sample.graph.get_operations() if op.type == "Cumsum"]
-    assert max(shape.num_elements() for shape in sums) < size
+    cache.assign(rng.integers(0, 4, size) * cache.occurrences.numpy())
     cumulative = np.cumsum(cache.occurrences.numpy())
     points = tf.random.stateless_uniform([draws], SEED, dtype=tf.float64) * cumulative[-1]
-    np.testing.assert_array_equal(sample().ids, np.searchsorted(cumulative, points, "right"))
+    sample = cache.sample(draws, seed=SEED)
+    np.testing.assert_array_equal(sample.ids, np.searchsorted(cumulative, points, "right"))
 
 
 def test_xir_cache_half_follows_occurrences_times_softmax_over_popularity():
@@ -297,11 +321,11 @@ def test_xir_cache_half_follows_occurrences_times_softmax_over_popularity():
     query = rng.normal(size=(4, 3)).astype(np.float32)
     counts, occurrences = rng.integers(1, 20, 12), rng.integers(1, 9, 12)
     method = build("xir", frequency=counts, cache_size=8192)
-    method.cache.occurrences.assign(occurrences)
+    method.cache.assign(occurrences)
     log_pop = np.log(counts / counts.sum())
     shares = np.zeros((4, 12))
     for repeat in range(8):
-        ids = method.propose(None, None, seed=tf.constant([repeat, 1])).ids.numpy()
+        ids = method.cache.sample(8192, seed=tf.constant([repeat, 1])).ids.numpy()
         draws = counts_of(query, corpus[ids], log_pop[ids], 4096, tf.constant([repeat, 2]))
         for j in range(12):
             shares[:, j] += draws[:, ids == j].sum(1) / 4096 / 8
@@ -316,9 +340,9 @@ def test_xir_may_redraw_from_the_last_draws(problem):
     assert set(first.ids.numpy()) <= set(np.flatnonzero(p.counts))
     p.run(method, proposed)
     method.update(p.batch)
-    drawn = np.flatnonzero(method.cache.drawn)
-    assert 0 < len(drawn) < (p.counts > 0).sum()
-    weights = np.where(method.cache.drawn.numpy() > 0, method.cache.occurrences.numpy(), 0)
+    drawn = np.isin(np.arange(9), method.cache.ids.numpy()[method.cache.drawn.numpy() > 0])
+    assert 0 < drawn.sum() < (p.counts > 0).sum()
+    weights = np.where(drawn, method.cache.occurrences.numpy(), 0)
     many = method.cache.sample(20_000, seed=SEED)
     observed = np.bincount(many.ids, minlength=9) / 20_000
     np.testing.assert_allclose(observed, weights / weights.sum(), atol=0.015)
