@@ -9,7 +9,7 @@ _OF_TRAINING = {
     "the optimizer": "batch_size optimizer learning_rate learning_rate_decay decay_epochs l2 "
     "batch_l2",
     "when it ends": "refit patience validation_metric checkpoint_minutes",
-    "the machine": "jit_compile precision deterministic strategy devices",
+    "the machine": "jit_compile time_xla precision deterministic strategy devices",
 }
 _READ_BY_TRAINING = "frequency init_from refit teacher"
 COMMANDS = {

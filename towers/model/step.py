@@ -52,7 +52,7 @@ class TrainedPair(tfrs.Model):
         if jit_compile is None:
             has_gpu = bool(tf.config.list_physical_devices("GPU"))
             jit_compile = method.faster_with_xla or has_gpu
-        self._jit = jit_compile
+        self.compiled = jit_compile  # steps by XLA
         self.make_step()
         self.built = True
 
@@ -63,8 +63,8 @@ class TrainedPair(tfrs.Model):
         super().compile(optimizer, *args, **kwargs)
 
     def make_step(self) -> None:
-        """Forgets compiled steps, after a setting of the method has changed."""
-        self._differentiate = tf.function(self._loss_and_gradients, jit_compile=self._jit)
+        """Forgets traced steps, after `compiled` or a setting of the method has changed."""
+        self._differentiate = tf.function(self._loss_and_gradients, jit_compile=self.compiled)
         self.train_function = None
 
     def compute_loss(self, inputs: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:

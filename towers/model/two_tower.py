@@ -44,7 +44,8 @@ class TwoTower(TrainedPair):
       seed: of the initial tables and of all that the method draws, at least 0.
       init_stddev: standard deviation of the initial tables.
       reduction: "mean" or "sum" of the losses of a batch.
-      jit_compile: compile the step from rows to gradients with XLA; None: where that is faster.
+      jit_compile: compile the step from rows to gradients with XLA; None: on a GPU, and on a CPU
+        where that was faster for the method.
       targets: what a teacher ranks highest, for full_softmax, see `towers.soft_targets`.
       exclude_seen_negatives: leave the train positives of a query out of its negatives; None: where
         the paper of the method does.

@@ -44,6 +44,7 @@ class Progress(tf.train.experimental.PythonState):
     best: tuple[int, float] = (0, -math.inf)  # the best epoch (0 for none), and its value
     waited: int = 0  # epochs since then
     stopped: bool = False  # by `patience`
+    compiled: bool | None = None  # steps by XLA; None before the first checkpoint
 
     def serialize(self) -> str:
         return json.dumps({name: getattr(self, name) for name in self.__dataclass_fields__})
@@ -90,7 +91,11 @@ class RunRecorder(tf_keras.callbacks.Callback):
             except UNREADABLE as error:
                 log.warning("train: %s cannot be read: %s", path, str(error).splitlines()[0])
                 continue
-            self._interrupted_loss = self._checkpoint.model.mean_loss.get_weights()
+            model = self._checkpoint.model
+            self._interrupted_loss = model.mean_loss.get_weights()
+            if self.progress.compiled is not None and self._config.jit_compile is None:
+                model.compiled = self.progress.compiled
+                model.make_step()
             return True
         if last:
             raise ValueError(
@@ -145,6 +150,7 @@ class RunRecorder(tf_keras.callbacks.Callback):
         if not self._chief:
             return
         steps = int(self._checkpoint.model.iteration.numpy())
+        self.progress.compiled = self._checkpoint.model.compiled
         try:
             self._manager.save(checkpoint_number=steps)
             write_json(Path(self._config.run) / TRAINING, self.summary())
@@ -181,5 +187,6 @@ class RunRecorder(tf_keras.callbacks.Callback):
             "best_epoch": best_epoch or None,
             "weights": f"best-{best_epoch}" if best_epoch else last,
             "seconds": round(progress.seconds + progress.epoch_seconds, 3),
+            "compiled": self._checkpoint.model.compiled,
             "history": progress.history,
         }

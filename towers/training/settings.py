@@ -13,7 +13,10 @@ from towers.encoders.tower_config import TowerConfig
 from towers.metrics.definitions import METRICS
 
 # Settings of how and where a run is made, not of what it makes.
-RUNNING = ("data", "run", "checkpoint_minutes", "overwrite", "jit_compile", "strategy", "devices")
+RUNNING = (
+    *("data", "run", "checkpoint_minutes", "overwrite"),
+    *("jit_compile", "time_xla", "strategy", "devices"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +62,11 @@ class TrainConfig(TowerConfig):
     teacher: str = ""
     teacher_candidates: int = 100  # T, the first of that ranking which it learns, for each query
     overwrite: bool = False  # delete what is in the run directory and start anew
-    jit_compile: bool | None = None  # compile steps with XLA; none: where that is faster
+    # compile steps with XLA; none: as the run began, a new one by a table of methods
+    jit_compile: bool | None = None
+    # a new run times steps with XLA and without, and keeps the faster way; which it is may differ
+    # between two runs of a seed, and with it last bits
+    time_xla: bool = False
     # of what is computed, weights stay float32: float32; tf32, products of training steps on a GPU
     # with factors of 10 bits; bfloat16, embeddings as well
     precision: str = "float32"
@@ -104,6 +111,9 @@ class TrainConfig(TowerConfig):
             start = getattr(self, name)
             other = not start or os.path.abspath(start) != os.path.abspath(self.run)
             require(other, name, "must be another directory than run", start)
+        for name, value in (("jit_compile", None), ("strategy", "none")):
+            free = not self.time_xla or getattr(self, name) == value
+            require(free, name, "must be left out with --time_xla", getattr(self, name))
         learns = not self.teacher or self.method == "full_softmax"
         require(learns, "teacher", "goes with --method full_softmax alone", self.teacher)
         if self.strategy == "multi_worker" and is_remote(self.run):

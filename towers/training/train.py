@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import statistics
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,7 @@ from towers.training.settings import TrainConfig, parse_metric
 
 log = logging.getLogger(__name__)
 _STEPS_ON_A_GPU = 16  # that TensorFlow takes in a row
+_TIMED_STEPS, _TIMED_PASSES = 20, 5  # of them, by which XLA is chosen or not
 
 
 def train(config: TrainConfig, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
@@ -149,8 +152,15 @@ def _train(
     recorder = RunRecorder(config, model, steps, chief=chief)
     resumed = recorder.restore()
     wait_for_all(strategy)  # all have restored what the chief may now replace
-    if config.init_from and not resumed:
+    if (config.init_from or config.time_xla) and not resumed:
         recorder.save()  # the earlier run may change before this one goes on after a kill
+    if config.time_xla and not resumed:
+        batches = rows.train(config.batch_size, seed=config.seed).take(_TIMED_STEPS)
+        faster = faster_with_xla(model, batches)
+        recorder.restore()
+        model.compiled = faster
+        model.make_step()
+        recorder.save()
     sizes = (rows.num_queries, rows.num_candidates, rows.num_rows("train"), steps)
     text = "train: %s, %d queries, %d candidates, %d rows, %d steps an epoch"
     log.info(text, config.method, *sizes)
@@ -194,6 +204,29 @@ def _train(
     values = (summary["steps"], summary["seconds"], summary["weights"], config.run)
     log.info("train: %d steps in %.0f s; weights %s in %s", *values)
     return summary
+
+
+def faster_with_xla(model: TwoTower, batches: tf.data.Dataset) -> bool:
+    """Whether passes over batches take less time by steps that XLA compiles; trains the model.
+
+    Both take turns, so that what else the machine does weighs on both.
+    """
+    functions: dict[bool, Any] = {}
+    seconds: dict[bool, list[float]] = {False: [], True: []}
+    for compiled in seconds:
+        model.compiled = compiled
+        model.make_step()
+        model.fit(batches, verbose=0)
+        functions[compiled] = model.train_function
+    for _ in range(_TIMED_PASSES):
+        for compiled, times in seconds.items():
+            model.train_function, started = functions[compiled], time.perf_counter()
+            model.fit(batches, verbose=0)
+            times.append(time.perf_counter() - started)
+    medians = {compiled: statistics.median(times) for compiled, times in seconds.items()}
+    by = {compiled: 1e3 * median / len(batches) for compiled, median in medians.items()}
+    log.info("train: a step takes %.1f ms with XLA, %.1f ms without", by[True], by[False])
+    return by[True] < by[False]
 
 
 def _callbacks(

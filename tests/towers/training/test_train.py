@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from samplers.methods.by_name import METHODS
 from towers.data.interactions import open_data
 from towers.evaluation.evaluate import evaluate_run
 from towers.evaluation.settings import EvaluateConfig
@@ -84,6 +86,29 @@ def assert_same_run(run, other):
     for name, values in one.items():
         assert values.tobytes() == two[name].tobytes(), name
     assert history_of(run) == history_of(other)
+
+
+def test_a_run_goes_on_with_xla_or_without_as_it_began(prepared, tmp_path):
+    config = config_for(prepared, tmp_path / "run", epochs=1, method="bpr")
+    assert train(config)["compiled"] is False
+    default = dataclasses.replace(config, epochs=2, jit_compile=None)
+    assert METHODS["bpr"].faster_with_xla  # so that a new run is compiled
+    assert train(default)["compiled"] is False
+    with pytest.raises(ValueError, match=r"^jit_compile must be left out with --time_xla"):
+        dataclasses.replace(config, time_xla=True)
+
+
+@pytest.mark.long
+def test_a_run_that_times_xla_is_the_run_that_was_told_so(prepared, tmp_path, caplog):
+    config = config_for(prepared, tmp_path / "timed", epochs=1, method="xir", jit_compile=None)
+    with caplog.at_level("INFO"):
+        compiled = train(dataclasses.replace(config, time_xla=True))["compiled"]
+    text = next(line for line in caplog.messages if "ms with XLA" in line)
+    with_xla, without = (float(word) for word in re.findall(r"([\d.]+) ms", text))
+    assert compiled == (with_xla < without)
+    told = dataclasses.replace(config, run=str(tmp_path / "told"), jit_compile=compiled)
+    train(told)
+    assert_same_run(tmp_path / "timed", tmp_path / "told")
 
 
 def test_killed_and_resumed_is_never_interrupted(prepared, whole, tmp_path):
