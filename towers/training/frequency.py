@@ -1,7 +1,8 @@
 """How often candidates occur, for the method: by the train split, by a log, or by a stream.
 
 A run keeps what it began with in `frequency.npz`: it goes on with that, whatever has become of the
-log's counts or of the stream in the meantime.
+log's counts or of the stream in the meantime. Only with correct_sfx and a directory of snapshots it
+takes, and keeps, the newest one at each epoch.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import tensorflow as tf
 
 from pipeline.contract import hashing, schema, stores
 from pipeline.contract.files import is_remote, written_aside
@@ -22,6 +24,8 @@ from samplers.methods.by_name import METHODS
 from samplers.methods.in_batch import CorrectSfx
 from samplers.methods.method import Method
 from towers.data.interactions import RetrievalData, find_ids
+from towers.legacy_keras import tf_keras
+from towers.model.distribution import is_chief, wait_for_all
 from towers.training.run_directory import CONFIG, FREQUENCY, read_json
 from towers.training.settings import TrainConfig
 
@@ -34,7 +38,11 @@ class Frequency(dict[str, Any]):
     Else `counts`, float64 [N] by dense id; or the state of a stream in steps of the trainer, the
     start of correct_sfx: `step` int64, `last_step` int64 [A, H], `interval` and `weight` float64
     [A, H], `alpha` float64.
+
+    `directory` is that of the snapshots, where each epoch begins with the newest.
     """
+
+    directory = ""
 
     def counted(self, data: RetrievalData) -> RetrievalData:
         """The data as the method shall see them: with these counts for its train rows."""
@@ -55,6 +63,55 @@ class Frequency(dict[str, Any]):
             return
         with written_aside(path) as aside, open(aside, "wb") as file:
             np.savez_compressed(file, **self)
+
+    def read(self, run: str) -> None:
+        """Takes what `keep` wrote."""
+        with np.load(Path(run) / FREQUENCY) as arrays:
+            self.update(arrays)
+
+
+class NewestSnapshot(tf_keras.callbacks.Callback):
+    """Begins each epoch but the first with the newest snapshot of a stream, for correct_sfx.
+
+    An epoch that was interrupted goes on with the estimates of its checkpoint. Where the newest
+    snapshot cannot be read or has other sizes, the epoch begins with the last one that was kept.
+    """
+
+    def __init__(
+        self,
+        frequency: Frequency,
+        config: TrainConfig,
+        data: RetrievalData,
+        steps: int,
+        strategy: tf.distribute.Strategy,
+    ) -> None:
+        super().__init__()
+        self._frequency, self._config, self._data = frequency, config, data
+        self._steps, self._strategy = steps, strategy  # steps: of an epoch
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        config, done = self._config, int(self.model.iteration.numpy())
+        if not done or done % self._steps:
+            return
+        if is_chief(self._strategy):  # one looks, so that all workers take the same
+            try:
+                source = newest_snapshot(self._frequency.directory)
+                stream = _of_stream(source, self._data, config.batch_size)
+                _with_sizes(config, stream)
+                stream.keep(config.run)
+                log.info("train: epoch %d begins with %s", epoch + 1, source)
+            except (OSError, ValueError) as error:
+                log.warning("train: epoch %d begins with an old snapshot: %s", epoch + 1, error)
+        wait_for_all(self._strategy)
+        self._frequency.read(config.run)
+        self._frequency.start(self.model.method)
+
+
+def newest_snapshot(source: str) -> str:
+    """The newest snapshot of a directory of them, or the path itself."""
+    if is_remote(source):
+        return stores.newest(source)
+    return str([Path(source), *schema.snapshot_directories(source)][-1])
 
 
 def open_frequency(config: TrainConfig, data: RetrievalData) -> tuple[TrainConfig, Frequency]:
@@ -77,7 +134,7 @@ def open_frequency(config: TrainConfig, data: RetrievalData) -> tuple[TrainConfi
             "correct_sfx estimates frequencies by itself, got counts: use --frequency "
             "streaming:PATH, or another --method."
         )
-    source = path.rstrip("/") if is_remote(path) else os.path.abspath(path)
+    source = given = path.rstrip("/") if is_remote(path) else os.path.abspath(path)
     run, begun = Path(config.run), ""
     if not config.overwrite and (run / CONFIG).exists():
         begun = read_json(run / CONFIG)["configuration"]["frequency"]
@@ -85,20 +142,19 @@ def open_frequency(config: TrainConfig, data: RetrievalData) -> tuple[TrainConfi
         before = begun.removeprefix("streaming:")
         if before and source in (before, os.path.dirname(before)):
             source = before
-        elif is_remote(source):
-            source = stores.newest(source)
         else:
-            source = str([Path(source), *schema.snapshot_directories(source)][-1])
+            source = newest_snapshot(source)
     config = dataclasses.replace(config, frequency=f"{kind}:{source}")
     frequency = Frequency()
     if begun == config.frequency and (run / FREQUENCY).exists():
-        with np.load(run / FREQUENCY) as arrays:
-            frequency.update(arrays)
+        frequency.read(config.run)
     if ("weight" if streams else "counts") not in frequency:
         if kind == "counts":
             frequency = Frequency(counts=_counts_of_log(source, data))
         else:
             frequency = _of_stream(source, data, config.batch_size if streams else None)
+    if streams and source != given:
+        frequency.directory = given
     return (_with_sizes(config, frequency) if streams else config), frequency
 
 

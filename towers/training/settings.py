@@ -48,7 +48,8 @@ class TrainConfig(TowerConfig):
     checkpoint_minutes: float = 10.0  # between two checkpoints inside an epoch
     options: tuple[str, ...] = ()  # of the method, as name=value, such as positive_twice=true
     # of candidates: counts of the train split; counts:DIR of a log, or streaming:DIR, a snapshot or
-    # a directory of them, both made by `twotower frequencies`
+    # a directory of them, both made by `twotower frequencies`; correct_sfx takes the newest of a
+    # directory at each epoch
     frequency: str = "counts"
     # leave out of the negatives of a user what the user chose in train; none: where the paper of
     # the method does, which is dns, dns_mn, soft_bpr and softmax_v

@@ -31,7 +31,7 @@ from towers.training.failures import (
     full_disk,
     told_when_full,
 )
-from towers.training.frequency import open_frequency
+from towers.training.frequency import NewestSnapshot, open_frequency
 from towers.training.run_directory import (
     CHECKPOINTS,
     LOGS,
@@ -107,6 +107,10 @@ def train(config: TrainConfig, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
             frequency.keep(config.run)
             keep_vocabularies(config.run, data)
         wait_for_all(strategy)
+        if frequency.directory:
+            steps = rows.steps_per_epoch(config.batch_size)
+            newest = NewestSnapshot(frequency, config, data, steps, strategy)
+            callbacks = [newest, *callbacks]
         return _train(config, data, rows, model, strategy, callbacks)
 
 

@@ -1,5 +1,6 @@
 """Frequencies that a job made, in the trainer: snapshot → trainer → checkpoint → trainer."""
 
+import dataclasses
 import json
 import shutil
 
@@ -255,6 +256,53 @@ def test_going_on_needs_no_stream(prepared, snapshots, whole, tmp_path, monkeypa
     record = json.loads((tmp_path / "cut" / "config.json").read_text())["configuration"]
     assert record["frequency"] == f"streaming:{stream / '00000001'}"
     evaluate_run(EvaluateConfig(data=str(prepared), run=str(tmp_path / "cut")))
+
+
+class AtTheEnd(tf_keras.callbacks.Callback):
+    """Calls a function after the first epoch, and keeps the estimates before each one's steps."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function, self.begun = function, []
+
+    def on_epoch_begin(self, epoch, logs=None):
+        state = self.model.method.estimates
+        self.begun.append((int(state.step), state.interval.numpy().reshape(5, -1)))
+
+    def on_epoch_end(self, epoch, logs=None):
+        if epoch == 0:
+            self.function()
+
+
+def test_each_epoch_begins_with_the_newest_snapshot(prepared, log, tmp_path, caplog):
+    """One that `--watch` writes while the run trains; then the stream begins anew elsewhere."""
+    source, stream = tmp_path / "log", tmp_path / "stream"
+    source.mkdir()
+    rows = pq.read_table(log)
+    pq.write_table(rows.slice(0, 1000), source / "a.parquet")
+    watch = {"watch": True, "step_seconds": BATCH, "max_polls": 1}
+    estimate(source, stream, **watch)
+
+    def arrive():
+        pq.write_table(rows.slice(1000), source / "b.parquet")
+        estimate(source, stream, **watch)
+
+    epochs = AtTheEnd(arrive)
+    config = config_for(prepared, tmp_path / "run", f"streaming:{stream}", epochs=2)
+    train(config, [epochs])
+    snapshots = [stream / "00000001", stream / "00000002"]
+    for (step, interval), snapshot in zip(epochs.begun, snapshots, strict=True):
+        ratio = schema.read_snapshot(snapshot).details["rows_per_step"] / BATCH
+        expected = in_steps_of_the_trainer(*arrays_of(snapshot)[:3], ratio)
+        assert step == expected[0]
+        np.testing.assert_array_equal(interval, expected[2].astype(np.float32))
+    estimate(source, stream, **watch, overwrite=True, num_hashes=4)
+    other = AtTheEnd(lambda: None)
+    train(dataclasses.replace(config, epochs=4), [other])
+    assert "epoch 3 begins with an old snapshot: num_hashes must be 4" in caplog.text
+    for old, before in other.begun:
+        assert old == step
+        np.testing.assert_array_equal(before, interval)
 
 
 def test_another_stream_is_another_run(prepared, snapshots, whole, tmp_path):
