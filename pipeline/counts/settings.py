@@ -46,7 +46,7 @@ class FrequenciesConfig(SourceConfig):
         require_all(self, "must be in (0, 1]", "decay", "head_share", "alpha")
         require_all(self, "must be in [0, 1]", "max_late_share")
         require_all(self, "must be above 0", "poll_seconds")
-        if self.streaming and is_remote(self.output):
+        if self.streaming and not self.unbounded and is_remote(self.output):
             raise ValueError("output of --streaming must be a local path: copy what is finished.")
         if self.watch and not self.streaming:
             raise ValueError("--watch needs --streaming; exact counts go on with --previous.")

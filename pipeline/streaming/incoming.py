@@ -12,7 +12,6 @@ import logging
 import time
 from collections.abc import Iterator
 from glob import has_magic
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import apache_beam as beam
@@ -23,13 +22,15 @@ from apache_beam.metrics import Metrics
 from apache_beam.transforms.window import TimestampedValue
 from apache_beam.utils.timestamp import MIN_TIMESTAMP, Duration, Timestamp
 
-from pipeline.contract.files import absolute, find_files, is_directory, stamp_of, write_atomically
+from pipeline.contract.files import absolute, find_files, is_directory, stamp_of
 from pipeline.counts.settings import FrequenciesConfig
 from pipeline.read.discover import file_pieces
 from pipeline.read.formats import is_readable
 from pipeline.read.log import IN_THE_FUTURE, read_blocks
 from pipeline.read.readers import DeadLetter
 from pipeline.streaming.estimator import Block, distinct
+from pipeline.streaming.snapshots import write_text
+from pipeline.streaming.steps import NEVER
 
 log = logging.getLogger(__name__)
 METRICS = "stream"  # rows, late_rows, future_rows, bad_rows and files_set_aside are counted there
@@ -47,14 +48,14 @@ def complete_files(config: FrequenciesConfig) -> list[str]:
 
 
 class Place(NamedTuple):
-    """How far a watch has come; Beam keeps it in its checkpoints."""
+    """How far a watch has come. Flink keeps that of every look to the end of the job: few bytes."""
 
-    files: dict[str, tuple[Any, ...]]  # stamps of those that were read and are still there
+    files: dict[bytes, bytes]  # names and stamps of those that were read and are still there
     waiting: tuple[str, ...] = ()  # found by the last look, not read yet
     looks: int = 0
     origin: int | None = None  # the period of step 1, once there is one
     newest: int | None = None  # latest event time that was read, seconds since 1970
-    oldest: int = -(2**62)  # rows of earlier periods are late
+    oldest: int = NEVER  # rows of earlier periods are late
 
 
 class _Tracker(RestrictionTracker):
@@ -124,12 +125,10 @@ class ReadIncoming(beam.DoFn):
         if watermark.current_watermark() is None:
             watermark.set_watermark(MIN_TIMESTAMP)  # Flink takes none at all for the end of time
         place = place if place.waiting else self._look(place)
-        block = None
-        if place.waiting:
-            place, block = self._read(place)
+        place, block = self._read(place) if place.waiting else (place, None)
         if not watch.try_claim(place):
             return
-        if block and len(block.steps):
+        if block and len(block.steps) and place.origin is not None:
             begins = (int(block.steps.min()) + place.origin - 1) * config.step_seconds
             yield TimestampedValue((place.origin, block), begins)
         if not place.waiting:
@@ -142,93 +141,84 @@ class ReadIncoming(beam.DoFn):
 
     def _look(self, place: Place) -> Place:
         config = self._config
-        stamps = {path: stamp_of(path) for path in map(absolute, complete_files(config))}
-        new = [path for path, stamp in stamps.items() if stamp and place.files.get(path) != stamp]
-        files = {path: stamp for path, stamp in place.files.items() if path in stamps}
+        stamps = {path: _digest(stamp_of(path)) for path in map(absolute, complete_files(config))}
+        there = {_digest(path): path for path in stamps}
+        new = [path for name, path in there.items() if place.files.get(name) != stamps[path]]
+        files = {name: stamp for name, stamp in place.files.items() if name in there}
         place = place._replace(files=files, looks=place.looks + 1)
         seconds, lateness = config.step_seconds, config.allowed_lateness_seconds
         if place.newest is not None:
             place = place._replace(oldest=(place.newest - lateness) // seconds)
         if new and place.origin is None:
-            times = [time for path in new for time in self._span(path)]
-            reached = times and min(times) // seconds <= (max(times) - lateness) // seconds
-            if reached or (times and place.looks == config.max_polls):
-                place = place._replace(origin=min(times) // seconds)
-            elif times:
-                return place
+            times = np.concatenate([self._rows(path)[1] for path in new])
+            if len(times):
+                first, last = (int(time) for time in (times.min(), times.max()))
+                if first // seconds > (last - lateness) // seconds and (
+                    place.looks != config.max_polls
+                ):
+                    return place
+                place = place._replace(origin=first // seconds)
         return place._replace(waiting=tuple(new))
-
-    def _span(self, path: str) -> list[int]:
-        """The earliest and the latest time of a file, none where it is to be set aside."""
-        try:
-            times = self._rows(path)[1]
-        except ValueError:
-            return []
-        return [int(times.min()), int(times.max())] if len(times) else []
 
     def _read(self, place: Place) -> tuple[Place, Block | None]:
         """The next file, and the place behind it."""
-        path, stamp = place.waiting[0], stamp_of(place.waiting[0])
-        problem = "has changed since it was read" if path in place.files else ""
-        place = place._replace(
-            waiting=place.waiting[1:], files={**place.files, path: stamp} if stamp else place.files
-        )
+        path = place.waiting[0]
+        name, stamp = _digest(path), stamp_of(path)
+        changed = "has changed since it was read" if name in place.files else ""
+        place = place._replace(waiting=place.waiting[1:])
         if not stamp:  # removed since the look
             return place, None
-        prints = times = np.zeros(0, np.int64)
-        letters: list[DeadLetter] = []
-        try:
-            if not problem:
-                prints, times, letters = self._rows(path)
-        except ValueError as error:
-            problem = str(error)
+        place = place._replace(files={**place.files, name: _digest(stamp)})
+        prints, times, letters, problem = self._rows(path)
+        problem = changed or problem
         if stamp_of(path) != stamp:  # an error where the store does not answer
             problem = "has changed while it was read"
         lines = [letter.as_json() for letter in letters]
         if problem:
             log.warning("frequencies: %s is set aside: %s", path, problem)
-            _count("files_set_aside", 1)
-            lines = [json.dumps({"source": path, "set_aside": problem})]
-            prints = times = np.zeros(0, np.int64)
+            lines, letters = [json.dumps({"source": path, "set_aside": problem})], []
+            prints = times = times[:0]
         if lines:
-            name = hashlib.blake2b(path.encode(), digest_size=16).hexdigest()
-            written = Path(self._config.output, "dead_letters", f"{name}.jsonl")
-            written.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(written, "".join(line + "\n" for line in lines))
-        if place.origin is None or not len(times):
-            return place, None
-        newest = int(times.max()) if place.newest is None else max(place.newest, int(times.max()))
-        steps = times // self._config.step_seconds - place.origin + 1
-        keep = steps >= max(1, place.oldest - place.origin + 1)
-        _count("rows", int(keep.sum()))
-        _count("late_rows", int((~keep).sum()))
+            text = "".join(line + "\n" for line in lines)
+            write_text(f"{self._config.output}/dead_letters/{name.hex()}.jsonl", text)
+        periods = times // self._config.step_seconds
+        origin = min(periods, default=0) if place.origin is None else place.origin
+        steps = periods - int(origin) + 1
+        keep = steps >= max(1, place.oldest - int(origin) + 1)
         future = sum(letter.reason.endswith(IN_THE_FUTURE) for letter in letters)
-        _count("future_rows", future)
-        _count("bad_rows", len(letters) - future)
+        counts = {"rows": int(keep.sum()), "late_rows": int((~keep).sum()), "future_rows": future}
+        counts |= {"bad_rows": len(letters) - future, "files_set_aside": bool(problem)}
+        for counter, number in counts.items():
+            Metrics.counter(METRICS, counter).inc(number)
+        if not len(times):
+            return place, None
         block = Block(steps[keep], prints[keep], np.ones(int(keep.sum()), np.int64))
-        return place._replace(newest=newest), distinct(block)
+        newest = max(int(times.max()), place.newest if place.newest is not None else NEVER)
+        return place._replace(newest=newest, origin=int(origin)), distinct(block)
 
-    def _rows(self, path: str) -> tuple[np.ndarray, np.ndarray, list[DeadLetter]]:
-        """Fingerprints and times of the good rows of a file, int64 [n] each, and dead letters.
+    def _rows(self, path: str) -> tuple[np.ndarray, np.ndarray, list[DeadLetter], str]:
+        """Fingerprints and times of the good rows of a file, int64 [n] each; the others.
 
-        Raises:
-          ValueError: the file cannot be read, or has too many bad rows.
+        And the problem, with no rows, of a file that cannot be read or has too many bad rows.
         """
         config, latest = self._config, int(time.time()) + self._config.max_ahead_seconds
         rows, letters, num_read = [np.zeros((0, 2), np.int64)], [], 0
-        for piece in file_pieces(path, 0, config, 0, {}):
-            for block, bad, number in read_blocks(piece, config, latest):
-                rows.append(np.stack([block.rows["candidate"], block.rows["timestamp"]], axis=1))
-                letters += bad
-                num_read += number
-        if len(letters) > config.max_bad_share * num_read:
-            raise ValueError(
-                f"{len(letters)} of {num_read} rows of {path} are bad, more than --max_bad_share "
-                f"{config.max_bad_share:g}; the first is {letters[0].as_json()}"
-            )
-        prints, times = np.concatenate(rows).T
-        return prints, times, letters
+        try:
+            for piece in file_pieces(path, 0, config, 0, {}):
+                for block, bad, number in read_blocks(piece, config, latest):
+                    columns = [block.rows["candidate"], block.rows["timestamp"]]
+                    rows.append(np.stack(columns, axis=1))
+                    letters += bad
+                    num_read += number
+            if len(letters) > config.max_bad_share * num_read:
+                raise ValueError(
+                    f"{len(letters)} of {num_read} rows of {path} are bad, more than "
+                    f"--max_bad_share {config.max_bad_share:g}; the first is {letters[0].as_json()}"
+                )
+        except ValueError as error:
+            return *np.zeros((2, 0), np.int64), [], str(error)
+        return *np.concatenate(rows).T, letters, ""
 
 
-def _count(name: str, number: int) -> None:
-    Metrics.counter(METRICS, name).inc(number)
+def _digest(value: Any) -> bytes:
+    return hashlib.blake2b(repr(value).encode(), digest_size=8).digest()

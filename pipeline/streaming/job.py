@@ -20,6 +20,7 @@ from apache_beam.options.pipeline_options import PipelineOptions, StandardOption
 from pipeline.beam.options import beam_options, finish, running
 from pipeline.contract import schema
 from pipeline.contract.files import absolute, checksum, stamp_of
+from pipeline.contract.stores import local_copy
 from pipeline.counts.settings import FrequenciesConfig
 from pipeline.read.consumed import check_not_repeated, input_files
 from pipeline.read.discover import Piece, file_pieces, find_pieces, with_demo_columns
@@ -31,9 +32,10 @@ from pipeline.streaming.snapshots import (
     Snapshot,
     describe,
     find_previous,
+    newest_snapshot,
     only_writer,
 )
-from pipeline.streaming.unbounded import EstimateStream, WriteSnapshots
+from pipeline.streaming.unbounded import EstimateStream, write_snapshots
 
 log = logging.getLogger(__name__)
 _NAP = 0.2  # seconds between two looks for a signal
@@ -96,24 +98,20 @@ def follow(config: FrequenciesConfig, arguments: list[str]) -> schema.Manifest |
     standard.streaming = True
     estimator = estimator_of(config)
     with only_writer(config.output):
-        if schema.snapshot_directories(config.output) and not goes_on:
+        if newest_snapshot(config.output) and not goes_on:
             raise ValueError(
                 f"{config.output} already holds snapshots: go on from a savepoint of Flink by "
                 "`-- --savepoint_path=…`, or begin in a directory of its own."
             )
         with running(options) as pipeline:
-            finish(
-                pipeline
-                | beam.Impulse()
-                | "Incoming" >> beam.ParDo(ReadIncoming(config))
-                | EstimateStream(estimator, config.step_seconds, config.snapshot_steps)
-                | WriteSnapshots(estimator, config)
-            )
+            blocks = pipeline | beam.Impulse() | "Incoming" >> beam.ParDo(ReadIncoming(config))
+            stream = EstimateStream(estimator, config.step_seconds, config.snapshot_steps)
+            finish(write_snapshots(blocks | stream, estimator, config))
         counters = pipeline.result.metrics().query(MetricsFilter().with_namespace(METRICS))
         counts = {counter.key.metric.name: counter.result for counter in counters["counters"]}
         log.info("frequencies: the stream has ended: %s", counts)
-        written = schema.snapshot_directories(config.output)
-        return schema.read_snapshot(written[-1]) if written else None
+        last = newest_snapshot(config.output)
+        return schema.read_snapshot(local_copy(last)) if last else None
 
 
 def watch(

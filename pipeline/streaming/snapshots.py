@@ -19,7 +19,18 @@ import numpy as np
 
 from pipeline.beam.staging import Staging
 from pipeline.contract import schema
-from pipeline.contract.files import absolute, checksum, describe_files, held, stamp_of
+from pipeline.contract.files import (
+    absolute,
+    asking_store,
+    checksum,
+    describe_files,
+    held,
+    is_remote,
+    stamp_of,
+    store_of,
+    write_atomically,
+)
+from pipeline.contract.stores import local_place, newest
 from pipeline.counts.settings import FrequenciesConfig
 from pipeline.read.log import DEAD_LETTERS
 from pipeline.streaming.estimator import FILES, STATE, occurrences
@@ -149,6 +160,13 @@ def find_previous(config: FrequenciesConfig) -> Snapshot | None:
     return snapshot
 
 
+def newest_snapshot(output: str) -> str:
+    """The newest snapshot in a directory or a place in a store; "" without one."""
+    if is_remote(output):
+        return newest(output).removesuffix(output)
+    return "".join(map(str, schema.snapshot_directories(output)[-1:]))
+
+
 def next_directory(output: str) -> Path:
     """Where the next snapshot belongs."""
     numbers = [int(path.name) for path in schema.snapshot_directories(output)]
@@ -157,6 +175,12 @@ def next_directory(output: str) -> Path:
 
 def keep_newest(output: str, number: int) -> None:
     """Removes all but the newest snapshots; their dead letters stay, beside them."""
+    if is_remote(output):
+        with asking_store(output):
+            store, root = store_of(output.rstrip("/"))
+            for name in sorted(store.glob(f"{root}/{'[0-9]' * 8}"))[:-number]:
+                store.rm(name, recursive=True)
+        return
     for path in schema.snapshot_directories(output)[:-number]:
         if (path / DEAD_LETTERS).exists():
             os.replace(path / DEAD_LETTERS, path.with_name(f"{path.name}.{DEAD_LETTERS}"))
@@ -173,7 +197,8 @@ def only_writer(output: str) -> Iterator[None]:
     Raises:
       ValueError: another run writes there, or it is a directory of something else.
     """
-    root, made = Path(output), not Path(output).exists()
+    root = local_place(output)
+    made = not root.exists()
     if (root / schema.MANIFEST).exists():
         raise ValueError(
             f"{root} is no directory of snapshots, there is a {schema.MANIFEST} in it; choose "
@@ -203,8 +228,8 @@ def write_window(
 
     It knows neither files nor rows of later steps: those are in the checkpoints of the runner.
     """
-    directory = Path(config.output) / f"{step:08d}"
-    with Staging(str(directory), overwrite=True) as staging:
+    directory = f"{config.output.rstrip('/')}/{step:08d}"
+    with Staging(directory, overwrite=True) as staging:
         write_arrays(staging.out, state)
         schema.Manifest(
             kind="streaming_frequency",
@@ -223,7 +248,18 @@ def write_window(
         ).write(staging.out)
         staging.commit()
     keep_newest(config.output, config.keep_snapshots)
-    return str(directory)
+    return directory
+
+
+def write_text(path: str, text: str) -> None:
+    """Writes a small file to a directory or a place in a store."""
+    if is_remote(path):
+        with asking_store(path):
+            store, key = store_of(path)
+            store.pipe_file(key, text.encode())
+    else:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(Path(path), text)
 
 
 def write_pending(path: Path, blocks: list[Path]) -> int:

@@ -41,13 +41,8 @@ from pipeline.streaming.snapshots import write_window
 class End(NamedTuple):
     """The end of a window of steps."""
 
-    period: int  # of its last step, counted from 1970
-    origin: int  # the period that is step 1
-
-    @property
-    def step(self) -> int:
-        """The last step of the window."""
-        return self.period - self.origin + 1
+    step: int  # the last one
+    origin: int  # the period of event time, counted from 1970, that is step 1
 
 
 @dataclasses.dataclass
@@ -84,22 +79,17 @@ class EstimateStream(beam.PTransform):
         )
 
 
-@dataclasses.dataclass
-class WriteSnapshots(beam.PTransform):
+def write_snapshots(
+    changed: beam.PCollection, estimator: Estimator, config: FrequenciesConfig
+) -> beam.PCollection:
     """What `EstimateStream` gives → a snapshot for each window, written by one worker in order.
 
-    A window that comes again, as after a restart from a checkpoint, replaces its snapshot by the
-    same. Gives the directories.
+    A window that comes again, as after a restart from a checkpoint, gives the same once more.
     """
-
-    estimator: Estimator
-    config: FrequenciesConfig
-
-    def expand(self, changed: beam.PCollection) -> beam.PCollection:
-        write = partial(_write, estimator=self.estimator, config=self.config)
-        # All ranges must have given what changed in a window: one tick after they do.
-        step = _InOrder(write, self.config.step_seconds, after_ms=1)
-        return changed | "OneWorker" >> beam.Reshuffle() | "Write" >> beam.ParDo(step)
+    write = partial(_write, estimator=estimator, config=config)
+    # All ranges must have given what changed in a window: one tick after they do.
+    in_order = _InOrder(write, config.step_seconds, after_ms=1)
+    return changed | "OneWorker" >> beam.Reshuffle() | "Write" >> beam.ParDo(in_order)
 
 
 def _by_window(
@@ -125,7 +115,7 @@ def _hash(
 ) -> Iterator[tuple[int, tuple[End, np.ndarray]]]:
     """The rows of a window → (array · ranges + range, (its end, occurrences))."""
     origins, blocks = zip(*element[1], strict=True)
-    end = End(round(float(window.end)) // seconds - 1, origins[0])
+    end = End(round(float(window.end)) // seconds - origins[0], origins[0])
     block = Block(*map(np.concatenate, zip(*blocks, strict=True)))
     for key, occurrences in estimator.by_range(distinct(block)):
         yield key, (end, occurrences)
@@ -217,5 +207,5 @@ class _InOrder(beam.DoFn):
 
     def _closing(self, end: End) -> Timestamp:
         # At the end itself, one tick behind the timestamp of what comes from the window.
-        ends = (end.period + 1) * self._seconds
+        ends = (end.origin + end.step) * self._seconds
         return Timestamp(micros=1_000_000 * ends + 1000 * self._after_ms)

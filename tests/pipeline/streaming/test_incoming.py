@@ -6,8 +6,11 @@ import shutil
 import time
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
+from object_store import running_store
+from prepared import digest
 from streaming_log import (
     BY_TIME,
     GOOD,
@@ -20,7 +23,7 @@ from streaming_log import (
     write_parts,
 )
 
-from pipeline.contract import schema
+from pipeline.contract import schema, stores
 from pipeline.streaming import incoming
 from pipeline.streaming.job import estimate
 
@@ -73,6 +76,58 @@ def test_following_equals_one_run(tmp_path, parts, arrivals):
     for file in schema.read_snapshot(snapshots[4]).files:
         half = (tmp_path / "half" / "00000001" / file).read_bytes()
         assert (snapshots[4] / file).read_bytes() == half
+
+
+@pytest.mark.long
+def test_the_watch_gives_the_same_estimates(tmp_path, parts, arrivals):
+    """A job for each look, and one job: the same rows are applied, in time and late."""
+    source, rows = tmp_path / "log", make_rows()
+    source.mkdir()
+    late = write(tmp_path / "late.parquet", [*rows[:5], *rows[-8:]])
+    later = write(tmp_path / "later.parquet", [("later", rows[-1][1] + 3600)])
+    looks = [[parts / f"part-{n}.parquet"] for n in range(3)] + [[late, later]]
+    watched = config_for(source, tmp_path / "watched", watch=True, max_polls=1, **BY_TIME)
+    for files in looks:
+        for file in files:
+            shutil.copy(file, source)
+        estimate(watched)
+    shutil.rmtree(source)
+    source.mkdir()
+    for files in looks:
+        arrivals.append(lambda files=files: [shutil.copy(file, source) for file in files])
+    estimate(followed(source, tmp_path / "out", max_polls=4))
+    before_the_last = schema.snapshot_directories(tmp_path / "out")[-2]
+    for name, array in newest(tmp_path / "watched")[1].items():
+        assert (array == np.load(before_the_last / f"{name}.npy")).all()
+    counts = [schema.read_snapshot(path).counts for path in (tmp_path / "watched").glob("0*")]
+    assert sum(count["late"] for count in counts) == 5
+
+
+@pytest.mark.long
+def test_snapshots_and_bad_rows_in_a_store(tmp_path, parts, monkeypatch):
+    """The same bytes as on the disk; only the newest snapshots stay."""
+    source = tmp_path / "log"
+    shutil.copytree(parts, source)
+    (source / "bad.csv").write_text(HEADER + "i1,never\n")
+    estimate(followed(source, tmp_path / "out", keep_snapshots=2))
+    with running_store() as environment:
+        environment |= {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        store = fsspec.filesystem("s3", use_listings_cache=False)
+        store.mkdir("shop")
+        estimate(followed(source, "s3://shop/stream", keep_snapshots=2))
+        names = [path.name for path in schema.snapshot_directories(tmp_path / "out")]
+        assert len(names) == 2
+        assert sorted(store.glob("shop/stream/0*")) == [f"shop/stream/{name}" for name in names]
+        for name in names:
+            copy = stores.local_copy(f"s3://shop/stream/{name}")
+            assert digest(copy) == digest(tmp_path / "out" / name)
+        (letters,) = store.glob("shop/stream/dead_letters/*")
+        (here,) = (tmp_path / "out" / "dead_letters").iterdir()
+        assert store.cat_file(letters) == here.read_bytes()
+        with pytest.raises(ValueError, match="s3://shop/stream already holds snapshots: go on fr"):
+            estimate(followed(source, "s3://shop/stream"))
 
 
 @pytest.mark.long

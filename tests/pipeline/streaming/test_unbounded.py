@@ -108,6 +108,6 @@ class State(list):
 
 def test_what_comes_after_its_window_was_applied_is_an_error():
     """A runner whose timers did not wait for the watermark would else lose rows silently."""
-    late = (0, (End(105, ORIGIN), None))
+    late = (0, (End(6, ORIGIN), None))
     with pytest.raises(AccountingError, match="step 6 came when step 7 was applied"):
-        _InOrder(None, 10).process(late, State([End(106, ORIGIN)]))
+        _InOrder(None, 10).process(late, State([End(7, ORIGIN)]))
