@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from pipeline.contract import schema
+from pipeline.contract import schema, stores
 from pipeline.contract.files import checksum, stamp_of, write_atomically
 from pipeline.contract.flags import Command, as_flags, on_this_machine, parse, resolve
 
@@ -24,6 +24,7 @@ COMMANDS = {
         "twotower_run:export",
         "publish a trained model as a version with exact and ScaNN top-k",
         flags="data run models name k filter_columns title_column",
+        stores="models",
         reads="data bundle",
         changes="run",
     ),
@@ -32,7 +33,7 @@ COMMANDS = {
         "twotower_run:recommend",
         "write the top-k of all users, or of queries from a file, to Parquet files",
         flags="data run output k queries where index models",
-        stores="output",
+        stores="output models",
         reads="data run",
     ),
 }
@@ -76,12 +77,12 @@ def export(config: Any) -> None:
 
         if read_run(config.run)[1] != schema.read_manifest(config.data, "prepared").fingerprint:
             return  # the report is of the data that the run was trained on
-        print(f"report: {write_report(config.run, config.data, version)}")
+        print(f"report: {write_report(config.run, config.data, stores.local_copy(version))}")
 
 
 def export_model(
     model: Any, models: str | Path, *, name: str = "twotower", k: int = 100, **options: Any
-) -> Path:
+) -> Path | str:
     """Publishes a model as a version that `twotower serve` and TensorFlow Serving load.
 
     Titles are stored where the items' table has a column of that name; docs/python.md has an
@@ -89,17 +90,17 @@ def export_model(
 
     Args:
       model: a trained `towers.TwoTower`.
-      models: directory of all models.
+      models: directory of all models, or its place in a store.
       name: of the model, a directory there; a version gets the next free number.
       k: results of a request to TensorFlow Serving; of a smaller corpus, all.
       **options: filter_columns, attributes of items that requests may filter by, and those of
         `serving.publish.settings.VersionOptions`.
 
     Returns:
-      The directory of the version.
+      The directory of the version, or its place in a store.
 
     Raises:
-      ValueError: an option is not valid, or the model has diverged. Nothing is left.
+      ValueError: an option is not valid, the model has diverged, or the store fails.
     """
     from serving.publish.publish import publish
     from towers.model.top_k import TITLE, all_ids

@@ -8,6 +8,8 @@ steps with one element a row, the same bytes in the shards (checked). `growth_10
 ten times the rows. `peak_gib` is the resident memory of the whole process tree, at the larger size.
 `streaming_events_per_second` are rows of the larger log by the seconds of `twotower frequencies
 --streaming` in one process, on one core; how good its estimates are shows `estimator_error`.
+`s3_ratio` is the time from and to an S3 server (moto's, a process of this machine) by that of the
+local disk, in turns.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from __future__ import annotations
 import argparse
 import filecmp
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -29,6 +32,7 @@ import psutil
 
 from benchmarks import estimator_error
 from benchmarks.record import command, write
+from tests.support.object_store import running_store
 
 GOWALLA = (29_858, 40_981, 1_027_464)  # users, items, rows
 SMALL, LARGE = 1_000_000, 10_000_000
@@ -72,6 +76,7 @@ def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
         "row_by_row_seconds": by_row,
         "speedup_vs_row_by_row": by_row / statistics.median(blocks),
     }
+    results |= store_ratio(source, rounds, work)
     results |= growth(SMALL // tenth, LARGE // tenth, rounds, work)
     results |= frequencies(work / f"{LARGE // tenth}.parquet", LARGE // tenth, work)
     errors = estimator_error.measure(1000 if options.quick else 10_000)
@@ -135,10 +140,27 @@ def write_log(path: Path, rows: int, users: int, items: int) -> None:
     table.to_parquet(path, row_group_size=262_144)
 
 
-def run_prepare(source: Path, output: Path) -> tuple[float, float]:
+def run_prepare(source: Path | str, output: Path | str) -> tuple[float, float]:
     """Seconds and GiB of `twotower prepare`."""
     command = ["prepare", "--source", str(source), "--output", str(output), "--overwrite"]
     return timed([sys.executable, "-m", "twotower", *command])
+
+
+def store_ratio(source: Path, rounds: int, work: Path) -> dict[str, float]:
+    """Seconds of `twotower prepare` from and to an S3 server, and by those of the local disk."""
+    import fsspec
+
+    seconds: dict[str, list[float]] = {"s3": [], "local": []}
+    with running_store() as environment:
+        os.environ |= environment
+        store = fsspec.filesystem("s3")
+        store.mkdir("log")
+        store.put(str(source), "log/source.parquet")
+        for _ in range(rounds):
+            seconds["s3"].append(run_prepare("s3://log/source.parquet", "s3://log/out")[0])
+            seconds["local"].append(run_prepare(source, work / "out_local")[0])
+    median = {place: statistics.median(values) for place, values in seconds.items()}
+    return {"s3_seconds": median["s3"], "s3_ratio": median["s3"] / median["local"]}
 
 
 def run_row_by_row(source: Path, output: Path, expected: Path) -> float:

@@ -7,11 +7,13 @@ COMMANDS = {
         "serving.publish.settings:ItemsConfig",
         "serving.publish.items:change_items",
         "add candidates to a published model, replace and remove them",
+        stores="models",
     ),
     "serve": Command(
         "serving.settings:ServeConfig",
         "serving.workers:serve",
         "serve the newest model versions over REST and gRPC",
+        stores="models",
         flags="models host rest_port grpc_port workers index config_file token_file",
         groups={
             "models and versions": "state_dir poll_seconds prune_versions",
@@ -25,6 +27,7 @@ COMMANDS = {
         "serving.retrieval.settings:QueryConfig",
         "serving.retrieval.query:answer",
         "ask a published version for a top-k",
+        stores="models",
         flags="models query k exclude_seen history set where json",
         positional="query",
     ),

@@ -48,7 +48,8 @@ class ServeConfig:
     lame_duck_seconds: float = 5.0
     drain_seconds: float = 10.0  # how long running requests may take to end after that
     max_body_mb: int = 16  # largest body of a request
-    prune_versions: int = 0  # newest versions to keep on disk; 0: all. Served ones always stay
+    # newest versions to keep on disk; 0: all, of a store copies of 2. Served ones always stay
+    prune_versions: int = 0
     log_requests: bool = False  # log good requests too, not only the refused ones
     token_file: str = ""  # file with the bearer token of requests; empty: $TWOTOWER_TOKEN, if set
     admin_token_file: str = ""  # that of reloads and histories; empty: $TWOTOWER_ADMIN_TOKEN

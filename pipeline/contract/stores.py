@@ -9,6 +9,7 @@ removes it.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import logging
@@ -16,6 +17,7 @@ import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from pipeline.contract.files import (
     describe_files,
     held,
     is_remote,
+    lone_holder,
     made_aside,
     replace_directory,
     store_of,
@@ -39,6 +42,10 @@ _FOLDER = "folder"  # key of a manifest in a store; missing where people copied 
 _PLAIN = "directory"  # kind of what has no manifest of its own, such as a run
 _AT_ONCE = 4  # files on their way; each may be 100 MB in memory
 _RUN = re.compile(r"run-[0-9a-f]{16}")
+_VERSION = re.compile(r"[^/.][^/]*/[0-9]+")  # of a model
+_MAX_IDLE_SECONDS = 7 * 24 * 3600  # before a copy goes that no process uses
+_DONE = ".done"  # beside a working copy that the store holds as it is
+_in_use: dict[Path, int] = {}  # copies that this process uses, and the locks that say so
 
 
 def cache_directory(*names: str) -> Path:
@@ -75,23 +82,34 @@ def put_in_place(finished: Path, output: str | os.PathLike[str]) -> None:
     """
     name, kept = os.fspath(output), local_place(output)
     if is_remote(name):
-        try:
+        with kept_on_failure(finished, kept):
             upload(finished, name)
-        except ValueError as error:
-            replace_directory(finished, kept)
-            raise ValueError(f"{error} The output is kept in {kept}.") from error
         shutil.rmtree(kept, ignore_errors=True)  # of an upload that failed
     else:
         replace_directory(finished, kept)
 
 
-def upload(directory: Path, destination: str, *, new: bool = False) -> None:
+@contextlib.contextmanager
+def kept_on_failure(made: Path, kept: Path) -> Iterator[None]:
+    """Keeps what was made for a store where it fails, and says where on this machine."""
+    try:
+        yield
+    except ValueError as error:
+        if made != kept:
+            replace_directory(made, kept)
+        raise ValueError(f"{error} What was made is kept in {kept}.") from error
+
+
+def upload(directory: Path, destination: str, *, new: bool = False) -> Path:
     """Writes a finished directory to a place in a store, the manifest last.
 
     Args:
       directory: with a manifest; without one, it gets one in the store.
       destination: such as s3://bucket/prepared; what stood there before goes away after it.
       new: whether nothing may stand there, also nothing that comes meanwhile.
+
+    Returns:
+      Where `local_copy` looks for it.
 
     Raises:
       FileExistsError: with `new`, another upload was first.
@@ -117,6 +135,8 @@ def upload(directory: Path, destination: str, *, new: bool = False) -> None:
             there = store.find(f"{root}/{folder}", detail=True).values()
             described = sorted(file["bytes"] for file in files.values())
             if sorted(file["size"] for file in there) != described:
+                if new:
+                    raise FileExistsError(destination)
                 raise ValueError(f"another run has written {destination} meanwhile; run it again.")
             mode = "create" if new else "overwrite"
             store.pipe_file(f"{root}/{name}", text.encode(), mode=mode)
@@ -131,10 +151,16 @@ def upload(directory: Path, destination: str, *, new: bool = False) -> None:
         stale = [f"{root}/{kind}" for kind in _MANIFESTS if kind != name]
         for path in [*before, *(path for path in stale if store.exists(path))]:
             store.rm(path, recursive=True)
+    return _place_of_copy(fields)
 
 
-def local_copy(source: str | os.PathLike[str]) -> Path:
-    """Where to read a directory: a local one itself, one of a store in a checked copy in the cache.
+def local_copy(source: str | os.PathLike[str], place: Path | None = None) -> Path:
+    """Where to read a directory: a local one itself, one of a store in a checked copy.
+
+    Args:
+      source: the directory.
+      place: where its copy is made, if there is nothing; without it, in the cache by its content,
+        where it stays as long as a process uses it, and for a week.
 
     Raises:
       ValueError: there is no manifest, the files are not what it says, or the store fails.
@@ -147,14 +173,11 @@ def local_copy(source: str | os.PathLike[str]) -> Path:
         if manifest is None:
             raise ValueError(f"{source} holds nothing finished: there is no {schema.MANIFEST}.")
         folder = manifest.pop(_FOLDER, "")
-        text = _text_of(manifest) + "\n"
-        place = cache_directory("copies", _digest(text))
-        if place.exists():
-            return place
-        with made_aside(place) as aside:
-            if place.exists():  # made by another process, for which this one waited
-                return place
-            _log.info("Copying %s to %s.", source, place)
+        copy = place or _place_of_copy(manifest)
+        with made_aside(copy) as aside:
+            if copy.exists():
+                return copy if place else _used(copy)
+            _log.info("Copying %s to %s.", source, copy)
             try:
                 _download(source, folder, aside)
                 _check(aside, manifest["files"])
@@ -162,10 +185,27 @@ def local_copy(source: str | os.PathLike[str]) -> Path:
                 damage = str(error)
                 continue
             if manifest["kind"] != _PLAIN:
-                (aside / schema.manifest_name(manifest["kind"])).write_text(text, encoding="utf-8")
-            os.rename(aside, place)
-            return place
+                name = schema.manifest_name(manifest["kind"])
+                (aside / name).write_text(_text_of(manifest) + "\n", encoding="utf-8")
+            os.rename(aside, copy)
+            if place:
+                return copy
+            _used(copy)
+        _remove_idle()
+        return copy
     raise ValueError(f"{source} is not what its manifest says; make it again. {damage}")
+
+
+def finished_below(place: str) -> dict[str, str]:
+    """The finished directories below a place, "" for itself, and of each what changes with it."""
+    finished = {}
+    with asking_store(place), contextlib.suppress(FileNotFoundError):
+        store, root = store_of(place.rstrip("/"))
+        for path, file in store.find(root, detail=True).items():
+            directory, _, name = path.removeprefix(root).lstrip("/").rpartition("/")
+            if name in _MANIFESTS:
+                finished[directory] = repr(sorted(file.items()))
+    return finished
 
 
 def newest(place: str) -> str:
@@ -173,14 +213,46 @@ def newest(place: str) -> str:
 
     The place itself where it is finished, or there is no such directory.
     """
-    with asking_store(place), contextlib.suppress(FileNotFoundError):
-        store, root = store_of(place.rstrip("/"))
-        names = [path.rpartition("/")[2] for path in store.ls(root, detail=False)]
-        names = [name for name in names if name.isascii() and name.isdecimal()]
-        for name in sorted(names, key=int, reverse=True):
-            if exists(f"{place.rstrip('/')}/{name}") and not exists(place):
-                return f"{place.rstrip('/')}/{name}"
-    return place
+    finished = finished_below(place)
+    numbers = [name for name in finished if name.isascii() and name.isdecimal()]
+    if "" in finished or not numbers:
+        return place
+    return f"{place.rstrip('/')}/{max(numbers, key=int)}"
+
+
+def follow_versions(place: str, keep: int) -> Path:
+    """Makes a local directory like a directory of models in a store, and returns it.
+
+    It has the newest `keep` finished versions of each model. One that is new appears whole, by a
+    rename; one that is gone from the store, or another now, goes. Older ones stay where they are.
+
+    Raises:
+      ValueError: the store fails, or a version is not what its manifest says; the others are there.
+    """
+    place, problem = place.rstrip("/"), None
+    home = cache_directory("models", _digest(place))
+    record = home / ".held.json"  # which content of the store the copies are
+    with lone_holder(home / ".lock"):
+        there = {k: v for k, v in finished_below(place).items() if _VERSION.fullmatch(k)}
+        held = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
+        for name in [name for name in held if held[name] != there.get(name)]:
+            _remove(home / name)
+            del held[name]
+        of_model: dict[str, list[str]] = {}
+        for name in sorted(there, key=lambda name: -int(name.partition("/")[2])):
+            of_model.setdefault(name.partition("/")[0], []).append(name)
+        for name in (name for names in of_model.values() for name in names[:keep]):
+            if name in held and (home / name).is_dir():
+                continue
+            try:
+                local_copy(f"{place}/{name}", home / name)
+                held[name] = there[name]
+            except ValueError as error:
+                problem = error
+        write_atomically(record, json.dumps(held))
+    if problem:
+        raise problem
+    return home
 
 
 @contextlib.contextmanager
@@ -198,6 +270,7 @@ def working_copy(place: str, *, may_be_new: bool) -> Iterator[Path]:
     work = home / place.rstrip("/").rpartition("/")[2]  # its name stands in reports
     stamp = home / ".held.json"  # what the store held when it was last like the working copy
     with held(home / ".lock", f"another command works on {place}; wait for it."):
+        _used(home)
         before = _files_at(place)
         if not before and not may_be_new:
             raise ValueError(f"{place} holds nothing finished: there is no {schema.MANIFEST}.")
@@ -206,24 +279,21 @@ def working_copy(place: str, *, may_be_new: bool) -> Iterator[Path]:
             shutil.rmtree(work, ignore_errors=True)
             shutil.copytree(local_copy(place), work) if before else work.mkdir()
             write_atomically(stamp, json.dumps(before))
+        (home / _DONE).unlink(missing_ok=True)
         yield work
-        after = _describe(work)
-        if after == before:
-            return
-        try:
-            if _files_at(place) != before:
-                raise ValueError(f"{place} was written by another command meanwhile.")
-            upload(work, place)
-        except ValueError as error:
-            raise ValueError(f"{error} What this one made is kept in {work}.") from error
-        write_atomically(stamp, json.dumps(after))
-        _log.info("%s is complete.", place)
+        if (after := _describe(work)) != before:
+            with kept_on_failure(work, work):
+                if _files_at(place) != before:
+                    raise ValueError(f"{place} was written by another command meanwhile.")
+                upload(work, place)
+            write_atomically(stamp, json.dumps(after))
+            _log.info("%s is complete.", place)
+        (home / _DONE).touch()
 
 
-def _files_at(place: str) -> dict[str, Any]:
+def _files_at(place: str) -> Any:
     """What the manifest of a place in a store says of its files; nothing without one."""
-    files: dict[str, Any] = (_find_manifest(place) or {}).get("files", {})
-    return files
+    return (_find_manifest(place) or {}).get("files", {})
 
 
 def _describe(directory: Path) -> dict[str, dict[str, Any]]:
@@ -234,6 +304,40 @@ def _describe(directory: Path) -> dict[str, dict[str, Any]]:
 
 def _text_of(manifest: dict[str, Any]) -> str:
     return json.dumps(manifest, indent=2, sort_keys=True, ensure_ascii=False)
+
+
+def _place_of_copy(manifest: dict[str, Any]) -> Path:
+    return cache_directory("copies", _digest(_text_of(manifest) + "\n"))
+
+
+def _used(copy: Path) -> Path:
+    """Notes until the end of this process that it uses a copy."""
+    if copy not in _in_use:
+        _in_use[copy] = os.open(copy, os.O_RDONLY)
+        fcntl.flock(_in_use[copy], fcntl.LOCK_SH)
+    os.utime(copy)
+    return copy
+
+
+def _remove_idle() -> None:
+    """Removes copies, and finished working copies, that no process uses or has used for long."""
+    finished = cache_directory("runs").glob(f"*/{_DONE}")
+    for path in [*cache_directory("copies").glob("[!.]*"), *finished]:
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > _MAX_IDLE_SECONDS:
+                _remove(path.parent if path.name == _DONE else path)
+
+
+def _remove(directory: Path) -> None:
+    """Removes a directory, all of it at once for those who look; not while a process uses it."""
+    with made_aside(directory) as aside, contextlib.suppress(FileNotFoundError, BlockingIOError):
+        handle = os.open(directory, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            aside.rmdir()
+            os.rename(directory, aside)
+        finally:
+            os.close(handle)
 
 
 def _digest(text: str) -> str:

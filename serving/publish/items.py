@@ -42,7 +42,7 @@ from serving.version.versions import CANDIDATE_MODEL, MODEL_CARD, RETRIEVAL, Ver
 _log = logging.getLogger(__name__)
 
 
-def change_items(config: ItemsConfig) -> Path:
+def change_items(config: ItemsConfig) -> Path | str:
     """Publishes the next version of a model, with candidates added, replaced and removed.
 
     Example:
@@ -50,17 +50,17 @@ def change_items(config: ItemsConfig) -> Path:
       version: models/twotower/3
 
     Returns:
-      The directory of the version. Its files are links to those of the newest version but for the
-      delta, in which the candidates of earlier calls remain. Where the delta would be larger than
-      `max_share` of the base, the version is built anew, which takes as long as an export.
+      The directory of the version, or its place in a store. Its files are links to those of the
+      newest version but for the delta, in which the candidates of earlier calls remain. Where the
+      delta would be larger than `max_share` of the base, the version is built anew, which takes as
+      long as an export.
 
     Raises:
       ValueError: a table cannot be read, has candidates that cannot be embedded, or the newest
         version cannot have a delta. Nothing is left.
     """
-    home = Path(config.models) / config.name
     find_version(config.models, config.name)  # no lock is made where there is no model
-    with new_version(home) as (partial, finished):
+    with new_version(config.models, config.name) as new:
         version = find_version(config.models, config.name)
         file = version.path / RETRIEVAL / schema.BUNDLE_CANDIDATE_IDS
         ids = pq.read_table(file, columns=[schema.RAW_ID])[schema.RAW_ID]
@@ -72,12 +72,12 @@ def change_items(config: ItemsConfig) -> Path:
         is_large = max(len(delta.vectors), len(delta.excluded)) > config.max_share * len(base_ids)
         if is_large:
             _log.info("The delta is above %g of the corpus: building anew.", config.max_share)
-            _write_anew(partial, version, base_ids, delta)
+            _write_anew(new.partial, version, base_ids, delta)
         else:
-            _write_on_top(partial, version, delta, left)
+            _write_on_top(new.partial, version, delta, left)
     _log.info("%d candidates%s.", left, "" if is_large else f", {len(delta.vectors)} beside them")
-    print(f"version: {finished}")
-    return finished
+    print(f"version: {new.finished}")
+    return new.finished
 
 
 def _changed(version: Version, base_ids: pa.Array, config: ItemsConfig) -> Delta:

@@ -14,9 +14,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from pipeline.contract import schema
+from pipeline.contract import schema, stores
 from pipeline.contract.bundle import Bundle, read_bundle, read_raw_ids
-from pipeline.contract.files import describe_files, lone_holder
+from pipeline.contract.files import describe_files, is_remote, lone_holder
 from pipeline.contract.index_plot import plot_index
 from pipeline.contract.pages import render
 from pipeline.contract.settings import require_in_corpus
@@ -34,7 +34,7 @@ from serving.version.versions import (
     MODEL_CARD,
     RETRIEVAL,
     SCANN_MODEL,
-    is_finished,
+    find_version,
     numbered_directories,
 )
 
@@ -45,7 +45,7 @@ _TEMPLATE = Path(__file__).with_name("templates") / "ann_report.html"
 _log = logging.getLogger(__name__)
 
 
-def publish(bundle: str | Path, models: str | Path, **options: Any) -> Path:
+def publish(bundle: str | Path, models: str | Path, **options: Any) -> Path | str:
     """Writes `<models>/<name>/<integer>/`, which TensorFlow Serving and `Retriever` open.
 
     Example:
@@ -54,47 +54,76 @@ def publish(bundle: str | Path, models: str | Path, **options: Any) -> Path:
 
     Args:
       bundle: directory with the artifacts that `pipeline.contract.schema` names BUNDLE_*.
-      models: directory of all models; it is made where it is missing.
+      models: directory of all models, or its place in a store; it is made where it is missing.
       **options: those of `VersionOptions`. ScaNN is tuned to be as fast as `target_recall` allows,
         and default index where it is then faster than exact search; where scann is not
         installed, the report says so.
 
     Returns:
-      The directory of the version.
+      The directory of the version, or its place in a store.
 
     Raises:
       ValueError: an option or the bundle is not valid, ScaNN cannot keep the promise, or the
-        version exists. Nothing is left.
+        version exists. Nothing is left. Or the store fails: the error says where the version is
+        kept on this machine.
     """
     chosen = VersionOptions(**options)
     content = read_bundle(bundle)
     require_in_corpus(chosen, "k", len(content.vectors))
     _check_title(content, chosen.title_column)
-    with new_version(Path(models) / chosen.name, chosen.version) as (partial, finished):
-        _name_lost(finished.parent, content)
-        write_version(partial, content, chosen)
-    return finished
+    with new_version(models, chosen.name, chosen.version) as new:
+        _name_lost(models, chosen.name, content)
+        write_version(new.partial, content, chosen)
+    return new.finished
+
+
+@dataclasses.dataclass
+class NewVersion:
+    """A version that is being written: where, and the directory or the place that it gets."""
+
+    partial: Path
+    finished: Path | str
 
 
 @contextlib.contextmanager
-def new_version(home: Path, version: int = 0) -> Iterator[tuple[Path, Path]]:
-    """A path for a version, and that which it gets at the end; where writing fails, none.
+def new_version(models: str | Path, name: str, version: int = 0) -> Iterator[NewVersion]:
+    """A path for a version, which gets its place at the end; where writing fails, it does not.
 
-    One process at a time has it, the others wait. `version` 0 is the next free number.
+    One process of a machine at a time has it, the others wait. `version` 0 is the next free number;
+    in a store, one that another machine has taken by then gives way to the next.
     """
+    place = f"{str(models).rstrip('/')}/{name}" if is_remote(models) else ""
+    home = stores.local_place(place) if place else Path(models) / name
     home.mkdir(parents=True, exist_ok=True)
-    with lone_holder(home / _LOCK, f"Waiting for another export to {home}."):
+    with lone_holder(home / _LOCK, f"Waiting for another export to {place or home}."):
         for leftover in home.glob(f"{PARTIAL}*"):  # nobody is writing it: we hold the lock
             _log.warning("Removing %s, left by an export that did not finish.", leftover)
             shutil.rmtree(leftover)
-        number = _free_number(home, version)
-        partial = home / f"{PARTIAL}{number}"
+        number = _free_number(place or home, version)
+        new = NewVersion(home / f"{PARTIAL}{number}", home / str(number))
         try:
-            yield partial, home / str(number)
-            os.rename(partial, home / str(number))
+            yield new
+            if place:
+                new.finished = _upload(new.partial, place, number, version)
+            else:
+                os.rename(new.partial, new.finished)
         except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
+            shutil.rmtree(new.partial, ignore_errors=True)
             raise
+
+
+def _upload(partial: Path, home: str, number: int, version: int) -> str:
+    """Uploads a version under the first number from `number` on that nobody has taken."""
+    with stores.kept_on_failure(partial, partial.with_name("kept")):
+        while True:
+            try:
+                copy = stores.upload(partial, f"{home}/{number}", new=True)
+            except FileExistsError:
+                number = _free_number(home, version)
+                continue
+            if not copy.exists():
+                os.renames(partial, copy)
+            return f"{home}/{number}"
 
 
 def _check_title(bundle: Bundle, column: str) -> None:
@@ -107,10 +136,12 @@ def _check_title(bundle: Bundle, column: str) -> None:
         )
 
 
-def _name_lost(home: Path, bundle: Bundle) -> None:
+def _name_lost(models: str | Path, name: str, bundle: Bundle) -> None:
     """Says which candidates that `twotower items` added are not in a bundle."""
-    finished = [n for n, path in numbered_directories(home).items() if is_finished(path)]
-    newest = home / str(max(finished, default=0))
+    try:
+        newest = find_version(models, name).path
+    except ValueError:  # there is none, or a damaged one
+        return
     for file in (newest / ADDED_BEFORE, newest / ADDED):
         added = read_raw_ids(file, schema.CANDIDATE_ID) if file.is_file() else []
         if lost := sorted(set(added).difference(bundle.candidate_ids)):
@@ -119,12 +150,13 @@ def _name_lost(home: Path, bundle: Bundle) -> None:
                 "%d candidates that were added to %s are not in this bundle: %s. Add them again: "
                 "twotower items --models %s --name %s --add %s, with embeddings of the new model "
                 "if they came with embeddings.",
-                *(len(lost), newest, first, home.parent, home.name, file),
+                *(len(lost), newest, first, models, name, file),
             )
 
 
-def _free_number(home: Path, version: int) -> int:
-    taken = numbered_directories(home)
+def _free_number(home: Path | str, version: int) -> int:
+    remote = stores.finished_below(home) if isinstance(home, str) else ()
+    taken = {*map(int, filter(str.isdecimal, remote)), *numbered_directories(Path(home))}
     if version in taken:
         raise ValueError(
             f"version {version} of {home} exists, and a version is never changed: "

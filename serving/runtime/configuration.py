@@ -16,7 +16,8 @@ from typing import Any
 from google.protobuf import text_format
 from tensorflow_serving.config import model_server_config_pb2
 
-from pipeline.contract.files import write_atomically
+from pipeline.contract import stores
+from pipeline.contract.files import is_remote, write_atomically
 from serving.errors import FailedPrecondition, InvalidRequest, NotFound
 from serving.version.names import check_name, is_name
 from serving.version.versions import check_models_directory, numbered_directories
@@ -72,15 +73,18 @@ class Configuration:
     directories below that of the models, and those that the operator has named.
 
     Attributes:
-      root: the directory of all models.
+      root: the directory of all models, on this machine.
+      store: their place in a store, or "".
     """
 
     def __init__(self, models: str | Path, config_file: str = "", state_dir: str = "") -> None:
-        """Reads the file, where there is one; a reload is kept in `state_dir`, or in `models`.
+        """Reads the file, where there is one; a reload is kept in `state_dir`, or in `root`.
 
         Raises:
-          ValueError: there is no directory of models, or the file cannot be read.
+          ValueError: there is no directory of models, or the file or the store cannot be read.
         """
+        self.store = str(models) if is_remote(models) else ""
+        models = stores.follow_versions(self.store, 0) if self.store else models
         self.root = Path(os.path.abspath(models))
         if not self.root.is_dir():
             raise ValueError(

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
+from pipeline.contract import stores
 from serving.errors import Aborted, InvalidRequest, Unavailable
 from serving.monitoring.logs import event
 from serving.runtime.batched_version import BatchedVersion
@@ -23,6 +24,8 @@ from serving.version.names import State
 from serving.version.versions import VersionFiles
 
 _PRUNED = ".pruned-"  # a version is renamed before it is deleted: nobody reads half of it
+_COPIES = 2  # newest versions of a store that are kept on disk, the one to roll back to included
+_MAX_SECONDS = 60.0  # between two looks at a store that fails; they double from poll_seconds
 _MAX_ERROR = 1000  # characters of an error that a status keeps
 _LEVELS = {"waiting": logging.WARNING, "failed": logging.ERROR}
 _log = logging.getLogger(__name__)
@@ -68,10 +71,15 @@ class ModelManager:
         self._looked = threading.Condition()
         self._stopping = self._was_ready = False
         self._thread = threading.Thread(target=self._watch, name="versions", daemon=True)
+        self._closed = threading.Event()
+        if self.configuration.store and not self.prune_versions:
+            self.prune_versions = _COPIES
 
     def start(self) -> None:
         """Begins to look for versions and to load them."""
         self._thread.start()
+        if self.configuration.store:
+            threading.Thread(target=self._follow, name="store", daemon=True).start()
 
     @property
     def alive(self) -> bool:
@@ -118,12 +126,24 @@ class ModelManager:
         with self._looked:
             self._stopping = True
             self._looked.notify_all()
+        self._closed.set()
         self.served.attention.set()
         if self._thread.ident:
             self._thread.join()
         for model in self.served.models.values():
             self.served.retire(model, list(model.available))
         self._free()
+
+    def _follow(self) -> None:
+        """Copies new versions of a store to the disk, in a thread of its own: it may be slow."""
+        seconds = 0.0
+        while not self._closed.wait(seconds):
+            try:
+                stores.follow_versions(self.configuration.store, self.prune_versions)
+                seconds = self.poll_seconds
+            except (ValueError, OSError) as error:
+                seconds = min(max(2 * seconds, self.poll_seconds), _MAX_SECONDS)
+                _log.warning("What is served stays as it is: %s", error)
 
     # --- the thread --------------------------------------------------------------------------
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from pipeline.contract import schema
-from pipeline.contract.files import check_files
+from pipeline.contract import schema, stores
+from pipeline.contract.files import check_files, is_remote
 from serving.errors import InvalidRequest
 from serving.version.index import import_scann
 from serving.version.names import MAX_VERSION
@@ -64,9 +64,19 @@ class Version:
 def find_version(models: str | Path, name: str, version: int = 0) -> Version:
     """The newest finished version of a model; the one of that number where it is not 0.
 
+    One of a store is copied to this machine.
+
     Raises:
       ValueError: the version is missing, of a newer format than this program, or damaged.
     """
+    if is_remote(models):
+        place = f"{str(models).rstrip('/')}/{name}"
+        numbers = [int(n) for n in stores.finished_below(place) if n.isascii() and n.isdecimal()]
+        if not numbers or version not in (0, *numbers):
+            there = ", ".join(map(str, sorted(numbers))) or "none; see `twotower export`"
+            raise ValueError(f"{place} has no version {version or ''}; there are: {there}.")
+        path = stores.local_copy(f"{place}/{version or max(numbers)}")
+        return Version(version or max(numbers), path, schema.read_manifest(path, "version"))
     home = Path(models) / name
     numbered = numbered_directories(home)
     finished = {n: path for n, path in numbered.items() if (path / schema.MANIFEST).is_file()}

@@ -361,3 +361,64 @@ def test_nothing_of_a_store_is_written_beside_a_copy(store, tmp_path):
         store.pipe(key, b"x")
     stores.local_copy(PLACE)
     assert list(tmp_path.rglob("absolute")) + list(tmp_path.rglob("above")) == []
+
+
+def test_copies_that_nobody_uses_go_after_a_week(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(stores, "_in_use", {})
+
+    def copy(value):
+        stores.upload(bundle(tmp_path / "made", value), PLACE)
+        return stores.local_copy(PLACE)
+
+    def end(*places):
+        """As if the process had ended that used them, long ago."""
+        for path in places:
+            os.close(stores._in_use.pop(path))
+            os.utime(path / ".done" if (path / ".done").exists() else path, (0, 0))
+
+    work_in(RUN, "1")
+    with pytest.raises(RuntimeError):
+        work_in("s3://data/failed", "")
+    done, failed = (place for place in stores._in_use if place.parent.name == "runs")
+    used, recent, idle = copy(1), copy(2), copy(3)
+    os.close(stores._in_use.pop(recent))
+    os.utime(used, (0, 0))
+    end(done, failed, idle)
+    newest = copy(4)
+    assert {path.name for path in newest.parent.iterdir()} == {
+        path.name for path in (used, recent, newest)
+    }
+    assert [path.name for path in done.parent.iterdir()] == [failed.name]
+    work_in(RUN, "2")
+    assert step_of() == "2"
+
+
+def test_versions_are_followed(store, tmp_path):
+    """The newest two of each model; what is not a version, or not below the place, is left."""
+    models = "s3://data/models"
+    for name in ("a/1", "a/2", "a/10", "b/1", "a/x", "a/3/4", "../5", "c/manifest.json/6"):
+        store.pipe(f"data/models/{name}/{schema.MANIFEST}", b"{}")
+    for number, name in enumerate(("a/1", "a/2", "a/10", "b/1")):
+        store.rm(f"data/models/{name}", recursive=True)
+        stores.upload(bundle(tmp_path / "made", number + 1), f"{models}/{name}")
+
+    def followed(keep):
+        home = stores.follow_versions(models, keep)
+        return {
+            path.parent.relative_to(home).as_posix(): float(np.load(path)[0, 0])
+            for path in home.rglob(schema.BUNDLE_VECTORS)
+        }
+
+    assert followed(0) == {}
+    assert followed(2) == {"a/10": 3, "a/2": 2, "b/1": 4}
+    store.rm("data/models/a/10", recursive=True)
+    assert followed(2) == {"a/2": 2, "a/1": 1, "b/1": 4}
+    stores.upload(bundle(tmp_path / "made", 7), f"{models}/b/1")  # in place of the former one
+    assert followed(2) == {"a/2": 2, "a/1": 1, "b/1": 7}
+    assert followed(1) == followed(2)  # older ones stay
+    [path] = store.glob(f"data/models/a/2/run-*/{schema.BUNDLE_VECTORS}")
+    store.pipe("data/models/a/2/manifest.json", store.cat("data/models/a/2/manifest.json") + b" ")
+    store.pipe(path, b"damaged")
+    with pytest.raises(ValueError, match="a/2 is not what its manifest says"):
+        followed(2)
+    assert followed(0) == {"a/1": 1, "b/1": 7}
