@@ -25,6 +25,7 @@ from pipeline.contract.files import write_atomically
 from serving.monitoring import logs
 from serving.runtime.process import SIGNALS, Addresses, Announce, bind
 from serving.settings import ServeConfig
+from serving.version.names import WORKERS_FOLDER
 
 _MAX_DEATHS, _DEATH_SECONDS = 8, 600.0  # more deaths in that time end the service
 _KILL_SECONDS = 15.0  # beyond its lame duck and drain, until a worker that hangs is killed
@@ -171,7 +172,7 @@ def _work(config: ServeConfig, number: int, folder: Path, level: int) -> None:
     ctypes.CDLL(None).prctl(_DEATH_OF_PARENT, signal.SIGTERM)
     threads = max(1, len(os.sched_getaffinity(0)) // config.workers)
     os.environ.setdefault("TF_NUM_INTRAOP_THREADS", str(threads))
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)  # read when its package is imported
+    os.environ[WORKERS_FOLDER] = str(folder)  # read when its package is imported
     from serving.server import run_until_signalled
 
     def tell(at: Addresses, models: list[str]) -> None:

@@ -24,7 +24,7 @@ from prometheus_client.samples import Sample
 
 from serving.errors import ServiceError
 from serving.monitoring.logs import REQUESTS, event
-from serving.version.names import VersionStatus
+from serving.version.names import WORKERS_FOLDER, VersionStatus
 
 OK = "OK"
 
@@ -33,7 +33,6 @@ _SECONDS = tuple(10e-6 * 1.8**power for power in range(33))
 _ROWS = tuple(2.0**power for power in range(13))
 _PREFIX = ":tensorflow:serving:"
 _POOL = "twotower_batch_threads"
-FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"  # where processes count, to be summed over all
 _OUR_LABELS = {"model_name": "model", "API": "api"}  # of TensorFlow Serving's
 _log = logging.getLogger(REQUESTS)
 prometheus_client.disable_created_metrics()  # the times at which counters were made
@@ -137,7 +136,7 @@ class Metrics:
         """All metrics in the text format of Prometheus."""
         self._depth.set(self.queue_depth())
         registry = self._registry
-        if FOLDER_VARIABLE in os.environ:
+        if WORKERS_FOLDER in os.environ:
             registry = CollectorRegistry()
             MultiProcessCollector(registry)
             registry.register(self.watched)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import os
 import threading
 import weakref
 from collections.abc import Iterable, Sequence
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +25,7 @@ from serving.retrieval.encoded_ids import EncodedIds
 from serving.retrieval.filters import Filters, among
 from serving.retrieval.requests import RetrieveRequest
 from serving.version.delta import base_key, read_delta
+from serving.version.names import WORKERS_FOLDER
 from serving.version.versions import RETRIEVAL, Version
 
 
@@ -45,7 +49,7 @@ class Base:
     Attributes:
       path: of the version whose models are loaded; the delta in their graph is that of it.
       models: by the name of their index; what is missing is loaded under `loading`.
-      ids: raw ids of the N candidates.
+      ids: raw ids of the N candidates, which workers map from one file.
       vectors: float32 [N, D].
       has_seen: whether there are seen lists.
       has_popularity: whether it is known which candidates are popular: by counts or seen lists.
@@ -54,11 +58,13 @@ class Base:
     def __init__(self, version: Version) -> None:
         self.path = version.path
         self.models: dict[str, Any] = {}
+        self._shared: Path | None = None
         self.loading = threading.Lock()
         self._users: weakref.WeakSet[Any] = weakref.WeakSet()
         files = self._files = self.path / RETRIEVAL
-        self.ids = read_raw_ids(files / schema.BUNDLE_CANDIDATE_IDS)
-        self.vectors = np.load(files / schema.BUNDLE_VECTORS, mmap_mode="r")
+        self.ids = self._read_ids(base_key(version.manifest))
+        # Pages are shared by all who map the file; `c` as TensorFlow takes no read-only array.
+        self.vectors = np.load(files / schema.BUNDLE_VECTORS, mmap_mode="c")
         self.has_seen = (files / schema.BUNDLE_SEEN_OFFSETS).is_file()
         self.has_popularity = self.has_seen or (files / schema.BUNDLE_CANDIDATE_COUNTS).is_file()
         attributes = files / schema.BUNDLE_ATTRIBUTES
@@ -86,22 +92,17 @@ class Base:
                 del _bases[key]
         if "scann" in models:
             models["scann"].release()
+        if self._shared:  # others have mapped it, or write it again
+            self._shared.unlink(missing_ok=True)
         return list(models.values())
 
-    @cached_property
-    def names(self) -> np.ndarray:
-        """Raw ids as an object array [N]."""
-        return np.array(self.ids, object)
-
-    @cached_property
-    def encoded_ids(self) -> EncodedIds:
-        """The ids as answers carry them."""
-        return EncodedIds(self.ids)
-
-    @cached_property
-    def row(self) -> dict[str, int]:
-        """Raw id of a candidate → its row."""
-        return {candidate_id: row for row, candidate_id in enumerate(self.ids)}
+    def _read_ids(self, key: str) -> EncodedIds:
+        read = partial(read_raw_ids, self._files / schema.BUNDLE_CANDIDATE_IDS)
+        if folder := os.environ.get(WORKERS_FOLDER):
+            self._shared = Path(folder, f"{key}.arrow")
+            with contextlib.suppress(OSError):  # there is no room: each has its own
+                return EncodedIds.mapped(self._shared, read)
+        return EncodedIds(read())
 
     @cached_property
     def attributes(self) -> Attributes:
@@ -116,7 +117,7 @@ class Base:
         if counts.is_file():
             count = np.load(counts)
         else:
-            count = np.bincount(self.seen[1], minlength=len(self.ids))
+            count = np.bincount(self.seen[1], minlength=len(self.vectors))
         return count, np.argsort(-count, kind="stable")
 
     @cached_property
@@ -155,9 +156,9 @@ class Corpus:
         self.vectors, self.added, self.removed = base.vectors, delta.vectors, delta.excluded
         self.num_candidates = len(self.vectors) + len(self.added)
         self.has_seen, self.has_popularity = base.has_seen, base.has_popularity
-        added = {raw_id: len(base.ids) + row for row, raw_id in enumerate(delta.ids)}
+        added = {raw_id: len(base.vectors) + row for row, raw_id in enumerate(delta.ids)}
         # Ids of the delta → their row, -1 for removed ones.
-        self._changed = {base.ids[row]: -1 for row in delta.excluded}
+        self._changed = dict.fromkeys(base.ids.names(delta.excluded), -1)
         new_rows = np.array([added.get(raw_id, -1) for raw_id in self._changed], np.int64)
         # Rows of replaced ones, ascending, and their new rows.
         self._moved = delta.excluded[new_rows >= 0], new_rows[new_rows >= 0]
@@ -176,7 +177,7 @@ class Corpus:
                 fulfils = np.concatenate([fulfils, self._added_attributes.mask(conditions)])
             allowed = fulfils if allowed is None else allowed[fulfils[allowed]]
         ids = {*request.exclude, *(request.allow or ())}
-        return FilterRows(excluded, allowed, sum(self._row(raw_id) < 0 for raw_id in ids))
+        return FilterRows(excluded, allowed, int((self._rows(list(ids)) < 0).sum()))
 
     def seen_rows(self, query_id: str) -> np.ndarray:
         """Rows that the query had in training, int64, in the order of its list; [] if unknown."""
@@ -196,12 +197,12 @@ class Corpus:
 
     def names(self, rows: np.ndarray) -> list[str]:
         """Raw ids of rows of candidates."""
-        return self._names[rows].tolist()
+        return self.encoded_ids.names(rows)
 
     @cached_property
     def encoded_ids(self) -> EncodedIds:
         """The ids of all rows as answers carry them."""
-        base, added = self._base.encoded_ids, self._delta.ids
+        base, added = self._base.ids, self._delta.ids
         return EncodedIds(added, base) if added else base
 
     def titles(self, rows: Sequence[int] | np.ndarray) -> Sequence[str]:
@@ -216,7 +217,7 @@ class Corpus:
 
     def titles_of(self, candidate_ids: Iterable[str]) -> Sequence[str]:
         """As `titles`, by raw ids; "" for one that is not in the corpus."""
-        return self.titles([self._row(candidate_id) for candidate_id in candidate_ids])
+        return self.titles(self._rows(list(candidate_ids)))
 
     @cached_property
     def popularity(self) -> tuple[np.ndarray, np.ndarray]:
@@ -260,13 +261,8 @@ class Corpus:
         """Reads now what is otherwise read on first use."""
         if self.has_popularity:
             _ = self.popularity
-        _ = (
-            self._added_attributes,
-            self._names,
-            self.encoded_ids,
-            self._base.row,
-            self._base.query_row,
-        )
+        self.encoded_ids.load()
+        _ = self._added_attributes, self._base.query_row
         if self.has_seen:
             _ = self._base.seen
         if self.title_column:
@@ -285,17 +281,15 @@ class Corpus:
 
     def candidate_rows(self, candidate_ids: Iterable[str]) -> np.ndarray:
         """Rows of the candidates that are in the corpus: int64, ascending, each once."""
-        rows = {self._row(raw_id) for raw_id in candidate_ids} - {-1}
-        return np.sort(np.fromiter(rows, np.int64, len(rows)))
+        rows = np.unique(self._rows(list(candidate_ids)))
+        return rows[rows >= 0]
 
-    def _row(self, candidate_id: str) -> int:
-        """Its row; -1 where it is not in the corpus."""
-        row = self._changed.get(candidate_id)
-        return self._base.row.get(candidate_id, -1) if row is None else row
-
-    @cached_property
-    def _names(self) -> np.ndarray:
-        return np.concatenate([self._base.names, np.array(self._delta.ids, object)])
+    def _rows(self, candidate_ids: Sequence[str]) -> np.ndarray:
+        """Their rows, int64; -1 where one is not in the corpus."""
+        rows = self._base.ids.rows(candidate_ids)
+        for place, raw_id in enumerate(candidate_ids if self._changed else ()):
+            rows[place] = self._changed.get(raw_id, rows[place])
+        return rows
 
     @cached_property
     def _titles(self) -> pa.ChunkedArray:

@@ -1,20 +1,26 @@
-"""Ids of candidates as answers carry them, written once when a version is loaded."""
+"""Ids of candidates and their rows, and ids as answers carry them, written once."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property, lru_cache
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import orjson
 import pyarrow as pa
 
+from pipeline.contract.files import lone_holder, written_aside
+from pipeline.contract.hashing import fingerprints
+
 _STRING_VAL = 8  # number of the field of a TensorProto that holds strings
 
 
 class EncodedIds:
-    """Ids by the rows of their candidates, row -1 for the empty id; no Python string is made.
+    """Ids by the rows of their candidates, row -1 for the empty id, and rows by ids.
+
+    What is kept are Arrow arrays, which take a tenth of the memory of Python's strings in a dict.
 
     Example:
       >>> ids = EncodedIds(["a", 'b"'])
@@ -22,6 +28,8 @@ class EncodedIds:
       b'B\\x01aB\\x00'
       >>> ids.json_lists(np.array([[1, -1], [0, 0]]))
       [b'["b\\\\"",""]', b'["a","a"]']
+      >>> ids.names(np.array([1])), ids.rows(["a", "c"])
+      (['b"'], array([ 0, -1]))
 
     Args:
       ids: of all candidates, in the order of their rows.
@@ -30,12 +38,77 @@ class EncodedIds:
 
     def __init__(self, ids: Iterable[str], base: EncodedIds | None = None) -> None:
         texts = list(ids) if base else ["", *ids]  # the first place is for row -1
-        fields = [field_head(_STRING_VAL, len(raw)) + raw for raw in map(str.encode, texts)]
-        lists = [b"," + orjson.dumps(text) for text in texts]
-        self._fields, self._lists = (pa.array(part, pa.large_binary()) for part in (fields, lists))
+        self._base, self._texts = base, pa.array(texts, pa.large_string())
         if base:
-            self._fields = pa.concat_arrays([base._fields, self._fields])
-            self._lists = pa.concat_arrays([base._lists, self._lists])
+            self._texts = pa.concat_arrays([base._texts, self._texts])
+
+    @classmethod
+    def mapped(cls, file: Path, read: Callable[[], Iterable[str]]) -> EncodedIds:
+        """Those in a file, whose memory all processes share; the first one writes it.
+
+        `read` gives the ids for it. Raises OSError where the file cannot be written.
+        """
+        with lone_holder(file.with_name(f"{file.name}.lock")):
+            if not file.exists():
+                ids = cls(read())
+                columns = [ids._texts, ids._fields, ids._lists, *map(pa.array, ids._lookup)]
+                batch = pa.record_batch(columns, list("tflkr"))
+                with written_aside(file) as aside, pa.ipc.new_file(aside, batch.schema) as writer:
+                    writer.write_batch(batch)
+            columns = pa.ipc.open_file(pa.memory_map(str(file))).get_batch(0).columns
+        ids = cls(())
+        ids._texts, ids._fields, ids._lists, *lookup = columns
+        ids._lookup = tuple(column.to_numpy() for column in lookup)
+        return ids
+
+    def names(self, rows: np.ndarray) -> list[str]:
+        """The ids of rows, int [n]."""
+        texts = self._texts.take(pa.array(rows + 1)).to_numpy(zero_copy_only=False)
+        return texts.tolist()
+
+    def rows(self, ids: Sequence[str]) -> np.ndarray:
+        """The rows of ids, int64 [n]: -1 where there is no such id, or only beyond `base`."""
+        keys, rows = self._lookup
+        wanted = fingerprints(text.encode("utf-8", "surrogatepass") for text in ids)
+        found = rows[np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)]
+        is_same = np.array(self.names(found), object) == np.array(ids, object)
+        return np.where(is_same, found, -1)
+
+    @cached_property
+    def _lookup(self) -> tuple[np.ndarray, np.ndarray]:
+        """Fingerprints in ascending order, int64, and the rows of their ids."""
+        if self._base:
+            return self._base._lookup
+        keys = fingerprints(map(str.encode, self._texts.to_pylist()))
+        order = np.argsort(keys, kind="stable")
+        keys = keys[order]
+        if (same := np.flatnonzero(keys[1:] == keys[:-1])).size:
+            pair = self.names(order[same[0] : same[0] + 2] - 1)
+            raise ValueError(f"ids {pair[0]!r} and {pair[1]!r} share a fingerprint: rename one.")
+        return keys, order - 1
+
+    @cached_property
+    def _fields(self) -> pa.Array:
+        def field(text: str) -> bytes:
+            raw = text.encode()
+            return field_head(_STRING_VAL, len(raw)) + raw
+
+        return self._encoded(field, self._base and self._base._fields)
+
+    @cached_property
+    def _lists(self) -> pa.Array:
+        return self._encoded(
+            lambda text: b"," + orjson.dumps(text), self._base and self._base._lists
+        )
+
+    def _encoded(self, encode: Callable[[str], bytes], base: pa.Array | None) -> pa.Array:
+        texts = self._texts[len(base) if base is not None else 0 :].to_pylist()
+        encoded = pa.array(map(encode, texts), pa.large_binary())
+        return encoded if base is None else pa.concat_arrays([base, encoded])
+
+    def load(self) -> None:
+        """Writes now what is otherwise written on first use."""
+        _ = self._lookup, self._fields, self._lists
 
     def string_val(self, rows: np.ndarray) -> bytes:
         """The field `string_val` of a TensorProto with the ids of rows, int [...]."""

@@ -27,6 +27,7 @@ from serving.retrieval.search import (
     Hits,
     IndexSearch,
     best_of_known,
+    leave_out_candidates,
     results,
 )
 from serving.version import served_model
@@ -250,6 +251,10 @@ class Retriever:
             rows[place, : len(best[0])], scores[place, : len(best[0])] = best
         return dict(zip(_OUTPUTS, (rows, scores), strict=True))
 
+    def embedding_search(self) -> Any:
+        """The signature of exact search, of the base."""
+        return self._index("exact").signature
+
     def close(self) -> list[Any]:
         """Frees what ScaNN holds, after the last query; the SavedModels that nobody else uses."""
         self._indexes, self._functions = {}, {}
@@ -262,6 +267,8 @@ class Retriever:
                 models = self._base.models
                 if name not in models:
                     models[name] = self.version.load(name)
+                    if name == "exact":
+                        leave_out_candidates(models[name])
                 index = IndexSearch(models[name], name, self.k, self.corpus)
                 index = self._indexes.setdefault(name, index)
         return index

@@ -19,6 +19,7 @@ from serving.retrieval.corpus import Corpus, FilterRows
 from serving.retrieval.filters import MAX_SCORES, Best, Filters, best_rows, first
 from serving.retrieval.requests import RetrieveRequest, RetrieveResult, UnknownQuery
 from serving.version import served_model
+from serving.version.index import best_rows as best_rows_of
 
 _MAX_WIDENING = 8  # times K: what a wider search may be asked for
 _FEW_CHOSEN = 20_000  # so few rows are scored each; more are sought among an index's results
@@ -41,6 +42,7 @@ class IndexSearch:
     wait: what the index did not return may score higher.
 
     Attributes:
+      signature: the function `embedding_search`, of the base.
       widest: most results that `search_wider` may ask of the index; 0: it cannot give more.
       spare: results that are asked for beyond K, as removed candidates may be among them.
     """
@@ -50,7 +52,9 @@ class IndexSearch:
         num_candidates = len(corpus.vectors)
         self._first_added = num_candidates  # row
         self._added = tf.constant(np.ascontiguousarray(corpus.added.T))  # [D, A]
-        self._search = model.signatures[served_model.EMBEDDING_SEARCH]
+        self.signature = self._search = model.signatures[served_model.EMBEDDING_SEARCH]
+        if kind == "exact":
+            self.signature = self._search = _exact_search(corpus.vectors, k)
         self._wide_search = model.signatures.get(served_model.WIDE_SEARCH)
         self.widest = 0 if self._wide_search is None else min(_MAX_WIDENING * k, num_candidates)
         removed, self.spare = len(corpus.removed), 0
@@ -122,6 +126,27 @@ class IndexSearch:
         joined.scores[joined.rows < 0] = -np.inf
         order = np.argsort(-joined.scores, axis=1, kind="stable")
         return Hits(*(np.take_along_axis(part, order, axis=1) for part in joined))
+
+
+def leave_out_candidates(model: Any) -> None:
+    """Frees the vectors and ids of a loaded exact model: `IndexSearch` maps them from files."""
+    for variable in (model.index.vectors, model.candidate_ids):
+        empty = tf.zeros([0, *variable.shape[1:]], variable.dtype)
+        tf.raw_ops.AssignVariableOp(resource=variable.handle, value=empty, validate_shape=False)
+
+
+def _exact_search(vectors: np.ndarray, k: int) -> Any:
+    """`embedding_search` of the exact model over vectors [N, D] that are mapped, not copied."""
+    mapped = tf.experimental.dlpack.from_dlpack(vectors.__dlpack__())
+    mapped = tf.identity(mapped) if tf.config.list_logical_devices("GPU") else mapped
+    embedding = tf.TensorSpec([None, vectors.shape[1]], tf.float32, name=served_model.EMBEDDING)
+
+    @tf.function(input_signature=[embedding], autograph=False)
+    def embedding_search(embedding: tf.Tensor) -> dict[str, tf.Tensor]:
+        rows, scores = best_rows_of(mapped, embedding, min(k, len(vectors)))
+        return {served_model.CANDIDATE_ROW: rows, served_model.SCORE: scores}
+
+    return embedding_search.get_concrete_function()
 
 
 class CheckedQueries(NamedTuple):

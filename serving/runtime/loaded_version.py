@@ -18,7 +18,13 @@ from serving.retrieval.requests import MAX_NUMBER
 from serving.retrieval.retriever import Retriever
 from serving.runtime.signature import Signature
 from serving.version import warmup_requests
-from serving.version.served_model import CANDIDATE_ID, REQUEST_EMBEDDING, RETRIEVE, TOP_K
+from serving.version.served_model import (
+    CANDIDATE_ID,
+    EMBEDDING_SEARCH,
+    REQUEST_EMBEDDING,
+    RETRIEVE,
+    TOP_K,
+)
 from serving.version.versions import SAVED_MODEL, Version, VersionFiles
 
 _MAX_ERROR = 500  # characters of TensorFlow's message that a client sees
@@ -66,6 +72,7 @@ class LoadedVersion:
             default = self.retriever.model().signatures
             searches, run = {TOP_K, RETRIEVE} & set(default), self.retriever.run
             self._functions |= {name: partial(run, name) for name in searches}
+            self._functions[EMBEDDING_SEARCH] = self.retriever.embedding_search()
         protos = _dense_signatures(self.path / SAVED_MODEL)
         served = [name for name in self._functions if name in protos]
         signatures = {name: Signature.of(name, protos[name]) for name in served}

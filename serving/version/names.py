@@ -8,6 +8,8 @@ import re
 
 from serving.errors import InvalidRequest
 
+# The variable with the folder of files that workers share; prometheus_client counts there.
+WORKERS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 MAX_VERSION = 2**63 - 1  # numbers of versions are int64, here as in TensorFlow Serving
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")

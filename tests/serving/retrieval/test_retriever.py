@@ -134,7 +134,8 @@ def test_a_retriever_that_is_warmed_up_has_read_its_tables(small):
     retriever = Retriever.load(small.models)
     retriever.warm_up()
     read = vars(retriever.corpus) | vars(retriever.corpus._base)
-    assert {"_names", "row", "query_row", "popularity"} <= set(read)
+    assert {"encoded_ids", "query_row", "popularity"} <= set(read)
+    assert {"_lookup", "_fields", "_lists"} <= set(vars(retriever.corpus.encoded_ids))
     assert retriever.query_ids(2) == ["query 0", "query 1"]
     assert retriever.model("exact").signatures.keys() >= {"serving_default", "query_embedding"}
 
