@@ -4,7 +4,7 @@
 
 Parts, and what they write:
   sparse  sparse_step_ratio_4m_to_40k: a step of ssl_pop with 4,000,000 candidates by one with
-          40,000, the larger of `lazy_adam` and `adagrad`; candidates are drawn evenly, so that no
+          40,000, the largest over the optimizers of rows; candidates are drawn evenly, so that no
           cache helps. d = 64, B = 2048.
   fused   fused_adam_ratio: an update of both tables of Gowalla's size, d = 64, by CoupledAdam and
           by `tf_keras.optimizers.Adam`, by the same rule; the larger of l2 = 0, where Keras gets
@@ -45,7 +45,7 @@ from towers.model.optimizers import make_optimizer
 from towers.model.two_tower import TwoTower
 
 BATCH, DIM, FIT_DIM = 2048, 64, 32
-SPARSE = ("lazy_adam", "adagrad")
+SPARSE = ("lazy_adam", "adagrad", "rowwise_adagrad")
 GOWALLA = (29_858, 40_988)
 
 
@@ -118,7 +118,9 @@ def sparse(setting: Setting) -> dict[str, Any]:
     return {"sparse_step_ratio_4m_to_40k": max(found.values()), "sparse_step_ratios": found}
 
 
-def _uniform_step(optimizer: str, num_candidates: int) -> Callable[[], Any]:
+def _uniform_step(
+    optimizer: str, num_candidates: int, method: str = "ssl_pop"
+) -> Callable[[], Any]:
     rng = np.random.default_rng(0)
     columns = {
         "query_id": rng.integers(0, GOWALLA[0], 64 * BATCH),
@@ -131,7 +133,7 @@ def _uniform_step(optimizer: str, num_candidates: int) -> Callable[[], Any]:
         lambda split: columns,
         fingerprint="",
     )
-    model = TwoTower(data, DIM, "ssl_pop", normalize=True, temperature=0.1)
+    model = TwoTower(data, DIM, method, normalize=True, temperature=0.1)
     model.compile(optimizer=make_optimizer(optimizer, 0.01, 1e-5))
     return _step_of(model, _forever(columns))
 
@@ -142,9 +144,10 @@ def _vocabulary(size: int) -> Vocabulary:
     )
 
 
-def _forever(columns: dict[str, np.ndarray]) -> Iterator[Any]:
+def _forever(columns: dict[str, np.ndarray], size: int = BATCH) -> Iterator[Any]:
     """Batches in memory, so that input costs nothing."""
-    whole = {name: values[: 64 * BATCH].reshape(-1, BATCH) for name, values in columns.items()}
+    rows = min(64, len(columns["query_id"]) // size) * size
+    whole = {name: values[:rows].reshape(-1, size) for name, values in columns.items()}
     return iter(tf.data.Dataset.from_tensor_slices(whole).cache().repeat().prefetch(4))
 
 
