@@ -210,6 +210,12 @@ def open_loop(
     return _load(results, failures, time.perf_counter() - start)
 
 
+def cpu_seconds(pid: int) -> float:
+    """That a process has spent until now, in user mode and in the kernel."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def resident_bytes(pid: int) -> int:
     """Memory of a process that is in RAM."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])

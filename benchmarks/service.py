@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+import os
 import shutil
 import statistics
 import threading
@@ -18,6 +20,7 @@ from tensorflow_serving.apis import get_model_status_pb2, model_service_pb2_grpc
 from benchmarks import load
 from benchmarks.load import Call, Load
 from pipeline.contract.bundle import write_bundle
+from serving.retrieval.retriever import Retriever
 from serving.version.versions import find_version
 
 NAME = "model"
@@ -42,6 +45,8 @@ def network(models: Path, ids: list[str], quick: bool, reloads: int = RELOADS) -
     Returns:
       grpc_fraction, rest_fraction: queries a second at 64 queries a request, by those of the
         same SavedModel called in process by as many threads; median over rounds.
+      grpc_cpu_ms, rest_cpu_ms: CPU time of the server for such a request beyond that of its
+        search, which is `Retriever.run` in process: encoder and index, rows and scores.
       added_ms_median, added_ms_p99: what gRPC adds to requests with one query, which come at
         random times, half as many as can be answered; in process they come at the same times.
       failed_during_reload, p99_ratio_during_reload: while versions replace each other under full
@@ -51,12 +56,18 @@ def network(models: Path, ids: list[str], quick: bool, reloads: int = RELOADS) -
     seconds, rounds = (3.0, 1) if quick else (6.0, 5)
     version = find_version(models, NAME)
     local = load.in_process(version.load(version.manifest.details["default_index"]))
+    retriever = Retriever(version)
+
+    def search(ids: list[str]) -> None:
+        retriever.run(load.SIGNATURE, query_id=tf.constant(ids))
+
     with (
         load.served(models) as server,
         load.by_grpc(server, NAME) as by_grpc,
         load.by_rest(server, NAME) as by_rest,
     ):
-        results = _throughput(local, by_grpc, by_rest, ids, seconds, rounds)
+        calls = {"in_process": local, "search": search, "grpc": by_grpc, "rest": by_rest}
+        results = _throughput(calls, server.pid, ids, seconds, rounds)
         results |= _latency(local, {"": by_grpc, "rest_": by_rest}, ids, seconds, rounds)
         if reloads:
             results |= _reload(server, version.path, by_grpc, ids, reloads)
@@ -100,25 +111,29 @@ class _Lookup(tf.Module):
 
 
 def _throughput(
-    local: Call, by_grpc: Call, by_rest: Call, ids: list[str], seconds: float, rounds: int
+    calls: dict[str, Call], server: int, ids: list[str], seconds: float, rounds: int
 ) -> dict[str, Any]:
     """Requests with 64 queries, taking turns."""
-    ways = {"in_process": local, "grpc": by_grpc, "rest": by_rest}
-    rates: dict[str, list[float]] = {way: [] for way in ways}
-    for call in ways.values():
+    rates: dict[str, list[float]] = {way: [] for way in calls}
+    cpu_ms: dict[str, list[float]] = {way: [] for way in calls}
+    for call in calls.values():
         load.closed_loop(call, ids, BATCH, CALLERS, 1.0)
     for turn in range(rounds):
-        for way, call in ways.items():
-            rates[way].append(
-                _good(load.closed_loop(call, ids, BATCH, CALLERS, seconds, turn)).rate
-            )
-    fractions = {
-        way: statistics.median(a / b for a, b in zip(rates[way], rates["in_process"], strict=True))
-        for way in ("grpc", "rest")
-    }
-    return {f"{way}_fraction": round(value, 3) for way, value in fractions.items()} | {
-        f"{way}_queries_per_second": round(BATCH * statistics.median(some))
-        for way, some in rates.items()
+        for way, call in calls.items():
+            pid = server if way in ("grpc", "rest") else os.getpid()
+            before = load.cpu_seconds(pid)
+            answered = _good(load.closed_loop(call, ids, BATCH, CALLERS, seconds, turn))
+            spent = load.cpu_seconds(pid) - before
+            rates[way].append(answered.rate)
+            cpu_ms[way].append(1000.0 * spent / len(answered.latencies))
+    results: dict[str, Any] = {"search_cpu_ms": round(statistics.median(cpu_ms["search"]), 3)}
+    for way in ("grpc", "rest"):
+        fraction = map(operator.truediv, rates[way], rates["in_process"])
+        beyond = map(operator.sub, cpu_ms[way], cpu_ms["search"])
+        results[f"{way}_fraction"] = round(statistics.median(fraction), 3)
+        results[f"{way}_cpu_ms"] = round(statistics.median(beyond), 3)
+    return results | {
+        f"{way}_queries_per_second": round(BATCH * statistics.median(rates[way])) for way in calls
     }
 
 

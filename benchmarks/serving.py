@@ -33,7 +33,7 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks.ann_opponents import opponents
-from benchmarks.record import command, write
+from benchmarks.record import command, processor, write
 from benchmarks.service import NAME, RELOADS, network, synthetic_bundle
 from pipeline.contract import schema
 from pipeline.contract.bundle import read_bundle
@@ -52,6 +52,8 @@ PARTS = ["ann", "network"]
 HEADLINE = (
     "grpc_fraction",
     "rest_fraction",
+    "grpc_cpu_ms",
+    "rest_cpu_ms",
     "added_ms_median",
     "added_ms_p99",
     "failed_during_reload",
@@ -80,6 +82,7 @@ def main() -> None:
         results["trained"] = found
     results["commands"] = dict.fromkeys(options.only, command("serving"))
     results["software"] = {"tensorflow": tf.__version__, "cores": os.cpu_count()}
+    results["processor"] = processor()
     if options.json:
         results = _merged(Path(options.json), results)
         write(options.json, results)

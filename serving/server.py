@@ -137,6 +137,7 @@ def _rest_config(app: ASGIApp, config: ServeConfig) -> uvicorn.Config:
         ws="none",
         lifespan="off",
         log_config=None,
+        proxy_headers=False,
         access_log=False,  # the service has its own log, with request ids
         server_header=False,
         timeout_keep_alive=75,  # longer than load balancers keep theirs: they, not we, close first

@@ -1,8 +1,8 @@
 """Joins requests for the same function into batches, with the knobs of TensorFlow Serving.
 
-A request runs at once while its function is idle. While a batch of it runs, requests gather
-until they fill a batch, the first of them has waited for the timeout, or the running batch ends;
-the next free thread then takes them.
+A request runs at once while its function is idle, a single row of a quick one in the event loop
+itself. While a batch of it runs, requests gather until they fill a batch, the first of them has
+waited for the timeout, or the running batch ends; the next free thread then takes them.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from serving.errors import DeadlineExceeded, Overloaded, ServiceError, Unavailable
 
 _IDLE_SECONDS = 0.001  # between two looks at whether a function is idle
+_QUICK_SECONDS = 0.002  # that the event loop may spend on a row; a thread costs some tenths of it
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
@@ -72,6 +73,8 @@ class Batcher(Generic[T, R]):
       on_batch: called after a batch with the seconds that each request waited, its number of
         rows, and the seconds that it ran.
       max_running: batches that run at the same time; the other threads are for other batchers.
+      may_be_quick: whether nothing in the function waits for anything but its own arithmetic, so
+        that a row which comes alone may run in the event loop, as long as the last one was quick.
       waiting_rows: rows that wait now; it and `running` change under the lock of the threads.
       running: batches that run now.
     """
@@ -81,8 +84,10 @@ class Batcher(Generic[T, R]):
     options: BatchOptions = BatchOptions()  # noqa: RUF009 - a NamedTuple does not change
     on_batch: Callable[[Sequence[float], int, float], None] = lambda *_: None
     max_running: int = 1 << 30
+    may_be_quick: bool = False
     waiting_rows: int = 0
     running: int = 0
+    _row_seconds: float = math.inf  # of the last batch of one row
     _waiting: OrderedDict[_Entry, None] = dataclasses.field(default_factory=OrderedDict)
 
     @property
@@ -115,8 +120,30 @@ class Batcher(Generic[T, R]):
             future.forget = functools.partial(self._forget, entry)
             self._waiting[entry] = None
             self.waiting_rows += rows
-            self.threads.announce(self)
+            is_quick = self.may_be_quick and self._row_seconds < _QUICK_SECONDS
+            if is_quick and not self.running and self.waiting_rows == 1:
+                future.get_loop().call_soon(self._run_here, entry)  # others may come before
+            else:
+                self.threads.announce(self)
         return future
+
+    def _run_here(self, entry: _Entry) -> None:
+        """Runs a request in its event loop unless it has gone, or others have come meanwhile."""
+        with self.threads.changed:
+            if entry not in self._waiting:
+                return
+            if self.threads.closed:
+                return self.refuse_all(Unavailable("The service is shutting down."))
+            if self.waiting_rows > 1 or self.running:
+                return self.threads.announce(self)
+            batch = self.take(time.monotonic())
+            self.running += 1
+        if batch:
+            self.run(batch, _set)
+        with self.threads.changed:
+            self.running -= 1
+            if self._waiting:  # they came from another event loop
+                self.threads.changed.notify()
 
     def wait_until_idle(self) -> None:
         """Waits for the batches that run, also those whose requests have all gone away."""
@@ -153,14 +180,18 @@ class Batcher(Generic[T, R]):
                 _settle([(entry, error)])
         return batch
 
-    def run(self, batch: list[_Entry]) -> None:
+    def run(
+        self, batch: list[_Entry], settle: Callable[[Sequence[_Outcome]], None] | None = None
+    ) -> None:
         """Runs a batch and hands out its results; raises nothing."""
         start = time.monotonic()
         outcomes = self._outcomes(batch)
         seconds = time.monotonic() - start
-        _settle(outcomes)
-        waits = [start - entry.since for entry in batch]
-        self.on_batch(waits, sum(entry.rows for entry in batch), seconds)
+        (settle or _settle)(outcomes)
+        waits, rows = [start - entry.since for entry in batch], sum(entry.rows for entry in batch)
+        if rows == 1:
+            self._row_seconds = seconds
+        self.on_batch(waits, rows, seconds)
 
     def _outcomes(self, batch: list[_Entry]) -> list[_Outcome]:
         try:

@@ -46,17 +46,18 @@ class BatchedVersion:
         options = BatchOptions(
             config.max_batch_size, config.batch_timeout_micros / 1e6, config.max_enqueued_batches
         )
+        quick = loaded.retriever is not None  # the model of somebody else may wait for anything
         alone = options._replace(max_batch_size=1)
         on_predict = partial(metrics.batch, model, PREDICT)
         self._predict: dict[str, Batcher[Arrays, dict[str, np.ndarray]]] = {}
         for name, signature in loaded.signatures.items():
             knobs = options if signature.by_rows else alone
             run = partial(loaded.run_all, name)
-            self._predict[name] = Batcher(threads, run, knobs, on_predict)
+            self._predict[name] = Batcher(threads, run, knobs, on_predict, may_be_quick=quick)
         on_retrieve = partial(metrics.batch, model, RETRIEVE)
         # Nothing here refers back to this object: it is freed with its last reference.
         answer_all = partial(_answer_all, loaded, config.unknown_queries)
-        self._retrieve = Batcher(threads, answer_all, options, on_retrieve)
+        self._retrieve = Batcher(threads, answer_all, options, on_retrieve, may_be_quick=quick)
         # What scores all candidates leaves one thread to what an index answers.
         self._score_all = Batcher(
             threads, answer_all, options, on_retrieve, max(1, config.num_batch_threads - 1)

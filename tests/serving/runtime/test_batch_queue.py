@@ -388,3 +388,52 @@ def test_a_request_goes_with_its_answer(threads):
     finally:
         gc.enable()
     assert sorted(gone) == [0, 1]
+
+
+def test_a_row_that_comes_alone_runs_in_the_event_loop(threads):
+    ran_in = []
+
+    def work(items):
+        ran_in.append(threading.current_thread())
+        return items
+
+    options = BatchOptions(64, NEVER, 10)
+    quick, other = (Batcher(threads(), work, options, may_be_quick=may) for may in (True, False))
+
+    async def main():
+        for batcher in (quick, other):
+            batcher._row_seconds = 0.0
+            assert await batcher.submit(1, 1) == 1
+        assert await quick.submit(2, 2) == 2
+        quick._row_seconds = 0.0
+        assert await asyncio.gather(quick.submit(3, 1), quick.submit(4, 1)) == [3, 4]
+        quick._row_seconds = 1.0
+        assert await quick.submit(5, 1) == 5
+
+    run(main())
+    here, *aside = [thread is threading.current_thread() for thread in ran_in]
+    assert here
+    assert len(aside) == 4  # the two that came together are one batch
+    assert not any(aside)
+    assert not quick.running
+
+
+def test_a_row_for_the_event_loop_may_leave_or_come_too_late(threads):
+    recorder = Recorder()
+    pool = threads()
+    batcher = Batcher(pool, recorder, BatchOptions(64, NEVER, 10), may_be_quick=True)
+    batcher._row_seconds = 0.0
+
+    async def main():
+        batcher.submit(1, 1).cancel()
+        late = batcher.submit(2, 1, deadline=time.monotonic())
+        with pytest.raises(DeadlineExceeded):
+            await late
+        stopped = batcher.submit(3, 1)
+        pool.close()
+        with pytest.raises(Unavailable):
+            await stopped
+
+    run(main())
+    assert not recorder.batches
+    assert batcher.waiting_rows == batcher.running == 0
