@@ -1,8 +1,9 @@
 """Joins requests for the same function into batches, with the knobs of TensorFlow Serving.
 
-A request runs at once while its function is idle, a single row of a quick one in the event loop
-itself. While a batch of it runs, requests gather until they fill a batch, the first of them has
-waited for the timeout, or the running batch ends; the next free thread then takes them.
+A request runs at once while its function is idle; a row of a quick function, in the event loop
+itself where that has no other request. While a batch runs, requests gather until they fill a
+batch, the first of them has waited for the timeout, or the running batch ends; the next free
+thread then takes them.
 """
 
 from __future__ import annotations
@@ -73,8 +74,8 @@ class Batcher(Generic[T, R]):
       on_batch: called after a batch with the seconds that each request waited, its number of
         rows, and the seconds that it ran.
       max_running: batches that run at the same time; the other threads are for other batchers.
-      may_be_quick: whether nothing in the function waits for anything but its own arithmetic, so
-        that a row which comes alone may run in the event loop, as long as the last one was quick.
+      may_be_quick: whether the function waits for nothing but its own arithmetic, so that a row
+        may run in the event loop, as long as the last one was quick.
       waiting_rows: rows that wait now; it and `running` change under the lock of the threads.
       running: batches that run now.
     """
@@ -96,12 +97,19 @@ class Batcher(Generic[T, R]):
         return self.options.max_batch_size * self.options.max_enqueued_batches
 
     def submit(
-        self, item: T, rows: int, *, key: Hashable = None, deadline: float = float("inf")
+        self,
+        item: T,
+        rows: int,
+        *,
+        key: Hashable = None,
+        deadline: float = math.inf,
+        alone: bool = False,
     ) -> asyncio.Future[R]:
         """Puts a request into the queue; call it in an event loop.
 
         A request whose future is cancelled while it waits is not run, nor one that still waits at
         its deadline, in `time.monotonic()` seconds. Only items of equal keys are joined.
+        `alone` says that the event loop has no other request.
 
         Raises:
           Overloaded: too much is waiting.
@@ -121,7 +129,7 @@ class Batcher(Generic[T, R]):
             self._waiting[entry] = None
             self.waiting_rows += rows
             is_quick = self.may_be_quick and self._row_seconds < _QUICK_SECONDS
-            if is_quick and not self.running and self.waiting_rows == 1:
+            if alone and is_quick and not self.running and self.waiting_rows == 1:
                 future.get_loop().call_soon(self._run_here, entry)  # others may come before
             else:
                 self.threads.announce(self)

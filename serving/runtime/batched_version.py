@@ -73,7 +73,9 @@ class BatchedVersion:
             )
         return self.loaded.retriever
 
-    async def predict(self, name: str, inputs: Arrays, deadline: float) -> dict[str, np.ndarray]:
+    async def predict(
+        self, name: str, inputs: Arrays, deadline: float, alone: bool
+    ) -> dict[str, np.ndarray]:
         """Runs a signature; more rows than a batch has are run in several."""
         arrays = self.loaded.fit(name, inputs)
         signature, batcher = self.loaded.signatures[name], self._predict[name]
@@ -91,9 +93,11 @@ class BatchedVersion:
             )
             if self.loaded.have_rows(name, parts, counts):
                 return dict(join(parts))
-        return await batcher.submit(arrays, rows, key=key, deadline=deadline)
+        return await batcher.submit(arrays, rows, key=key, deadline=deadline, alone=alone)
 
-    async def retrieve(self, request: RetrieveRequest, deadline: float) -> RetrieveResponse:
+    async def retrieve(
+        self, request: RetrieveRequest, deadline: float, alone: bool
+    ) -> RetrieveResponse:
         """Answers a request; more queries than a batch has are searched in several."""
         retriever, filter_ids = self.retriever, len(request.exclude) + len(request.allow or ())
         columns = [request.query_ids, request.queries, *(request.features or {}).values()]
@@ -114,7 +118,7 @@ class BatchedVersion:
         alone = retriever.default_index != "exact" and retriever.scores_all(request)
         batcher = self._score_all if alone else self._retrieve
         responses = await _all(
-            batcher.submit(part, len(part.query_ids), deadline=deadline)
+            batcher.submit(part, len(part.query_ids), deadline=deadline, alone=alone)
             for part in checked.parts(self._config.max_batch_size)
         )
         results = [result for response in responses for result in response.results]

@@ -153,7 +153,7 @@ class Service:
             if callable(inputs):
                 with self.metrics.timed("decode", call.model, PREDICT):
                     inputs = await inputs(described)
-            outputs = await pinned.predict(signature, inputs, deadline)
+            outputs = await pinned.predict(signature, inputs, deadline, self._under_way == 1)
             loaded = pinned.loaded
             prediction = Prediction(outputs, loaded.number, described, loaded.ids(signature))
             if not encode:
@@ -170,7 +170,7 @@ class Service:
     ) -> Any:
         """The best candidates of each query, a `RetrieveResponse`; otherwise as `predict`."""
         async with self._accounted(call, RETRIEVE) as (pinned, deadline):
-            response = await pinned.retrieve(request, deadline)
+            response = await pinned.retrieve(request, deadline, self._under_way == 1)
             if not encode:
                 return response
             with self.metrics.timed("encode", call.model, RETRIEVE):

@@ -403,17 +403,19 @@ def test_a_row_that_comes_alone_runs_in_the_event_loop(threads):
     async def main():
         for batcher in (quick, other):
             batcher._row_seconds = 0.0
-            assert await batcher.submit(1, 1) == 1
-        assert await quick.submit(2, 2) == 2
+            assert await batcher.submit(1, 1, alone=True) == 1
+        assert await quick.submit(2, 2, alone=True) == 2
         quick._row_seconds = 0.0
-        assert await asyncio.gather(quick.submit(3, 1), quick.submit(4, 1)) == [3, 4]
+        assert await asyncio.gather(quick.submit(3, 1, alone=True), quick.submit(4, 1)) == [3, 4]
         quick._row_seconds = 1.0
-        assert await quick.submit(5, 1) == 5
+        assert await quick.submit(5, 1, alone=True) == 5
+        quick._row_seconds = 0.0
+        assert await quick.submit(6, 1) == 6
 
     run(main())
     here, *aside = [thread is threading.current_thread() for thread in ran_in]
     assert here
-    assert len(aside) == 4  # the two that came together are one batch
+    assert len(aside) == 5  # the two that came together are one batch
     assert not any(aside)
     assert not quick.running
 
@@ -425,11 +427,11 @@ def test_a_row_for_the_event_loop_may_leave_or_come_too_late(threads):
     batcher._row_seconds = 0.0
 
     async def main():
-        batcher.submit(1, 1).cancel()
-        late = batcher.submit(2, 1, deadline=time.monotonic())
+        batcher.submit(1, 1, alone=True).cancel()
+        late = batcher.submit(2, 1, alone=True, deadline=time.monotonic())
         with pytest.raises(DeadlineExceeded):
             await late
-        stopped = batcher.submit(3, 1)
+        stopped = batcher.submit(3, 1, alone=True)
         pool.close()
         with pytest.raises(Unavailable):
             await stopped
