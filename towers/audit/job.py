@@ -25,6 +25,11 @@ from towers.training.run_directory import open_run
 
 log = logging.getLogger(__name__)
 
+# Other draws of methods, beside those by default: more exact, or shared by the rows of a group.
+DRAWS = (
+    *("bir:draws=systematic", "xir:draws=systematic"),
+    *("dns_mn:group_size=8", "softmax_v:group_size=8"),
+)
 _BASELINE = "ssl_pop"  # whose step costs are compared with
 
 
@@ -121,7 +126,7 @@ class Bench:
         left_out = {}
         if not self.trained.normalize:
             left_out["sl_at_k"] = "its weights are made for cosines; the run scores by dot products"
-        labels = dict.fromkeys(["full_softmax", own, *METHODS, *self.target.specs])
+        labels = dict.fromkeys(["full_softmax", own, *METHODS, *DRAWS, *self.target.specs])
         return [Spec.parse(label) for label in labels if label not in left_out], left_out
 
     def build(self, spec: Spec) -> Method:

@@ -16,8 +16,8 @@ class AuditConfig:
     data: str = ""  # directory that `twotower prepare` made
     run: str = ""  # directory of the trained run, whose embeddings stay as they are
     output: str = ""  # directory for audit.json and audit.html; none: RUN/audit
-    # what to audit, as name or name:option=value,...; none: all, and dns_mn and softmax_v with
-    # options for k
+    # what to audit, as name or name:option=value,...; none: all, other draws of some, and dns_mn
+    # and softmax_v with options for k
     methods: tuple[str, ...] = ()
     k: int = 50  # K, the cut-off that you care about
     batches: int = 8  # batches that are audited

@@ -12,7 +12,7 @@ from browser import assert_file_fits, assert_shared_look
 
 import twotower
 from samplers.methods.by_name import METHODS, build
-from towers.audit.job import Bench, audit
+from towers.audit.job import DRAWS, Bench, audit
 from towers.audit.measures import (
     Sums,
     half_mass_rank,
@@ -352,7 +352,7 @@ def test_all_methods_by_default(config):
     assert set(found["left_out"]) == {"sl_at_k"}  # the run scores by dot products
     named = {one["method"] for one in found["methods"].values()}
     assert named == set(METHODS) - {"sl_at_k"}
-    assert set(found["target"]["specs"]) < set(found["methods"])
+    assert {*DRAWS, *found["target"]["specs"]} < set(found["methods"])
 
 
 @pytest.mark.parametrize(
