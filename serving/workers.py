@@ -58,19 +58,18 @@ def serve(config: ServeConfig) -> int:
     if config.workers > 1:
         multiprocessing.resource_tracker.ensure_running()  # it unblocks signals
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    writing = logs.install()
     is_freed, status = True, 0
     try:
-        if not config.token and not config.host.startswith(("127.", "::1", "localhost")):
-            _log.warning("Whoever reaches %s is answered: set $TWOTOWER_TOKEN.", config.host)
-        if config.workers == 1:
-            from serving.server import run_until_signalled
+        with logs.installed():
+            if not config.token and not config.host.startswith(("127.", "::1", "localhost")):
+                _log.warning("Whoever reaches %s is answered: set $TWOTOWER_TOKEN.", config.host)
+            if config.workers == 1:
+                from serving.server import run_until_signalled
 
-            is_freed = run_until_signalled(config, announce, lambda: True)
-        else:
-            status = _supervise(config, announce)
+                is_freed = run_until_signalled(config, announce, lambda: True)
+            else:
+                status = _supervise(config, announce)
     finally:
-        writing.stop()
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     if not is_freed:
         sys.stdout.flush()
@@ -92,12 +91,7 @@ def _supervise(config: ServeConfig, announce: Announce) -> int:
         number = signal.SIGINT
         try:
             while not (received := signal.sigtimedwait(SIGNALS, _POLL_SECONDS)):
-                workers.look(announce)
-                if workers.die_again_and_again:
-                    _log.critical(
-                        "%d workers died within %g s: their own lines in this log say why.",
-                        *(_MAX_DEATHS, _DEATH_SECONDS),
-                    )
+                if not workers.look(announce):
                     return 1
             number = signal.Signals(received.si_signo)
         finally:
@@ -114,8 +108,10 @@ class _Workers:
         self._deaths: list[float] = []
         self._are_announced = False
 
-    def look(self, announce: Announce) -> None:
+    def look(self, announce: Announce) -> bool:
         """Starts those that are missing; announces the service once all were ready.
+
+        Returns False where they die again and again.
 
         Raises:
           ValueError: none was ready yet, and one cannot start.
@@ -123,6 +119,10 @@ class _Workers:
         for number, process in list(self._processes.items()):
             if process.exitcode is not None:
                 self._bury(number, process)
+        if len(self._deaths) >= _MAX_DEATHS:
+            message = "%d workers died within %g s: their own lines in this log say why."
+            _log.critical(message, _MAX_DEATHS, _DEATH_SECONDS)
+            return False
         context = multiprocessing.get_context("spawn")
         for number in set(range(self._config.workers)) - self._processes.keys():
             level = logging.getLogger("serving").level
@@ -134,12 +134,7 @@ class _Workers:
             rest, grpc, models = json.loads(_ready_file(self._folder, 0).read_bytes())
             announce(Addresses(rest, grpc), models)
             self._are_announced = True
-
-    @property
-    def die_again_and_again(self) -> bool:
-        """Whether another start is not worth it."""
-        recent = [moment for moment in self._deaths if time.monotonic() - moment < _DEATH_SECONDS]
-        return len(recent) >= _MAX_DEATHS
+        return True
 
     def end(self, number: int) -> None:
         """Hands a signal and those that follow to all, and waits until they are gone."""
@@ -161,7 +156,8 @@ class _Workers:
         if refusal.exists() and not self._are_announced:
             raise ValueError(refusal.read_text())
         mark_process_dead(process.pid, str(self._folder))
-        self._deaths.append(time.monotonic())
+        now = time.monotonic()
+        self._deaths = [then for then in self._deaths if now - then < _DEATH_SECONDS] + [now]
         message = "Worker %d, process %s, ended with status %s: another one takes its place."
         _log.error(message, number, process.pid, process.exitcode)
 
@@ -179,15 +175,14 @@ def _work(config: ServeConfig, number: int, folder: Path, level: int) -> None:
         write_atomically(_ready_file(folder, number), json.dumps([*at, models]))
 
     logging.getLogger("serving").setLevel(level)
-    writing, status = logs.install(), 0
-    try:
-        run_until_signalled(config, tell, lambda: _all_ready(config, folder))
-    except ValueError as error:
-        write_atomically(folder / _REFUSAL, str(error))
-        status = 2
-    finally:
-        writing.stop()
-        sys.stdout.flush()
+    status = 0
+    with logs.installed():
+        try:
+            run_until_signalled(config, tell, lambda: _all_ready(config, folder))
+        except ValueError as error:
+            write_atomically(folder / _REFUSAL, str(error))
+            status = 2
+    sys.stdout.flush()
     os._exit(status)  # no thread is waited for that loads a version or runs a batch
 
 

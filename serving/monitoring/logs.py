@@ -9,7 +9,7 @@ import logging
 import logging.handlers
 import queue
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
 REQUESTS = "serving.requests"  # the logger of what is refused
@@ -56,14 +56,7 @@ class _Queued(logging.handlers.QueueHandler):
 
 
 class Writing(logging.handlers.QueueListener):
-    """The thread that writes; `stop` it to have the last lines, and the handlers as they were."""
-
-    before: Callable[[], None] = staticmethod(lambda: None)
-
-    def stop(self) -> None:
-        """Ends it."""
-        super().stop()
-        self.before()
+    """The thread that writes; `stop` it to have the last lines."""
 
     def enqueue_sentinel(self) -> None:
         """Tells it to end; where nobody reads, after some of the lines that wait."""
@@ -98,25 +91,24 @@ class Sampled(logging.Filter):
         return self._count <= self._most
 
 
-def install() -> Writing:
+@contextlib.contextmanager
+def installed() -> Iterator[None]:
     """Writes all that is logged to standard output as JSON lines, in place of other handlers.
 
-    Returns:
-      What writes, in a thread of its own; `stop` it to have the last lines.
+    A thread writes; the last lines are there at the end, and the handlers are as they were.
     """
     root, requests = logging.getLogger(), logging.getLogger(REQUESTS)
-    handlers, sampled = root.handlers, Sampled(_MOST_A_SECOND)
+    before, sampled = root.handlers, Sampled(_MOST_A_SECOND)
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(JsonFormatter())
     queued = _Queued(queue.Queue(_MOST_WAITING))
     root.handlers = [queued]
     requests.addFilter(sampled)
     writing = Writing(queued.queue, handler)
-
-    def before() -> None:
-        root.handlers = handlers
-        requests.removeFilter(sampled)
-
-    writing.before = before
     writing.start()
-    return writing
+    try:
+        yield
+    finally:
+        writing.stop()
+        root.handlers = before
+        requests.removeFilter(sampled)

@@ -89,22 +89,16 @@ class EncodedIds:
 
     @cached_property
     def _fields(self) -> pa.Array:
-        def field(text: str) -> bytes:
-            raw = text.encode()
-            return field_head(_STRING_VAL, len(raw)) + raw
-
-        return self._encoded(field, self._base and self._base._fields)
+        return self._encoded("_fields", _field)
 
     @cached_property
     def _lists(self) -> pa.Array:
-        return self._encoded(
-            lambda text: b"," + orjson.dumps(text), self._base and self._base._lists
-        )
+        return self._encoded("_lists", lambda text: b"," + orjson.dumps(text))
 
-    def _encoded(self, encode: Callable[[str], bytes], base: pa.Array | None) -> pa.Array:
-        texts = self._texts[len(base) if base is not None else 0 :].to_pylist()
-        encoded = pa.array(map(encode, texts), pa.large_binary())
-        return encoded if base is None else pa.concat_arrays([base, encoded])
+    def _encoded(self, name: str, encode: Callable[[str], bytes]) -> pa.Array:
+        own = self._texts[len(self._base._texts) if self._base else 0 :]
+        encoded = pa.array(map(encode, own.to_pylist()), pa.large_binary())
+        return pa.concat_arrays([getattr(self._base, name), encoded]) if self._base else encoded
 
     def load(self) -> None:
         """Writes now what is otherwise written on first use."""
@@ -121,6 +115,11 @@ class EncodedIds:
         text, ends = _taken(self._lists, rows)
         ends = ends[:: rows.shape[1]].tolist()
         return [b"[%s]" % text[start + 1 : end] for start, end in pairwise(ends)]
+
+
+def _field(text: str) -> bytes:
+    raw = text.encode()
+    return field_head(_STRING_VAL, len(raw)) + raw
 
 
 @lru_cache

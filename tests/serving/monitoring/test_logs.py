@@ -68,11 +68,11 @@ def test_who_logs_does_not_wait_for_who_reads(monkeypatch):
     monkeypatch.setattr(root, "handlers", [])
     monkeypatch.setattr(logs, "_MOST_WAITING", 5)
     monkeypatch.setattr("sys.stdout", Slow())
-    writing = logs.install()
-    for number in range(100):
-        logging.getLogger("tests.logs").warning("line %d", number)
-    gate.set()
-    writing.stop()
+    with logs.installed():
+        for number in range(100):
+            logging.getLogger("tests.logs").warning("line %d", number)
+        gate.set()
+    assert not root.handlers  # as before
     messages = [json.loads(line)["message"] for line in written.getvalue().splitlines()]
     assert messages[:5] == [f"line {number}" for number in range(5)]
     assert len(messages) < 10  # what did not fit is lost
