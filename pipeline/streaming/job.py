@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 _NAP = 0.2  # seconds between two looks for a signal
 # By default Beam's runner on Flink keeps back what a bundle gives at a checkpoint, but not the
 # watermark behind it: the rows come late, and a window is dropped or applied without them.
-_CHECKPOINTS = ["--finish_bundle_before_checkpointing", "--checkpointing_interval"]
+_FINISHES = "--finish_bundle_before_checkpointing"
 
 
 def estimate(
@@ -84,18 +84,17 @@ def follow(config: FrequenciesConfig, arguments: list[str]) -> schema.Manifest |
         bounded collections and the stream never ends.
     """
     complete_files(config)
-    finishes, interval = _CHECKPOINTS
-    if not any(flag.startswith(interval) for flag in arguments):
-        arguments = [*arguments, *([] if "--" in arguments else ["--"]), f"{interval}=10000"]
-    goes_on = any(flag.startswith("--savepoint_path") for flag in arguments)
-    options = beam_options([*arguments, finishes], vars(config))
-    standard = options.view_as(StandardOptions)
-    if standard.runner == "FnApiRunner" and not config.max_polls:
+    options = beam_options(arguments, vars(config))
+    if options.view_as(StandardOptions).runner != "FnApiRunner":
+        behind = () if "--" in arguments else ("--",)
+        options = beam_options([*arguments, *behind, _FINISHES], vars(config))
+    elif not config.max_polls:
         raise ValueError(
             "--unbounded needs a runner for streams, such as Flink's (docs/beam.md): Beam's "
             "FnApiRunner gives snapshots only when a stream ends, as with --max_polls."
         )
-    standard.streaming = True
+    options.view_as(StandardOptions).streaming = True
+    goes_on = any(flag.startswith("--savepoint_path") for flag in arguments)
     estimator = estimator_of(config)
     with only_writer(config.output):
         if newest_snapshot(config.output) and not goes_on:
@@ -103,13 +102,18 @@ def follow(config: FrequenciesConfig, arguments: list[str]) -> schema.Manifest |
                 f"{config.output} already holds snapshots: go on from a savepoint of Flink by "
                 "`-- --savepoint_path=…`, or begin in a directory of its own."
             )
-        with running(options) as pipeline:
-            blocks = pipeline | beam.Impulse() | "Incoming" >> beam.ParDo(ReadIncoming(config))
-            stream = EstimateStream(estimator, config.step_seconds, config.snapshot_steps)
-            finish(write_snapshots(blocks | stream, estimator, config))
-        counters = pipeline.result.metrics().query(MetricsFilter().with_namespace(METRICS))
-        counts = {counter.key.metric.name: counter.result for counter in counters["counters"]}
-        log.info("frequencies: the stream has ended: %s", counts)
+        try:
+            with running(options) as pipeline:
+                blocks = pipeline | beam.Impulse() | "Incoming" >> beam.ParDo(ReadIncoming(config))
+                stream = EstimateStream(estimator, config.step_seconds, config.snapshot_steps)
+                finish(write_snapshots(blocks | stream, estimator, config))
+            counters = pipeline.result.metrics().query(MetricsFilter().with_namespace(METRICS))
+            counts = {counter.key.metric.name: counter.result for counter in counters["counters"]}
+            log.info("frequencies: the stream has ended: %s", counts)
+        except RuntimeError as error:  # Beam's only word for it
+            if "JobCancellationException" not in str(error):
+                raise
+            log.info("frequencies: the stream was cancelled")
         last = newest_snapshot(config.output)
         return schema.read_snapshot(local_copy(last)) if last else None
 

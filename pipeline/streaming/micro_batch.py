@@ -25,12 +25,12 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from pipeline.beam.accounting import check_sum
 from pipeline.beam.staging import Staging
 from pipeline.contract import schema
-from pipeline.contract.files import describe_files, stamp_of
+from pipeline.contract.files import stamp_of
 from pipeline.counts.settings import FrequenciesConfig
 from pipeline.read.discover import Piece
 from pipeline.read.log import DEAD_LETTERS, check_read, read_tally
 from pipeline.streaming import snapshots, steps
-from pipeline.streaming.estimator import FEW, Estimator, assemble, estimator_of, occurrences
+from pipeline.streaming.estimator import FEW, Estimator, assemble, estimator_of
 from pipeline.streaming.snapshots import Input, Position, Snapshot
 from pipeline.streaming.steps import APPLIED, LATE, NEVER, PENDING, Periods
 
@@ -188,21 +188,14 @@ def _manifest(
     for piece, rows in steps.staged_late(staging).items():
         late[pieces[piece].path] += rows
     weight = np.load(staging.out / schema.STREAMING_WEIGHT, mmap_mode="r")
-    by_time = after.rows / after.step if after.step else 0.0
     staging.sweep()
-    return schema.Manifest(
-        kind="streaming_frequency",
-        source=config.source,
-        configuration=snapshots.recorded(config),
-        counts=counts,
-        files=describe_files(staging.out),
-        details=after._asdict()
-        | {
-            "rows_per_step": by_time if config.step_seconds else float(config.batch_size),
-            "buckets": occurrences(weight, config.alpha),
-            "previous": previous.manifest.fingerprint if previous else None,
-            "late": dict(sorted(late.items())),
-            "consumed": (previous.consumed if previous else [])
-            + [file.recorded() for file in inputs],
-        },
+    return snapshots.describe_snapshot(
+        staging.out,
+        config,
+        counts,
+        after,
+        weight,
+        previous=previous.manifest.fingerprint if previous else None,
+        late=dict(sorted(late.items())),
+        consumed=(previous.consumed if previous else []) + [file.recorded() for file in inputs],
     )

@@ -104,10 +104,29 @@ def rule_of(config: FrequenciesConfig) -> dict[str, Any]:
     }
 
 
-def recorded(config: FrequenciesConfig) -> dict[str, Any]:
-    """The configuration in the manifest of a snapshot."""
-    settings = {name: getattr(config, name) for name in _RECORDED}
-    return rule_of(config) | settings | {"format_version": schema.FORMAT_VERSION}
+def describe_snapshot(
+    directory: Path,
+    config: FrequenciesConfig,
+    counts: dict[str, int],
+    position: Position,
+    weight: np.ndarray,
+    **details: Any,
+) -> schema.Manifest:
+    """The manifest of a snapshot whose files lie in a directory; `weight` is w, [A, H]."""
+    by_time = position.rows / position.step if position.step else 0.0
+    details = {"previous": None, "late": {}, "consumed": []} | position._asdict() | details
+    details["rows_per_step"] = by_time if config.step_seconds else float(config.batch_size)
+    details["buckets"] = occurrences(weight, config.alpha)
+    return schema.Manifest(
+        kind="streaming_frequency",
+        source=config.source,
+        configuration=rule_of(config)
+        | {name: getattr(config, name) for name in _RECORDED}
+        | {"format_version": schema.FORMAT_VERSION},
+        counts=counts,
+        files=describe_files(directory),
+        details=details,
+    )
 
 
 def open_snapshot(path: str | os.PathLike[str], config: FrequenciesConfig) -> Snapshot:
@@ -231,21 +250,9 @@ def write_window(
     directory = f"{config.output.rstrip('/')}/{step:08d}"
     with Staging(directory, overwrite=True) as staging:
         write_arrays(staging.out, state)
-        schema.Manifest(
-            kind="streaming_frequency",
-            source=config.source,
-            configuration=recorded(config),
-            counts={"applied": rows},
-            files=describe_files(staging.out),
-            details=Position(step, rows, origin)._asdict()
-            | {
-                "rows_per_step": rows / step,
-                "buckets": occurrences(state["weight"], config.alpha),
-                "previous": None,
-                "late": {},
-                "consumed": [],
-            },
-        ).write(staging.out)
+        place, counts = Position(step, rows, origin), {"applied": rows}
+        weight = state["weight"]
+        describe_snapshot(staging.out, config, counts, place, weight).write(staging.out)
         staging.commit()
     keep_newest(config.output, config.keep_snapshots)
     return directory

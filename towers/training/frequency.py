@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import tensorflow as tf
 
 from pipeline.contract import hashing, schema, stores
 from pipeline.contract.files import is_remote, written_aside
@@ -24,8 +23,6 @@ from samplers.methods.by_name import METHODS
 from samplers.methods.in_batch import CorrectSfx
 from samplers.methods.method import Method
 from towers.data.interactions import RetrievalData, find_ids
-from towers.legacy_keras import tf_keras
-from towers.model.distribution import is_chief, wait_for_all
 from towers.training.run_directory import CONFIG, FREQUENCY, read_json
 from towers.training.settings import TrainConfig
 
@@ -69,42 +66,16 @@ class Frequency(dict[str, Any]):
         with np.load(Path(run) / FREQUENCY) as arrays:
             self.update(arrays)
 
-
-class NewestSnapshot(tf_keras.callbacks.Callback):
-    """Begins each epoch but the first with the newest snapshot of a stream, for correct_sfx.
-
-    An epoch that was interrupted goes on with the estimates of its checkpoint. Where the newest
-    snapshot cannot be read or has other sizes, the epoch begins with the last one that was kept.
-    """
-
-    def __init__(
-        self,
-        frequency: Frequency,
-        config: TrainConfig,
-        data: RetrievalData,
-        steps: int,
-        strategy: tf.distribute.Strategy,
-    ) -> None:
-        super().__init__()
-        self._frequency, self._config, self._data = frequency, config, data
-        self._steps, self._strategy = steps, strategy  # steps: of an epoch
-
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        config, done = self._config, int(self.model.iteration.numpy())
-        if not done or done % self._steps:
-            return
-        if is_chief(self._strategy):  # one looks, so that all workers take the same
-            try:
-                source = newest_snapshot(self._frequency.directory)
-                stream = _of_stream(source, self._data, config.batch_size)
-                _with_sizes(config, stream)
-                stream.keep(config.run)
-                log.info("train: epoch %d begins with %s", epoch + 1, source)
-            except (OSError, ValueError) as error:
-                log.warning("train: epoch %d begins with an old snapshot: %s", epoch + 1, error)
-        wait_for_all(self._strategy)
-        self._frequency.read(config.run)
-        self._frequency.start(self.model.method)
+    def renew(self, config: TrainConfig, data: RetrievalData) -> None:
+        """Keeps the newest snapshot of the directory, if it can be read and has the same sizes."""
+        try:
+            source = newest_snapshot(self.directory)
+            stream = _of_stream(source, data, config.batch_size)
+            _with_sizes(config, stream)
+            stream.keep(config.run)
+            log.info("train: an epoch begins with %s", source)
+        except (OSError, ValueError) as error:
+            log.warning("train: an epoch begins with the snapshot before it: %s", error)
 
 
 def newest_snapshot(source: str) -> str:

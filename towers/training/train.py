@@ -31,7 +31,7 @@ from towers.training.failures import (
     full_disk,
     told_when_full,
 )
-from towers.training.frequency import NewestSnapshot, open_frequency
+from towers.training.frequency import open_frequency
 from towers.training.run_directory import (
     CHECKPOINTS,
     LOGS,
@@ -109,8 +109,17 @@ def train(config: TrainConfig, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
         wait_for_all(strategy)
         if frequency.directory:
             steps = rows.steps_per_epoch(config.batch_size)
-            newest = NewestSnapshot(frequency, config, data, steps, strategy)
-            callbacks = [newest, *callbacks]
+
+            def renew(epoch: int, logs: Any) -> None:
+                done = int(model.iteration.numpy())
+                if done and done % steps == 0:  # an interrupted epoch goes on with its checkpoint
+                    if is_chief(strategy):  # one looks, so that all workers take the same
+                        frequency.renew(config, data)
+                    wait_for_all(strategy)
+                    frequency.read(config.run)
+                    frequency.start(model.method)
+
+            callbacks = [tf_keras.callbacks.LambdaCallback(on_epoch_begin=renew), *callbacks]
         return _train(config, data, rows, model, strategy, callbacks)
 
 

@@ -1,6 +1,5 @@
 """The same bytes as in one process from real clusters of Flink and Spark (`make test-cluster`)."""
 
-import contextlib
 import itertools
 import shutil
 import threading
@@ -148,16 +147,11 @@ def follow(flink, source, out, *flags):
     settings = {"unbounded": True, "poll_seconds": 0.2, "snapshot_steps": 7, "keep_snapshots": 99}
     config = config_for(source, out, **settings, **BY_TIME)
     flags = [*flink.flags(), "--parallelism=2", "--", "--checkpointing_interval=500", *flags]
-    stream = threading.Thread(target=_until_cancelled, args=(config, flags), daemon=True)
+    stream = threading.Thread(target=estimate, args=(config, flags), daemon=True)
     stream.start()
     until(lambda: running_jobs(flink) or not stream.is_alive())
     (job,) = running_jobs(flink)
     return job, stream
-
-
-def _until_cancelled(config, flags):
-    with contextlib.suppress(RuntimeError):  # Beam's word for the end of a job that was cancelled
-        estimate(config, flags)
 
 
 def arrive(file, directory):

@@ -299,7 +299,7 @@ def test_each_epoch_begins_with_the_newest_snapshot(prepared, log, tmp_path, cap
     estimate(source, stream, **watch, overwrite=True, num_hashes=4)
     other = AtTheEnd(lambda: None)
     train(dataclasses.replace(config, epochs=4), [other])
-    assert "epoch 3 begins with an old snapshot: num_hashes must be 4" in caplog.text
+    assert "begins with the snapshot before it: num_hashes must be 4" in caplog.text
     for old, before in other.begun:
         assert old == step
         np.testing.assert_array_equal(before, interval)
