@@ -52,25 +52,22 @@ class FrequenciesConfig(SourceConfig):
             raise ValueError("--watch needs --streaming; exact counts go on with --previous.")
         if self.watch and not self.step_seconds:
             raise ValueError("--watch needs --step_seconds: files that come decide no order.")
-        if self.unbounded:
-            self._check_unbounded()
+        if self.unbounded and not (self.streaming and self.step_seconds):
+            raise ValueError("--unbounded needs --streaming and --step_seconds, steps of time.")
+        if self.unbounded and (self.watch or self.previous or self.overwrite):
+            raise ValueError(
+                "--unbounded does not go with --watch, --previous or --overwrite: it follows files "
+                "from their beginning, into a directory of its own."
+            )
+        no_files = self.source == "demo" or self.source.startswith("tfds:")
+        if (self.unbounded or self.watch) and no_files:
+            raise ValueError("--watch and --unbounded need files; give --source a directory.")
         if self.allowed_lateness_seconds and not self.step_seconds:
             raise ValueError("--allowed_lateness_seconds needs --step_seconds, steps of time.")
         if self.decay < 1 and self.streaming:
             raise ValueError("--decay is for exact counts; --alpha forgets in a stream.")
         if self.decay < 1 and not self.previous:
             raise ValueError("--decay needs --previous, the counts that decay.")
-
-    def _check_unbounded(self) -> None:
-        if not (self.streaming and self.step_seconds):
-            raise ValueError("--unbounded needs --streaming and --step_seconds, steps of time.")
-        others = [name for name in ("watch", "previous", "overwrite") if getattr(self, name)]
-        if others or self.source.startswith(("tfds:", "demo")):
-            other = f"--{others[0]}" if others else f"--source {self.source}"
-            raise ValueError(
-                f"--unbounded does not go with {other}: it follows files from their beginning, "
-                "into a directory of its own."
-            )
 
     @property
     def needs_timestamps(self) -> bool:

@@ -130,8 +130,6 @@ def watch(
       ValueError: a file is wrong. The last snapshot stays as it was, so that a new watch reads
         the files of this look again.
     """
-    if config.source.startswith("tfds:"):
-        raise ValueError("--watch needs files, got a TFDS name; give --source a directory.")
     watcher = Watcher(config)
     with _signals() as signals:
         for look in count(1):

@@ -8,7 +8,6 @@ for the estimates themselves.
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 from typing import Any, NamedTuple
 
 import apache_beam as beam
@@ -63,7 +62,10 @@ class EstimateStream(beam.PTransform):
     window: int = 1  # steps
 
     def expand(self, blocks: beam.PCollection) -> beam.PCollection:
-        advance = partial(_advance, estimator=self.estimator)
+        def advance(key: int, end: End, rows: list[np.ndarray], state: Any) -> tuple[Any, Any]:
+            buckets = advance_range(key, rows, self.estimator, state)
+            return buckets.state, (0, (end, buckets))
+
         by_window = beam.FlatMap(_by_window, self.estimator, self.seconds, self.window)
         return (
             blocks
@@ -86,7 +88,11 @@ def write_snapshots(
 
     A window that comes again, as after a restart from a checkpoint, gives the same once more.
     """
-    write = partial(_write, estimator=estimator, config=config)
+
+    def write(key: int, end: End, changed: list[Buckets], state: Any) -> tuple[Any, str]:
+        whole, rows = assemble(estimator, changed, state)
+        return (whole, rows), write_window(end.step, end.origin, whole, int(rows[0]), config)
+
     # All ranges must have given what changed in a window: one tick after they do.
     in_order = _InOrder(write, config.step_seconds, after_ms=1)
     return changed | "OneWorker" >> beam.Reshuffle() | "Write" >> beam.ParDo(in_order)
@@ -119,25 +125,6 @@ def _hash(
     block = Block(*map(np.concatenate, zip(*blocks, strict=True)))
     for key, occurrences in estimator.by_range(distinct(block)):
         yield key, (end, occurrences)
-
-
-def _advance(
-    key: int, end: End, rows: list[np.ndarray], state: Any, estimator: Estimator
-) -> tuple[np.ndarray, Any]:
-    buckets = advance_range(key, rows, estimator, state)
-    return buckets.state, (0, (end, buckets))
-
-
-def _write(
-    key: int,
-    end: End,
-    changed: list[Buckets],
-    state: Any,
-    estimator: Estimator,
-    config: FrequenciesConfig,
-) -> tuple[Any, str]:
-    whole, rows = assemble(estimator, changed, state)
-    return (whole, rows), write_window(end.step, end.origin, whole, int(rows[0]), config)
 
 
 class _InOrder(beam.DoFn):

@@ -218,7 +218,7 @@ def test_step_1_waits_for_the_watermark(tmp_path, arrivals):
         ({"source": "nowhere"}, "nowhere does not exist; check --source"),
         ({"step_seconds": 0, "allowed_lateness_seconds": 0}, "needs --streaming and --step_secon"),
         ({"watch": True}, "--unbounded does not go with --watch"),
-        ({"source": "tfds:movielens"}, "--unbounded does not go with --source tfds:movielens"),
+        ({"source": "tfds:movielens"}, "--watch and --unbounded need files"),
     ],
 )
 def test_settings_that_do_not_go_together(tmp_path, parts, settings, problem):
