@@ -203,6 +203,7 @@ class SparseAdagrad(SparseOptimizer):
 
     arguments = ("l2", "initial_accumulator", "epsilon")
     copies = 3
+    by_row = False
 
     def __init__(
         self,
@@ -219,23 +220,16 @@ class SparseAdagrad(SparseOptimizer):
         self.initial_accumulator, self.epsilon = initial_accumulator, epsilon
 
     def make_state(self, variable: tf.Variable) -> list[tf.Variable]:
-        shape, dtype = self.state_shape(variable), variable.dtype
-        start = tf.fill(shape, tf.cast(self.initial_accumulator, dtype))
-        return [
-            self.add_variable_from_reference(variable, "a", shape=shape, initial_value=start),
-        ]
-
-    def state_shape(self, variable: tf.Variable) -> list[int]:
-        """That of a."""
-        return list(variable.shape)
-
-    def squares(self, gradient: tf.Tensor) -> tf.Tensor:
-        """What is added to the rows of a for those of g."""
-        return tf.square(gradient)
+        shape = _number_by_row(variable) if self.by_row else list(variable.shape)
+        start = tf.fill(shape, tf.cast(self.initial_accumulator, variable.dtype))
+        return [self.add_variable_from_reference(variable, "a", shape, start)]
 
     def rule(self, gradient: tf.Tensor, *rows: tf.Tensor) -> tuple[tf.Tensor, ...]:
         theta, a = rows
-        a = a + self.squares(gradient)
+        added = tf.square(gradient)
+        if self.by_row:
+            added = tf.reduce_mean(added, list(range(1, len(added.shape))), keepdims=True)
+        a = a + added
         rate = tf.cast(self.learning_rate, gradient.dtype)
         return theta - rate * gradient / (tf.sqrt(a) + self.epsilon), a
 
@@ -256,12 +250,7 @@ class RowwiseAdagrad(SparseAdagrad):
     """
 
     copies = 2
-
-    def state_shape(self, variable: tf.Variable) -> list[int]:
-        return _number_by_row(variable)
-
-    def squares(self, gradient: tf.Tensor) -> tf.Tensor:
-        return tf.reduce_mean(tf.square(gradient), list(range(1, len(gradient.shape))), True)
+    by_row = True
 
 
 def _number_by_row(variable: tf.Variable) -> list[int]:
