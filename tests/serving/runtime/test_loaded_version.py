@@ -51,6 +51,42 @@ def test_a_published_version_answers_as_brute_force_does(small):
     assert not outputs["score"][1].any()
 
 
+@pytest.mark.parametrize("sample", ["small", "described", "by_embedding"])
+def test_a_session_gets_of_every_signature_what_our_clients_get(sample, request):
+    published = request.getfixturevalue(sample)
+    loaded, queries = load(published.version, index="exact"), published.sample.queries[:3]
+    history = [published.sample.candidate_ids[:2], ["?", ""], ["", ""], ["", ""]]
+    values = {
+        "query_id": names(*published.sample.query_ids[:3], "nobody"),
+        "embedding": np.concatenate([queries, np.zeros_like(queries[:1])]),
+        "history": np.array([[raw.encode() for raw in row] for row in history], object),
+        "tags": np.array([[b"a"], [b""], [b""], [b""]], object),
+        "town": names("Ulm", "", "", ""),
+        "age": np.array([30.0, np.nan, np.nan, np.nan]),
+    }
+    inputs = {
+        name: {key: values[key] for key in signature.inputs}
+        for name, signature in loaded.signatures.items()
+    }
+    answers = {name: loaded.run(name, arrays) for name, arrays in inputs.items()}
+    with tf.compat.v1.Session(graph=tf.Graph()) as session:
+        path = str(published.version)
+        graph = tf.compat.v1.saved_model.loader.load(session, ["serve"], path)
+        assert loaded.signatures.keys() == graph.signature_def.keys() - {"__saved_model_init_op"}
+        for name, ours in answers.items():
+            proto = graph.signature_def[name]
+            feed = {proto.inputs[key].name: value for key, value in inputs[name].items()}
+            fetch = {key: info.name for key, info in proto.outputs.items()}
+            theirs = session.run(fetch, feed)
+            if loaded.ids(name):
+                texts = [[raw.decode() for raw in row] for row in theirs.pop("candidate_id")]
+                assert ids_of(loaded, ours) == texts
+                assert ours.pop("candidate_id").dtype == np.int32
+            assert theirs.keys() == ours.keys()
+            for key, value in theirs.items():
+                np.testing.assert_allclose(ours[key], value, rtol=1e-5, atol=1e-5, err_msg=key)
+
+
 def test_the_index_of_serving_default_is_chosen(clustered):
     queries = names(*clustered.sample.query_ids)
     answers = {}
