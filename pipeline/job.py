@@ -26,7 +26,14 @@ from pipeline.prepare.shards import columns_of, write_dataset_metadata
 from pipeline.quality.measures import Measures, measure_blocks, measure_output
 from pipeline.quality.page import page
 from pipeline.quality.report import DROPS, as_lines, check_days, quality
-from pipeline.read.discover import column_names, find_pieces, resolve_columns, with_demo_columns
+from pipeline.read.consumed import input_files, staged_inputs
+from pipeline.read.discover import (
+    column_names,
+    find_pieces,
+    resolve_columns,
+    source_files,
+    with_demo_columns,
+)
 
 log = logging.getLogger(__name__)
 
@@ -46,9 +53,11 @@ def prepare(config: PrepareConfig, beam_arguments: list[str] | None = None) -> s
     config = with_demo_columns(config)
     pieces = find_pieces(config)
     tables = find_tables(config)
+    files = {"source": input_files(config)}
+    files |= {table.flag.strip("-"): source_files(table.config) for table in tables.values()}
     with Staging(config.output, config.overwrite or config.dry_run, options) as staging:
         log.info("prepare: reading %d piece(s) of %s", len(pieces), config.source)
-        ingest(pieces, config, staging)
+        ingest(pieces, files, config, staging)
         read = check_ingested(config, staging)
         check_days(read["days"], config)
         counts = read["counts"]
@@ -70,8 +79,10 @@ def prepare(config: PrepareConfig, beam_arguments: list[str] | None = None) -> s
         for shard in shards:
             rows[schema.SPLITS[shard.split]] += shard.rows
         measured = measure_output(staging.out, rows)
+        inputs = staged_inputs(files, staging)
         details: dict[str, Any] = {
             "columns": list(columns),
+            "inputs": {name: list(found.values()) for name, found in inputs.items()},
             "quality": _judge(read, measured, config),
         }
         _check_ids(read["ids"], measured, staging)

@@ -5,12 +5,16 @@ Everything that one room writes and another reads is named here and nowhere else
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import hashlib
+import importlib.metadata
 import json
 import keyword
 import os
 import re
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -156,8 +160,8 @@ class Manifest:
 
     `kind` is `prepared`, `frequencies`, `streaming_frequency`, `model`, `bundle` or `version`.
     `counts` holds numbers of rows and ids, `files` maps a path relative to the directory to its
-    size in bytes and its checksum. Nothing in it depends on the time, the machine or the number of
-    workers.
+    size in bytes and its checksum; `code_version` is "" where an older program wrote it. Nothing in
+    it depends on the time, the machine or the number of workers.
     """
 
     kind: str
@@ -167,6 +171,7 @@ class Manifest:
     files: dict[str, dict[str, Any]]
     details: dict[str, Any] = dataclasses.field(default_factory=dict)
     format_version: str = FORMAT_VERSION
+    code_version: str = dataclasses.field(default_factory=lambda: code_version())
 
     @property
     def fingerprint(self) -> str:
@@ -183,6 +188,25 @@ class Manifest:
         path = Path(directory) / manifest_name(self.kind)
         text = json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True, ensure_ascii=False)
         write_atomically(path, text + "\n")
+
+
+@functools.cache
+def code_version() -> str:
+    """The version of this program, such as `0.1.0+06feb11`; of a checkout with its commit.
+
+    `.changed` stands behind it where files of the checkout differ from the commit.
+    """
+    try:
+        version = importlib.metadata.version("twotower")
+    except importlib.metadata.PackageNotFoundError:
+        version = "0"
+    root = Path(__file__).parents[2]
+    if (root / ".git").exists():
+        describe = ["git", "describe", "--always", "--exclude=*", "--dirty=.changed"]
+        with contextlib.suppress(OSError):  # no git here
+            found = subprocess.run(describe, cwd=root, capture_output=True, text=True, check=False)
+            version += f"+{found.stdout.strip()}" if found.returncode == 0 else ""
+    return version
 
 
 def manifest_name(kind: str) -> str:
@@ -221,7 +245,7 @@ def read_manifest(directory: str | os.PathLike[str], kind: str) -> Manifest:
             f"{path} describes a {fields.get('kind')!r} directory, not {kind!r}: "
             "check the path that was given."
         )
-    return Manifest(**_known_fields(Manifest, fields))
+    return Manifest(**_known_fields(Manifest, {"code_version": ""} | fields))
 
 
 def snapshot_directories(path: str | os.PathLike[str]) -> list[Path]:

@@ -8,13 +8,13 @@ from typing import Any
 
 from pipeline.beam.accounting import AccountingError, check_sum
 from pipeline.beam.options import beam_options
-from pipeline.beam.staging import Staging, add_up, read_all, read_json
+from pipeline.beam.staging import Staging, add_up, read_all
 from pipeline.contract import schema
 from pipeline.contract.files import checksum, describe_files
 from pipeline.counts.merge import NUM_MOST_FREQUENT, merge_log, write_shards
 from pipeline.counts.settings import FrequenciesConfig
 from pipeline.quality.histogram import as_text, describe, from_lists, merge
-from pipeline.read.consumed import check_not_repeated, input_files, short_names
+from pipeline.read.consumed import check_not_repeated, input_files, staged_inputs
 from pipeline.read.discover import find_pieces, with_demo_columns
 from pipeline.read.formats import files_in
 from pipeline.read.log import DEAD_LETTERS, check_read
@@ -126,11 +126,7 @@ def _check_inputs(
     staging: Staging,
 ) -> list[dict[str, Any]]:
     """The files of all runs so far; those without rows do not count."""
-    described, names = staging.stage("inputs"), short_names(files)
-    inputs = {
-        path: {"file": names[path]} | read_json(described, f"{number:06d}")
-        for number, path in enumerate(files)
-    }
+    inputs = staged_inputs({"source": files}, staging)["source"]
     if not config.source.startswith("tfds:"):
         inputs = {path: inputs[path] for path in files if any(map(rows_of.get, files_in(path)))}
     earlier = previous.details["inputs"] if previous else []

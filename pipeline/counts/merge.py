@@ -21,11 +21,11 @@ from pipeline.beam.blocks import by_range, partition
 from pipeline.beam.options import finish, running, spread
 from pipeline.beam.staging import Staging, write_json
 from pipeline.contract import schema
-from pipeline.contract.files import checksum, stamp_of
 from pipeline.counts.settings import FrequenciesConfig
 from pipeline.prepare.shards import shard_of
 from pipeline.prepare.vocabulary import RANK_ORDER, Ids, distinct_ids, write_table
 from pipeline.quality.histogram import as_lists, histogram
+from pipeline.read.consumed import stage_inputs
 from pipeline.read.discover import Piece
 from pipeline.read.log import read_source
 
@@ -45,7 +45,7 @@ def merge_log(
     Staged are `merged/` (tables of raw_id, fingerprint, count, and the numbers beside them),
     `inputs/` (a description of each of `files`), and what `read_source` stages.
     """
-    merged, described = staging.stage("merged"), staging.stage("inputs")
+    merged = staging.stage("merged")
     with running(staging.options) as pipeline:
         rows, ids = read_source(pipeline, pieces, config, staging, key="candidate")
         parts = {
@@ -62,12 +62,7 @@ def merge_log(
             | "JoinCounts" >> beam.CoGroupByKey()
             | "MergeRange" >> beam.Map(partial(_merge_range, decay=config.decay, out=merged))
         )
-        describe = "Describe" >> beam.MapTuple(partial(_stage_input, out=described))
-        finish(ranges, spread(pipeline, "Files", list(enumerate(files))) | describe)
-
-
-def _stage_input(number: int, path: str, out: Path) -> None:
-    write_json(out, f"{number:06d}", {"bytes": stamp_of(path)[0], "checksum": checksum(path)})
+        finish(ranges, stage_inputs(pipeline, {"source": files}, staging))
 
 
 def _candidate_ids(element: tuple[int, Ids], partitions: int) -> Iterator[tuple[int, Ids]]:

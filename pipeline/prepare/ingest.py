@@ -17,12 +17,18 @@ from pipeline.beam.staging import Staging, add_up, write_block, write_json
 from pipeline.contract import schema
 from pipeline.prepare.settings import PrepareConfig
 from pipeline.prepare.vocabulary import Ids, distinct_ids, write_table
+from pipeline.read.consumed import stage_inputs
 from pipeline.read.discover import Piece
 from pipeline.read.log import check_read, read_source
 
 
-def ingest(pieces: list[Piece], config: PrepareConfig, staging: Staging) -> None:
-    """Pieces → blocks of distinct rows by query, ids by fingerprint, dead letters, tallies."""
+def ingest(
+    pieces: list[Piece], files: dict[str, list[str]], config: PrepareConfig, staging: Staging
+) -> None:
+    """Pieces → blocks of distinct rows by query, ids by fingerprint, dead letters, tallies.
+
+    `files` of the log and of other sources, by name, are described for the manifest.
+    """
     out = {name: staging.stage(name) for name in ("rows", "ids", "tally")}
     stage_rows = partial(_stage_distinct, out=out, weights=config.duplicates)
     stage_ids = partial(_stage_ids, out=out, partitions=config.partitions)
@@ -31,6 +37,7 @@ def ingest(pieces: list[Piece], config: PrepareConfig, staging: Staging) -> None
         finish(
             rows | "GroupRows" >> beam.GroupByKey() | "StageRows" >> beam.MapTuple(stage_rows),
             ids | "GroupIds" >> beam.GroupByKey() | "StageIds" >> beam.MapTuple(stage_ids),
+            stage_inputs(pipeline, files, staging),
         )
 
 

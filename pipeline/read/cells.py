@@ -11,8 +11,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.contract import hashing
-from pipeline.read.settings import EPOCH_UNITS, SourceConfig
+from pipeline.read.settings import EPOCH_UNITS, ISO_8601, SourceConfig
 
+# YYYY-MM-DD, and after a T or a space hh:mm, seconds, a fraction and a zone
+_ISO_PARTS = (
+    r"^\s*(?P<day>\d{4}-\d\d-\d\d)(?:[Tt ](?P<clock>\d\d:\d\d)(?P<second>:\d\d)?(?:[.,]\d+)?"
+    r"\s?(?:[Zz]|(?P<hours>[+-]\d\d):?(?P<minutes>\d\d)?)?)?\s*$"
+)
+_ISO_DEFAULTS = {"day": "", "clock": "00:00", "second": ":00", "hours": "+00", "minutes": "00"}
 NUMBER = r"^\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*$"
 
 
@@ -102,10 +108,12 @@ def seconds_of(column: pa.Array, name: str, config: SourceConfig, checks: Checks
     if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
         column = column.cast(pa.timestamp("s"), safe=False).cast(pa.int64())
         ticks = 1
-    elif "%" in config.timestamp_format:
-        column = text_of(column, name, checks).cast(pa.string())
-        times = pc.strptime(column, config.timestamp_format, "s", error_is_null=True)
-        no_day = _no_day(column, times, config.timestamp_format)
+    elif config.timestamp_format not in EPOCH_UNITS:
+        column, pattern = text_of(column, name, checks).cast(pa.string()), config.timestamp_format
+        if pattern == ISO_8601:
+            column, pattern = _full_times(column), "%Y-%m-%dT%H:%M:%S%z"
+        times = pc.strptime(column, pattern, "s", error_is_null=True)
+        no_day = _no_day(column, times, pattern)
         checks.fail(no_day, f"{name} is a day that no calendar has")
         column, ticks = times.cast(pa.int64()), 1
     else:
@@ -118,10 +126,22 @@ def seconds_of(column: pa.Array, name: str, config: SourceConfig, checks: Checks
     return column.fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64) // ticks
 
 
+def _full_times(texts: pa.Array) -> pa.Array:
+    """Times of ISO 8601 as YYYY-MM-DDThh:mm:ss+hhmm; null where a text is none."""
+    found, parts = pc.extract_regex(texts, _ISO_PARTS), []
+    for name, default in _ISO_DEFAULTS.items():
+        part = pc.struct_field(found, name)
+        parts.append(pc.if_else(pc.equal(part, ""), default, part))
+    return pc.binary_join_element_wise(parts[0], "T", *parts[1:], "")
+
+
 def _no_day(texts: pa.Array, times: pa.Array, pattern: str) -> np.ndarray:
     """Rows with days such as 30 February, which Arrow takes for 1 March: bool [n]."""
-    month, day = (part(times).fill_null(0).to_numpy(False) for part in (pc.month, pc.day))
-    found = np.isin(month * 100 + day, (301, 302, 303, 501, 701, 1001, 1201))  # after short months
+    found = np.zeros(len(texts), bool)
+    for hours in (-14, 0, 14) if "%z" in pattern else (0,):  # the day where the clock stood
+        there = pc.add(times, pa.scalar(3600 * hours, pa.duration("s")))
+        month, day = (part(there).fill_null(0).to_numpy(False) for part in (pc.month, pc.day))
+        found |= np.isin(month * 100 + day, (301, 302, 303, 501, 701, 1001, 1201))
     for row in np.flatnonzero(found):
         found[row] = False
         try:

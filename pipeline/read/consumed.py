@@ -1,13 +1,18 @@
-"""Which files an output was made from, so that none is counted twice."""
+"""Which files an output was made from: for its manifest, and so that none is counted twice."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline.contract.files import absolute
+import apache_beam as beam
+
+from pipeline.beam.options import spread
+from pipeline.beam.staging import Staging, read_json, write_json
+from pipeline.contract.files import absolute, checksum, stamp_of
 from pipeline.read.discover import source_files
 from pipeline.read.formats import tfds_builder
 from pipeline.read.settings import SourceConfig
@@ -19,6 +24,34 @@ def input_files(config: SourceConfig) -> list[str]:
         return source_files(config)
     splits = tfds_builder(config.source).info.splits
     return [str(path) for name in sorted(splits) for path in splits[name].filepaths]
+
+
+def stage_inputs(
+    pipeline: beam.Pipeline, files: dict[str, list[str]], staging: Staging
+) -> beam.PCollection:
+    """Workers take size and checksum of the files of each source; see `staged_inputs`."""
+    out = staging.stage("inputs")
+    numbered = [(f"{name}-{i:06d}", path) for name in files for i, path in enumerate(files[name])]
+    describe = beam.MapTuple(partial(_stage_input, out=out))
+    return spread(pipeline, "Files", numbered) | "Describe" >> describe
+
+
+def _stage_input(name: str, path: str, out: Path) -> None:
+    write_json(out, name, {"bytes": stamp_of(path)[0], "checksum": checksum(path)})
+
+
+def staged_inputs(
+    files: dict[str, list[str]], staging: Staging
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Of each source, path → file (its name below what all have in common), bytes, checksum."""
+    staged = staging.stage("inputs")
+    return {
+        name: {
+            path: {"file": short} | read_json(staged, f"{name}-{i:06d}")
+            for i, (path, short) in enumerate(short_names(of).items())
+        }
+        for name, of in files.items()
+    }
 
 
 def short_names(paths: Iterable[str]) -> dict[str, str]:

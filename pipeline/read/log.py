@@ -213,7 +213,7 @@ def check_read(
     if any(reason.startswith(f"{config.timestamp_column} is ") for reason in read["reasons"]):
         hint = (
             f"is --timestamp_format {config.timestamp_format} that of {config.timestamp_column!r}, "
-            "or rather another, such as %Y-%m-%d or ms? "
+            "or rather another, such as %Y-%m-%d, iso or ms? "
         )
     check_bad(letters, DEAD_LETTERS, counts, config, staging, hint)
     days = sorted((int(day), rows) for day, rows in read["days"].items())

@@ -6,6 +6,7 @@ import dataclasses
 
 from pipeline.contract.settings import require, require_all
 
+ISO_8601 = "iso"
 EPOCH_UNITS = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}  # ticks in a second
 
 
@@ -18,7 +19,8 @@ class SourceConfig:
     user_column: str = "user_id"  # column of the raw user id (the query)
     item_column: str = "item_id"  # column of the raw item id (the candidate)
     timestamp_column: str = "timestamp"  # column of the time; may be absent where none is needed
-    timestamp_format: str = "s"  # s, ms, us or ns since 1970, or a strptime pattern
+    # s, ms, us or ns since 1970; iso, such as 2026-11-28T10:00:00.5+01:00; or a strptime pattern
+    timestamp_format: str = "s"
     rating_column: str = "rating"  # column of the rating, read where there is a threshold
     rating_threshold: float | None = None  # rows below it are no positives; none: all rows are
     weight_column: str = ""  # column of a weight per row for the loss; none when empty
@@ -35,9 +37,9 @@ class SourceConfig:
         require_all(self, "must be at least 1", "partitions")
         require(len(self.delimiter) <= 1, "delimiter", "must be one character", self.delimiter)
         require(
-            self.timestamp_format in EPOCH_UNITS or "%" in self.timestamp_format,
+            self.timestamp_format in (*EPOCH_UNITS, ISO_8601) or "%" in self.timestamp_format,
             "timestamp_format",
-            f"must be one of {tuple(EPOCH_UNITS)} or a pattern such as %Y-%m-%d",
+            f"must be one of {(*EPOCH_UNITS, ISO_8601)} or a pattern such as %Y-%m-%d",
             self.timestamp_format,
         )
 

@@ -1,11 +1,14 @@
 """The same input gives the same bytes however the work is cut; a killed job leaves nothing."""
 
+import os
+
 import pyarrow.parquet as pq
 import pytest
 from prepared import digest, kill_once_there
 
 from pipeline.beam.staging import Staging
 from pipeline.contract import schema
+from pipeline.contract.files import checksum
 from pipeline.job import prepare
 from pipeline.prepare.settings import PrepareConfig
 from pipeline.read import readers
@@ -49,8 +52,12 @@ def test_how_the_work_is_cut_does_not_matter(
     pq.write_table(log, source, row_group_size=group)  # the manifest has its path
     arguments = [f"--direct_running_mode={mode}", "--direct_num_workers=2"]
     config = PrepareConfig(source=source, output=str(out), partitions=partitions, **SETTINGS)
-    prepare(config, arguments)
+    manifest = prepare(config, arguments)
     pq.write_table(log, source, row_group_size=250)
+    (described,) = manifest.details["inputs"]["source"]
+    assert described["checksum"] != checksum(source) or group == 250
+    described.update(bytes=os.path.getsize(source), checksum=checksum(source))
+    manifest.write(out)
     assert digest(out) == expected
 
 

@@ -1,6 +1,7 @@
 """The contract: golden values, and what a reader refuses."""
 
 import json
+import subprocess
 
 import numpy as np
 import pytest
@@ -64,3 +65,34 @@ def test_python_makes_no_folder_of_the_name_of_a_store(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="must be a local path"):
         write_bundle("s3://bucket/bundle", np.ones((2, 2)), ["a", "b"])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_manifest_says_which_commit_wrote_it(tmp_path, monkeypatch):
+    """Of a checkout, not of a repository that an environment with the package lies in."""
+    source = tmp_path / "repository" / "pipeline" / "contract" / "schema.py"
+    source.parent.mkdir(parents=True)
+    source.write_text("")
+    (tmp_path / ".git").mkdir()
+    git = ["git", "-C", str(tmp_path / "repository"), "-c", "user.name=a", "-c", "user.email=a@b"]
+    monkeypatch.setattr(schema, "__file__", str(source))
+    plain = schema.code_version.__wrapped__()
+    assert "+" not in plain
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "a"]):
+        subprocess.run([*git, *command], check=True)
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+    clean = schema.code_version.__wrapped__()
+    assert clean.startswith(f"{plain}+")
+    assert commit.stdout.startswith(clean.removeprefix(f"{plain}+"))
+    source.write_text("x")
+    assert schema.code_version.__wrapped__() == f"{clean}.changed"
+
+
+def test_an_older_manifest_does_not_take_the_version_of_its_reader(tmp_path):
+    manifest = schema.Manifest("prepared", "s", {}, {}, {})
+    assert manifest.code_version == schema.code_version()
+    manifest.write(tmp_path)
+    assert schema.read_manifest(tmp_path, "prepared") == manifest
+    fields = json.loads((tmp_path / schema.MANIFEST).read_text())
+    del fields["code_version"]
+    (tmp_path / schema.MANIFEST).write_text(json.dumps(fields))
+    assert schema.read_manifest(tmp_path, "prepared").code_version == ""

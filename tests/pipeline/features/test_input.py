@@ -13,6 +13,7 @@ import pytest
 
 import twotower
 from pipeline.contract import schema
+from pipeline.contract.files import describe_files
 from pipeline.features.encoding import rank_values
 from pipeline.features.join import distinct_rows
 from pipeline.features.tables import feature_files, find_tables
@@ -228,6 +229,11 @@ def test_the_three_files_of_recbole(tmp_path, caplog):
         "prepare: item year: categorical, 2 values; 0 of 2 without a value",
         "prepare: item price: numeric; 1 of 2 without a value",
     ]
+    files = {"source": "ml.inter", "user_features": "ml.user", "item_features": "ml.item"}
+    described = describe_files(tmp_path)  # by the same function as those of the output
+    assert manifest.details["inputs"] == {
+        name: [{"file": file} | described[file]] for name, file in files.items()
+    }
 
 
 def test_files_of_one_table_agree(config, tmp_path):

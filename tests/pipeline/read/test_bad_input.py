@@ -98,6 +98,39 @@ def test_a_day_that_no_calendar_has_is_bad():
     assert [seconds[0], seconds[3]] == [1_709_164_800, 1_709_251_200]
 
 
+def test_times_of_iso_8601():
+    """Fractions are cut off, zones count, and a day that no calendar has is bad in every zone."""
+    good = {
+        "2024-02-29": "2024-02-29T00:00:00",
+        "2024-02-29 10:05": "2024-02-29T10:05:00",
+        "2024-02-29T10:05:06.999999999": "2024-02-29T10:05:06",
+        " 2024-02-29T10:05:06,5Z ": "2024-02-29T10:05:06",
+        "2024-02-29t10:05:06z": "2024-02-29T10:05:06",
+        "2024-03-01T01:05:06.5+02:00": "2024-02-29T23:05:06",
+        "2024-02-29T23:05:06-0530": "2024-03-01T04:35:06",
+        "2024-02-29T23:05:06 +14": "2024-02-29T09:05:06",
+    }
+    no_days = ["2024-02-30", "2023-02-29T01:00:00+02:00", "2024-04-31T23:00:00-05"]
+    bad = [
+        "2024-13-01",
+        "2024-02-29T25:00",
+        "29.02.2024",
+        "1709164800",
+        "2024-02-29T1:05",
+        "",
+        None,
+    ]
+    config = PrepareConfig(source="log.csv", output="out", timestamp_format="iso")
+    checks = Checks(len(good) + len(no_days) + len(bad))
+    seconds = seconds_of(pa.array([*good, *no_days, *bad]), "when", config, checks)
+    assert seconds[: len(good)].astype("datetime64[s]").astype(str).tolist() == list(good.values())
+    reasons = dict(checks.failures())
+    assert [reasons.get(row, "") for row in range(len(good))] == [""] * len(good)
+    found = [reasons[row] for row in range(len(good), len(good) + len(no_days))]
+    assert found == ["when is a day that no calendar has"] * len(no_days)
+    assert len(reasons) == len(no_days) + len(bad)
+
+
 @pytest.mark.parametrize(("kind", "bits"), [("float64", 53), ("float32", 24), ("float16", 11)])
 def test_ids_that_a_float_may_have_rounded_are_refused(kind, bits):
     values = [2.0**bits - 1, 2.0**bits, -(2.0**bits), 1 - 2.0**bits, np.inf, np.nan, None, 0.5]
