@@ -26,7 +26,7 @@ from pipeline.prepare.shards import columns_of, write_dataset_metadata
 from pipeline.quality.measures import Measures, measure_blocks, measure_output
 from pipeline.quality.page import page
 from pipeline.quality.report import DROPS, as_lines, check_days, quality
-from pipeline.read.consumed import input_files, staged_inputs
+from pipeline.read.consumed import input_files, staged_inputs, with_partitions
 from pipeline.read.discover import (
     column_names,
     find_pieces,
@@ -52,8 +52,9 @@ def prepare(config: PrepareConfig, beam_arguments: list[str] | None = None) -> s
     options = beam_options(beam_arguments or [], vars(config))
     config = with_demo_columns(config)
     pieces = find_pieces(config)
-    tables = find_tables(config)
     files = {"source": input_files(config)}
+    config = with_partitions(config, files["source"])
+    tables = find_tables(config)
     files |= {table.flag.strip("-"): source_files(table.config) for table in tables.values()}
     with Staging(config.output, config.overwrite or config.dry_run, options) as staging:
         log.info("prepare: reading %d piece(s) of %s", len(pieces), config.source)

@@ -14,7 +14,7 @@ from pipeline.contract.files import checksum, describe_files
 from pipeline.counts.merge import NUM_MOST_FREQUENT, merge_log, write_shards
 from pipeline.counts.settings import FrequenciesConfig
 from pipeline.quality.histogram import as_text, describe, from_lists, merge
-from pipeline.read.consumed import check_not_repeated, input_files, staged_inputs
+from pipeline.read.consumed import check_not_repeated, input_files, staged_inputs, with_partitions
 from pipeline.read.discover import find_pieces, with_demo_columns
 from pipeline.read.formats import files_in
 from pipeline.read.log import DEAD_LETTERS, check_read
@@ -45,6 +45,7 @@ def count(config: FrequenciesConfig, beam_arguments: list[str] | None = None) ->
     pieces = find_pieces(config)
     previous = _read_previous(config)
     files = input_files(config)
+    config = with_partitions(config, files)
     with Staging(config.output, config.overwrite, options) as staging:
         log.info("frequencies: reading %d piece(s) of %s", len(pieces), config.source)
         merge_log(pieces, files, previous, config, staging)

@@ -27,14 +27,16 @@ class SourceConfig:
     delimiter: str = ""  # of text files; by default , for .csv and a tab for .tsv and .inter
     max_bad_share: float = 0.01  # more bad rows than this share is an error
     allow_empty_files: bool = False  # a file of the source without rows is no error
-    partitions: int = 16  # key ranges that travel alone; the result does not depend on it
+    # ranges of ids, each held by one worker at a time; 0: 16, or one for 64 MiB of the source; the
+    # result does not depend on it
+    partitions: int = 0
     overwrite: bool = False  # replace what is in the output directory
 
     def __post_init__(self) -> None:
         columns = (name for name in ("user_column", "item_column") if getattr(type(self), name))
         require_all(self, "must be given", "source", "output", *columns)  # no default, not required
         require_all(self, "must be in [0, 1]", "max_bad_share")
-        require_all(self, "must be at least 1", "partitions")
+        require_all(self, "must be at least 0", "partitions")
         require(len(self.delimiter) <= 1, "delimiter", "must be one character", self.delimiter)
         require(
             self.timestamp_format in (*EPOCH_UNITS, ISO_8601) or "%" in self.timestamp_format,

@@ -22,7 +22,7 @@ from pipeline.contract import schema
 from pipeline.contract.files import absolute, checksum, stamp_of
 from pipeline.contract.stores import local_copy
 from pipeline.counts.settings import FrequenciesConfig
-from pipeline.read.consumed import check_not_repeated, input_files
+from pipeline.read.consumed import check_not_repeated, input_files, with_partitions
 from pipeline.read.discover import Piece, file_pieces, find_pieces, with_demo_columns
 from pipeline.streaming.estimator import estimator_of
 from pipeline.streaming.incoming import METRICS, ReadIncoming, complete_files
@@ -57,6 +57,7 @@ def estimate(
         other settings; a file was counted before or has changed since; there are snapshots already
         and nothing says what to do with them. The snapshots there are stay as they were.
     """
+    config = with_partitions(config, ())  # what a range holds is bounded by the buckets
     if config.unbounded:
         return follow(config, beam_arguments or [])
     options = beam_options(beam_arguments or [], vars(config))

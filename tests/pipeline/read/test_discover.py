@@ -17,6 +17,7 @@ from pipeline.beam.blocks import join
 from pipeline.contract import schema
 from pipeline.job import prepare
 from pipeline.prepare.settings import PrepareConfig
+from pipeline.read.consumed import with_partitions
 from pipeline.read.discover import DEMO_COLUMNS, demo_file, find_pieces
 from pipeline.read.formats import open_text
 from pipeline.read.log import read_blocks
@@ -201,6 +202,19 @@ def test_time_columns_of_every_type(log, expected, tmp_path, column, format):
     times = column(log["timestamp"].to_numpy())
     pq.write_table(log.set_column(2, "timestamp", times), tmp_path / "log.parquet")
     assert read(tmp_path / "log.parquet", timestamp_format=format) == expected
+
+
+def test_a_large_source_has_more_ranges_of_ids(tmp_path):
+    """So that one of 10^9 rows does not need workers of some 3 GB."""
+    files = [tmp_path / "a.csv", tmp_path / "b.csv"]
+    for file in files:
+        with file.open("wb") as handle:
+            handle.truncate((1 << 30) + 1)  # takes no room on the disk
+    config = PrepareConfig(source="log.csv", output="out")
+    chosen = [with_partitions(config, map(str, some)).partitions for some in ([], files[:1], files)]
+    assert chosen == [16, 17, 33]
+    given = PrepareConfig(source="log.csv", output="out", partitions=3)
+    assert with_partitions(given, map(str, files)) is given
 
 
 def test_integer_ids_become_their_decimal_strings(tmp_path):
