@@ -52,13 +52,13 @@ def prepare(config: PrepareConfig, beam_arguments: list[str] | None = None) -> s
     options = beam_options(beam_arguments or [], vars(config))
     config = with_demo_columns(config)
     pieces = find_pieces(config)
-    files = {"source": input_files(config)}
-    config = with_partitions(config, files["source"])
+    read_files = {"source": input_files(config)}
+    config = with_partitions(config, read_files["source"])
     tables = find_tables(config)
-    files |= {table.flag.strip("-"): source_files(table.config) for table in tables.values()}
+    read_files |= {table.flag.strip("-"): source_files(table.config) for table in tables.values()}
     with Staging(config.output, config.overwrite or config.dry_run, options) as staging:
         log.info("prepare: reading %d piece(s) of %s", len(pieces), config.source)
-        ingest(pieces, files, config, staging)
+        ingest(pieces, read_files, config, staging)
         read = check_ingested(config, staging)
         check_days(read["days"], config)
         counts = read["counts"]
@@ -80,7 +80,7 @@ def prepare(config: PrepareConfig, beam_arguments: list[str] | None = None) -> s
         for shard in shards:
             rows[schema.SPLITS[shard.split]] += shard.rows
         measured = measure_output(staging.out, rows)
-        inputs = staged_inputs(files, staging)
+        inputs = staged_inputs(read_files, staging)
         details: dict[str, Any] = {
             "columns": list(columns),
             "inputs": {name: list(found.values()) for name, found in inputs.items()},

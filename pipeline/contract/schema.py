@@ -154,6 +154,25 @@ def _known_fields(kind: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name in known}
 
 
+@functools.cache
+def program_version() -> str:
+    """The version of this program, such as `0.1.0+06feb11`; of a checkout with its commit.
+
+    `.changed` stands behind it where files of the checkout differ from the commit.
+    """
+    try:
+        version = importlib.metadata.version("twotower")
+    except importlib.metadata.PackageNotFoundError:
+        version = "0"
+    root = Path(__file__).parents[2]
+    if (root / ".git").exists():
+        describe = ["git", "describe", "--always", "--exclude=*", "--dirty=.changed"]
+        with contextlib.suppress(OSError):  # no git here
+            found = subprocess.run(describe, cwd=root, capture_output=True, text=True, check=False)
+            version += f"+{found.stdout.strip()}" if found.returncode == 0 else ""
+    return version
+
+
 @dataclasses.dataclass(frozen=True)
 class Manifest:
     """What a directory holds and how it was made; its presence is what makes it complete.
@@ -171,7 +190,7 @@ class Manifest:
     files: dict[str, dict[str, Any]]
     details: dict[str, Any] = dataclasses.field(default_factory=dict)
     format_version: str = FORMAT_VERSION
-    code_version: str = dataclasses.field(default_factory=lambda: code_version())
+    code_version: str = dataclasses.field(default_factory=program_version)
 
     @property
     def fingerprint(self) -> str:
@@ -188,25 +207,6 @@ class Manifest:
         path = Path(directory) / manifest_name(self.kind)
         text = json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True, ensure_ascii=False)
         write_atomically(path, text + "\n")
-
-
-@functools.cache
-def code_version() -> str:
-    """The version of this program, such as `0.1.0+06feb11`; of a checkout with its commit.
-
-    `.changed` stands behind it where files of the checkout differ from the commit.
-    """
-    try:
-        version = importlib.metadata.version("twotower")
-    except importlib.metadata.PackageNotFoundError:
-        version = "0"
-    root = Path(__file__).parents[2]
-    if (root / ".git").exists():
-        describe = ["git", "describe", "--always", "--exclude=*", "--dirty=.changed"]
-        with contextlib.suppress(OSError):  # no git here
-            found = subprocess.run(describe, cwd=root, capture_output=True, text=True, check=False)
-            version += f"+{found.stdout.strip()}" if found.returncode == 0 else ""
-    return version
 
 
 def manifest_name(kind: str) -> str:

@@ -75,21 +75,21 @@ def test_a_manifest_says_which_commit_wrote_it(tmp_path, monkeypatch):
     (tmp_path / ".git").mkdir()
     git = ["git", "-C", str(tmp_path / "repository"), "-c", "user.name=a", "-c", "user.email=a@b"]
     monkeypatch.setattr(schema, "__file__", str(source))
-    plain = schema.code_version.__wrapped__()
+    plain = schema.program_version.__wrapped__()
     assert "+" not in plain
     for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "a"]):
         subprocess.run([*git, *command], check=True)
     commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-    clean = schema.code_version.__wrapped__()
+    clean = schema.program_version.__wrapped__()
     assert clean.startswith(f"{plain}+")
     assert commit.stdout.startswith(clean.removeprefix(f"{plain}+"))
     source.write_text("x")
-    assert schema.code_version.__wrapped__() == f"{clean}.changed"
+    assert schema.program_version.__wrapped__() == f"{clean}.changed"
 
 
 def test_an_older_manifest_does_not_take_the_version_of_its_reader(tmp_path):
     manifest = schema.Manifest("prepared", "s", {}, {}, {})
-    assert manifest.code_version == schema.code_version()
+    assert manifest.code_version == schema.program_version()
     manifest.write(tmp_path)
     assert schema.read_manifest(tmp_path, "prepared") == manifest
     fields = json.loads((tmp_path / schema.MANIFEST).read_text())
