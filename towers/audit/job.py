@@ -25,10 +25,10 @@ from towers.training.run_directory import open_run
 
 log = logging.getLogger(__name__)
 
-# Other draws of methods, beside those by default: more exact, or shared by the rows of a group.
+# Other draws of methods, beside those by default: more exact, or of each row alone.
 DRAWS = (
     *("bir:draws=systematic", "xir:draws=systematic"),
-    *("dns_mn:group_size=8", "softmax_v:group_size=8"),
+    *("dns_mn:group_size=1", "softmax_v:group_size=1"),
 )
 _BASELINE = "ssl_pop"  # whose step costs are compared with
 

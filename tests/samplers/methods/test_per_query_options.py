@@ -29,13 +29,13 @@ def test_options_have_an_effect():
     assert (loss("softmax_v", rho=4.0) > loss("softmax_v", rho=0.1)).all()
     assert (loss("softmax_v", tau=0.1) > loss("softmax_v", tau=10.0)).all()
     np.testing.assert_allclose(
-        loss("softmax_v", tau=1e9), loss("bpr", num_negatives=200), rtol=1e-5
+        loss("softmax_v", tau=1e9, group_size=1), loss("bpr", num_negatives=200), rtol=1e-5
     )
     np.testing.assert_array_equal(
         loss("soft_bpr", soft_factor=1.0, num_negatives=7), loss("dns", num_negatives=7)
     )
     np.testing.assert_array_equal(
-        loss("dns_mn", num_kept=1, num_negatives=7), loss("dns", num_negatives=7)
+        loss("dns_mn", num_kept=1, num_negatives=7, group_size=1), loss("dns", num_negatives=7)
     )
     for name, option in (
         ("adasir_u", {"add_log_weights": True}),
