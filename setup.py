@@ -66,6 +66,7 @@ EXTRAS = {
         "moto[s3]>=5",  # the tests' S3, a server of
         "flask>=3",  # flask
         "flask-cors>=5",
+        "ovmsclient>=2023.1",  # a client that knows nothing of ours
         "setuptools>=77",
         "wheel",
     ],

@@ -1,6 +1,9 @@
 """The gRPC API over a real channel, asked with the stubs of tensorflow-serving-api."""
 
+import json
 import shutil
+import subprocess
+import sys
 
 import grpc
 import numpy as np
@@ -61,6 +64,38 @@ def test_predict(server, small):
     assert set(ids[2]) == {b""}
     assert len(response.outputs["candidate_id"].string_val) == 120
     assert len(response.outputs["score"].float_val) == 120
+
+
+@pytest.mark.long
+def test_a_client_of_another_server(server, small):
+    """`ovmsclient`, of OpenVINO Model Server, by gRPC and HTTP; its messages are its own build."""
+    script = """
+import json, sys
+import ovmsclient
+for make, address in zip((ovmsclient.make_grpc_client, ovmsclient.make_http_client), sys.argv[1:]):
+    client = make(address)
+    outputs = client.predict({"query_id": ["query 0", "nobody"]}, "twotower", 1)
+    ids = [[getattr(id, "decode", lambda: id)() for id in row] for row in outputs["candidate_id"]]
+    print(json.dumps({
+        "ids": ids,
+        "scores": outputs["score"].tolist(),
+        "status": client.get_model_status("twotower", 1)[1]["state"],
+    }))
+print(json.dumps(ovmsclient.make_grpc_client(sys.argv[1]).get_model_metadata("twotower", 1)))
+"""
+    addresses = server.grpc, server.rest.split("//")[1]
+    run = [sys.executable, "-c", script, *addresses]
+    answered = subprocess.run(
+        run, stdout=subprocess.PIPE, text=True, timeout=120, check=True
+    ).stdout
+    by_grpc, by_http, metadata = map(json.loads, answered.splitlines())
+    assert by_grpc["ids"] == by_http["ids"]
+    assert by_grpc["ids"] == [small.sample.best_ids(0)[:40], [""] * 40]
+    best = np.sort(small.sample.vectors @ small.sample.queries[0])[::-1][:40]
+    for answer in (by_grpc, by_http):
+        np.testing.assert_allclose(answer["scores"][0], best, rtol=1e-5)
+        assert answer["status"] == "AVAILABLE"
+    assert metadata["inputs"] == {"query_id": {"shape": [-1], "dtype": "DT_STRING"}}
 
 
 def test_version_signature_and_output_filter(server, small):
