@@ -52,21 +52,30 @@ def stage_inputs(
 
 
 def _stage_input(name: str, path: str, out: Path) -> None:
-    write_json(out, name, {"bytes": stamp_of(path)[0], "checksum": checksum(path)})
+    try:
+        found = {"checksum": checksum(path), "bytes": stamp_of(path)[0]}
+    except OSError as error:  # told later, as are pieces of the log that cannot be read
+        found = {"problem": f"{path} cannot be read to its end: {error}."}
+    write_json(out, name, found)
 
 
 def staged_inputs(
     files: dict[str, list[str]], staging: Staging
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """Of each source, path → file (its name below what all have in common), bytes, checksum."""
+    """Of each source, path → file (its name below what all have in common), bytes, checksum.
+
+    Raises ValueError where one could not be read.
+    """
     staged = staging.stage("inputs")
-    return {
-        name: {
+    inputs: dict[str, dict[str, dict[str, Any]]] = {}
+    for name, of in files.items():
+        inputs[name] = {
             path: {"file": short} | read_json(staged, f"{name}-{i:06d}")
             for i, (path, short) in enumerate(short_names(of).items())
         }
-        for name, of in files.items()
-    }
+        if problems := [one["problem"] for one in inputs[name].values() if "problem" in one]:
+            raise ValueError(problems[0])
+    return inputs
 
 
 def short_names(paths: Iterable[str]) -> dict[str, str]:

@@ -105,7 +105,10 @@ def test_a_stream_from_a_store_has_the_state_of_the_local_one(parts, expected, s
         assert len(schema.snapshot_directories(tmp_path / "out")) == 1
 
 
-def test_a_file_that_fails_while_it_is_read_is_one_line(store, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("command", ["prepare", "frequencies"])
+def test_a_file_that_fails_while_it_is_read_is_one_line(
+    store, tmp_path, capsys, monkeypatch, command
+):
     store.pipe("logs/fails.csv", b"user_id,item_id\n" + b"u,i\n" * 500_000)
     fetch = S3File._fetch_range
 
@@ -116,7 +119,7 @@ def test_a_file_that_fails_while_it_is_read_is_one_line(store, tmp_path, capsys,
 
     monkeypatch.setattr(S3File, "_fetch_range", fail)
     arguments = ["--source", "s3://logs/fails.csv", "--output", str(tmp_path / "out")]
-    assert twotower.main(["prepare", *arguments]) == 2
+    assert twotower.main([command, *arguments]) == 2
     error = capsys.readouterr().err
     assert "s3://logs/fails.csv cannot be read to its end: the store fails" in error
     assert error.count("\n") == 1
