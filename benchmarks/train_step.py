@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from benchmarks.record import command, write
+from benchmarks.record import command, processor, write
 from towers.data.dataframe import from_dataframe
 from towers.data.interactions import RetrievalData, open_data
 from towers.legacy_keras import tf_keras, tfrs
@@ -64,6 +64,7 @@ def main() -> None:
         "dim": DIM,
         "data": options.data or "synthetic",
         "command": command("train_step"),
+        "processor": processor(),
     }
     print(table(results))
     if options.json:
