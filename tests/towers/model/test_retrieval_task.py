@@ -97,7 +97,7 @@ def model_of(name, temperature=0.2, **options):
 @pytest.mark.parametrize("name", ["adasir_u", "xir", "sl_at_k", "dns_mn"])
 def test_other_methods_with_their_extra_arguments(pairs, name):
     model = model_of(name)
-    fit(model, pairs)
+    fit(model, pairs, epochs=50)
     assert_ranked_first(model, pairs)
 
 
