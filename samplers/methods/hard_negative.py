@@ -62,7 +62,8 @@ class DnsMn(Dns):
     """
 
     num_negatives: int = 200  # N, uniform draws for each pair
-    group_size: int = 8  # G, at most as many rows in sequence share their draws
+    # G, at most as many rows in sequence share their draws; 1 where N is small, such as 10
+    group_size: int = 8
     num_kept: int = 2  # M, the draws with the highest scores that are kept, at most N
     sum_over_kept: bool = False  # the sum over the M, not the mean, as in the published code
     dro: float | None = None  # β of the DRO loss, share of the draws that counts; none: M of them

@@ -145,7 +145,8 @@ class SoftmaxV(GroupedMethod):
     excludes_seen: ClassVar[bool] = True
 
     num_negatives: int = 200  # N, uniform draws for each pair
-    group_size: int = 8  # G, at most as many rows in sequence share their draws
+    # G, at most as many rows in sequence share their draws; 1 where N is small, such as 10
+    group_size: int = 8
     rho: float = 1.0  # ρ, hardness: -log β for the OPAUC(β) that is meant, 0 < β < 1
     tau: float | None = None  # weigh by e^(score / tau) instead, whatever ρ; none: by the losses
 
