@@ -18,7 +18,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -214,10 +214,15 @@ def newest(place: str) -> str:
     The place itself where it is finished, or there is no such directory.
     """
     finished = finished_below(place)
-    numbers = [name for name in finished if name.isascii() and name.isdecimal()]
-    if "" in finished or not numbers:
+    names = numbered(finished)
+    if "" in finished or not names:
         return place
-    return f"{place.rstrip('/')}/{max(numbers, key=int)}"
+    return f"{place.rstrip('/')}/{names[max(names)]}"
+
+
+def numbered(names: Iterable[str]) -> dict[int, str]:
+    """The names that are numbers, such as those of versions and snapshots, by their number."""
+    return {int(name): name for name in names if name.isascii() and name.isdecimal()}
 
 
 def follow_versions(place: str, keep: int) -> Path:

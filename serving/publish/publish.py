@@ -156,7 +156,7 @@ def _name_lost(models: str | Path, name: str, bundle: Bundle) -> None:
 
 def _free_number(home: Path | str, version: int) -> int:
     remote = stores.finished_below(home) if isinstance(home, str) else ()
-    taken = {*map(int, filter(str.isdecimal, remote)), *numbered_directories(Path(home))}
+    taken = {*stores.numbered(remote), *numbered_directories(Path(home))}
     if version in taken:
         raise ValueError(
             f"version {version} of {home} exists, and a version is never changed: "

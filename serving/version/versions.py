@@ -71,7 +71,7 @@ def find_version(models: str | Path, name: str, version: int = 0) -> Version:
     """
     if is_remote(models):
         place = f"{str(models).rstrip('/')}/{name}"
-        numbers = [int(n) for n in stores.finished_below(place) if n.isascii() and n.isdecimal()]
+        numbers = stores.numbered(stores.finished_below(place))
         if not numbers or version not in (0, *numbers):
             there = ", ".join(map(str, sorted(numbers))) or "none; see `twotower export`"
             raise ValueError(f"{place} has no version {version or ''}; there are: {there}.")

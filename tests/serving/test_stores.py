@@ -6,9 +6,8 @@ import sys
 import threading
 import time
 
-import fsspec
 import pytest
-from object_store import SECRET, gate_before, running_store
+from object_store import SECRET, empty, gated_store
 from running_server import running
 
 import twotower
@@ -24,25 +23,13 @@ RETRIEVE = "/v1/models/twotower:retrieve"
 @pytest.fixture(scope="module")
 def server():
     """A gate before a store with a bucket `shop`, and a client of it."""
-    with (
-        running_store() as environment,
-        gate_before(environment) as (gate, gated),
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        for name, value in gated.items():
-            patch.setenv(name, value)
-        client = fsspec.filesystem("s3", use_listings_cache=False)
-        client.mkdir("shop")
-        yield gate, client
+    with gated_store("shop") as gate_and_client:
+        yield gate_and_client
 
 
 @pytest.fixture
 def gate(server):
-    gate, client = server
-    gate.judge = lambda method, path: 0
-    if paths := client.find("shop"):
-        client.rm(paths)
-    return gate
+    return empty(*server, "shop")
 
 
 @pytest.fixture

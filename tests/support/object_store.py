@@ -11,6 +11,7 @@ import threading
 import time
 
 import fsspec
+import pytest
 
 SECRET = "a-secret-of-the-tests"
 
@@ -102,3 +103,26 @@ def gate_before(environment):
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+@contextlib.contextmanager
+def gated_store(bucket):
+    """A gate before a new store with a bucket, and a client; the environment leads to the gate."""
+    with (
+        running_store() as environment,
+        gate_before(environment) as (gate, gated),
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        for name, value in gated.items():
+            patch.setenv(name, value)
+        client = fsspec.filesystem("s3", use_listings_cache=False)
+        client.mkdir(bucket)
+        yield gate, client
+
+
+def empty(gate, client, bucket):
+    """Opens a gate and empties the bucket behind it; returns the gate."""
+    gate.judge = lambda method, path: 0
+    if paths := client.find(bucket):
+        client.rm(paths)
+    return gate

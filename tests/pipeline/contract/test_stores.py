@@ -7,10 +7,9 @@ import sys
 import threading
 from pathlib import Path
 
-import fsspec
 import numpy as np
 import pytest
-from object_store import SECRET, gate_before, running_store
+from object_store import SECRET, empty, gated_store
 from prepared import digest
 
 import twotower
@@ -24,25 +23,13 @@ PLACE = "s3://data/bundle"
 @pytest.fixture(scope="module")
 def server():
     """A gate before a store with a bucket `data`, and a client of it."""
-    with (
-        running_store() as environment,
-        gate_before(environment) as (gate, gated),
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        for name, value in gated.items():
-            patch.setenv(name, value)
-        client = fsspec.filesystem("s3", use_listings_cache=False)
-        client.mkdir("data")
-        yield gate, client
+    with gated_store("data") as gate_and_client:
+        yield gate_and_client
 
 
 @pytest.fixture
 def gate(server):
-    gate, client = server
-    gate.judge = lambda method, path: 0
-    if paths := client.find("data"):
-        client.rm(paths)
-    return gate
+    return empty(*server, "data")
 
 
 @pytest.fixture
