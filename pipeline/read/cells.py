@@ -127,7 +127,7 @@ def seconds_of(column: pa.Array, name: str, config: SourceConfig, checks: Checks
 
 
 def _full_times(texts: pa.Array) -> pa.Array:
-    """Times of ISO 8601 as YYYY-MM-DDThh:mm:ss+hhmm; null where a text is none."""
+    """Times of ISO 8601 as YYYY-MM-DDThh:mm:ss+hhmm; null where a text is no time."""
     found, parts = pc.extract_regex(texts, _ISO_PARTS), []
     for name, default in _ISO_DEFAULTS.items():
         part = pc.struct_field(found, name)

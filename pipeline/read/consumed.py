@@ -53,10 +53,10 @@ def stage_inputs(
 
 def _stage_input(name: str, path: str, out: Path) -> None:
     try:
-        found = {"checksum": checksum(path), "bytes": stamp_of(path)[0]}
+        description = {"checksum": checksum(path), "bytes": stamp_of(path)[0]}
     except OSError as error:  # told later, as are pieces of the log that cannot be read
-        found = {"problem": f"{path} cannot be read to its end: {error}."}
-    write_json(out, name, found)
+        description = {"problem": f"{path} cannot be read to its end: {error}."}
+    write_json(out, name, description)
 
 
 def staged_inputs(
@@ -68,12 +68,12 @@ def staged_inputs(
     """
     staged = staging.stage("inputs")
     inputs: dict[str, dict[str, dict[str, Any]]] = {}
-    for name, of in files.items():
+    for name, paths in files.items():
         inputs[name] = {
             path: {"file": short} | read_json(staged, f"{name}-{i:06d}")
-            for i, (path, short) in enumerate(short_names(of).items())
+            for i, (path, short) in enumerate(short_names(paths).items())
         }
-        if problems := [one["problem"] for one in inputs[name].values() if "problem" in one]:
+        if problems := [file["problem"] for file in inputs[name].values() if "problem" in file]:
             raise ValueError(problems[0])
     return inputs
 

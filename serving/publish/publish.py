@@ -140,7 +140,7 @@ def _name_lost(models: str | Path, name: str, bundle: Bundle) -> None:
     """Says which candidates that `twotower items` added are not in a bundle."""
     try:
         newest = find_version(models, name).path
-    except ValueError:  # there is none, or a damaged one
+    except ValueError:  # the model has no version, or its newest is damaged
         return
     for file in (newest / ADDED_BEFORE, newest / ADDED):
         added = read_raw_ids(file, schema.CANDIDATE_ID) if file.is_file() else []

@@ -160,7 +160,7 @@ def normal(stddev: float, seed: tuple[int, int], *, zero_rows: int = 0) -> Initi
     """N(0, stddev²) for a table; its first `zero_rows` rows are 0."""
 
     def initial(shape: Any, dtype: Any = tf.float32, **_: Any) -> tf.Tensor:
-        # A graph scales in place what eager ops copy; a concrete one is told of no retracing.
+        # A graph scales in place, eager operations copy; a concrete function logs no retracing.
         draw = tf.function(lambda: tf.random.stateless_normal(shape, seed, 0.0, stddev, dtype))
         values = draw.get_concrete_function()()
         kept = tf.range(shape[0]) >= zero_rows
