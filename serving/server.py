@@ -108,7 +108,6 @@ async def run(
 
 
 async def _first(*awaitables: Awaitable[Any]) -> None:
-    """Waits for one of them; those that are not tasks of somebody else are cancelled then."""
     tasks = {asyncio.ensure_future(awaitable) for awaitable in awaitables}
     await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     for task in tasks.difference(awaitables):
@@ -121,8 +120,6 @@ async def _until(is_so: Callable[[], bool]) -> None:
 
 
 class _RestServer(uvicorn.Server):
-    """Leaves the signals to us: both servers and the service end together."""
-
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
@@ -173,7 +170,6 @@ def _add_port(server: grpc.aio.Server, address: str, config: ServeConfig) -> int
 
 
 def _credentials(config: ServeConfig) -> grpc.ServerCredentials:
-    """Certificate and key, read before anything listens."""
     certificate, key = Path(config.tls_certificate), Path(config.tls_key)
     try:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)

@@ -78,7 +78,6 @@ def serve(config: ServeConfig) -> int:
 
 
 def _supervise(config: ServeConfig, announce: Announce) -> int:
-    """Keeps the workers alive until a signal; the exit status."""
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="twotower-")))
         ports = {}
@@ -100,8 +99,6 @@ def _supervise(config: ServeConfig, announce: Announce) -> int:
 
 
 class _Workers:
-    """The processes, by their number, and what they tell in `folder`."""
-
     def __init__(self, config: ServeConfig, folder: Path) -> None:
         self._config, self._folder = config, folder
         self._processes: dict[int, BaseProcess] = {}
@@ -187,7 +184,6 @@ def _work(config: ServeConfig, number: int, folder: Path, level: int) -> None:
 
 
 def _all_ready(config: ServeConfig, folder: Path) -> bool:
-    """Whether every worker was ready once."""
     return all(_ready_file(folder, number).exists() for number in range(config.workers))
 
 

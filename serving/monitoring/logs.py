@@ -59,7 +59,6 @@ class Writing(logging.handlers.QueueListener):
     """The thread that writes; `stop` it to have the last lines."""
 
     def enqueue_sentinel(self) -> None:
-        """Tells it to end; where nobody reads, after some of the lines that wait."""
         waiting = self.queue
         assert isinstance(waiting, queue.Queue)
         with contextlib.suppress(queue.Full):
@@ -81,7 +80,6 @@ class Sampled(logging.Filter):
         self._second, self._count = 0, 0
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether the line is written."""
         if int(record.created) != self._second:
             left_out = max(0, self._count - self._most)
             self._second, self._count = int(record.created), 0

@@ -90,7 +90,6 @@ class Metrics:
         self._stages.labels(model, api, name).observe(time.perf_counter() - start)
 
     def answered(self, model: str, api: str, entrypoint: str, seconds: float) -> None:
-        """Counts a good request."""
         self._requests.labels(model, api, OK).inc()
         self._seconds.labels(model, api, entrypoint).observe(seconds)
 
@@ -112,7 +111,6 @@ class Metrics:
         event(_log, logging.WARNING, str(error), request_id=request_id, **fields)
 
     def cancelled(self, model: str, api: str) -> None:
-        """Counts a request whose client went away."""
         self._requests.labels(model, api, "CANCELLED").inc()
 
     def batch(
@@ -133,7 +131,6 @@ class Metrics:
             self._load_seconds.labels(model).observe(seconds)
 
     def exposition(self) -> bytes:
-        """All metrics in the text format of Prometheus."""
         self._depth.set(self.queue_depth())
         registry = self._registry
         if WORKERS_FOLDER in os.environ:
@@ -178,7 +175,6 @@ class _Watched(Collector):
     ready: Callable[[], bool] = staticmethod(lambda: False)
 
     def collect(self) -> Iterator[Metric]:
-        """The two gauges."""
         state = GaugeMetricFamily(
             "twotower_version_state",
             "State of a version: 10 start, 20 loading, 30 available, 40 unloading, 50 end.",

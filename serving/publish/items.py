@@ -81,7 +81,6 @@ def change_items(config: ItemsConfig) -> Path | str:
 
 
 def _changed(version: Version, base_ids: pa.Array, config: ItemsConfig) -> Delta:
-    """The delta of the version with what the tables of a call change in it."""
     if not can_have_delta(version.path):
         raise ValueError(f"{version.path} was exported by an older twotower: export it again.")
     before = read_delta(version.path, version.manifest.counts["dimensions"])
@@ -155,7 +154,6 @@ def _by_model(path: Path, table: pa.Table, source: str) -> np.ndarray:
 
 
 def _write_on_top(path: Path, version: Version, delta: Delta, left: int) -> None:
-    """Writes a version that has the files of another one, and its own delta."""
     manifest = version.manifest
     write_with_delta(version.path, manifest.files, path, delta)
     shutil.copyfile(version.path / MODEL_CARD, path / MODEL_CARD)  # people may annotate it
@@ -217,7 +215,6 @@ def _write_anew(path: Path, version: Version, base_ids: pa.Array, delta: Delta) 
 
 
 def _added_before(version: Version, base_ids: pa.Array, delta: Delta) -> pa.Table:
-    """What was said of all candidates that came and stayed, for the next export to name."""
     tables = [delta.added]
     if (version.path / ADDED_BEFORE).is_file():
         earlier = pq.read_table(version.path / ADDED_BEFORE)
@@ -239,7 +236,6 @@ def _manifest_anew(version: Version, delta: Delta) -> schema.Manifest:
 
 
 def _save_query_model(version: Path, place: Path) -> None:
-    """Writes the query encoder of a version as a SavedModel of its own."""
     served, module = tf.saved_model.load(str(version)), tf.Module()
     module.encoder = served.encoder
     names = {TOP_K: QUERY_EMBEDDING, REQUEST_EMBEDDING: REQUEST_EMBEDDING}

@@ -113,7 +113,6 @@ def new_version(models: str | Path, name: str, version: int = 0) -> Iterator[New
 
 
 def _upload(partial: Path, home: str, number: int, version: int) -> str:
-    """Uploads a version under the first number from `number` on that nobody has taken."""
     with stores.kept_on_failure(partial, partial.with_name("kept")):
         while True:
             try:
@@ -137,7 +136,6 @@ def _check_title(bundle: Bundle, column: str) -> None:
 
 
 def _name_lost(models: str | Path, name: str, bundle: Bundle) -> None:
-    """Says which candidates that `twotower items` added are not in a bundle."""
     try:
         newest = find_version(models, name).path
     except ValueError:  # the model has no version, or its newest is damaged
@@ -207,7 +205,6 @@ def write_page(report: dict[str, Any], path: Path) -> None:
 
 
 def _why_no_scann(options: VersionOptions) -> str:
-    """The reason why the version gets no ScaNN index; empty where it gets one."""
     if not options.scann:
         return "it was switched off (scann=False)"
     if import_scann() is None:

@@ -59,7 +59,6 @@ class ExportConfig(VersionOptions):
             require(bool(self.run), "run", "must be a directory", self.run)
 
     def version_options(self) -> VersionOptions:
-        """The part of the settings that `serving.publish.publish` takes."""
         names = [field.name for field in dataclasses.fields(VersionOptions)]
         return VersionOptions(**{name: getattr(self, name) for name in names})
 

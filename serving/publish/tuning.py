@@ -119,7 +119,6 @@ def _tune_scann(
 
 
 def _trees(num_candidates: int, wanted: int) -> list[int]:
-    """Numbers of leaves to try, the usual one first; [0] where there is to be no tree."""
     usual = usual_leaves(num_candidates)
     if wanted or not usual:
         return [wanted]
@@ -167,7 +166,6 @@ class Setting(NamedTuple):
     measured: Measured
 
     def described(self) -> dict[str, Any]:
-        """For the report."""
         return {
             "num_leaves": self.num_leaves,
             "leaves_to_search": self.parameters[0],
@@ -203,11 +201,9 @@ class Sweep:
 
     @property
     def fastest_ms(self) -> float:
-        """Time of a batch with the fastest setting that keeps the promise; inf for none."""
         return self.keeping[0].measured.batch_ms if self.keeping else math.inf
 
     def strongest(self) -> Iterator[Setting]:
-        """Settings with all leaves, slow and good, measured now; the last one finds the most."""
         index = self.index
         if not index.num_leaves:
             yield self.settings[0]

@@ -49,8 +49,6 @@ class _Name(StringConvertor):
 
 
 class _Number(IntegerConvertor):
-    """A version; the service says whether it can be one."""
-
     regex = "[0-9]{1,200}"
 
 
@@ -81,7 +79,6 @@ def build(service: Service) -> ASGIApp:
 
 
 def _add(app: FastAPI, method: str, path: str, work: Endpoint, description: dict[str, Any]) -> None:
-    """Adds a route; an exception in it becomes a status code and one line of text."""
 
     async def endpoint(request: Request) -> Response:
         try:
@@ -97,8 +94,6 @@ def _add(app: FastAPI, method: str, path: str, work: Endpoint, description: dict
 
 
 class _RestApi:
-    """What the routes do; `path_params` are the model, and its version or label."""
-
     def __init__(self, service: Service) -> None:
         self._service = service
         self._bodies = Bodies(service.config.max_body_mb << 20)
@@ -185,7 +180,6 @@ class _RestApi:
     def _about(
         self, request: Request, api: str, describe: Callable[[Retriever], dict[str, Any]]
     ) -> Response:
-        """What the retriever of a version knows without a search, as JSON."""
         call = _call(request)
         with self._service.counted(call, api), self._service.retriever(call) as retriever:
             content = {"model": call.model, "version": retriever.version.number}
@@ -203,7 +197,6 @@ class _RestApi:
 
 
 def _call(request: Request) -> Call:
-    """The call of `guarded`, with the model and the version or label of the path."""
     return request.state.call._replace(**request.path_params)
 
 
@@ -224,7 +217,6 @@ def _health(is_well: bool) -> Response:
 
 
 def _limit(request: Request) -> int:
-    """The query parameter `limit`."""
     limit = whole_number(request.query_params.get("limit", "100"), _MAX_LISTED)
     if not limit:
         raise InvalidRequest(f"The query parameter limit must be 1 to {_MAX_LISTED}.")

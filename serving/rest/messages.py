@@ -8,58 +8,14 @@ from itertools import zip_longest
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field
 
-from pipeline.contract.settings import did_you_mean
 from serving.errors import InvalidRequest
 from serving.rest.codec import PIECE_VALUES, check_lengths, dump, json_list, parse
-from serving.rest.tensors import to_json_values
+from serving.rest.tensors import shown, to_json_values
 from serving.retrieval.requests import RetrieveRequest, RetrieveResponse, RetrieveResult
 
-_MAX_MISTAKES = 3  # that a message names
 _MAX_FIELDS = 20  # of an object
-
-
-class RetrieveBody(BaseModel):
-    """A question: the best candidates of each query."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-    query_ids: list[str] | None = Field(  # of wrong ids, one is told
-        None, fail_fast=True, description="Raw ids of the queries.", examples=[["user 1"]]
-    )
-    queries: list[dict[str, Any]] | None = Field(
-        None,
-        fail_fast=True,
-        description="In place of ids, what is known of each query now: query_id, history (ids of "
-        "candidates, the oldest first), attributes by name; `request_embedding` in the metadata "
-        "lists what the model takes. What a known id leaves out is what is stored of it.",
-        examples=[[{"history": ["item 1", "item 2"], "town": "Ulm"}]],
-    )
-    features: dict[str, list[Any]] | None = Field(
-        None,
-        description="In place of ids, the inputs of a model without a query model: "
-        '{"embedding": [[...], ...]}, one row for each query.',
-    )
-    k: int = Field(10, ge=1, description="Results for each query; the service has a limit.")
-    exclude_seen: bool = Field(False, description="Leave out what a query had in training.")
-    exclude: list[str] = Field([], fail_fast=True, description="Ids of candidates to leave out.")
-    allow: list[str] | None = Field(
-        None, fail_fast=True, description="Ids of the only candidates to choose from."
-    )
-    where: dict[str, Any] | None = Field(
-        None,
-        description="Conditions on attributes of candidates, all of which hold: texts, of which "
-        "any is meant, true or false, numbers from min to max.",
-        examples=[{"brand": ["a", "b"], "price": {"max": 20}, "in_stock": True}],
-    )
-    min_score: float | None = Field(None, description="Leave out candidates below it.")
-    index: Literal["default", "exact", "scann"] = Field(
-        "default", description="default is the faster one that keeps the promised recall."
-    )
-    unknown_queries: Literal["popular", "empty", "error"] | None = Field(
-        None, description="What an unknown query gets; null for what the service is set to."
-    )
 
 
 class CandidateAnswer(BaseModel):
@@ -104,31 +60,16 @@ def parse_retrieve(body: bytes | bytearray, max_rows: int) -> RetrieveRequest:
         content = parse(body)
     except ValueError as error:
         raise InvalidRequest(f"body: Invalid JSON: {error}") from error
-    if isinstance(content, dict):  # what is far too large is refused before its parts are read
-        features = content.get("features")
-        features = features if isinstance(features, dict) else {}
-        where = content.get("where")
-        conditions = len(where) if isinstance(where, dict) else 0
-        rows = [content.get("query_ids"), content.get("queries"), *features.values()]
-        check_lengths(rows, max_rows)
-        if max(len(content), len(features), conditions) > _MAX_FIELDS:
-            raise InvalidRequest(f"An object may have at most {_MAX_FIELDS} fields here.")
-    try:
-        return RetrieveRequest(**dict(RetrieveBody.model_validate(content)))
-    except ValidationError as error:
-        mistakes = error.errors(include_url=False, include_context=False, include_input=False)
-        lines = []
-        for mistake in mistakes[:_MAX_MISTAKES]:
-            place = ".".join(str(part)[:40] for part in mistake["loc"]) or "body"
-            text = mistake["msg"][:200]
-            if mistake["type"] == "extra_forbidden":
-                known = RetrieveBody.model_fields
-                hint = did_you_mean(place, known, "")
-                text = f"there is no such field, a body has {', '.join(known)}. {hint}".rstrip()
-            lines.append(f"{place}: {text}")
-        if len(mistakes) > _MAX_MISTAKES:
-            lines.append(f"and {len(mistakes) - _MAX_MISTAKES} more")
-        raise InvalidRequest("; ".join(lines)) from error
+    if not isinstance(content, dict):
+        raise InvalidRequest(f"The body must be a JSON object, got {shown(content)}.")
+    features, where = (
+        part if isinstance(part := content.get(name), dict) else {}
+        for name in ("features", "where")
+    )
+    check_lengths([content.get("query_ids"), content.get("queries"), *features.values()], max_rows)
+    if max(map(len, (content, features, where))) > _MAX_FIELDS:  # before their parts are read
+        raise InvalidRequest(f"An object may have at most {_MAX_FIELDS} fields here.")
+    return RetrieveRequest(**content)
 
 
 def encode_retrieve(model: str, response: RetrieveResponse, deadline: float = math.inf) -> bytes:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from serving.rest.messages import ErrorAnswer, RetrieveAnswer, RetrieveBody
+from serving.rest.messages import ErrorAnswer, RetrieveAnswer
+from serving.retrieval.requests import RetrieveRequest
 from serving.version.names import MAX_VERSION
 
 DESCRIPTION = (
@@ -64,7 +65,6 @@ _HTML = {"content": {"text/html": {"schema": {"type": "string"}}}}
 def _route(
     tag: str, summary: str, *refusals: int, answer: dict[str, Any] = _JSON, **extra: Any
 ) -> dict[str, Any]:
-    """Arguments of `FastAPI.add_api_route`; `extra` are a body and the parameters of a query."""
     errors = {code: {"model": ErrorAnswer, "description": _REFUSALS[code]} for code in refusals}
     return {
         "tags": [tag],
@@ -94,7 +94,7 @@ RETRIEVE = _route(
     _RETRIEVAL,
     "The best candidates of each query, filtered",
     *_REFUSALS,
-    requestBody={**_object(RetrieveBody.model_json_schema()), "required": True},
+    requestBody={**_object(RetrieveRequest.model_json_schema()), "required": True},
     answer={"model": RetrieveAnswer},
 )
 ALIVE = _route(_OPERATION, "200 unless a restart is called for", 503, answer=_TEXT)

@@ -96,7 +96,6 @@ def is_base64(value: Any) -> bool:
 
 
 def _flat_array(name: str, leaves: list[Any], dtype: np.dtype) -> np.ndarray:
-    """Values to an array of one dimension, without loss."""
     if dtype.kind not in _TYPES:
         raise InvalidRequest(f"Input {name!r} is {dtype.name}, which JSON cannot carry: use gRPC.")
     expected, types = _TYPES[dtype.kind]

@@ -25,8 +25,6 @@ Conditions = Mapping[str, Any]  # column → texts, or (lowest, highest)
 
 
 class _Texts(NamedTuple):
-    """A column of texts, or of lists of them."""
-
     code_of: dict[str, int]
     codes: np.ndarray  # int32 [n], -1 for a missing value
     rows: np.ndarray | None  # int32 [n], whose they are; None where each row has one, in order
@@ -53,7 +51,6 @@ class Attributes:
         self._mask_of = lru_cache(kept)(lambda name, key: _fulfil(columns[name], key, size))
 
     def kinds(self) -> dict[str, str]:
-        """Of each column, what it holds: text, list (of texts) or number."""
         return {field.name: kind_of(field.type) for field in self.schema}
 
     def check(self, where: Mapping[str, Any]) -> Conditions:

@@ -112,7 +112,6 @@ class Base:
 
     @cached_property
     def popularity(self) -> tuple[np.ndarray, np.ndarray]:
-        """As of a `Corpus`."""
         counts = self._files / schema.BUNDLE_CANDIDATE_COUNTS
         if counts.is_file():
             count = np.load(counts)
@@ -192,16 +191,13 @@ class Corpus:
         return rows
 
     def query_ids(self, limit: int) -> list[str]:
-        """The first raw ids of the queries that have a seen list."""
         return list(itertools.islice(self._base.query_row, limit))
 
     def names(self, rows: np.ndarray) -> list[str]:
-        """Raw ids of rows of candidates."""
         return self.encoded_ids.names(rows)
 
     @cached_property
     def encoded_ids(self) -> EncodedIds:
-        """The ids of all rows as answers carry them."""
         base, added = self._base.ids, self._delta.ids
         return EncodedIds(added, base) if added else base
 
@@ -249,7 +245,6 @@ class Corpus:
         return Attributes(as_attributes(self._delta.added, self.attributes.schema))
 
     def check_popularity(self) -> None:
-        """Raises InvalidRequest where the version does not know which candidates are popular."""
         if not self.has_popularity:
             raise InvalidRequest(
                 f"unknown_queries 'popular' needs counts of the candidates, but the version "
@@ -258,7 +253,6 @@ class Corpus:
             )
 
     def load(self) -> None:
-        """Reads now what is otherwise read on first use."""
         if self.has_popularity:
             _ = self.popularity
         self.encoded_ids.load()
@@ -280,12 +274,10 @@ class Corpus:
         return rows, count[rows]
 
     def candidate_rows(self, candidate_ids: Iterable[str]) -> np.ndarray:
-        """Rows of the candidates that are in the corpus: int64, ascending, each once."""
         rows = np.unique(self._rows(list(candidate_ids)))
         return rows[rows >= 0]
 
     def _rows(self, candidate_ids: Sequence[str]) -> np.ndarray:
-        """Their rows, int64; -1 where one is not in the corpus."""
         rows = self._base.ids.rows(candidate_ids)
         for place, raw_id in enumerate(candidate_ids if self._changed else ()):
             rows[place] = self._changed.get(raw_id, rows[place])

@@ -55,7 +55,6 @@ def answer(config: QueryConfig) -> list[RetrieveResult]:
 
 
 def _described(config: QueryConfig, retriever: Retriever) -> dict[str, Any]:
-    """The query as --query, --history and --set describe it."""
     described: dict[str, Any] = {"query_id": config.query[0]} if config.query else {}
     if config.history:
         described["history"] = config.history.split(",")
@@ -109,5 +108,4 @@ def _table(result: RetrieveResult, history: list[str], titles: Sequence[str]) ->
 
 
 def _named(ids: Sequence[str], titles: Sequence[str]) -> list[str]:
-    """Ids, each with its title where there is one."""
     return [f"{raw_id}  {title or ''}".rstrip() for raw_id, title in zip_longest(ids, titles)]

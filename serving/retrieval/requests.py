@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import reprlib
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from pipeline.contract.settings import did_you_mean
 from serving.errors import InvalidRequest, NotFound
-from serving.retrieval.settings import INDEXES, UNKNOWN_QUERIES
 from serving.version.served_model import EMBEDDING
 
+_MAX_MISTAKES = 3  # that a message names
 MAX_NUMBER = 1e15  # of an embedding; scores stay finite with vectors of any sensible size
 
 
@@ -21,72 +22,85 @@ class UnknownQuery(NotFound, LookupError):  # noqa: N818 - the name of an answer
     """The version does not know a query, and was asked to say so."""
 
 
-@dataclasses.dataclass(frozen=True)
-class RetrieveRequest:
-    """One or several queries with the filters that hold for all of them.
+def _ids(default: Any, description: str, **extra: Any) -> Any:
+    """A field of ids; of wrong ones, the first is told."""
+    return Field(default, fail_fast=True, strict=False, description=description, **extra)
 
-    Attributes:
-      query_ids: raw ids, B of them; None where `queries` or `features` are given.
-      queries: in place of ids, B mappings: query_id, history (raw ids of candidates, the oldest
-        first) and attributes by name, each where it is known. What is left out of a known id is
-        what the version has stored. The version says what it takes: see `Retriever.query_inputs`.
-      features: inputs of the model by name, B rows each, in place of ids. A version without a
-        query model takes {"embedding": float32 [B, D]}; those with one take ids only.
-      k: results for each query; above the K of the version is legal: an index with a wide search
-        is asked for up to eight times as many, beyond that the search is exact.
-      exclude_seen: leave out what a query had in training.
-      exclude: raw ids of candidates to leave out.
-      allow: raw ids of the only candidates to choose from; None for all. An empty list allows
-        none. An id that is not in the corpus is left aside and counted, here and in `exclude`.
-      where: conditions on attributes of candidates, all of which hold: {"brand": ["a", "b"],
-        "price": {"min": 1, "max": 20}, "in_stock": True}. Of texts any may be meant, and of a
-        column of lists any value may be it. The version says what it has: `Corpus.attributes`.
-      min_score: leave out candidates below it, so that there may be fewer than k; None for no
-        limit. Popular candidates in place of an answer have no such score and are not cut.
-      index: "default", "exact" or "scann".
-      unknown_queries: "popular", "empty" or "error"; None for what the service is set to.
+
+class RetrieveRequest(BaseModel):
+    """A question: the best candidates of each query, with filters that hold for all of them.
+
+    Raises:
+      InvalidRequest: a field breaks a rule; the message names it.
     """
 
-    query_ids: Sequence[str] | None = None
-    queries: Sequence[Mapping[str, Any]] | None = None
-    features: Mapping[str, Any] | None = None
-    k: int = 10
-    exclude_seen: bool = False
-    exclude: Sequence[str] = ()
-    allow: Sequence[str] | None = None
-    where: Mapping[str, Any] | None = None
-    min_score: float | None = None
-    index: str = "default"
-    unknown_queries: str | None = None
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
 
-    def __post_init__(self) -> None:
+    query_ids: list[str] | None = _ids(None, "Raw ids of the queries.", examples=[["user 1"]])
+    queries: list[dict[str, Any]] | None = _ids(
+        None,
+        "In place of ids, what is known of each query now: query_id, history (ids of "
+        "candidates, the oldest first), attributes by name; `request_embedding` in the metadata "
+        "lists what the model takes. What a known id leaves out is what is stored of it.",
+        examples=[[{"history": ["item 1", "item 2"], "town": "Ulm"}]],
+    )
+    features: dict[str, Any] | None = Field(
+        None,
+        description="In place of ids, the inputs of a model without a query model: "
+        '{"embedding": [[...], ...]}, one row for each query.',
+    )
+    k: int = Field(
+        10,
+        ge=1,
+        description="Results for each query; the service has a limit. Above the K of the version "
+        "an index with a wide search is asked for up to eight times as many, then all are scored.",
+    )
+    exclude_seen: bool = Field(False, description="Leave out what a query had in training.")
+    exclude: list[str] = _ids((), "Ids of candidates to leave out.")
+    allow: list[str] | None = _ids(
+        None,
+        "Ids of the only candidates to choose from; an empty list allows none. What is not in "
+        "the corpus is left aside and counted, here and in `exclude`.",
+    )
+    where: dict[str, Any] | None = Field(
+        None,
+        description="Conditions on attributes of candidates, all of which hold: texts, of which "
+        "any is meant, true or false, numbers from min to max.",
+        examples=[{"brand": ["a", "b"], "price": {"max": 20}, "in_stock": True}],
+    )
+    min_score: float | None = Field(
+        None, description="Leave out candidates below it, but for popular ones of a fallback."
+    )
+    index: Literal["default", "exact", "scann"] = Field(
+        "default", description="default is the faster one that keeps the promised recall."
+    )
+    unknown_queries: Literal["popular", "empty", "error"] | None = Field(
+        None, description="What an unknown query gets; null for what the service is set to."
+    )
+
+    def __init__(self, /, query_ids: Sequence[str] | None = None, **fields: Any) -> None:
+        try:
+            super().__init__(query_ids=query_ids, **fields)
+        except ValidationError as error:
+            raise InvalidRequest(_described(error)) from error
         if [self.query_ids, self.queries, self.features].count(None) != 2:
             raise InvalidRequest("a request must have one of query_ids, queries and features.")
-        for name in ("query_ids", "exclude", "allow"):
-            ids, rule = getattr(self, name), "be a sequence of strings"
-            if ids is not None or name == "exclude":
-                is_list = isinstance(ids, Sequence) and not isinstance(ids, str | bytes)
-                _require(is_list, name, rule, ids)
-                for raw_id in ids:
-                    _require(isinstance(raw_id, str), name, rule, raw_id, " in it")
-        is_list = isinstance(self.queries, Sequence) and not isinstance(self.queries, str | bytes)
-        _require(self.queries is None or is_list, "queries", "be a list", self.queries)
-        for query in self.queries or ():
-            _require(isinstance(query, Mapping), "queries", "be mappings", query)
-        for name in ("features", "where"):
-            value = getattr(self, name)
-            is_mapping = value is None or isinstance(value, Mapping)
-            _require(is_mapping, name, "map names to values", value)
-        _require(type(self.k) is int and self.k >= 1, "k", "be at least 1", self.k)
-        is_bool = isinstance(self.exclude_seen, bool)
-        _require(is_bool, "exclude_seen", "be true or false", self.exclude_seen)
-        score = self.min_score
-        is_number = isinstance(score, int | float) and not isinstance(score, bool)
-        is_score = score is None or (is_number and math.isfinite(score))
-        _require(is_score, "min_score", "be a finite number", score)
-        _require(self.index in INDEXES, "index", f"be one of {', '.join(INDEXES)}", self.index)
-        choice, rule = self.unknown_queries, f"be one of {', '.join(UNKNOWN_QUERIES)}"
-        _require(choice is None or choice in UNKNOWN_QUERIES, "unknown_queries", rule, choice)
+
+
+def _described(error: ValidationError) -> str:
+    mistakes = error.errors(include_url=False, include_context=False)
+    lines = []
+    for mistake in mistakes[:_MAX_MISTAKES]:
+        place = ".".join(str(part)[:40] for part in mistake["loc"])
+        text = f"{mistake['msg'][:200]}, got {shown(mistake['input'])}"
+        if mistake["type"] == "extra_forbidden":
+            known = RetrieveRequest.model_fields
+            hint = did_you_mean(place, known, "")
+            text = f"there is no such field, a body has {', '.join(known)}. {hint}".rstrip()
+        lines.append(f"{place}: {text}")
+    if len(mistakes) > _MAX_MISTAKES:
+        lines.append(f"and {len(mistakes) - _MAX_MISTAKES} more")
+    return "; ".join(lines)
 
 
 class RetrieveResult(NamedTuple):
@@ -129,11 +143,6 @@ def given_embeddings(features: Mapping[str, Any], dimensions: int) -> np.ndarray
     if not (np.abs(given) <= MAX_NUMBER).all():
         raise InvalidRequest(f"{rule} of at most {MAX_NUMBER:g}, got a larger one or NaN.")
     return given.astype(np.float32)
-
-
-def _require(is_so: bool, name: str, rule: str, value: Any, where: str = "") -> None:
-    if not is_so:
-        raise InvalidRequest(f"{name} must {rule}, got {shown(value)}{where}.")
 
 
 def shown(value: Any) -> str:

@@ -76,7 +76,6 @@ class Retriever:
 
     @property
     def num_candidates(self) -> int:
-        """The size of the corpus."""
         return self.corpus.num_candidates - len(self.corpus.removed)
 
     @cached_property
@@ -91,7 +90,6 @@ class Retriever:
 
     @cached_property
     def usable_indexes(self) -> tuple[str, ...]:
-        """The indexes that requests may name."""
         has_scann = self.version.has_scann and import_scann() is not None
         return ("exact", "scann") if has_scann else ("exact",)
 
@@ -214,7 +212,6 @@ class Retriever:
         return self.corpus.query_ids(limit)
 
     def warm_up(self) -> None:
-        """Loads all indexes and tables, so that no request waits for them."""
         self.corpus.load()
         embedding = np.asarray(self.corpus.vectors[:1])
         if self.input == served_model.QUERY_ID:
@@ -252,7 +249,6 @@ class Retriever:
         return dict(zip(_OUTPUTS, (rows, scores), strict=True))
 
     def embedding_search(self) -> Any:
-        """The signature of exact search, of the base."""
         return self._index("exact").signature
 
     def close(self) -> list[Any]:
@@ -291,7 +287,6 @@ class Retriever:
         return EmbeddedQueries(request, names, *embedded, filters, unknown_ids)
 
     def _search(self, requests: Sequence[EmbeddedQueries]) -> list[Hits | None]:
-        """The K results of the index that each request names, one search for each index."""
         hits: list[Hits | None] = [None] * len(requests)
         places: dict[IndexSearch, list[int]] = {}
         for place, queries in enumerate(requests):

@@ -159,7 +159,6 @@ class CheckedQueries(NamedTuple):
     shared: FilterRows
 
     def parts(self, size: int) -> Iterator[CheckedQueries]:
-        """In pieces of at most `size` queries; without queries there is one piece."""
         for start in range(0, len(self.query_ids) or 1, size):
             piece = slice(start, start + size)
             given = None if self.embeddings is None else self.embeddings[piece]
@@ -184,7 +183,6 @@ class EmbeddedQueries(NamedTuple):
 
     @property
     def chooses_few(self) -> bool:
-        """Whether filters leave so few candidates that each is scored."""
         return self.filters.is_chosen and self.filters.num_shared <= _FEW_CHOSEN
 
     @property
@@ -280,7 +278,6 @@ def _widths(
 
 
 def _take(queries: EmbeddedQueries, places: np.ndarray, hits: Hits, best: list[Best]) -> np.ndarray:
-    """Sets the results that pass the filters; whether they are enough: bool, one a query."""
     filters, k = queries.filters, queries.request.k
     taken = first(filters.may_get(hits.rows, places) & (hits.scores >= filters.min_score), k)
     counts = taken.sum(axis=1)

@@ -58,7 +58,6 @@ def build(service: Service) -> grpc.aio.Server:
 
 
 def _unimplemented(method: str) -> Callable[..., Awaitable[None]]:
-    """A method of TensorFlow Serving that takes tf.Example."""
 
     async def refuse(self: object, request: object, call: Call) -> None:
         text = "is not implemented: a retrieval model has no such signature, call Predict."

@@ -176,12 +176,10 @@ def _field(number: int, content: bytes) -> bytes:
 
 
 def _model_spec(model: str, version: int, signature: str = "") -> model_pb2.ModelSpec:
-    """Who answered."""
     return model_pb2.ModelSpec(name=model, signature_name=signature, version={"value": version})
 
 
 def _listed(names: Collection[str]) -> str:
-    """Names for a message, not too many of them."""
     text = ", ".join(sorted(names)) or "nothing"
     return text if len(text) <= 200 else text[:197] + "..."
 

@@ -107,7 +107,6 @@ class Guard(grpc.aio.ServerInterceptor):
         messages: AsyncIterator[bytes],
         stack: contextlib.AsyncExitStack,
     ) -> Any:
-        """The message; large ones go one at a time, so that what they stand for is there once."""
         async with self._in_time("The message did not arrive before the deadline."):
             content = await anext(aiter(messages), b"")
         is_compressed = _is_compressed(content)

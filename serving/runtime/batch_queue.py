@@ -51,8 +51,6 @@ class _Result(asyncio.Future):
 
 @dataclasses.dataclass(eq=False)
 class _Entry:
-    """One request that waits; its future belongs to the event loop that it came from."""
-
     item: Any
     rows: int
     key: Hashable
@@ -93,7 +91,6 @@ class Batcher(Generic[T, R]):
 
     @property
     def capacity(self) -> int:
-        """Rows that may wait."""
         return self.options.max_batch_size * self.options.max_enqueued_batches
 
     def submit(
@@ -136,7 +133,6 @@ class Batcher(Generic[T, R]):
         return future
 
     def _run_here(self, entry: _Entry) -> None:
-        """Runs a request in its event loop unless it has gone, or others have come meanwhile."""
         with self.threads.changed:
             if entry not in self._waiting:
                 return
@@ -154,7 +150,6 @@ class Batcher(Generic[T, R]):
                 self.threads.changed.notify()
 
     def wait_until_idle(self) -> None:
-        """Waits for the batches that run, also those whose requests have all gone away."""
         while self.running:
             time.sleep(_IDLE_SECONDS)
 
@@ -191,7 +186,6 @@ class Batcher(Generic[T, R]):
     def run(
         self, batch: list[_Entry], settle: Callable[[Sequence[_Outcome]], None] | None = None
     ) -> None:
-        """Runs a batch and hands out its results; raises nothing."""
         start = time.monotonic()
         outcomes = self._outcomes(batch)
         seconds = time.monotonic() - start
@@ -220,7 +214,6 @@ class Batcher(Generic[T, R]):
         entry.future.forget = None
 
     def refuse_all(self, error: ServiceError) -> None:
-        """Empties the queue; each request gets the error."""
         outcomes = [(entry, error) for entry in self._waiting]
         for entry, _ in outcomes:
             self._remove(entry)
@@ -243,18 +236,15 @@ class BatchThreads:
         ]
 
     def start(self) -> None:
-        """Begins to run what is submitted."""
         for thread in self._threads:
             thread.start()
 
     @property
     def alive(self) -> bool:
-        """Whether all threads are there."""
         return all(thread.is_alive() for thread in self._threads)
 
     @property
     def waiting_rows(self) -> int:
-        """Rows that wait in all queues."""
         with self.changed:
             return sum(batcher.waiting_rows for batcher in self._turns)
 

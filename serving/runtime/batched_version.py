@@ -76,7 +76,6 @@ class BatchedVersion:
     async def predict(
         self, name: str, inputs: Arrays, deadline: float, alone: bool
     ) -> dict[str, np.ndarray]:
-        """Runs a signature; more rows than a batch has are run in several."""
         arrays = self.loaded.fit(name, inputs)
         signature, batcher = self.loaded.signatures[name], self._predict[name]
         rows, key = signature.rows(arrays), signature.row_shapes(arrays)
@@ -98,7 +97,6 @@ class BatchedVersion:
     async def retrieve(
         self, request: RetrieveRequest, deadline: float, alone: bool
     ) -> RetrieveResponse:
-        """Answers a request; more queries than a batch has are searched in several."""
         retriever, filter_ids = self.retriever, len(request.exclude) + len(request.allow or ())
         columns = [request.query_ids, request.queries, *(request.features or {}).values()]
         sizes = [len(column) for column in columns if isinstance(column, Sequence | np.ndarray)]
@@ -125,7 +123,6 @@ class BatchedVersion:
         return dataclasses.replace(responses[0], results=results)
 
     def close(self) -> None:
-        """Frees the version, once nothing runs that its last requests did not wait for."""
         batchers: list[Batcher] = [*self._predict.values(), self._retrieve, self._score_all]
         for batcher in batchers:
             batcher.wait_until_idle()

@@ -147,13 +147,11 @@ class Configuration:
         self._placed = {config.name: self.path(config) for config in self._of_file or ()}
 
     def path(self, config: ModelConfig) -> Path:
-        """The directory of the versions of a model."""
         if config.base_path:
             return Path(os.path.abspath(self.root / config.base_path))
         return self._placed.get(config.name, self.root / config.name)
 
     def discover(self) -> Iterator[tuple[str, Path]]:
-        """The models that have a version on disk, finished or not."""
         for path in sorted(self.root.iterdir()):
             if is_name(path.name) and numbered_directories(path):
                 yield path.name, path
@@ -177,7 +175,6 @@ class Configuration:
                 raise NotFound(f"Model {name!r} has no version {number}; there are: {there}.")
 
     def check_writable(self) -> None:
-        """Raises FailedPrecondition where a reload could not be kept."""
         if not os.access(self._kept.parent, os.W_OK):
             raise FailedPrecondition(
                 "A reload is kept for the next start, and the service cannot write there: "

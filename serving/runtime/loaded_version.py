@@ -62,7 +62,6 @@ class LoadedVersion:
             raise
 
     def _load(self, files: VersionFiles, index: str) -> dict[str, Signature]:
-        """Loads the models and their functions; returns the signatures that can be served."""
         if files.manifest is None:
             self._foreign = tf.saved_model.load(str(self.path))
             self._functions = dict(self._foreign.signatures)
@@ -81,7 +80,6 @@ class LoadedVersion:
         return signatures
 
     def signature(self, name: str) -> Signature:
-        """The signature of that name; FailedPrecondition if the version has none."""
         if name not in self.signatures:
             there = ", ".join(sorted(self.signatures))
             raise FailedPrecondition(
@@ -90,7 +88,6 @@ class LoadedVersion:
         return self.signatures[name]
 
     def fit(self, name: str, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """Checks the inputs of a signature; see `Signature.fit`."""
         arrays = self.signature(name).fit(inputs)
         if self.retriever is not None:  # ScaNN fails for a whole batch on a NaN
             for key, array in arrays.items():
@@ -185,7 +182,6 @@ class LoadedVersion:
                     _log.info("%s: %r is not warmed up: %s", self.path, signature.name, error)
 
     def close(self) -> None:
-        """Frees it; call it after the last request."""
         models = [] if self._foreign is None else [self._foreign]
         if self.retriever is not None:
             models = self.retriever.close()

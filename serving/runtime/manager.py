@@ -76,14 +76,12 @@ class ModelManager:
             self.prune_versions = _COPIES
 
     def start(self) -> None:
-        """Begins to look for versions and to load them."""
         self._thread.start()
         if self.configuration.store:
             threading.Thread(target=self._follow, name="store", daemon=True).start()
 
     @property
     def alive(self) -> bool:
-        """Whether the thread is there."""
         return self._thread.is_alive()
 
     @property
@@ -102,7 +100,6 @@ class ModelManager:
             return self._was_ready and answers
 
     def wait_until_ready(self, seconds: float) -> bool:
-        """Waits at most so long; whether it is ready."""
         with self._looked:
             return self._looked.wait_for(lambda: self.ready, seconds)
 
@@ -122,7 +119,6 @@ class ModelManager:
                 self._refuse_unless_kept(reload)
 
     def close(self) -> None:
-        """Ends the thread, and frees everything; no request may be under way."""
         with self._looked:
             self._stopping = True
             self._looked.notify_all()
@@ -282,7 +278,6 @@ class ModelManager:
                 )
 
     def _keep(self, wanted: _Wanted) -> None:
-        """Keeps a reload for the next start once all that it wants is served."""
         if not wanted.to_keep or set(self._outcomes(wanted)) - {(True, "")}:
             return
         try:
@@ -300,7 +295,6 @@ class ModelManager:
         return self._stopping or is_done or (reload.was_tried and has_failed)
 
     def _refuse_unless_kept(self, reload: _Wanted) -> None:
-        """Raises what is missing of a reload."""
         if reload is not self._wanted:
             raise Aborted("Another configuration came before all of this one was loaded.")
         if not reload.to_keep:

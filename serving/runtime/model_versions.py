@@ -49,7 +49,6 @@ class ModelVersions:
         self._failed: dict[int, tuple[Hashable, float, float]] = {}
 
     def find(self) -> list[VersionFiles]:
-        """Looks at the disk; what is wanted and not loaded, newest first."""
         on_disk = numbered_directories(self.base_path)
         looked_at: dict[int, VersionFiles | None] = {}
 
@@ -75,7 +74,6 @@ class ModelVersions:
         return [files for number in self._wanted if (files := looked_at.get(number))]
 
     def surplus(self) -> list[int]:
-        """What is served and not wanted, once what is wanted is served, or nothing on disk."""
         if self._deleted:
             return list(self.available)
         if not self._wanted or not self.available.keys() >= set(self._wanted):
@@ -216,7 +214,6 @@ class ServedModels:
                 self._retired.append(version)
 
     def take_unused(self) -> list[PinnedVersion]:
-        """The retired versions that no request uses any more, each once; they may be freed."""
         with self.lock:
             unused = [version for version in self._retired if not version.pins]
             self._retired = [version for version in self._retired if version.pins]
@@ -229,7 +226,6 @@ class ServedModels:
         return self.models[name]
 
     def _number(self, model: ModelVersions, version: int | None, label: str | None) -> int | None:
-        """The number that is asked for; None for the newest."""
         if (version or 0) > MAX_VERSION:
             raise InvalidRequest(f"A version must be at most {MAX_VERSION}.")
         if label is None:

@@ -63,7 +63,6 @@ class Prediction(NamedTuple):
 
     @property
     def num_written(self) -> int:
-        """Values that are written one by one in an answer."""
         return sum(array.size for name, array in self.outputs.items() if name not in self.ids)
 
 
@@ -98,7 +97,6 @@ class Service:
         self.metrics.watched.ready = lambda: self.ready
 
     def start(self, wait_seconds: float = 0) -> None:
-        """Starts to load versions and run batches; waits at most so long until it is ready."""
         self._threads.start()
         self._manager.start()
         if wait_seconds:
@@ -119,12 +117,10 @@ class Service:
 
     @property
     def alive(self) -> bool:
-        """Whether the threads that load and run are there; False calls for a restart."""
         return self._threads.alive and self._manager.alive
 
     @property
     def models(self) -> list[str]:
-        """Names of the models, loaded or not."""
         return sorted(self._served.models)
 
     async def predict(
@@ -177,13 +173,11 @@ class Service:
                 return await encode(response, deadline)
 
     def metadata(self, call: Call) -> tuple[int, dict[str, meta_graph_pb2.SignatureDef]]:
-        """The version that answers, and its signatures by name; refusals as in `predict`."""
         with self._pinned(call) as pinned:
             signatures = pinned.loaded.signatures
             return pinned.loaded.number, {name: signatures[name].proto for name in signatures}
 
     def status(self, call: Call) -> list[VersionStatus]:
-        """State of every version of a model that was looked at, newest first, or of one."""
         return self._served.status(call.model, call.version, call.label)
 
     @contextlib.contextmanager
@@ -219,7 +213,6 @@ class Service:
             await asyncio.sleep(_DRAIN_STEP)
 
     def close(self) -> None:
-        """Ends the threads and frees the versions; call it after `drain`."""
         self._leaving = self._draining = True
         self._threads.close()
         self._manager.close()
@@ -274,7 +267,6 @@ class Service:
         self.metrics.refused(error, call.entrypoint, model, api, call.request_id)
 
     def _known(self, model: str) -> str:
-        """The name as a label of metrics: clients may send any."""
         return model if model in self._served.models else ""
 
     def _load(self, model: str, files: VersionFiles) -> BatchedVersion:
@@ -288,7 +280,6 @@ class Service:
 
 
 def _refusal(error: Exception, request_id: str) -> ServiceError:
-    """What the client is told; a fault of ours is logged with its stack trace."""
     if isinstance(error, ServiceError):
         return error
     if isinstance(error, TimeoutError):

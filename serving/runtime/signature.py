@@ -27,7 +27,6 @@ class Signature:
 
     @classmethod
     def of(cls, name: str, proto: meta_graph_pb2.SignatureDef) -> Signature:
-        """Reads a signature as a SavedModel describes it."""
         inputs = {key: _spec(key, proto.inputs[key]) for key in sorted(proto.inputs)}
         outputs = {key: _spec(key, proto.outputs[key]) for key in sorted(proto.outputs)}
         by_rows = bool(inputs) and all(map(_any_rows, inputs.values()))
@@ -35,7 +34,6 @@ class Signature:
         return cls(name, inputs, outputs, proto, by_rows)
 
     def fit(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """The inputs as arrays, str as UTF-8 bytes, no other cast; InvalidRequest: no fit."""
         if inputs.keys() != self.inputs.keys():
             takes = ", ".join(f"{name!r}: {_shown(spec)}" for name, spec in self.inputs.items())
             got = ", ".join(repr(name[:80]) for name in list(inputs)[:20]) or "none"
@@ -93,7 +91,6 @@ def _any_rows(spec: tf.TensorSpec) -> bool:
 
 
 def _as_bytes(value: Any) -> np.ndarray | None:
-    """Strings as an object array of bytes; None where there is something else among them."""
     # NumPy's own arrays of bytes would lose a zero at the end.
     array = value if isinstance(value, np.ndarray) else np.asarray(value, object)
     flat = array.ravel().tolist()

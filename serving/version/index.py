@@ -180,7 +180,6 @@ class ScannIndex(tf.Module):
         return rows, tf.where(rows < 0, 0.0, scores)
 
     def release(self) -> tf.Tensor:
-        """Frees the searcher, which outlives the loaded model otherwise; a search rebuilds it."""
         handle = self._state.recreate_handle()
         with tf.control_dependencies([tf.raw_ops.DestroyResourceOp(resource=handle)]):
             return tf.constant(True)
@@ -234,7 +233,6 @@ def _given(choice: tf.Tensor | None, otherwise: int) -> tf.Tensor:
 
 
 def _widen(results: tf.Tensor, width: tf.Tensor, filling: float) -> tf.Tensor:
-    """Pads [B, at most width] to [B, width]."""
     missing = width - tf.shape(results)[1]
     filling = tf.cast(filling, results.dtype)
     return tf.pad(results, [[0, 0], [0, missing]], constant_values=filling)

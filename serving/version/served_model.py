@@ -100,7 +100,6 @@ class QueryModel(tf.Module):
         return tf.ensure_shape(outputs[EMBEDDING], [None, self._dimensions]), outputs[KNOWN]
 
     def request(self, *values: tf.Tensor) -> dict[str, tf.Tensor]:
-        """The outputs of `request_embedding` for values of `request_inputs`."""
         names = [spec.name for spec in self.request_inputs]
         inputs = dict(zip(names, values, strict=True))
         outputs = self._model.signatures[REQUEST_EMBEDDING](**inputs)
@@ -143,7 +142,6 @@ class ServedModel(tf.Module):
             self.release = tf.function(index.release, input_signature=[])
 
     def save(self, path: Path) -> dict[str, list[tf.TensorSpec]]:
-        """Writes the SavedModel; returns the inputs of each signature."""
         inputs = [self._embedding]
         if isinstance(self.index, ScannIndex):
             inputs.append(tf.TensorSpec([], tf.int32, name=LEAVES_TO_SEARCH))
@@ -214,7 +212,6 @@ def _trace(function: Callable[..., dict[str, tf.Tensor]], *inputs: tf.TensorSpec
 
 
 def _check_signature(path: Path, signature: Any, dimensions: int) -> None:
-    """Refuses a query model with other inputs or outputs than the contract names."""
     inputs = signature.structured_input_signature[1]
     outputs = signature.structured_outputs
     got = {name: spec.dtype.name for name, spec in (*inputs.items(), *outputs.items())}

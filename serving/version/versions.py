@@ -41,11 +41,9 @@ class Version:
 
     @property
     def has_scann(self) -> bool:
-        """Whether it was published with a ScaNN index."""
         return (self.path / SCANN_MODEL).is_dir()
 
     def load(self, index: str) -> Any:
-        """Loads the SavedModel of "exact" or "scann"; InvalidRequest: it cannot be used here."""
         if index == "exact":
             return tf.saved_model.load(str(self.path))
         if not self.has_scann:
@@ -168,7 +166,6 @@ def is_finished(path: Path) -> bool:
 
 
 def _stamp(path: Path) -> tuple[tuple[str, int, int], ...]:
-    """Names, sizes and times of all files."""
     files = []
     for directory, _, names in os.walk(path):
         for file in (os.path.join(directory, name) for name in names):

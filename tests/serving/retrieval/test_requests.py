@@ -9,25 +9,41 @@ from serving.retrieval.requests import RetrieveRequest
         ({}, "must have one of query_ids, queries and features"),
         ({"query_ids": ["a"], "features": {}}, "must have one of query_ids, queries and features"),
         ({"query_ids": ["a"], "queries": []}, "must have one of query_ids, queries and features"),
-        ({"queries": {"history": []}}, "queries must be a list, got"),
-        ({"queries": ["a"]}, "queries must be mappings, got 'a'"),
-        ({"query_ids": "a"}, "query_ids must be a sequence of strings, got 'a'"),
-        ({"query_ids": ["a", 7]}, "query_ids must be a sequence of strings, got 7 in it"),
-        ({"query_ids": {"a": 1}}, "query_ids must be a sequence of strings"),
-        ({"features": [1.0]}, r"features must map names to values, got \[1.0\]"),
-        ({"query_ids": [], "exclude": None}, "exclude must be a sequence of strings, got None"),
-        ({"query_ids": [], "exclude": b"raw"}, "exclude must be a sequence of strings"),
-        ({"query_ids": [], "allow": [None]}, "allow must be a sequence .* got None in it"),
-        ({"query_ids": [], "k": 0}, "k must be at least 1, got 0"),
-        ({"query_ids": [], "k": True}, "k must be at least 1, got True"),
-        ({"query_ids": [], "k": 2.0}, "k must be at least 1, got 2.0"),
-        ({"query_ids": [], "exclude_seen": 1}, "exclude_seen must be true or false, got 1"),
-        ({"query_ids": [], "min_score": float("nan")}, "min_score must be a finite number"),
-        ({"query_ids": [], "min_score": "1"}, "min_score must be a finite number, got '1'"),
-        ({"query_ids": [], "min_score": True}, "min_score must be a finite number, got True"),
-        ({"query_ids": [], "index": "fast"}, "index must be one of default, exact, scann, got"),
-        ({"query_ids": [], "index": ["exact"]}, "index must be one of"),
-        ({"query_ids": [], "unknown_queries": ""}, "unknown_queries must be one of popular, empty"),
+        ({"queries": {"history": []}}, "queries: Input should be a valid list, got {"),
+        ({"queries": ["a"]}, "queries.0: Input should be a valid dictionary, got 'a'"),
+        ({"query_ids": "a"}, "query_ids: Input should be a valid list, got 'a'"),
+        ({"query_ids": ["a", 7]}, "query_ids.1: Input should be a valid string, got 7"),
+        ({"query_ids": {"a": 1}}, "query_ids: Input should be a valid list"),
+        ({"features": [1.0]}, r"features: Input should be a valid dictionary, got \[1.0\]"),
+        ({"query_ids": [], "exclude": None}, "exclude: Input should be a valid list, got None"),
+        ({"query_ids": [], "exclude": b"raw"}, "exclude: Input should be a valid list"),
+        ({"query_ids": [], "allow": [None]}, "allow.0: Input should be a valid string, got None"),
+        ({"query_ids": [], "k": 0}, "k: Input should be greater than or equal to 1, got 0"),
+        ({"query_ids": [], "k": True}, "k: Input should be a valid integer, got True"),
+        ({"query_ids": [], "k": 2.0}, "k: Input should be a valid integer, got 2.0"),
+        (
+            {"query_ids": [], "exclude_seen": 1},
+            "exclude_seen: Input should be a valid boolean, got 1",
+        ),
+        (
+            {"query_ids": [], "min_score": float("nan")},
+            "min_score: Input should be a finite number",
+        ),
+        ({"query_ids": [], "min_score": "1"}, "min_score: Input should be a valid number, got '1'"),
+        (
+            {"query_ids": [], "min_score": True},
+            "min_score: Input should be a valid number, got True",
+        ),
+        (
+            {"query_ids": [], "index": "fast"},
+            "index: Input should be 'default', 'exact' or 'scann', got 'fast'",
+        ),
+        ({"query_ids": [], "index": ["exact"]}, "index: Input should be 'default'"),
+        (
+            {"query_ids": [], "unknown_queries": ""},
+            "unknown_queries: Input should be 'popular', 'empty'",
+        ),
+        ({"query_ids": [], "kk": 1}, "kk: there is no such field, .* did you mean k"),
     ],
 )
 def test_a_wrong_request_is_one_line(arguments, message):
@@ -37,6 +53,6 @@ def test_a_wrong_request_is_one_line(arguments, message):
 
 
 def test_a_message_does_not_repeat_megabytes():
-    with pytest.raises(ValueError, match="query_ids must be") as error:
+    with pytest.raises(ValueError, match="query_ids: Input") as error:
         RetrieveRequest("x" * 1_000_000)
     assert len(str(error.value)) < 200

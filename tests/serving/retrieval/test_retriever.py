@@ -80,15 +80,24 @@ def test_no_queries_have_no_results(retriever):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"query_ids": ["query 0"], "k": 0}, "k must be at least 1, got 0"),
-        ({"query_ids": ["query 0"], "k": -3}, "k must be at least 1, got -3"),
+        (
+            {"query_ids": ["query 0"], "k": 0},
+            "k: Input should be greater than or equal to 1, got 0",
+        ),
+        (
+            {"query_ids": ["query 0"], "k": -3},
+            "k: Input should be greater than or equal to 1, got -3",
+        ),
         (
             {"query_ids": "query 0", "k": 5},
-            "query_ids must be a sequence of strings, got 'query 0'",
+            "query_ids: Input should be a valid list, got 'query 0'",
         ),
-        ({"query_ids": [7], "k": 5}, "query_ids must be a sequence of strings"),
-        ({"query_ids": ["query 0"], "k": 5, "exclude": "a"}, "exclude must be a sequence"),
-        ({"query_ids": ["query 0"], "k": 5, "index": "fast"}, "index must be one of"),
+        ({"query_ids": [7], "k": 5}, "query_ids.0: Input should be a valid string"),
+        (
+            {"query_ids": ["query 0"], "k": 5, "exclude": "a"},
+            "exclude: Input should be a valid list",
+        ),
+        ({"query_ids": ["query 0"], "k": 5, "index": "fast"}, "index: Input should be 'default'"),
     ],
 )
 def test_a_wrong_argument_is_named(retriever, arguments, message):

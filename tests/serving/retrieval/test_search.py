@@ -1,6 +1,5 @@
 """Random filters through a whole retriever, against a loop in NumPy float64."""
 
-import dataclasses
 import shutil
 
 import numpy as np
@@ -194,7 +193,7 @@ def test_a_share_of_the_corpus_is_sought_among_more_results(
         hits += len({*result.candidate_ids} & {sample.candidate_ids[row] for row in chosen})
         assert len(result.candidate_ids) == 20
     assert hits / 4000 > 0.95
-    tree.answer(dataclasses.replace(request, where={"colour": ["red"], "sizes?": ["l"]}))
+    tree.answer(request.model_copy(update={"where": {"colour": ["red"], "sizes?": ["l"]}}))
     assert (len(asked), exactly_searched[1]) == (2, 200)  # a fifteenth: scored each
 
 
@@ -278,7 +277,7 @@ def test_an_unknown_query_can_be_an_error(retriever):
     request = RetrieveRequest(["nobody", "query 1", "noone"], unknown_queries="error")
     with pytest.raises(UnknownQuery, match=r"2 of 3 queries are not known .*: 'nobody', 'noone'"):
         retriever.answer(request, unknown_queries="empty")  # the request decides
-    assert retriever.answer(dataclasses.replace(request, unknown_queries="empty"))
+    assert retriever.answer(request.model_copy(update={"unknown_queries": "empty"}))
     with pytest.raises(UnknownQuery):
         retriever.answer(RetrieveRequest(["nobody"]), unknown_queries="error")
 
