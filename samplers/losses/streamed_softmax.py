@@ -11,6 +11,7 @@ from samplers.candidates import at_least_float32, positive_scores
 
 Valid = Callable[[tf.Tensor], tf.Tensor]  # columns int32 [c] -> bool [B, c]
 Exponents = Callable[..., tuple[tf.Tensor, tf.Tensor, tf.Tensor]]
+_MAX_SCORE = 40.0  # up to this and down to its negative, e^s is an ordinary float32
 
 
 class Counted(NamedTuple):
@@ -64,7 +65,7 @@ def dot_logsumexp(
         own_bias = tf.cast(tf.stop_gradient(own_bias), query.dtype)
 
     def exponents_of(
-        query: tf.Tensor, candidates: tf.Tensor, columns: tf.Tensor | None = None
+        query: tf.Tensor, candidates: tf.Tensor, columns: Any = None, *, biased: bool = True
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Of some columns [c], None for all: embeddings, scores and exponents [B, c]."""
         values, biases = candidates, bias
@@ -72,13 +73,14 @@ def dot_logsumexp(
             values = take_columns(candidates, columns)
             biases = take_columns(bias, columns, -float("inf"))
         scores = tf.matmul(query, values, transpose_b=True)
-        exponents = tf.nn.bias_add(scores, biases)
+        exponents = tf.nn.bias_add(scores, biases) if biased else scores
         places = tf.range(tf.shape(scores)[1]) if columns is None else columns
         if valid is not None:
             exponents = tf.where(valid(places), exponents, -float("inf"))
         if own_bias is not None:
             rows = tf.shape(query)[0]
             own = positive_scores(query, own_columns(candidates, rows, first)) + own_bias
+            own = own if biased else own - own_columns(bias, rows, first)
             if columns is None and first is None:
                 exponents = tf.linalg.set_diag(exponents, own)
             else:
@@ -88,25 +90,23 @@ def dot_logsumexp(
         return values, scores, exponents
 
     if block_size is None:
-        return _all_at_once(exponents_of)(query, candidates)
-    if counted is not None:
-        highest = tf.stop_gradient(counted.highest)
-        counted = counted._replace(highest=tf.cast(highest, query.dtype))
+        return _all_at_once(exponents_of, bias)(query, candidates)
     return _by_block(exponents_of, counted, block_size)(query, candidates)
 
 
 def logsumexp_of_parts(
-    query: tf.Tensor, candidates: tf.Tensor, parts: tf.Tensor, level: tf.Tensor
+    query: tf.Tensor, candidates: tf.Tensor, parts: tf.Tensor, level: tf.Tensor, factors: tf.Tensor
 ) -> tf.Tensor:
     """As `dot_logsumexp` with counts, where the terms of the sum are known already.
 
-    From level [B] and parts [B, C], n_bj e^(q_b · v_j - level_b), both without gradient, it is
-    level + log Σ_j parts_bj, [B]; the gradients are those of log Σ_j n_bj e^(q_b · v_j).
+    From level [B], parts [B, C] and factors [C], n_bj e^(q_b · v_j - level_b) = parts_bj factors_j,
+    without gradient, it is level + log of their sum, [B]; the gradients are those of
+    log Σ_j n_bj e^(q_b · v_j).
     """
 
     @tf.custom_gradient
     def sums(query: tf.Tensor, candidates: tf.Tensor) -> Any:
-        return _log_of_sum(parts, level, query, candidates)
+        return _log_of_sum(parts, level, query, candidates, factors)
 
     return sums(at_least_float32(query), at_least_float32(candidates))
 
@@ -164,26 +164,50 @@ def take_columns(values: tf.Tensor, columns: tf.Tensor, outside: Any = None) -> 
     return taken if outside is None else tf.where(columns <= last, taken, outside)
 
 
-def _all_at_once(exponents_of: Exponents) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
+def _all_at_once(
+    exponents_of: Exponents, bias: tf.Tensor
+) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
+    # What costs are passes over [B, C]: the bias becomes a factor of the columns, and where all
+    # scores are small there is no maximum to find.
+    known = tf.math.is_finite(bias)
+    largest = tf.reduce_max(tf.where(known, bias, bias.dtype.min))
+    relative = tf.where(known, bias - largest, tf.zeros_like(bias))
+
     @tf.custom_gradient
     def sums(query: tf.Tensor, candidates: tf.Tensor) -> Any:
-        *_, exponents = exponents_of(query, candidates)
-        highest = tf.maximum(tf.reduce_max(exponents, axis=1), exponents.dtype.min)
-        return _log_of_sum(tf.exp(exponents - highest[:, None]), highest, query, candidates)
+        def as_they_are() -> tuple[tf.Tensor, tf.Tensor]:
+            *_, exponents = exponents_of(query, candidates, biased=False)
+            return exponents, tf.fill(tf.shape(exponents)[:1], largest)
+
+        def below_highest() -> tuple[tf.Tensor, tf.Tensor]:
+            *_, exponents = exponents_of(query, candidates)
+            top = tf.maximum(tf.reduce_max(exponents, axis=1), exponents.dtype.min)
+            return exponents - (top[:, None] + relative), top
+
+        small = tf.reduce_all(known) & scores_are_small(query, candidates)
+        exponents, level = tf.cond(small, as_they_are, below_highest)
+        return _log_of_sum(tf.exp(exponents), level, query, candidates, tf.exp(relative))
 
     return sums
 
 
+def scores_are_small(query: tf.Tensor, candidates: tf.Tensor) -> tf.Tensor:
+    """Whether no e^(q_b · v_j) of [B, D] and [C, D] can overflow or vanish: a bool, by lengths."""
+    longest = [tf.reduce_max(tf.reduce_sum(tf.square(x), axis=1)) for x in (query, candidates)]
+    return longest[0] * longest[1] <= _MAX_SCORE**2
+
+
 def _log_of_sum(
-    parts: tf.Tensor, level: tf.Tensor, query: tf.Tensor, candidates: tf.Tensor
+    parts: tf.Tensor, level: tf.Tensor, query: tf.Tensor, candidates: tf.Tensor, factors: tf.Tensor
 ) -> tuple[tf.Tensor, Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]]:
-    """level + log Σ_j parts_bj, and its gradient by the query and the candidates."""
-    total = tf.reduce_sum(parts, axis=1)
+    """level + log Σ_j parts_bj factors_j, and its gradient by the query and the candidates."""
+    total = tf.linalg.matvec(parts, factors)
 
     def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         share = tf.math.divide_no_nan(upstream, total)[:, None]
+        by_query = tf.matmul(parts, candidates * factors[:, None]) * share
         by_candidates = _transposed_product(parts, query * share, candidates)
-        return tf.matmul(parts, candidates) * share, by_candidates
+        return by_query, by_candidates * factors[:, None]
 
     return level + tf.math.log(total), gradient
 

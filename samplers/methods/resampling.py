@@ -48,16 +48,12 @@ class Bir(Method):
         known = ("published", "equal", "importance")
         require(self.weights in known, "weights", f"one of {', '.join(known)}", repr(self.weights))
         require(self.draws in DRAWS, "draws", f"one of {', '.join(DRAWS)}", repr(self.draws))
-        if self.block_size is not None and self.draws not in DRAWS_IN_BLOCKS:
-            raise ValueError(
-                f"draws must be {' or '.join(DRAWS_IN_BLOCKS)} with block_size, got "
-                f"{self.draws!r}: others need all scores of a row; leave one of the two out."
-            )
-        if self.block_size is not None and self.weights != "published":
-            raise ValueError(
-                f"weights must be published with block_size, got {self.weights!r}: leave one of "
-                "the two out."
-            )
+        for name, fit in (("draws", DRAWS_IN_BLOCKS), ("weights", ("published",))):
+            if self.block_size is not None and (value := getattr(self, name)) not in fit:
+                raise ValueError(
+                    f"{name} must be {' or '.join(fit)} with block_size, got {value!r}: others "
+                    "need all scores of a row; leave one of the two out."
+                )
         if self.weights == "equal" and (self.mask_accidental_hits or self.seen is not None):
             raise ValueError(
                 "weights must not be equal with mask_accidental_hits or exclude_seen_negatives: "

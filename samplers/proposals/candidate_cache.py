@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import tensorflow as tf
 
 from samplers.candidates import Candidates
 from samplers.proposals.popularity import log_pop
 from samplers.state import renewed_variable, state_variable
-
-_BLOCK = 128  # candidates whose occurrences are added up before a draw
 
 
 class CandidateCache(tf.Module):
@@ -24,8 +24,8 @@ class CandidateCache(tf.Module):
     the published code starts at 1. Candidates without train rows stay at 0 and out of the cache:
     their weight in the loss would be infinite.
 
-    A step reads and writes the occurrences of what is drawn, and passes over the sums of blocks of
-    candidates; over all candidates it does not.
+    A step passes over the sums of blocks of about √N / 32 candidates, and over the blocks that are
+    drawn from; over all candidates it does not.
 
     Args:
       frequency: [N], train rows of each candidate.
@@ -42,18 +42,15 @@ class CandidateCache(tf.Module):
         super().__init__(name="candidate_cache")
         start = np.isfinite(log_pop(frequency)).astype(np.int64)
         self.occurrences = state_variable(tf.constant(start), "occurrences")
-        self._in_blocks = state_variable(_sums_of_blocks(start), "in_blocks")
+        self._block = max(1, math.isqrt(len(start)) // 32)
+        sums = np.add.reduceat(start, np.arange(0, len(start), self._block))
+        self._in_blocks = state_variable(sums, "in_blocks")
         nothing = tf.zeros([0], tf.int64)
         self.ids = renewed_variable(nothing, "ids", shape=[None])
         self.drawn = renewed_variable(nothing, "drawn", shape=[None])
         self._last_drawn = None
         if from_drawn:
             self._last_drawn = state_variable(nothing, "last_drawn", shape=[None])
-
-    def assign(self, occurrences: np.ndarray) -> None:
-        """Sets o, [N]."""
-        self.occurrences.assign(occurrences)
-        self._in_blocks.assign(_sums_of_blocks(np.asarray(occurrences, np.int64)))
 
     def sample(self, size: int, *, seed: tf.Tensor) -> Candidates:
         """The cache of a step: ids [C] and log(o_j / Σ o), a function of state and seed."""
@@ -76,8 +73,8 @@ class CandidateCache(tf.Module):
         ends = tf.cumsum(tf.cast(self._in_blocks, tf.float64))  # whole numbers, exact
         points *= ends[-1]  # below it
         block = tf.searchsorted(ends, points, side="right", out_type=tf.int64)
-        first, size = block[:, None] * _BLOCK, self.occurrences.shape[0]
-        places = first + tf.range(_BLOCK, dtype=tf.int64)
+        first, size = block[:, None] * self._block, self.occurrences.shape[0]
+        places = first + tf.range(self._block, dtype=tf.int64)
         in_block = tf.gather(self.occurrences, tf.minimum(places, size - 1))
         in_block = tf.cast(tf.where(places < size, in_block, 0), tf.float64)
         after = tf.cumsum(in_block, axis=1, reverse=True, exclusive=True)
@@ -111,11 +108,6 @@ class CandidateCache(tf.Module):
         """Adds what was drawn to the occurrences."""
         ids, drawn = tf.convert_to_tensor(self.ids), tf.convert_to_tensor(self.drawn)
         self.occurrences.scatter_add(tf.IndexedSlices(drawn, ids))
-        self._in_blocks.scatter_add(tf.IndexedSlices(drawn, ids // _BLOCK))
+        self._in_blocks.scatter_add(tf.IndexedSlices(drawn, ids // self._block))
         if self._last_drawn is not None:
             self._last_drawn.assign(tf.boolean_mask(ids, drawn > 0))
-
-
-def _sums_of_blocks(occurrences: np.ndarray) -> np.ndarray:
-    """Sums over `_BLOCK` candidates each: [N] → [N / block], rounded up."""
-    return np.add.reduceat(occurrences, np.arange(0, len(occurrences), _BLOCK))

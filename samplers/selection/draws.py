@@ -18,11 +18,13 @@ _RANGE = 2.0**30  # the masses of a row add up to at most this plus the number o
 
 
 class Draw(NamedTuple):
-    """Counts, and the weights that they were drawn by."""
+    """Counts, and the weights that they were drawn by, powers_bj · factors_j / total_b."""
 
     counts: tf.Tensor  # float32 [B, C]; 0 in a row without any column to draw
-    weights: tf.Tensor  # float32 [B, C], e^(s_bj - log q_j - highest_b)
-    highest: tf.Tensor  # float32 [B], the maximum of s_bj - log q_j, finite where all are -inf
+    powers: tf.Tensor  # float32 [B, C], e^(s_bj - level_b)
+    level: tf.Tensor  # float32 [B], finite
+    factors: tf.Tensor  # float32 [C], 1 / q_j over the largest of them, 0 where q_j is 0
+    total: tf.Tensor  # float32 [B]
 
 
 def resample(
@@ -32,6 +34,7 @@ def resample(
     seed: tf.Tensor,
     draws: str = "rounded",
     part: Part | None = None,
+    small: tf.Tensor | bool = False,
 ) -> Draw:
     """Counts of n draws with weights w_b = softmax_j(s_bj - log q_j), for each row.
 
@@ -44,42 +47,49 @@ def resample(
     - "independent": n multinomial draws, by a binary search for each.
     - "expected": n · w_bj itself, without randomness.
 
-    The weights of a cumulative sum become integers, so that it is exact in whatever order it is
-    added, on every device: a count is never negative, a column of weight 0 is never drawn. They
-    are rounded up or down at random with the right expectation, or columns of very small weight
-    would never be drawn at all. What is left is the rounding of float32 where n · Σ_{k≤j} w_k is
-    compared with a point, at most about n · 1e-7.
+    The weights of a cumulative sum become integers, rounded at random, or columns of very small
+    weight would never be drawn. So the sum is exact on every device: no count is negative, and no
+    column of weight 0 is drawn. What is left is the rounding of points, about n · 1e-7.
 
     Args:
       scores: [B, C]; -inf where a column must not be drawn.
-      log_q: [C] or [B, C]; a column with -inf, which no sampler draws, is not drawn either.
+      log_q: [C]; a column with -inf, which no sampler draws, is not drawn either.
       n: draws for each row.
       seed: int [2].
       draws: one of `DRAWS`.
       part: where the rows are a part of a batch, which: each has the draws that it has in it.
+      small: whether every e^s is a normal number, so that no maximum is looked for.
     """
-    scores = tf.stop_gradient(tf.convert_to_tensor(scores))
-    log_q = tf.cast(tf.stop_gradient(log_q), scores.dtype)
-    correction = tf.where(tf.math.is_finite(log_q), log_q, float("inf"))
-    logits = tf.cast(scores - correction, tf.float32)
-    top = highest(logits)
-    weights = tf.exp(logits - top[:, None])
+
+    def highest() -> tf.Tensor:  # finite where all are -inf
+        return tf.maximum(tf.reduce_max(scores, axis=1), scores.dtype.min)
+
+    scores = tf.stop_gradient(tf.cast(scores, tf.float32))
+    log_q = tf.cast(tf.stop_gradient(log_q), tf.float32)
+    known = tf.math.is_finite(log_q)
+    smallest = tf.reduce_min(tf.where(known, log_q, log_q.dtype.max))
+    factors = tf.where(known, tf.exp(smallest - log_q), tf.zeros_like(log_q))
+    scores = tf.where(known, scores, -float("inf"))
+    level = tf.cond(tf.convert_to_tensor(small), lambda: tf.zeros_like(scores[:, 0]), highest)
+    powers = tf.exp(scores - level[:, None])
+    total = tf.linalg.matvec(powers, factors)
     seeds = split_seed_in_step(seed, 2)
-    for_columns = uniform_numbers([tf.shape(logits)[1]], seeds[0])
+    for_columns = uniform_numbers([tf.size(log_q)], seeds[0])
     if draws in DRAWS_IN_BLOCKS:
-        total = tf.reduce_sum(weights, axis=1)
-        expected = weights * tf.math.divide_no_nan(tf.cast(n, tf.float32), total)[:, None]
-        if draws == "expected":
-            return Draw(expected, weights, top)
-        rows = first_points(logits, seeds[1], part)
-        return Draw(rounded_counts(expected, rows, for_columns), weights, top)
-    masses = integer_masses(weights, for_columns)
-    cumulative = tf.cumsum(masses, axis=1)
-    if draws == "systematic":
-        counts = systematic_counts(cumulative, n, first_points(logits, seeds[1], part))
+        by_row = tf.math.divide_no_nan(tf.cast(n, tf.float32), total)
+        counts = powers * factors * by_row[:, None]
+        if draws == "rounded":
+            counts = rounded_counts(counts, first_points(scores, seeds[1], part), for_columns)
     else:
-        counts = _multinomial(cumulative, n, seeds[1], part)
-    return Draw(counts, weights, top)
+        weights = powers * factors
+        weights = tf.math.divide_no_nan(weights, tf.reduce_max(weights, axis=1, keepdims=True))
+        scale = _RANGE / tf.cast(tf.size(log_q), tf.float32)  # so that the sum fits an int32
+        cumulative = tf.cumsum(tf.cast(weights * scale + for_columns, tf.int32), axis=1)
+        if draws == "systematic":
+            counts = systematic_counts(cumulative, n, first_points(scores, seeds[1], part))
+        else:
+            counts = _multinomial(cumulative, n, seeds[1], part)
+    return Draw(counts, powers, level, factors, total)
 
 
 def rounded_counts(expected: tf.Tensor, rows: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
@@ -98,24 +108,9 @@ def rounded_counts(expected: tf.Tensor, rows: tf.Tensor, columns: tf.Tensor) -> 
     return tf.floor(expected + (offset - tf.floor(offset)))
 
 
-def highest(logits: tf.Tensor) -> tf.Tensor:
-    """The maximum of each row [B, C] → [B]; finite where all are -inf."""
-    return tf.maximum(tf.reduce_max(logits, axis=1), logits.dtype.min)
-
-
 def first_points(like: tf.Tensor, seed: tf.Tensor, part: Part | None = None) -> tf.Tensor:
     """The uniform number of each row: [B, ...] → [B]."""
     return for_rows(lambda rows: uniform_numbers([rows], seed), tf.shape(like)[0], part)
-
-
-def integer_masses(weights: tf.Tensor, rounding: tf.Tensor) -> tf.Tensor:
-    """Integers in proportion to weights, whose sum over the columns of a row fits an int32.
-
-    From weights [B, C] between 0 and 1, and uniform numbers [C]: int32 [B, C], 0 where the weight
-    is 0.
-    """
-    scale = _RANGE / tf.cast(tf.shape(weights)[1], tf.float32)
-    return tf.cast(weights * scale + rounding[None, :], tf.int32)  # rounds down
 
 
 def systematic_counts(cumulative: tf.Tensor, n: tf.Tensor | int, first: tf.Tensor) -> tf.Tensor:

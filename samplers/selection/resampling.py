@@ -14,6 +14,7 @@ from samplers.losses.streamed_softmax import (
     dot_logsumexp,
     fold_columns,
     logsumexp_of_parts,
+    scores_are_small,
     take_columns,
 )
 from samplers.random_numbers import split_seed_in_step, uniform_numbers
@@ -49,13 +50,11 @@ class Resampling:
             return
         scores = tf.matmul(self._query, self._candidates, transpose_b=True)
         scores = self._masked(scores, tf.range(self._num_columns))
-        self._draw = resample(scores, self._log_q, self.n, self.seed, self.draws, self.part)
+        small = scores_are_small(self._query, self._candidates)
+        self._draw = resample(scores, self._log_q, self.n, self.seed, self.draws, self.part, small)
 
     def mean_score(self) -> tuple[tf.Tensor, tf.Tensor]:
-        """(1/m) Σ_j n_bj q_b · v_j, with gradients, and whether m = Σ_j n_bj is above 0: [B] each.
-
-        Needs all columns at once.
-        """
+        """(1/m) Σ_j n_bj q_b · v_j, with gradients, and whether m = Σ_j n_bj > 0: [B] each."""
         counts = tf.cast(self._draw.counts, self._query.dtype)
         drawn = tf.reduce_sum(counts, axis=1)
         shares = tf.math.divide_no_nan(counts, drawn[:, None])
@@ -72,22 +71,16 @@ class Resampling:
         if size is not None:
             bias = tf.zeros_like(self._log_q)
             return dot_logsumexp(query, candidates, bias, counted=self._counted, block_size=size)
-        # The terms follow from the weights of the draw without another exponential:
-        # e^s = e^(s - log q) · q. Relative to the largest q there is no overflow.
-        known = tf.math.is_finite(self._log_q)
-        largest = tf.reduce_max(tf.where(known, self._log_q, self._log_q.dtype.min))
-        largest = tf.where(tf.reduce_any(known), largest, tf.zeros_like(largest))
-        relative = tf.where(known, tf.exp(self._log_q - largest), tf.zeros_like(self._log_q))
-        counts, weights = self._draw.counts, self._draw.weights
-        parts = counts * tf.cast(relative, tf.float32)[None, :]
-        level = self._draw.highest + tf.cast(largest, tf.float32)
+        draw = self._draw
+        parts, level, factors = draw.counts, draw.level, tf.ones_like(draw.factors)
         if importance:  # e^s / w = q · Σ_k e^(s_k - log q_k)
-            sums = [tf.maximum(tf.reduce_sum(x, axis=1), 1.0) for x in (weights, counts)]
-            level += tf.math.log(sums[0] / sums[1])
-        else:
-            parts *= weights
-        dtype = self._query.dtype
-        return logsumexp_of_parts(query, candidates, tf.cast(parts, dtype), tf.cast(level, dtype))
+            factors = tf.math.reciprocal_no_nan(draw.factors)
+            m = tf.maximum(tf.reduce_sum(parts, axis=1), 1.0)
+            level += tf.where(draw.total > 0, tf.math.log(draw.total / m), tf.zeros_like(m))
+        else:  # without another exponential
+            parts *= draw.powers
+        terms = (tf.cast(x, self._query.dtype) for x in (parts, level, factors))
+        return logsumexp_of_parts(query, candidates, *terms)
 
     def column_sums(self, rows: tf.Tensor | None = None) -> tf.Tensor:
         """How often each column is drawn by all rows, or those where bool [B] is True.
@@ -127,10 +120,8 @@ class Resampling:
         for_columns = uniform_numbers([size], seeds[0])
         drawn = tf.math.is_finite(self._log_q)
         bias = tf.where(drawn, -self._log_q, -float("inf"))
-        n = tf.cast(self.n, self._query.dtype)
-        log_total = dot_logsumexp(
-            *(self._query, self._candidates, bias), valid=self.valid, block_size=block_size
-        )
+        n, tables = tf.cast(self.n, self._query.dtype), (self._query, self._candidates)
+        log_total = dot_logsumexp(*tables, bias, valid=self.valid, block_size=block_size)
         is_empty = log_total == -float("inf")
         level = tf.where(is_empty, float("inf"), log_total)  # or -inf - -inf would be NaN
 

@@ -84,12 +84,15 @@ def options_of(kind, rng, rows, columns):
     ],
 )
 def test_equals_a_loop(kind, block_size):
-    rng, *inputs = example(0)
+    rng, query, candidates, bias = example(0)
     options = options_of(kind, rng, 6, 11)
-    expected = reference(*inputs, **options)
-    actual = run(*inputs, **options, block_size=block_size)
-    for ours, theirs in zip(actual, expected, strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=1e-9)
+    for unknown, scale in ((-INF, 1), (0.3, 1), (0.3, 40)):  # the second without a maximum
+        bias[4] = unknown
+        inputs = query * scale, candidates, bias
+        expected = reference(*inputs, **options)
+        actual = run(*inputs, **options, block_size=block_size)
+        for ours, theirs in zip(actual, expected, strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=1e-9)
 
 
 @pytest.mark.parametrize("block_size", [None, 4])

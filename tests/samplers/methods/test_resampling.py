@@ -266,11 +266,19 @@ def test_xir_occurrences_grow_by_all_draws_of_a_step(problem, log_popularity, bl
     np.testing.assert_array_equal(method.cache.occurrences, expected)
 
 
+def assign(cache, occurrences):
+    """Sets o, [N], by steps that draw nothing else."""
+    wanted = np.asarray(occurrences) - cache.occurrences.numpy()
+    cache.expect(tf.range(len(wanted), dtype=tf.int64))
+    cache.record(tf.constant(wanted))
+    cache.update()
+
+
 def test_xir_cache_is_uniform_at_first_and_then_follows_the_occurrences():
     counts = np.array([0, 4, 1, 2, 7])
     method = build("xir", frequency=counts, cache_size=40_000)
     for weights in ([0, 1, 1, 1, 1], [0, 3, 1, 16, 0]):
-        method.cache.assign(weights)
+        assign(method.cache, weights)
         cache = method.cache.sample(40_000, seed=SEED)
         observed = np.bincount(cache.ids, minlength=5) / 40_000
         expected = np.array(weights) / sum(weights)
@@ -295,12 +303,12 @@ def test_a_step_of_the_cache_passes_over_no_tensor_of_all_candidates(from_drawn)
 
     traced = tf.function(step).get_concrete_function()
     sizes = [s.num_elements() for s in shapes(traced.graph) if s.is_fully_defined()]
-    assert 3900 < max(sizes) < size / 100  # the sums of blocks are the largest
+    assert max(sizes) < size / 20  # the sums of blocks are the largest
     traced()
     assert cache.occurrences.numpy().sum() == size + 23
     assert cache.occurrences.numpy()[[7, 500_002]].tolist() >= [3, 2]
     np.testing.assert_array_equal(
-        cache._in_blocks, np.add.reduceat(cache.occurrences.numpy(), np.arange(0, size, 128))
+        cache._in_blocks, np.add.reduceat(cache.occurrences.numpy(), np.arange(0, size, 22))
     )
 
 
@@ -308,7 +316,7 @@ def test_the_cache_is_drawn_as_by_a_cumulative_sum_of_all():
     size, draws = 5003, 20
     rng = np.random.default_rng(4)
     cache = CandidateCache(rng.integers(0, 3, size))
-    cache.assign(rng.integers(0, 4, size) * cache.occurrences.numpy())
+    assign(cache, rng.integers(0, 4, size) * cache.occurrences.numpy())
     cumulative = np.cumsum(cache.occurrences.numpy())
     points = tf.random.stateless_uniform([draws], SEED, dtype=tf.float64) * cumulative[-1]
     sample = cache.sample(draws, seed=SEED)
@@ -321,7 +329,7 @@ def test_xir_cache_half_follows_occurrences_times_softmax_over_popularity():
     query = rng.normal(size=(4, 3)).astype(np.float32)
     counts, occurrences = rng.integers(1, 20, 12), rng.integers(1, 9, 12)
     method = build("xir", frequency=counts, cache_size=8192)
-    method.cache.assign(occurrences)
+    assign(method.cache, occurrences)
     log_pop = np.log(counts / counts.sum())
     shares = np.zeros((4, 12))
     for repeat in range(8):
@@ -411,4 +419,4 @@ def test_draws_are_counted_without_a_product_that_a_gpu_would_round():
 
     specs = tf.TensorSpec([4, 3]), tf.TensorSpec([5, 3])
     lowered = counts.experimental_get_compiler_ir(*specs)(stage="hlo", platform_name="GPU")
-    assert lowered.count(" dot(") == 1  # the scores
+    assert lowered.count(" dot(") == 2  # the scores, and the sum of the weights of a row

@@ -148,15 +148,6 @@ def test_expected_counts_are_no_draw():
     np.testing.assert_allclose(counts, 7 * weights_of(scores, log_q), rtol=1e-5)
 
 
-def test_log_q_may_differ_by_row():
-    scores, log_q = example(4)
-    by_row = np.tile(log_q, [5, 1])
-    one, all_rows = (
-        resample(scores, x, 20, tf.constant([1, 2])).counts.numpy() for x in (log_q, by_row)
-    )
-    np.testing.assert_array_equal(one, all_rows)
-
-
 def test_no_gradient_flows_through_a_draw():
     scores, log_q = (
         tf.Variable(tf.random.stateless_normal([3, 4], [1, 2])),
