@@ -19,11 +19,12 @@ import pyarrow.parquet as pq
 
 from pipeline.beam.accounting import check_sum
 from pipeline.beam.options import finish, running, spread
-from pipeline.beam.staging import Staging, load_block, read_all, read_json, write_json
+from pipeline.beam.staging import Staging, read_all, read_json, write_json
 from pipeline.contract import schema
 from pipeline.features import join
 from pipeline.features.encoding import Statistics, make_spec, merge
 from pipeline.features.tables import WORDS, Table, in_words_of
+from pipeline.prepare.assemble import split_blocks
 from pipeline.prepare.settings import PrepareConfig
 from pipeline.prepare.vocabulary import write_table
 from pipeline.read.discover import source_files
@@ -88,8 +89,7 @@ def _join(
             | "Read" >> beam.FlatMap(join.read_table, table, read),
             "known": spread(pipeline, "Vocabulary", shards)
             | "LoadVocabulary" >> beam.FlatMap(join.load_vocabulary, config.partitions),
-            "train": spread(pipeline, "Blocks", blocks)
-            | "LoadBlock" >> beam.Map(load_block)
+            "train": split_blocks(pipeline, blocks, config)
             | "TrainIds" >> beam.FlatMap(join.train_ids, config, table.side),
         }
         finish(

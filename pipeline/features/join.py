@@ -21,7 +21,6 @@ from pipeline.features.tables import Table
 from pipeline.features.values import TEXT, VALUE_TYPES, values_of
 from pipeline.prepare.settings import PrepareConfig
 from pipeline.prepare.shards import shard_of
-from pipeline.prepare.split import assign_splits
 from pipeline.prepare.vocabulary import write_table
 from pipeline.read.cells import Checks, ids_of
 from pipeline.read.discover import Piece, resolve_columns
@@ -104,12 +103,12 @@ def load_vocabulary(shard: VocabularyShard, partitions: int) -> Iterator[tuple[i
 
 def train_ids(
     element: tuple[int, np.ndarray], config: PrepareConfig, side: str
-) -> Iterator[tuple[int, np.ndarray]]:
-    """(range, all rows of its queries) → the fingerprint of each train row's id, by range."""
-    rows = assign_splits(element[1], config)
-    prints = rows[side][rows["split"] == schema.SPLITS.index("train")]
+) -> Iterator[tuple[int, tuple[np.ndarray, int]]]:
+    """(range, rows with their split) → by range: ids that have train rows, and how many rows."""
+    train = element[1][side][element[1]["split"] == schema.SPLITS.index("train")]
+    prints, counts = np.unique(train, return_counts=True)
     for part, places in by_range(prints, config.partitions):
-        yield part, prints[places]
+        yield part, (prints[places], int(counts[places].sum()))
 
 
 def join_range(
@@ -125,7 +124,7 @@ def join_range(
     values, duplicates, conflicts = distinct_rows(pa.concat_tables(blocks).combine_chunks())
     known = pa.concat_tables([_KNOWN.empty_table(), *grouped["known"]]).combine_chunks()
     prints, given = (ids[schema.FINGERPRINT].to_numpy() for ids in (known, values))
-    train_rows = np.concatenate([np.empty(0, np.int64), *grouped["train"]])
+    train_prints, train_rows = zip((np.empty(0, np.int64), 0), *grouped["train"], strict=True)
     places, hit = look_up(prints, given)
     joined = values.take(pa.array(places, mask=~hit))
     other = pc.not_equal(joined[schema.RAW_ID], known[schema.RAW_ID])  # of one fingerprint
@@ -140,11 +139,11 @@ def join_range(
         "duplicates": duplicates,
         "joined": int(hit.sum()),
         "cold": len(rest),
-        "train": len(train_rows),
+        "train": sum(train_rows),
         "conflicts": sorted(conflicts)[:1],
     }
     write_json(out, f"tally-{name}", tally)
-    train = np.isin(prints, train_rows)
+    train = np.isin(prints, np.concatenate(train_prints))
     for number, kind in enumerate(table.kinds.values()):
         yield number, describe(joined[str(number)], kind, train)
 

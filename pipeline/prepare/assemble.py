@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.beam.accounting import places_of
-from pipeline.beam.blocks import by_range, join, partition, repartition
+from pipeline.beam.blocks import by_range, join, partition
 from pipeline.beam.options import finish, running, spread
 from pipeline.beam.staging import Staging, load_block, read_all, write_json
 from pipeline.contract import schema
@@ -34,11 +34,7 @@ def assemble(
     out, written, counted = staging.out, staging.stage("shards"), staging.stage("counted")
     write = partial(_write_shard, num_shards=num_shards, columns=columns, out=out, written=written)
     with running(staging.options) as pipeline:
-        rows = (
-            spread(pipeline, "Blocks", blocks)
-            | "Load" >> beam.Map(load_block)
-            | "Split" >> beam.Map(lambda element: assign_splits(element[1], config))
-        )
+        rows = split_blocks(pipeline, blocks, config)
         ids = spread(pipeline, "IdFiles", id_files) | "LoadIds" >> beam.Map(_load_ids)
         counts = rows | "CountBlock" >> beam.FlatMap(count_block, config.partitions)
         ranked = (
@@ -47,24 +43,30 @@ def assemble(
             | "CountRange" >> beam.Map(_count_range, config.partitions, counted)
             | "RankIds" >> RankIds(config.partitions, slots, config.rows_per_shard, out)
         )
-        for number in (1, 0):  # candidates, then queries
-            side, first = schema.SIDES[number], number * config.partitions
-            by_side = rows | f"By{side}" >> beam.FlatMap(
-                repartition, side, config.partitions, first
-            )
-            rows = (
-                {"rows": by_side, "dense": ranked["dense"]}
-                | f"Join{side}" >> beam.CoGroupByKey()
-                | f"Replace{side}" >> beam.FlatMap(_replace_range, side)
-            )
+        asked = counts | "Ask" >> beam.MapTuple(lambda slot, counted: (slot, counted[:, :2]))
+        dense = (
+            {"asked": asked, "dense": ranked["dense"]}
+            | "JoinDense" >> beam.CoGroupByKey()
+            | "Answer" >> beam.FlatMap(_answer, config.partitions)
+        )
         shards = (
-            rows
+            {"rows": rows, "dense": dense}
+            | "JoinRows" >> beam.CoGroupByKey()
+            | "Replace" >> beam.FlatMap(_replace_block)
             | "ByShard" >> beam.FlatMap(_to_shards, num_shards)
             | "GroupShards" >> beam.GroupByKey()
             | "Write" >> beam.MapTuple(write)
         )
         finish(ranked["shards"], shards)
     return sorted(Shard(**shard) for shard in read_all(written).values())
+
+
+def split_blocks(
+    pipeline: beam.Pipeline, blocks: list[str], config: PrepareConfig
+) -> beam.PCollection:
+    """(key range, all rows of its queries with their split) of each staged block."""
+    loaded = spread(pipeline, "Blocks", blocks) | "Load" >> beam.Map(load_block)
+    return loaded | "Split" >> beam.MapTuple(lambda part, rows: (part, assign_splits(rows, config)))
 
 
 def _load_ids(path: str) -> tuple[int, Ids]:
@@ -74,15 +76,16 @@ def _load_ids(path: str) -> tuple[int, Ids]:
 
 
 def count_block(
-    rows: np.ndarray, partitions: int
-) -> Iterator[tuple[int, tuple[np.ndarray, np.ndarray]]]:
-    """The partial counts of a block: (slot, (fingerprints, counts [n, 2]))."""
+    element: tuple[int, np.ndarray], partitions: int
+) -> Iterator[tuple[int, np.ndarray]]:
+    """By slot, the ids of a block: (block, id, its rows, those in train), int64 [n, 4]."""
+    part, rows = element
     for number, side in enumerate(schema.SIDES):
-        ids, codes = np.unique(rows[side], return_inverse=True)
-        train = np.bincount(codes, rows["split"] == 0, len(ids))
-        counts = np.stack([np.bincount(codes, minlength=len(ids)), train], 1).astype(np.int64)
-        for part, places in by_range(ids, partitions):
-            yield number * partitions + part, (ids[places], counts[places])
+        ids, codes, sizes = np.unique(rows[side], return_inverse=True, return_counts=True)
+        train = np.bincount(codes[rows["split"] == 0], minlength=len(ids))
+        counted = np.stack([np.full(len(ids), part), ids, sizes, train], axis=1)
+        for of_ids, places in by_range(ids, partitions):
+            yield number * partitions + of_ids, counted[places]
 
 
 def _count_range(
@@ -100,13 +103,26 @@ def _count_range(
     return slot, pa.table([ids, prints, *counts.T], names)
 
 
-def _replace_range(
-    element: tuple[int, dict[str, Iterable[Any]]], side: str
-) -> Iterator[np.ndarray]:
-    found = element[1]
-    rows = join(found["rows"])
-    if len(rows):
-        rows[side] = replace_ids(rows[side], found["dense"], f"{side} ids of the rows")
+def _answer(
+    element: tuple[int, dict[str, Iterable[Any]]], partitions: int
+) -> Iterator[tuple[int, tuple[str, np.ndarray]]]:
+    """The dense ids of one slot to the blocks that have them: (side, ids and dense ids [n, 2])."""
+    slot, found = element
+    side = schema.SIDES[slot // partitions]
+    blocks, ids = np.concatenate([np.empty((0, 2), np.int64), *found["asked"]]).T
+    dense = replace_ids(ids, found["dense"], f"{side} ids, slot {slot}")
+    for part, known in partition(np.stack([ids, dense], axis=1), blocks, partitions):
+        yield part, (side, known)
+
+
+def _replace_block(element: tuple[int, dict[str, Iterable[Any]]]) -> Iterator[np.ndarray]:
+    """The rows of a block with dense ids."""
+    tables = list(element[1]["dense"])
+    for block in element[1]["rows"]:
+        rows = block.copy()
+        for side in schema.SIDES:
+            known = (table.T for of_side, table in tables if of_side == side)
+            rows[side] = replace_ids(rows[side], known, f"{side} ids of the rows")
         yield rows
 
 

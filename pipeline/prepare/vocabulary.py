@@ -46,15 +46,12 @@ def distinct_ids(tables: Iterable[Ids]) -> Ids:
     return prints[new], list(raw[new])
 
 
-def count_ids(blocks: Iterable[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    """Adds up partial counts: (ids int64 [n], counts int64 [n, 2]) many times → once, in order.
-
-    The two counts of an id are its rows over all splits and those in train.
-    """
-    blocks = [(np.empty(0, np.int64), np.empty((0, 2), np.int64)), *blocks]
-    ids, codes = np.unique(np.concatenate([ids for ids, _ in blocks]), return_inverse=True)
+def count_ids(counted: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Adds up what `count_block` counts: each id once, int64 [n], ascending, and counts [n, 2]."""
+    table = np.concatenate([np.empty((0, 4), np.int64), *counted])
+    ids, codes = np.unique(table[:, 1], return_inverse=True)
     sums = np.zeros((len(ids), 2), np.int64)
-    np.add.at(sums, codes, np.concatenate([counts for _, counts in blocks]))
+    np.add.at(sums, codes, table[:, 2:])
     return ids, sums
 
 

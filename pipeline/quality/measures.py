@@ -13,12 +13,11 @@ import apache_beam as beam
 import numpy as np
 import pyarrow.parquet as pq
 
-from pipeline.beam.options import finish, running, spread
-from pipeline.beam.staging import Staging, add_up, load_block, read_all, write_json
+from pipeline.beam.options import finish, running
+from pipeline.beam.staging import Staging, add_up, read_all, write_json
 from pipeline.contract import schema
-from pipeline.prepare.assemble import count_block
+from pipeline.prepare.assemble import count_block, split_blocks
 from pipeline.prepare.settings import PrepareConfig
-from pipeline.prepare.split import assign_splits
 from pipeline.prepare.vocabulary import count_ids
 from pipeline.quality.histogram import Histogram, as_lists, from_lists, histogram, merge
 
@@ -72,14 +71,9 @@ def measure_blocks(blocks: list[str], config: PrepareConfig, staging: Staging) -
     """Counts in blocks of rows by query, as `assemble` takes them; nothing is written but sums."""
     out = staging.stage("measures")
     with running(staging.options) as pipeline:
-        rows = (
-            spread(pipeline, "Blocks", blocks)
-            | "Load" >> beam.Map(load_block)
-            | "Split" >> beam.MapTuple(lambda part, rows: (part, assign_splits(rows, config)))
-        )
+        rows = split_blocks(pipeline, blocks, config)
         counts = (
             rows
-            | "Rows" >> beam.Values()
             | "CountBlock" >> beam.FlatMap(count_block, config.partitions)
             | "GroupCounts" >> beam.GroupByKey()
             | "MeasureIds" >> beam.MapTuple(partial(_measure_ids, config.partitions, out))
@@ -94,8 +88,6 @@ def _measure_splits(out: Path, part: int, rows: np.ndarray) -> None:
     write_json(out, f"splits-{part:05d}", dict(zip(schema.SPLITS, sizes, strict=True)))
 
 
-def _measure_ids(
-    partitions: int, out: Path, slot: int, counted: Iterable[tuple[np.ndarray, np.ndarray]]
-) -> None:
+def _measure_ids(partitions: int, out: Path, slot: int, counted: Iterable[np.ndarray]) -> None:
     measured = _measure(*count_ids(counted)[1].T)
     write_json(out, f"{schema.SIDES[slot // partitions]}-{slot:05d}", measured)

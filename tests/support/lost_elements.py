@@ -1,4 +1,5 @@
-"""A fault in a Beam graph: one element behind one step is lost, or comes twice.
+"""A fault in a Beam graph: one element behind one step is lost, or comes twice; and how many rows
+an element holds.
 
 The steps are found in the graph itself while it is built, so that a new one is covered without a
 word here. Only for the runner in this process: elements are counted in a variable of this module.
@@ -6,10 +7,15 @@ word here. Only for the runner in this process: elements are counted in a variab
 
 import contextlib
 from collections import Counter
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import apache_beam as beam
+import numpy as np
+import pyarrow as pa
 from apache_beam.transforms.ptransform import _NamedPTransform
+
+from pipeline.beam.blocks import ROW
 
 
 class Step(NamedTuple):
@@ -28,6 +34,16 @@ class Fault(NamedTuple):
 
 
 _seen: Counter[Step] = Counter()  # elements that came from each step that is watched
+_rows: Counter[Step] = Counter()  # the most rows that one of them holds
+
+
+def _rows_in(element):
+    if isinstance(element, np.ndarray):
+        return len(element) if element.dtype == ROW else 0
+    if isinstance(element, dict):
+        return _rows_in(element.values())
+    nested = isinstance(element, Iterable) and not isinstance(element, str | bytes | pa.Table)
+    return sum(map(_rows_in, element)) if nested else 0
 
 
 class Watch(beam.DoFn):
@@ -38,6 +54,7 @@ class Watch(beam.DoFn):
 
     def process(self, element):
         _seen[self._step] += 1
+        _rows[self._step] = max(_rows[self._step], _rows_in(element))
         here = self._fault and self._fault.place == _seen[self._step] - 1
         for _ in range(self._fault.copies if here else 1):
             yield element
@@ -52,6 +69,7 @@ class Steps:
         self._pipelines, self._made_by = [], {}  # collection → its step
         self._inside = False
         self.elements = {}  # Step → elements that it gave
+        self.rows = {}  # Step → the most rows in one of them
 
     def deciding(self):
         """Steps whose elements go into the result; others say that something is written."""
@@ -95,11 +113,12 @@ def watched(fault=None):
         return unchanged() if named else steps.apply(pipeline, transform, inputs, unchanged)
 
     _seen.clear()
+    _rows.clear()
     beam.Pipeline.apply = apply
     try:
         yield steps
     finally:
         beam.Pipeline.apply = original
-        steps.elements = Counter(_seen)
+        steps.elements, steps.rows = Counter(_seen), Counter(_rows)
     if fault:
         assert _seen[fault.step] > fault.place, f"nothing happened at {fault}"

@@ -47,7 +47,7 @@ def test_places_of_ids():
 
 
 def test_an_id_without_its_raw_id(tmp_path):
-    counts = (np.array([1, 3]), np.array([[2, 1], [1, 1]]))
+    counts = np.array([[0, 1, 2, 1], [0, 3, 1, 1]])
     known = (np.array([1, 5]), [b"one", b"five"])  # 3 would become "five"
     with pytest.raises(AccountingError, match="candidate ids, range 1: 1 ids are missing"):
         assemble._count_range((5, {"counts": [counts], "ids": [known]}), 4, tmp_path)

@@ -7,9 +7,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from lost_elements import watched
 from prepared import examples, raw_pairs, vocabulary
 
-from pipeline.beam.blocks import ROW, drop_duplicates
+from pipeline.beam.blocks import ROW, drop_duplicates, partition_of
 from pipeline.contract import hashing, schema
 from pipeline.contract.files import checksum
 from pipeline.job import prepare
@@ -69,6 +70,19 @@ def test_a_k_core_that_needs_many_passes(tmp_path):
     log = pa.table({"user_id": users, "item_id": items})
     manifest, _ = run(log, tmp_path, min_user_interactions=2, min_item_interactions=2, dry_run=True)
     assert (manifest.counts["rows"], manifest.counts["k_core"]) == (len(square), len(path))
+
+
+def test_rows_of_a_frequent_item_never_meet(tmp_path):
+    users = [f"u{n}" for n in range(200)]
+    items = ["everywhere"] * 200 + [f"i{n % 40}" for n in range(200)]
+    settings = {"partitions": 8, "rows_per_shard": 20, "min_item_interactions": 2}
+    log = pa.table({"user_id": users * 2, "item_id": items})
+    with watched() as steps:
+        manifest, _ = run(log, tmp_path, **settings)
+    of_users = partition_of(hashing.fingerprints(user.encode() for user in users), 8)
+    largest_block = 2 * np.bincount(of_users).max()
+    assert manifest.counts["rows"] == 400
+    assert max(steps.rows.values()) == largest_block < 200
 
 
 def test_weights_of_repeated_pairs(log, tmp_path):
