@@ -33,7 +33,8 @@ EXTRAS = {
         "scann[tf]==1.4.2",
         "tensorflow-serving-api>=2.20,<2.21",
         "grpcio-health-checking<1.82",  # newer ones need protobuf 7, which Beam 2.77 has not
-        "fastapi>=0.115",
+        "pydantic>=2.7",
+        "starlette>=0.40",
         "uvicorn>=0.30",
         "prometheus-client>=0.20",
         "orjson>=3.10",
@@ -86,7 +87,7 @@ setup(
         "pipeline.contract": ["templates/*.html"],
         "pipeline.quality": ["templates/*.html"],
         "serving.publish": ["templates/*"],
-        "serving.rest": ["templates/*.html"],
+        "serving.rest": ["templates/*"],
         "towers.audit": ["templates/*"],
         "towers.report": ["templates/*.html"],
         "towers.tune": ["templates/*.html"],

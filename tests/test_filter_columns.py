@@ -72,7 +72,7 @@ def scores(place):
         queries = retriever.query_inputs.tensors([query])
         encoder = retriever.model("exact").signatures["request_embedding"]
         vectors = np.asarray(retriever.corpus.vectors) @ encoder(**queries)["embedding"][0].numpy()
-        names = retriever.corpus.names(np.arange(len(vectors)))
+        names = retriever.corpus.encoded_ids.names(np.arange(len(vectors)))
         return dict(zip(names, vectors.tolist(), strict=True))
 
     yield of

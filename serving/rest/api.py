@@ -1,7 +1,6 @@
 """The REST API: TensorFlow Serving's routes, `:retrieve`, what the explorer asks, and health.
 
-Every route reads its own body, so that FastAPI does not parse it a second time; what the
-OpenAPI description says of bodies stands in `openapi`.
+What the OpenAPI description says of them stands in `templates/openapi.yaml`.
 """
 
 from __future__ import annotations
@@ -9,24 +8,28 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import json
 import re
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fastapi import FastAPI, Request, Response
+import yaml
+from starlette.applications import Starlette
 from starlette.convertors import IntegerConvertor, StringConvertor, register_url_convertor
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from pipeline.contract.pages import render
 from serving.errors import InvalidRequest
-from serving.rest import codec, openapi
+from serving.rest import codec
 from serving.rest.guard import Bodies, error_answer, guarded, refusal, unless_gone, whole_number
 from serving.rest.messages import encode_retrieve, parse_retrieve
-from serving.retrieval.requests import RetrieveResponse
+from serving.retrieval.requests import RetrieveRequest, RetrieveResponse
 from serving.retrieval.retriever import Retriever
 from serving.runtime.batched_version import PREDICT, RETRIEVE
 from serving.runtime.process import BYTES_A_VALUE, aside
@@ -37,6 +40,7 @@ PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 CHOICES = ("", "/versions/{version:number}", "/labels/{label:name}")  # of the version that answers
 PAGES = {"/": "explorer.html", "/docs": "openapi.html"}  # templates
 
+_TEMPLATES = Path(__file__).with_name("templates")
 _MAX_LISTED = 1000  # ids in one answer
 Endpoint = Callable[[Request], Awaitable[Response]]
 _Body = TypeVar("_Body")
@@ -58,27 +62,55 @@ register_url_convertor("number", _Number())
 
 def build(service: Service) -> ASGIApp:
     """The application that uvicorn runs: all routes, those on models with every `CHOICES`."""
-    app = FastAPI(title="twotower", docs_url=None, redoc_url=None, description=openapi.DESCRIPTION)
-    app.add_exception_handler(HTTPException, _http_error)
-    api = _RestApi(service)
-    for path, name in PAGES.items():
-        _add(app, "GET", path, _page(name), openapi.PAGE)
-    _add(app, "GET", "/v1/models", api.models, openapi.MODELS)
+    api, described = _RestApi(service), json.dumps(description()).encode()
+
+    async def openapi(request: Request) -> Response:
+        return _json(described)
+
+    routes = [_route("GET", path, _page(name)) for path, name in PAGES.items()]
+    routes += [_route("GET", "/openapi.json", openapi), _route("GET", "/v1/models", api.models)]
     for choice in CHOICES:
         model = "/v1/models/{model:name}" + choice
-        _add(app, "GET", model, api.status, openapi.STATUS)
-        _add(app, "GET", model + "/metadata", api.metadata, openapi.METADATA)
-        _add(app, "POST", model + ":predict", api.predict, openapi.PREDICT)
-        _add(app, "POST", model + ":retrieve", api.retrieve, openapi.RETRIEVE)
-        _add(app, "GET", model + ":sample_queries", api.samples, openapi.SAMPLES)
-        _add(app, "GET", model + ":history", api.history, openapi.HISTORY)
-    _add(app, "GET", "/healthz", api.alive, openapi.ALIVE)
-    _add(app, "GET", "/readyz", api.ready, openapi.READY)
-    _add(app, "GET", "/monitoring/prometheus/metrics", api.metrics, openapi.METRICS)
-    return guarded(app, service)
+        routes += [
+            _route("GET", model, api.status),
+            _route("GET", model + "/metadata", api.metadata),
+            _route("POST", model + ":predict", api.predict),
+            _route("POST", model + ":retrieve", api.retrieve),
+            _route("GET", model + ":sample_queries", api.samples),
+            _route("GET", model + ":history", api.history),
+        ]
+    routes += [
+        _route("GET", "/healthz", api.alive),
+        _route("GET", "/readyz", api.ready),
+        _route("GET", "/monitoring/prometheus/metrics", api.metrics),
+    ]
+    return guarded(
+        Starlette(routes=routes, exception_handlers={HTTPException: _http_error}), service
+    )
 
 
-def _add(app: FastAPI, method: str, path: str, work: Endpoint, description: dict[str, Any]) -> None:
+def description() -> dict[str, Any]:
+    """The OpenAPI description of all routes."""
+    request = json.dumps(RetrieveRequest.model_json_schema())
+    text = (_TEMPLATES / "openapi.yaml").read_text().replace("RETRIEVE_REQUEST", request)
+    described: dict[str, Any] = yaml.safe_load(text)
+    parameters, paths = described.pop("components")["parameters"], {}
+    for path, methods in described["paths"].items():
+        for choice in CHOICES if "{model}" in path else ("",):
+            chosen = re.sub("{([a-z]+):[a-z]+}", r"{\1}", choice)
+            place = path.replace("{model}", "{model}" + chosen)
+            more = [parameters[name] for name in ("version", "label") if f"{{{name}}}" in chosen]
+            paths[place] = {
+                method: operation
+                | {"operationId": f"{method} {place}"}
+                | {"parameters": operation.get("parameters", []) + more}
+                for method, operation in methods.items()
+            }
+    return described | {"paths": paths}
+
+
+def _route(method: str, path: str, work: Endpoint) -> Route:
+    """A route in which an exception becomes a status code and one line of text."""
 
     async def endpoint(request: Request) -> Response:
         try:
@@ -88,9 +120,7 @@ def _add(app: FastAPI, method: str, path: str, work: Endpoint, description: dict
         except Exception as error:
             return refusal(error, request.state.call.request_id)
 
-    # FastAPI describes the route, and would take a tenth of the time of an answer to call it.
-    app.add_route(path, endpoint, methods=[method], include_in_schema=False)
-    app.add_api_route(path, endpoint, methods=[method], **openapi.operation(path, description))
+    return Route(path, endpoint, methods=[method])
 
 
 class _RestApi:
@@ -151,7 +181,7 @@ class _RestApi:
                 "k": retriever.k,
                 "default_index": retriever.default_index,
                 "num_candidates": retriever.num_candidates,
-                "query_ids": retriever.query_ids(limit),
+                "query_ids": retriever.corpus.query_ids(limit),
             },
         )
 
@@ -205,7 +235,7 @@ def _json(content: bytes) -> Response:
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
-    """What FastAPI says of a path or a method that is not there; 400 as in TensorFlow Serving."""
+    """What Starlette says of a path or a method that is not there; 400 as in TensorFlow Serving."""
     assert isinstance(error, HTTPException)
     message = f"Malformed request: {request.method} {request.url.path[:200]}: {error.detail}."
     status = 400 if request.url.path.startswith("/v1/") else error.status_code
@@ -228,7 +258,7 @@ def _page(name: str) -> Endpoint:
 
     Its policy lets it run its own script and style, and ask its own server.
     """
-    page = render(Path(__file__).with_name("templates") / name)
+    page = render(_TEMPLATES / name)
     rules = ["default-src 'none'", "connect-src 'self'", "img-src data:", "base-uri 'none'"]
     rules += ["form-action 'none'", "frame-ancestors 'none'"]
     for tag in ("script", "style"):

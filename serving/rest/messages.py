@@ -1,14 +1,13 @@
-"""The bodies of `:retrieve` and of errors, as they stand in the OpenAPI description."""
+"""The bodies of `:retrieve`."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from itertools import zip_longest
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, Field
 
 from serving.errors import InvalidRequest
 from serving.rest.codec import PIECE_VALUES, check_lengths, dump, json_list, parse
@@ -16,42 +15,6 @@ from serving.rest.tensors import shown, to_json_values
 from serving.retrieval.requests import RetrieveRequest, RetrieveResponse, RetrieveResult
 
 _MAX_FIELDS = 20  # of an object
-
-
-class CandidateAnswer(BaseModel):
-    """One result."""
-
-    id: str
-    score: float
-    title: str | None = Field(None, description="Where the version has a title column.")
-
-
-class ResultAnswer(BaseModel):
-    """The answer to one query, best candidate first."""
-
-    query_id: str
-    known: bool = Field(description="Whether the model knows the query.")
-    fallback: Literal["", "popular"] = Field(
-        description="popular: these are popular candidates in place of an answer."
-    )
-    unknown_history: int = Field(description="Ids of its history that the model does not know.")
-    candidates: list[CandidateAnswer]
-
-
-class RetrieveAnswer(BaseModel):
-    """The answers to all queries, in their order."""
-
-    model: str
-    version: int
-    index: Literal["exact", "scann"]
-    unknown_ids: int = Field(description="Ids of `exclude` and `allow` not in the corpus.")
-    results: list[ResultAnswer]
-
-
-class ErrorAnswer(BaseModel):
-    """Why there is no answer."""
-
-    error: str
 
 
 def parse_retrieve(body: bytes | bytearray, max_rows: int) -> RetrieveRequest:
@@ -73,7 +36,7 @@ def parse_retrieve(body: bytes | bytearray, max_rows: int) -> RetrieveRequest:
 
 
 def encode_retrieve(model: str, response: RetrieveResponse, deadline: float = math.inf) -> bytes:
-    """The body that answers `:retrieve`, a `RetrieveAnswer`; deadline as in `encode_outputs`."""
+    """The body that answers `:retrieve`; deadline as in `encode_outputs`."""
     results = response.results
     longest = max((len(result.scores) for result in results), default=0)
     size = max(1, PIECE_VALUES // (1 + longest))

@@ -193,9 +193,6 @@ class Corpus:
     def query_ids(self, limit: int) -> list[str]:
         return list(itertools.islice(self._base.query_row, limit))
 
-    def names(self, rows: np.ndarray) -> list[str]:
-        return self.encoded_ids.names(rows)
-
     @cached_property
     def encoded_ids(self) -> EncodedIds:
         base, added = self._base.ids, self._delta.ids

@@ -24,7 +24,7 @@ class EncodedIds:
 
     Example:
       >>> ids = EncodedIds(["a", 'b"'])
-      >>> ids.string_val(np.array([[0, -1]]))
+      >>> bytes(ids.string_val(np.array([[0, -1]])))
       b'B\\x01aB\\x00'
       >>> ids.json_lists(np.array([[1, -1], [0, 0]]))
       [b'["b\\\\"",""]', b'["a","a"]']
@@ -101,9 +101,9 @@ class EncodedIds:
     def load(self) -> None:
         _ = self._lookup, self._fields, self._lists
 
-    def string_val(self, rows: np.ndarray) -> bytes:
+    def string_val(self, rows: np.ndarray) -> memoryview:
         """The field `string_val` of a TensorProto with the ids of rows, int [...]."""
-        return bytes(_taken(self._fields, rows)[0])
+        return _taken(self._fields, rows)[0]
 
     def json_lists(self, rows: np.ndarray) -> list[bytes]:
         """A JSON list of ids for each of B lists of rows, int [B, K]."""

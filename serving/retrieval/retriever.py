@@ -205,11 +205,7 @@ class Retriever:
 
     def history(self, query_id: str) -> list[str]:
         """Raw ids of the candidates that a query had in training; [] where it had none."""
-        return self.corpus.names(self.corpus.seen_rows(query_id))
-
-    def query_ids(self, limit: int = 10) -> list[str]:
-        """Some queries that have a history, the first ones; [] without seen lists."""
-        return self.corpus.query_ids(limit)
+        return self.corpus.encoded_ids.names(self.corpus.seen_rows(query_id))
 
     def warm_up(self) -> None:
         self.corpus.load()

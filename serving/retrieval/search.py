@@ -225,7 +225,7 @@ def results(
     answers = []
     columns = queries.query_ids, queries.known.tolist(), queries.unknown_history.tolist(), best
     for query_id, known, skipped, (rows, scores) in zip(*columns, strict=True):
-        names, values = corpus.names(rows), scores.astype(float).tolist()
+        names, values = corpus.encoded_ids.names(rows), scores.astype(float).tolist()
         shown = "" if known else fallback
         titles = corpus.titles(rows)
         answers.append(RetrieveResult(query_id, known, names, values, shown, skipped, titles))

@@ -13,8 +13,7 @@ import numpy as np
 from serving.errors import InvalidRequest, check_ids, check_rows
 from serving.monitoring.metrics import Metrics
 from serving.retrieval.requests import RetrieveRequest, RetrieveResponse
-from serving.retrieval.retriever import Outcome, Retriever
-from serving.retrieval.search import CheckedQueries
+from serving.retrieval.retriever import Retriever
 from serving.runtime.batch_queue import Batcher, BatchOptions, BatchThreads
 from serving.runtime.loaded_version import Arrays, LoadedVersion, join, split
 from serving.runtime.process import aside
@@ -46,7 +45,8 @@ class BatchedVersion:
         options = BatchOptions(
             config.max_batch_size, config.batch_timeout_micros / 1e6, config.max_enqueued_batches
         )
-        quick = loaded.retriever is not None  # the model of somebody else may wait for anything
+        retriever = loaded.retriever
+        quick = retriever is not None  # the model of somebody else may wait for anything
         alone = options._replace(max_batch_size=1)
         on_predict = partial(metrics.batch, model, PREDICT)
         self._predict: dict[str, Batcher[Arrays, dict[str, np.ndarray]]] = {}
@@ -54,14 +54,19 @@ class BatchedVersion:
             knobs = options if signature.by_rows else alone
             run = partial(loaded.run_all, name)
             self._predict[name] = Batcher(threads, run, knobs, on_predict, may_be_quick=quick)
-        on_retrieve = partial(metrics.batch, model, RETRIEVE)
+        self._batchers: list[Batcher] = list(self._predict.values())
+        if retriever is None:
+            return
+        unknown, on_retrieve = config.unknown_queries, partial(metrics.batch, model, RETRIEVE)
+        if unknown == "popular" and not retriever.corpus.has_popularity:
+            unknown = "empty"
         # Nothing here refers back to this object: it is freed with its last reference.
-        answer_all = partial(_answer_all, loaded, config.unknown_queries)
-        self._retrieve = Batcher(threads, answer_all, options, on_retrieve, may_be_quick=quick)
+        answer = partial(retriever.answer_all, unknown_queries=unknown)
+        self._retrieve = Batcher(threads, answer, options, on_retrieve, may_be_quick=True)
         # What scores all candidates leaves one thread to what an index answers.
-        self._score_all = Batcher(
-            threads, answer_all, options, on_retrieve, max(1, config.num_batch_threads - 1)
-        )
+        most = max(1, config.num_batch_threads - 1)
+        self._score_all = Batcher(threads, answer, options, on_retrieve, most)
+        self._batchers += [self._retrieve, self._score_all]
 
     @property
     def retriever(self) -> Retriever:
@@ -123,20 +128,9 @@ class BatchedVersion:
         return dataclasses.replace(responses[0], results=results)
 
     def close(self) -> None:
-        batchers: list[Batcher] = [*self._predict.values(), self._retrieve, self._score_all]
-        for batcher in batchers:
+        for batcher in self._batchers:
             batcher.wait_until_idle()
         self.loaded.close()
-
-
-def _answer_all(
-    loaded: LoadedVersion, unknown_queries: str, requests: Sequence[CheckedQueries]
-) -> list[Outcome]:
-    retriever = loaded.retriever
-    assert retriever is not None
-    if unknown_queries == "popular" and not retriever.corpus.has_popularity:
-        unknown_queries = "empty"
-    return retriever.answer_all(requests, unknown_queries=unknown_queries)
 
 
 def _check_results(rows: int, k: int) -> None:

@@ -87,7 +87,7 @@ class LoadedVersion:
             )
         return self.signatures[name]
 
-    def fit(self, name: str, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    def fit(self, name: str, inputs: Arrays) -> dict[str, np.ndarray]:
         arrays = self.signature(name).fit(inputs)
         if self.retriever is not None:  # ScaNN fails for a whole batch on a NaN
             for key, array in arrays.items():

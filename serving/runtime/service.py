@@ -135,7 +135,7 @@ class Service:
 
         `inputs` are an array for each input of the signature, or a function that makes them once
         version and signature are known (a JSON request has no dtypes). Strings are object arrays of
-        bytes (or str). Returns a `Prediction`, or what `encode` makes of it before the deadline.
+        bytes. Returns a `Prediction`, or what `encode` makes of it before the deadline.
 
         Raises:
           InvalidRequest: the inputs do not fit the signature, or there is no such label; the

@@ -33,7 +33,7 @@ class Signature:
         by_rows &= all(_any_rows(spec) or spec.shape.rank is None for spec in outputs.values())
         return cls(name, inputs, outputs, proto, by_rows)
 
-    def fit(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    def fit(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         if inputs.keys() != self.inputs.keys():
             takes = ", ".join(f"{name!r}: {_shown(spec)}" for name, spec in self.inputs.items())
             got = ", ".join(repr(name[:80]) for name in list(inputs)[:20]) or "none"
@@ -65,17 +65,12 @@ class Signature:
             inputs[name] = np.full(shape, b"" if dtype is object else 0, dtype)
         return inputs
 
-    def _fit_one(self, spec: tf.TensorSpec, value: Any) -> np.ndarray:
-        try:
-            got = np.asarray(value)
-        except ValueError:  # lists of several lengths
-            got = np.asarray(value, object)
-        array = _as_bytes(value) if spec.dtype == tf.string else got
-        fits = array is not None and array.dtype == spec.dtype.as_numpy_dtype
-        if array is None or not fits or not spec.shape.is_compatible_with(array.shape):
+    def _fit_one(self, spec: tf.TensorSpec, array: np.ndarray) -> np.ndarray:
+        fits = array.dtype == spec.dtype.as_numpy_dtype
+        if not fits or not spec.shape.is_compatible_with(array.shape):
             raise InvalidRequest(
                 f"Input {spec.name!r} of signature {self.name!r} must be {_shown(spec)}, "
-                f"got {'string' if got.dtype.kind in 'SU' else got.dtype} {list(got.shape)}."
+                f"got {tf.dtypes.as_dtype(array.dtype).name} {list(array.shape)}."
             )
         return array
 
@@ -88,19 +83,6 @@ def _spec(name: str, info: meta_graph_pb2.TensorInfo) -> tf.TensorSpec:
 
 def _any_rows(spec: tf.TensorSpec) -> bool:
     return bool(spec.shape.rank) and spec.shape[0] is None
-
-
-def _as_bytes(value: Any) -> np.ndarray | None:
-    # NumPy's own arrays of bytes would lose a zero at the end.
-    array = value if isinstance(value, np.ndarray) else np.asarray(value, object)
-    flat = array.ravel().tolist()
-    if array.dtype.kind == "O" and all(isinstance(text, bytes) for text in flat):
-        return array
-    if not all(isinstance(text, bytes | str) for text in flat):
-        return None
-    strings = np.empty(len(flat), object)
-    strings[:] = [text.encode() if isinstance(text, str) else text for text in flat]
-    return strings.reshape(array.shape)
 
 
 def _shown(spec: tf.TensorSpec) -> str:

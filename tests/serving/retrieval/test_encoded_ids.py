@@ -19,7 +19,7 @@ def test_rows_give_their_ids(added):
     rows = np.random.default_rng(added).integers(-1, len(IDS), size=(4, 50), dtype=np.int32)
     wanted = [[([*IDS, ""])[row] for row in part] for part in rows]
     assert [json.loads(part) for part in ids.json_lists(rows)] == wanted
-    tensor = tensor_pb2.TensorProto.FromString(ids.string_val(rows))
+    tensor = tensor_pb2.TensorProto.FromString(bytes(ids.string_val(rows)))
     assert list(tensor.string_val) == [name.encode() for part in wanted for name in part]
 
 

@@ -145,7 +145,7 @@ def test_a_retriever_that_is_warmed_up_has_read_its_tables(small):
     read = vars(retriever.corpus) | vars(retriever.corpus._base)
     assert {"encoded_ids", "query_row", "popularity"} <= set(read)
     assert {"_lookup", "_fields", "_lists"} <= set(vars(retriever.corpus.encoded_ids))
-    assert retriever.query_ids(2) == ["query 0", "query 1"]
+    assert retriever.corpus.query_ids(2) == ["query 0", "query 1"]
     assert retriever.model("exact").signatures.keys() >= {"serving_default", "query_embedding"}
 
 

@@ -31,7 +31,7 @@ def signature(inputs=(), outputs=()):
 
 
 def encoded(array, *ids):
-    return tensor_pb2.TensorProto.FromString(grpc_codec.encode_tensor(array, *ids))
+    return tensor_pb2.TensorProto.FromString(b"".join(grpc_codec.encode_tensor(array, *ids)))
 
 
 def in_fields(array, dtype):
