@@ -168,10 +168,11 @@ def _all_at_once(
     exponents_of: Exponents, bias: tf.Tensor
 ) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
     # What costs are passes over [B, C]: the bias becomes a factor of the columns, and where all
-    # scores are small there is no maximum to find.
+    # scores are small, and biases near each other, there is no maximum to find.
     known = tf.math.is_finite(bias)
     largest = tf.reduce_max(tf.where(known, bias, bias.dtype.min))
-    relative = tf.where(known, bias - largest, tf.zeros_like(bias))
+    near = known & (bias >= largest - _MAX_SCORE)
+    relative = tf.where(near, bias - largest, tf.zeros_like(bias))
 
     @tf.custom_gradient
     def sums(query: tf.Tensor, candidates: tf.Tensor) -> Any:
@@ -184,7 +185,7 @@ def _all_at_once(
             top = tf.maximum(tf.reduce_max(exponents, axis=1), exponents.dtype.min)
             return exponents - (top[:, None] + relative), top
 
-        small = tf.reduce_all(known) & scores_are_small(query, candidates)
+        small = tf.reduce_all(near) & scores_are_small(query, candidates)
         exponents, level = tf.cond(small, as_they_are, below_highest)
         return _log_of_sum(tf.exp(exponents), level, query, candidates, tf.exp(relative))
 

@@ -116,6 +116,15 @@ def test_large_scores_neither_overflow_nor_vanish(block_size, shift):
     np.testing.assert_allclose(after[2], before[2], atol=1e-9)
 
 
+@pytest.mark.parametrize("block_size", [None, 1])
+@pytest.mark.parametrize("score", [1.0, 800.0])
+def test_a_column_of_very_small_bias_neither_overflows_nor_counts(block_size, score):
+    inputs = np.ones((1, 1)), np.array([[score], [1.0]]), np.array([-900.0, 0.0])
+    values, by_query, _ = run(*inputs, block_size=block_size)
+    np.testing.assert_allclose(values, [1.0])
+    assert np.isfinite(by_query).all()
+
+
 def test_blocks_of_a_large_batch_equal_one_pass():
     rng = np.random.default_rng(3)
     query = (rng.normal(size=(1024, 16)) / 2).astype(np.float32)
