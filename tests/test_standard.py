@@ -1,0 +1,136 @@
+"""The standard split: what is set aside, baselines, rankings, metrics beyond recall, the log."""
+
+import argparse
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import scipy.sparse as sp
+
+from benchmarks import standard
+from towers.data.interactions import open_data
+from towers.metrics.held_out import HeldOut
+from towers.metrics.ranking import rank_corpus, tie_order
+
+TRAIN = sp.csr_matrix(np.random.default_rng(3).random((40, 12)) < 0.3, dtype=np.float32)
+
+
+def test_the_last_rows_of_a_user_are_set_aside():
+    users = np.array(["b"] * 4 + ["a"] * 25 + ["b"])
+    expected = np.zeros(30, bool)
+    expected[[27, 28, 29]] = True  # round(.1 · 25) = 2 of a, one of b
+    np.testing.assert_array_equal(standard.last_tenth(users), expected)
+
+
+def test_ease_is_the_best_linear_map_without_its_diagonal():
+    dense, reg = TRAIN.toarray().astype(np.float64), 2.0
+    gram = dense.T @ dense + reg * np.eye(12)
+    expected = np.empty((12, 12))
+    for item in range(12):  # ridge of an item on the others, Ning and Karypis 2011 without L1
+        others = np.delete(np.arange(12), item)
+        expected[others, item] = np.linalg.solve(gram[np.ix_(others, others)], gram[others, item])
+        expected[item, item] = 0
+    found = standard.ease(TRAIN, 0, reg=reg)(np.arange(40))
+    np.testing.assert_allclose(found, dense @ expected, atol=1e-4)
+
+
+def test_gini_is_the_mean_difference_over_twice_the_mean():
+    counts = np.array([0, 3, 1, 8, 0])
+    differences = np.abs(counts[:, None] - counts).mean()
+    assert standard.gini(counts) == pytest.approx(differences / (2 * counts.mean()))
+    assert standard.gini(np.full(7, 4)) == pytest.approx(0)
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory):
+    """A split in time of 30 users who choose 6 of 60 items in a row."""
+    root = tmp_path_factory.mktemp("standard")
+    rng = np.random.default_rng(0)
+    items = np.concatenate([rng.choice(60, 26, replace=False) for _ in range(30)]).astype(str)
+    rows = pa.table({"user_id": np.repeat(np.arange(30), 26).astype(str), "item_id": items})
+    test = np.tile(np.arange(26) >= 20, 30)
+    for name, part in (("train", ~test), ("test", test)):
+        pq.write_table(rows.filter(pa.array(part)), root / f"{name}.parquet")
+    return argparse.Namespace(data=str(root), work=str(root / "work"), commit="c")
+
+
+def test_what_is_chosen_on_holds_no_test_rows(options):
+    data = open_data(standard.prepared(options, "validation"))
+    assert [data.num_rows(split) for split in ("train", "validation", "test")] == [540, 60, 0]
+    final = open_data(standard.prepared(options, "test"))
+    assert [final.num_rows(split) for split in ("train", "validation", "test")] == [600, 0, 180]
+
+
+def test_a_ranking_by_scores_is_that_of_embeddings(options, monkeypatch):
+    data = open_data(standard.prepared(options, "test"))
+    queries, items = np.random.default_rng(1).normal(size=(2, 60, 4)).round().astype(np.float32)
+    queries = queries[:30]  # small whole numbers: many ties
+    ranking, held_out = standard.rank(lambda ids: queries[ids] @ items.T, data, "test")
+    order = tie_order(data.candidate_vocabulary.fingerprints)
+    known = data.positives("train")
+    expected = rank_corpus(queries, items, held_out.query_ids, known, k=20, order=order)
+    np.testing.assert_array_equal(ranking.candidates, expected)
+    np.testing.assert_array_equal(ranking.hits, held_out.rank(queries, items, 20).hits)
+
+
+def test_head_and_tail_are_recalls_of_their_items(options):
+    data = open_data(standard.prepared(options, "test"))
+    held_out = HeldOut(data, "test")
+    vectors = np.random.default_rng(2).normal(size=(90, 4)).astype(np.float32)
+    ranking = held_out.rank(vectors[:30], vectors[30:], 20)
+    found, widths = standard.beyond(ranking.candidates, ranking.hits, held_out, data)
+    most = set(np.argsort(-data.train_counts, kind="stable")[:3].tolist())  # 5 % of 60
+    expected = {"head": [], "tail": []}
+    for query, top in zip(held_out.query_ids, ranking.candidates.tolist(), strict=True):
+        wanted = set(data.positives("test").of(query).tolist())
+        for name, part in (("head", wanted & most), ("tail", wanted - most)):
+            if part:
+                expected[name].append(len(part & set(top)) / len(part))
+    for name, values in expected.items():
+        assert found[name] == pytest.approx(np.mean(values), abs=1e-5)
+        assert widths[name] > 0
+    shares = data.train_counts[ranking.candidates] / 30
+    assert found["novelty"] == pytest.approx(-np.log2(shares).mean(), abs=1e-5)
+    assert found["coverage"] == len(np.unique(ranking.candidates)) / 60
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    for name in ("SEARCHES", "KEPT", "TESTS"):
+        monkeypatch.setattr(standard, name, tmp_path / f"{name}.json")
+    return tmp_path
+
+
+def test_nothing_is_measured_on_test_before_its_search_is_finished(options, results):
+    for trials in ([], [{"number": 0, "state": "complete", "value": 0.1, "params": {}}] * 23):
+        (results / "SEARCHES.json").write_text(json.dumps([{"row": "EASE", "trials": trials}]))
+        with pytest.raises(LookupError, match="needs its 24 trials"):
+            standard.test(options, "EASE", 10)
+    assert not (results / "TESTS.json").exists()
+
+
+OTHER = standard.Baseline(standard.ease, {"reg": "log:1:100"}, "scipy")
+OURS = standard.Ours({"dim": 4, "normalize": True, "l2": 0.0}, ["temperature=log:0.1:1"], epochs=2)
+
+
+@pytest.mark.parametrize("row", [OTHER, pytest.param(OURS, marks=pytest.mark.long)])
+def test_a_row_is_tuned_measured_logged_and_checked(row, options, results, monkeypatch, capsys):
+    monkeypatch.setattr(standard, "ROWS", {"EASE": row})
+    monkeypatch.setattr(standard, "TRIALS", 2)
+    standard.tune(options, "EASE")
+    standard.tune(options, "EASE")  # finished: no further trials
+    (study,) = json.loads((results / "SEARCHES.json").read_text())
+    assert len({tuple(trial["params"].values()) for trial in study["trials"]}) == 2
+    standard.test(options, "EASE", 10)
+    options.check = "EASE"
+    assert standard.check(options)
+    kept = json.loads((results / "KEPT.json").read_text())
+    assert kept[0]["params"] == standard.best_of("EASE")["params"]
+    assert len(json.loads((results / "TESTS.json").read_text())) == 2
+    kept[0]["metrics"]["recall@20"] += 1
+    (results / "KEPT.json").write_text(json.dumps(kept))
+    assert not standard.check(options)
+    assert "OUTSIDE" in capsys.readouterr().out
+    assert f"| EASE | {row.source} | 1 | 1." in standard.page(kept, [study])
