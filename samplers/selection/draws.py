@@ -61,17 +61,19 @@ def resample(
       small: whether every e^s is a normal number, so that no maximum is looked for.
     """
 
+    def drawable() -> tf.Tensor:  # made twice, or XLA would keep it between both uses
+        return tf.where(known, scores, -float("inf"))
+
     def highest() -> tf.Tensor:  # finite where all are -inf
-        return tf.maximum(tf.reduce_max(scores, axis=1), scores.dtype.min)
+        return tf.maximum(tf.reduce_max(drawable(), axis=1), scores.dtype.min)
 
     scores = tf.stop_gradient(tf.cast(scores, tf.float32))
     log_q = tf.cast(tf.stop_gradient(log_q), tf.float32)
     known = tf.math.is_finite(log_q)
     smallest = tf.reduce_min(tf.where(known, log_q, log_q.dtype.max))
     factors = tf.where(known, tf.exp(smallest - log_q), tf.zeros_like(log_q))
-    scores = tf.where(known, scores, -float("inf"))
     level = tf.cond(tf.convert_to_tensor(small), lambda: tf.zeros_like(scores[:, 0]), highest)
-    powers = tf.exp(scores - level[:, None])
+    powers = tf.exp(drawable() - level[:, None])
     total = tf.linalg.matvec(powers, factors)
     seeds = split_seed_in_step(seed, 2)
     for_columns = uniform_numbers([tf.size(log_q)], seeds[0])
