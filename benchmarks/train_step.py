@@ -38,6 +38,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "bmns": ("bmns", {"num_mixed": 128}),
     "bmns_full": ("bmns", {"num_mixed": BATCH}),
     "xir": ("xir", {"cache_size": BATCH}),
+    "cbns": ("cbns", {"warm_up": 1}),
 }
 
 

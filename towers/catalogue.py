@@ -19,7 +19,7 @@ STEP_COSTS = {
     **{"bmns": 0.81, "positive_mixing": 0.77, "sl_at_k": 0.39, "full_softmax": 10.73, "bpr": 0.18},
     **{"pns": 0.2, "dns": 0.24, "dns_mn": 0.47, "soft_bpr": 0.27, "softmax_v": 1.48},
     **{"pris_u": 0.46, "pris_p": 0.51, "adasir_u": 0.48, "adasir_p": 0.48, "adasir_w": 1.03},
-    **{"warp": 0.62, "aobpr": 0.26, "kernel": 1.69},
+    **{"warp": 0.62, "aobpr": 0.26, "kernel": 1.69, "cbns": 1.65},
 }
 _TOWERS = {  # name → what an embedding is, the paper, what it costs
     "id": ("a row of a table for each id", "", "the cheapest step"),

@@ -12,7 +12,7 @@ import numpy as np
 from samplers.methods.adaptive import AdaSirP, AdaSirU, AdaSirW, AoBpr, Kernel
 from samplers.methods.full_softmax import DistilledSoftmax, FullSoftmax, SoftTargets
 from samplers.methods.hard_negative import Dns, DnsMn, SoftBpr, Warp
-from samplers.methods.in_batch import CorrectSfx, Mns, Ssl, SslPop
+from samplers.methods.in_batch import Cbns, CorrectSfx, Mns, Ssl, SslPop
 from samplers.methods.method import Method
 from samplers.methods.mixing import Bmns, PositiveMixing
 from samplers.methods.per_query import Bpr, Pns, PrisP, PrisU, SoftmaxV
@@ -25,6 +25,7 @@ METHODS: dict[str, type[Method]] = {
     "ssl": Ssl,
     "ssl_pop": SslPop,
     "correct_sfx": CorrectSfx,
+    "cbns": Cbns,
     "mns": Mns,
     "bir": Bir,
     "xir": Xir,

@@ -1,4 +1,4 @@
-"""Methods whose negatives are the positives of the other rows of the batch, and uniform draws."""
+"""Methods whose negatives are the positives of other rows, of earlier batches, uniform draws."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from typing import ClassVar
 import numpy as np
 import tensorflow as tf
 
-from samplers.candidates import Batch, Candidates, Encoders
+from samplers.candidates import Batch, Candidates, Encoders, at_least_float32
 from samplers.losses.softmax import in_batch_softmax_loss, positive_corrected_loss
 from samplers.losses.streamed_softmax import Valid, own_columns
 from samplers.methods.method import Method
 from samplers.proposals.popularity import PopularityTable, UniformSampler
 from samplers.proposals.streaming_frequency import StreamingFrequency
 from samplers.selection.validity import hit_filter, num_rows, weigh_rows, without_padding
+from samplers.state import renewed_variable, state_variable
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
@@ -132,6 +133,79 @@ class CorrectSfx(Ssl):
 
     def _log_q(self, batch: Batch) -> tf.Tensor:
         return self.estimates.log_q_with(batch.candidate_ids)
+
+
+@dataclasses.dataclass(eq=False, kw_only=True)
+class Cbns(Ssl):
+    """Cross-batch negative sampling: the batch and the positives of the last batches, as embedded.
+
+    Wang et al., SIGIR 2021, doi:10.1145/3404835.3463032: ssl_pop over the columns of the batch
+    and a queue of the C latest positives before it, with the embeddings that they had in their
+    own step and without gradient. At first the towers change too fast for that: the queue stays
+    empty for some steps.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("frequency",)
+
+    num_cached: int = 4096  # C, positives of earlier batches that are negatives too
+    warm_up: int = 1000  # first steps, whose positives are not kept
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._popularity = PopularityTable(type(self).__name__, self.frequency)
+        self._steps = state_variable(tf.constant(0, tf.int64), "steps")
+        # Of the queue, the oldest first, and of the batch that `update` adds; id -1: padding.
+        nothing, no_ids = tf.zeros([0, 0]), tf.zeros([0], tf.int64)
+        self._cached = renewed_variable(nothing, "cached", shape=[None, None])
+        self._latest = renewed_variable(nothing, "latest", shape=[None, None])
+        self._cached_ids = renewed_variable(no_ids, "cached_ids", shape=[None])
+        self._latest_ids = renewed_variable(no_ids, "latest_ids", shape=[None])
+
+    def refresh(self, encoders: Encoders, *, seed: tf.Tensor) -> None:
+        self._latest.assign(at_least_float32(encoders.columns))
+
+    def propose(self, query: tf.Tensor, batch: Batch, *, seed: tf.Tensor) -> None:
+        ids, valid = batch.columns.candidate_ids, batch.columns.valid
+        self._latest_ids.assign(ids if valid is None else tf.where(valid, ids, -1))
+
+    def with_seen(self, batch: Batch, proposed: Candidates | None) -> Batch:
+        ids = tf.convert_to_tensor(self._cached_ids)
+        return super().with_seen(batch, Candidates(ids, tf.zeros_like(ids, tf.float32)))
+
+    def loss(
+        self, encoders: Encoders, batch: Batch, proposed: Candidates | None, *, seed: tf.Tensor
+    ) -> tf.Tensor:
+        whole, ids = batch.columns, tf.convert_to_tensor(self._cached_ids)
+        log_q = tf.where(ids < 0, -float("inf"), self._popularity.of_ids(tf.maximum(ids, 0)))
+        own = without_padding(self._popularity.of_batch(whole), whole)
+        columns = at_least_float32(encoders.columns)
+        cached = tf.reshape(tf.convert_to_tensor(self._cached), [-1, columns.shape[1]])
+        losses = in_batch_softmax_loss(
+            encoders.query,
+            tf.concat([columns, tf.stop_gradient(tf.cast(cached, columns.dtype))], axis=0),
+            tf.concat([own, log_q], axis=0),
+            positive=encoders.positive,
+            first=batch.first,
+            valid=hit_filter(
+                batch,
+                tf.concat([whole.candidate_ids, ids], axis=0),
+                mask_accidental_hits=self.mask_accidental_hits,
+            ),
+            positive_twice=self.positive_twice,
+            block_size=self.block_size,
+        )
+        return weigh_rows(losses, batch)
+
+    def update(self, batch: Batch) -> None:
+        latest = tf.convert_to_tensor(self._latest)
+        cached = tf.reshape(tf.convert_to_tensor(self._cached), [-1, tf.shape(latest)[1]])
+        rows = tf.concat([cached, latest], axis=0)
+        ids = tf.concat([self._cached_ids, self._latest_ids], axis=0)
+        most = tf.where(self._steps < self.warm_up, 0, self.num_cached)
+        first = tf.maximum(tf.size(ids) - most, 0)
+        self._cached.assign(rows[first:])
+        self._cached_ids.assign(ids[first:])
+        self._steps.assign_add(1)
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)

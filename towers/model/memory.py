@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import tensorflow as tf
 
 from samplers.methods.full_softmax import FullSoftmax
-from samplers.methods.in_batch import Mns
+from samplers.methods.in_batch import Cbns, Mns
 from samplers.methods.method import Method
 from samplers.methods.per_query import PerQueryMethod
 from samplers.methods.resampling import Bir
@@ -90,6 +90,8 @@ def step_bytes(method: Method, rows: int, dim: int, block_size: int | None = Non
         columns = method.num_candidates or rows
     elif isinstance(method, Mns):
         columns = rows + (method.num_uniform or rows)
+    elif isinstance(method, Cbns):
+        columns = rows + method.num_cached
     elif isinstance(method, Bir):
         copies = _COPIES_OF_DRAWS
     columns += 2 * (getattr(method, "num_mixed", 0) or 0)

@@ -21,7 +21,7 @@ _FIXED_OPTIONS = """
     mask_accidental_hits mix num_buckets num_chosen num_estimated num_hashes num_resampled
     positive_in_mixture positive_in_sum positive_twice published_buckets published_start redraw
     refresh_epochs sum_over_kept swap_shares tau teacher_temperature teacher_weight
-    weight_gradient weights
+    warm_up weight_gradient weights
 """
 # Options of methods; the line of a method goes before that of all.
 OPTIONS = dict.fromkeys(_FIXED_OPTIONS.split(), FIXED) | {
@@ -34,6 +34,7 @@ OPTIONS = dict.fromkeys(_FIXED_OPTIONS.split(), FIXED) | {
     "k": "log:5:100",
     "margin": "linear:0:1",
     "mixture_for_positive": "false,true",
+    "num_cached": "log:1024:32768",
     "num_kept": "log:1:16",
     "num_mixed": "log:32:1024",
     "num_negatives": "log:1:16",

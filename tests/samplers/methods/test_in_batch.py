@@ -85,6 +85,66 @@ def test_positive_correction(problem, log_popularity, block_size):
     p.check(method, corrected_loop(log_pop, weights, allowed))
 
 
+@pytest.mark.parametrize("block_size", [None, 3])
+def test_cbns_adds_the_last_positives_as_they_were_embedded(
+    problem, log_popularity, block_size, tmp_path
+):
+    p, later = problem(seed=3), problem(seed=4, rows=5)
+    log_pop, latest = log_popularity(p.counts), p.positive
+    method = build("cbns", frequency=p.counts, num_cached=10, warm_up=1, block_size=block_size)
+    valid = np.arange(7) != 4
+    batch = p.batch._replace(valid=tf.constant(valid))
+    for step in range(3):
+        if step < 2:  # nothing is kept of the first step
+            later.check(method, batch_loop(None, log_pop[later.batch.candidate_ids.numpy()]))
+        p.positive = latest = p.positive + step  # the towers change, the queue does not
+        take_step(method, p, batch)
+    cached = np.concatenate([p.positive - 2, latest])[-10:]  # of the last two steps, 3 and 7 rows
+    ids = np.tile(p.batch.candidate_ids.numpy(), 2)[-10:]
+    kept = np.tile(valid, 2)[-10:]
+    own_ids = later.batch.candidate_ids.numpy()
+
+    def losses(query, positive, proposed):
+        scores = np.concatenate([query @ positive.T, query @ cached[kept].T.astype(float)], axis=1)
+        scores -= np.concatenate([log_pop[own_ids], log_pop[ids[kept]]])
+        return np.log(np.exp(scores).sum(axis=1)) - np.diag(scores)
+
+    later.check(method, losses)
+    before, _ = later.run(method)
+    p.run(method)  # a loss that no update follows is forgotten
+    np.testing.assert_array_equal(later.run(method)[0], before)
+    path = tf.train.Checkpoint(method=method).write(str(tmp_path / "method"))
+    other = build("cbns", frequency=p.counts, block_size=block_size)
+    tf.train.Checkpoint(method=other).restore(path).expect_partial()
+    encoders = samplers.Encoders(*map(tf.constant, (later.query, later.positive)), None, None)
+    compiled = tf.function(other.loss, jit_compile=True)
+    losses = compiled(encoders, later.batch, None, seed=tf.constant([1, 2], tf.int64))
+    np.testing.assert_allclose(losses, before, rtol=1e-5)
+
+
+def take_step(method, p, batch):
+    encoders = samplers.Encoders(*map(tf.constant, (p.query, p.positive)), None, None)
+    method(encoders, batch, seed=tf.constant([1, 2], tf.int64))
+    method.update(batch)
+
+
+def test_cbns_leaves_out_cached_hits(problem):
+    p = problem(seed=5)
+    ids = p.batch.candidate_ids.numpy()
+    seen = samplers.Seen(np.tile(np.arange(9), 6), 9 * np.arange(7))  # everybody, everything
+    for options in ({"mask_accidental_hits": True}, {"seen": seen}):
+        method = build("cbns", frequency=p.counts, warm_up=1, **options)
+        batch = p.batch._replace(candidate_ids=tf.fill([7], ids[0]))
+        for _ in range(2):
+            take_step(method, p, batch)
+        losses = method(
+            samplers.Encoders(*map(tf.constant, (p.query, p.positive)), None, None),
+            batch,
+            seed=tf.constant([1, 2], tf.int64),
+        )
+        np.testing.assert_allclose(losses, np.zeros(7), atol=1e-6)
+
+
 def test_popularity_may_come_with_the_batch(problem):
     p = problem()
     log_pop = tf.math.log(p.counts / p.counts.sum())

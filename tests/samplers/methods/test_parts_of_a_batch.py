@@ -18,6 +18,7 @@ CASES = [
     ("ssl_pop", {"positive_correction": True}),
     ("ssl_pop", {"positive_correction": True, "block_size": 4}),
     ("correct_sfx", {"alpha": 0.1}),
+    ("cbns", {"warm_up": 1}),
     ("mns", {}),
     ("mns", {"mixture_for_positive": True, "mask_accidental_hits": True}),
     ("bir", {}),

@@ -61,6 +61,7 @@ def check(name, compiled=False, **options):
 for name in ("adasir_w", "aobpr", "kernel", "correct_sfx"):
     check(name)
 check("xir")
+check("cbns", warm_up=1)
 check("sl_at_k", k=3)
 """
 

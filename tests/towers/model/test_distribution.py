@@ -22,11 +22,12 @@ QUICK = [  # rows that are negatives of each other, and a loss that looks at one
 ]
 # One of each way to draw, to weight and to remember; others are trained below.
 METHODS = (
-    *("correct_sfx", "bmns", "positive_mixing", "pris_u"),
+    *("correct_sfx", "cbns", "bmns", "positive_mixing", "pris_u"),
     *("adasir_w", "aobpr", "sl_at_k", "kernel"),
 )
 OPTIONS = {
     "sl_at_k": {"k": 3, "num_negatives": 20, "refresh_epochs": 1},
+    "cbns": {"warm_up": 1, "num_cached": 40},
     "bmns": {"num_mixed": 16},
     "positive_mixing": {"num_mixed": 16},
     "aobpr": {"num_negatives": 2},
