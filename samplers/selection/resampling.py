@@ -98,16 +98,14 @@ class Resampling:
             return sums(self._draw.counts)
 
         def write(columns: tf.Tensor, carry: tuple[()]) -> Any:
-            return carry, sums(self._counted.counts(self._scores(columns), columns))
+            block = take_columns(self._candidates, columns)
+            scores = tf.matmul(self._query, block, transpose_b=True)
+            return carry, sums(self._counted.counts(scores, columns))
 
         size = self.block_size
         writes = (tf.float32, [size])
         _, blocks = fold_columns(write, (), self._num_columns, size, writes=writes)
         return blocks.concat()[: self._num_columns]
-
-    def _scores(self, columns: tf.Tensor) -> tf.Tensor:
-        block = take_columns(self._candidates, columns)
-        return self._masked(tf.matmul(self._query, block, transpose_b=True), columns)
 
     def _masked(self, scores: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
         if self.valid is None:

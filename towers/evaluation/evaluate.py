@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from towers.evaluation.hits_by_query import HitsByQuery
 from towers.evaluation.settings import EvaluateConfig
 from towers.metrics.definitions import METRICS
 from towers.metrics.held_out import HeldOut, Means
-from towers.model.top_k import candidate_titles
+from towers.model.top_k import candidate_titles, vectors
 from towers.model.two_tower import TwoTower
 from towers.report.pages import write_report
 from towers.training.run_directory import BREAKDOWN, TRAINING, open_run, read_json, write_json
@@ -58,7 +59,7 @@ def evaluate_run(config: EvaluateConfig) -> dict[str, Any]:
     if config.history == "live":
         by_row = measure_live(model, HeldOut(data, config.split, history="live"), config)
     started = time.monotonic()
-    embeddings = model.query_embeddings(), model.candidate_embeddings()
+    embeddings = model.query_embeddings(), partial(vectors, model, "candidate")
     ranking = held_out.rank(*embeddings, max(config.ks))
     means = held_out.means(ranking, config.ks)
     measured = time.monotonic()
@@ -148,12 +149,10 @@ def evaluate(
             "the model was trained on other data: evaluate it with the data that it was made of."
         )
     held_out = HeldOut(data, split)
-    embeddings = model.query_embeddings(), model.candidate_embeddings()
-    of_model = held_out.measure(*embeddings, ks)
-    columns = dict(zip(("model", "model_ci95"), of_model, strict=True))
-    of_popularity = held_out.measure_popularity(ks)
-    columns |= dict(zip(("popularity", "popularity_ci95"), of_popularity, strict=True))
-    return pd.DataFrame(columns)
+    embeddings = model.query_embeddings(), partial(vectors, model, "candidate")
+    columns = *held_out.measure(*embeddings, ks), *held_out.measure_popularity(ks)
+    names = "model", "model_ci95", "popularity", "popularity_ci95"
+    return pd.DataFrame(dict(zip(names, columns, strict=True)))
 
 
 def measure_live(model: TwoTower, held_out: HeldOut, config: EvaluateConfig) -> dict[str, Any]:
@@ -166,7 +165,7 @@ def measure_live(model: TwoTower, held_out: HeldOut, config: EvaluateConfig) -> 
       {"means": metrics, "confidence_95": half-widths}}, and the same as "unseen" for the rows of
       queries without train rows that have something before them, where there are any.
     """
-    candidates, depth = model.candidate_embeddings(), max(config.ks)
+    candidates, depth = partial(vectors, model, "candidate"), max(config.ks)
     embeddings = {
         "live": live_embeddings(model, held_out),
         "stale": tf.gather(model.query_embeddings(), held_out.query_ids),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -16,7 +16,8 @@ from towers.data.interactions import Positives
 MAX_SCORES = 1 << 26  # in memory at a time: 256 MiB
 _TIES_SEED = 0
 
-Embeddings: TypeAlias = np.ndarray | tf.Tensor  # float32, those of a model stay on their device
+# float32, those of a model stay on their device; of candidates also what makes those of dense ids
+Embeddings: TypeAlias = np.ndarray | tf.Tensor | Callable[[np.ndarray], tf.Tensor]
 Known: TypeAlias = Positives | Before
 
 
@@ -66,7 +67,7 @@ def rank_blocks(
 
     Args:
       query_embeddings: float32 [Q, D] by dense id.
-      candidate_embeddings: float32 [N, D] by dense id.
+      candidate_embeddings: float32 [N, D] by dense id, or ids [n] → [n, D]: then made in order.
       query_ids: int64 [U], the queries to rank for.
       known: what each query is known to like, which is left out.
       k: candidates to return.
@@ -77,8 +78,8 @@ def rank_blocks(
       Candidates int64 [b, min(k, N)] and scores float32 of the same shape, best first; -1 and
       -inf at the end of a row with fewer candidates left.
     """
-    queries = tf.convert_to_tensor(query_embeddings)
-    corpus = tf.gather(candidate_embeddings, order)
+    queries, embed = tf.convert_to_tensor(query_embeddings), candidate_embeddings
+    corpus = embed(order) if callable(embed) else tf.gather(embed, order)
     for name, rows in (("query", queries), ("candidate", corpus)):
         if not tf.reduce_all(tf.math.is_finite(rows)):
             raise Diverged(

@@ -178,7 +178,7 @@ class Encoder(tf.Module):
             inputs = source.inputs(tf.maximum(rows, 0), tower.columns)
             inputs["has_id"] &= known
             for name, (given, values) in columns.items():
-                stays = _beside(known & ~given, values)
+                stays = known & ~given if values.shape.rank == 1 else (known & ~given)[:, None]
                 inputs["columns"][name] = tf.where(stays, inputs["columns"][name], values)
             if history is not None:
                 given, codes = history
@@ -241,8 +241,3 @@ def _input_names(side: str, columns: Sequence[Column]) -> list[str]:
 def _has_direction(embeddings: tf.Tensor) -> tf.Tensor:
     """Whether candidates differ in their scores; of an empty sum they all are 0: bool [B]."""
     return tf.reduce_any(embeddings != 0, axis=1)
-
-
-def _beside(mask: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
-    """A mask [B] for values [B] or [B, n]."""
-    return mask if values.shape.rank == 1 else mask[:, None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from towers.model.encoder import HISTORY, Encoder
 if TYPE_CHECKING:
     from towers.model.two_tower import TwoTower
 
+_BLOCK = 1 << 16  # ids that are embedded at a time
 TITLE = "title"  # column of the items' table that answers show
 
 
@@ -86,7 +88,7 @@ def recommend(
     owners, left_out = np.array(seen, np.int64).reshape(-1, 2).T
     blocks = rank_blocks(
         outputs["embedding"],
-        vectors(model, "candidate"),
+        partial(vectors, model, "candidate"),
         np.arange(len(names)),
         Positives(owners, left_out, len(names)),
         k=k,
@@ -155,17 +157,26 @@ def _seen(data: RetrievalData, given: dict[str, Any], prints: np.ndarray) -> lis
     return seen
 
 
-def vectors(model: TwoTower, side: str) -> np.ndarray:
-    """What ids are scored by: float32 [V + cold, D], by dense id, then the cold ones.
+def vectors(model: TwoTower, side: str, ids: np.ndarray | None = None) -> tf.Tensor:
+    """What ids [n] are scored by; None: all V by dense id, then the cold ones: float32 [n, D].
 
-    Those of queries are divided by the temperature.
+    Those of queries are divided by the temperature. Made in place, so that they are there once.
     """
-    embeddings, tower = getattr(model, f"{side}_embeddings")(), getattr(model, f"{side}_tower")
-    if not len(tower.cold_ids):
-        return embeddings.numpy()
-    temperature = model.temperature if side == "query" else 1.0
-    cold = tf.cast(tower.embed_cold() / temperature, tf.float32)
-    return tf.concat([embeddings, cold], axis=0).numpy()
+    embed, tower = getattr(model, f"{side}_embeddings"), getattr(model, f"{side}_tower")
+    if model.propagation is not None:
+        embed = partial(tf.gather, embed())
+    size, cold = tower.vocabulary_size, tf.cast(tower.embed_cold(), tf.float32)
+    cold /= model.temperature if side == "query" else 1.0
+    ids = np.arange(size + len(cold)) if ids is None else ids
+    made = tf.raw_ops.Empty(shape=[len(ids), embed(ids[:1] * 0).shape[1]], dtype=tf.float32)
+    for start in range(0, len(ids), _BLOCK):
+        block = ids[start : start + _BLOCK]
+        rows = embed(np.minimum(block, size - 1))
+        if (is_cold := np.flatnonzero(block >= size)).size:
+            cold_rows = tf.gather(cold, block[is_cold] - size)
+            rows = tf.tensor_scatter_nd_update(rows, is_cold[:, None], cold_rows)
+        made = tf.raw_ops.InplaceUpdate(x=made, i=tf.range(start, start + len(block)), v=rows)
+    return made
 
 
 def all_ids(data: RetrievalData, model: TwoTower, side: str) -> pa.Array:

@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import tensorflow as tf
 
@@ -22,9 +22,6 @@ from towers.model import top_k
 from towers.model.distribution import check_strategy, cut_into_parts
 from towers.model.memory import fit_to_memory
 from towers.model.step import EndOfEpoch, TrainedPair
-
-if TYPE_CHECKING:
-    pass
 
 _NOT_SETTINGS = ("self", "data", "targets", "options", "__class__")  # of the arguments
 

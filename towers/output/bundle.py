@@ -67,7 +67,8 @@ def write_model(
     attributes = None
     if filter_columns or text_columns:
         attributes = raw_values(data.features("candidate"), filter_columns, text_columns)
-    queries, candidates = model.query_embeddings().numpy(), vectors(model, "candidate")
+    queries = model.query_embeddings().numpy()
+    candidates = np.asarray(memoryview(vectors(model, "candidate")))  # not a copy, as numpy() is
     if not (np.isfinite(queries).all() and np.isfinite(candidates).all()):
         raise ValueError(
             "the embeddings must be finite, got NaN or infinity: train again with a smaller "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -128,7 +129,7 @@ def _ranked(
     left_out = slice(0) if config.keep_seen else slice(None)
     blocks = rank_blocks(
         vectors(model, "query"),
-        vectors(model, "candidate"),
+        partial(vectors, model, "candidate"),
         np.arange(len(users)),
         Positives(owners[left_out], seen.candidate_ids[left_out], len(users)),
         k=config.k,

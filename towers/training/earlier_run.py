@@ -17,6 +17,7 @@ from samplers.methods.full_softmax import SoftTargets
 from towers.data.interactions import RetrievalData, find_ids
 from towers.encoders.tower_config import SUMS
 from towers.metrics.ranking import rank_blocks, tie_order
+from towers.model.top_k import vectors
 from towers.model.two_tower import TwoTower
 from towers.training.run_directory import (
     CHECKPOINTS,
@@ -178,9 +179,7 @@ def _joined(
     return np.where(known[:, None], old[places], new)
 
 
-def soft_targets(
-    model: TwoTower, data: RetrievalData, k: int, *, block_size: int = 256
-) -> SoftTargets:
+def soft_targets(model: TwoTower, data: RetrievalData, k: int) -> SoftTargets:
     """What a model ranks highest for each query among what the query did not choose in train.
 
     Held-out rows are not looked at: where the teacher ranks them high, it has found them.
@@ -189,17 +188,15 @@ def soft_targets(
       model: the teacher, a trained model of the data.
       data: whose train split the student is trained on too.
       k: T, candidates of each query; fewer where the corpus is smaller.
-      block_size: queries ranked at a time.
     """
     chosen = data.positives("train")
     blocks = rank_blocks(
         model.query_embeddings(),
-        model.candidate_embeddings(),
+        functools.partial(vectors, model, "candidate"),
         np.arange(data.num_queries),
         chosen,
         k=k,
         order=tie_order(data.candidate_vocabulary.fingerprints),
-        block_size=block_size,
     )
     ids, scores = zip(*((ids.astype(np.int32), scores) for ids, scores in blocks), strict=True)
     return SoftTargets(

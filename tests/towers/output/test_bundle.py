@@ -85,9 +85,9 @@ def test_a_bundle_is_replaced_at_once(prepared, run, tmp_path):
 def test_errors_leave_nothing_behind(prepared, run, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="holds no trained run"):
         export_bundle(prepared, tmp_path, tmp_path / "bundle")
-    broken = np.full((2, 8), np.nan, np.float32)
     monkeypatch.setattr(
-        "towers.model.two_tower.TwoTower.candidate_embeddings", lambda self: tf.constant(broken)
+        "towers.model.two_tower.TwoTower.candidate_embeddings",
+        lambda self, ids: tf.fill([len(ids), 8], np.nan),
     )
     with pytest.raises(ValueError, match="must be finite"):
         export_bundle(prepared, run, tmp_path / "bundle")

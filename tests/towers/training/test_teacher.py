@@ -55,7 +55,7 @@ def overlap(some, others):
 
 def test_targets_are_the_top_of_the_teacher_without_what_was_chosen(data):
     model = TwoTower(data, 4, init_stddev=1.0)
-    found = soft_targets(model, data, 6, block_size=7)
+    found = soft_targets(model, data, 6)
     scores = model.query_embeddings().numpy() @ model.candidate_embeddings().numpy().T
     chosen = data.positives("train")
     assert len(data.positives("validation").candidate_ids)  # which are ranked with the rest
