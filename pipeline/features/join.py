@@ -42,10 +42,10 @@ def values_schema(table: Table) -> pa.Schema:
 def read_table(piece: Piece, table: Table, out: Path) -> Iterator[tuple[int, pa.Table]]:
     """Blocks of values by range; a tally and the dead letters of the piece become files."""
     name = f"{table.side}-{piece.number:06d}"
-    with tallied(piece, out / name, out / name) as (tally, letters):
+    with tallied(piece, out / name, out / name) as (tally, keep):
         for values, bad, size in read_values(piece, table):
-            tally["counts"].update(read=size, bad=len(bad))
-            letters += bad
+            tally["counts"].update(read=size)
+            keep(bad)
             prints = values[schema.FINGERPRINT].to_numpy()
             for part, rows in by_range(prints, table.config.partitions):
                 yield part, values.take(pa.array(rows))

@@ -83,12 +83,7 @@ def _one_pass(blocks: list[str], config: PrepareConfig, staging: Staging, out: P
 
 
 def _left(
-    number: int,
-    config: PrepareConfig,
-    source: Path,
-    out: Path,
-    part: int,
-    rare: Iterable[np.ndarray],
+    number: int, config: PrepareConfig, source: Path, out: Path, part: int, rare: Iterable[Any]
 ) -> tuple[int, np.ndarray]:
     """The rows of a block without those of rare candidates, and then of rare queries."""
     _, rows = load_block(str(source / f"{part:05d}.npy"))

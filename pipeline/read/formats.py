@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import os
 import re
@@ -14,7 +15,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.contract.files import is_remote, readable_file
+from pipeline.contract.files import is_remote, readable_file, stamp_of
 from pipeline.read.settings import SourceConfig
 
 # What reading a broken file raises.
@@ -51,8 +52,13 @@ def delimiter_of(path: str, config: SourceConfig) -> str:
 
 
 def parquet_file(path: str) -> pq.ParquetFile:
-    """Opens a Parquet file, local or of a store."""
-    return pq.ParquetFile(readable_file(path))
+    """Opens a Parquet file, local or of a store; a process reads its footer once."""
+    return pq.ParquetFile(readable_file(path), metadata=_footer(path, stamp_of(path)))
+
+
+@functools.lru_cache(16)
+def _footer(path: str, stamp: tuple[Any, ...]) -> pq.FileMetaData:
+    return pq.read_metadata(readable_file(path))
 
 
 def open_text(path: str) -> BinaryIO | pa.NativeFile:

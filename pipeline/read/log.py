@@ -6,7 +6,7 @@ Every job that reads a log starts here, so that a bad row is treated alike in al
 import contextlib
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from pipeline.beam.blocks import ROW, by_range, repartition
 from pipeline.beam.options import spread
 from pipeline.beam.staging import Staging, read_all, read_json, write_json
 from pipeline.contract import schema
-from pipeline.contract.files import absolute, write_atomically
+from pipeline.contract.files import absolute, written_aside
 from pipeline.read.cells import Checks, ids_of, numbers_of, seconds_of
 from pipeline.read.discover import Piece, resolve_columns, source_files
 from pipeline.read.formats import files_in
@@ -113,13 +113,13 @@ def _read_piece(
 ) -> Iterator[tuple[str, int, Any]]:
     """One piece → (kind, key, value), kind Rows or Ids, key a range; stages a tally and letters."""
     name = f"{piece.number:06d}"
-    with tallied(piece, dead / name, staged / f"piece-{name}") as (tally, letters):
+    with tallied(piece, dead / name, staged / f"piece-{name}") as (tally, keep):
         for block, bad, num_read in read_blocks(piece, config, latest):
-            tally["counts"].update(read=num_read, bad=len(bad), below_threshold=block.num_below)
+            tally["counts"].update(read=num_read, below_threshold=block.num_below)
+            keep(bad)
             if block.has_times:
                 days, sizes = np.unique(block.rows["timestamp"] // 86_400, return_counts=True)
                 tally["days"].update(dict(zip(days.tolist(), sizes.tolist(), strict=True)))
-            letters += bad
             beam.metrics.Metrics.counter("read", "bad_rows").inc(len(bad))
             for part, rows in repartition(block.rows, key, config.partitions):
                 yield "Rows", part, rows
@@ -133,24 +133,28 @@ def _read_piece(
 @contextlib.contextmanager
 def tallied(
     piece: Piece, dead: Path, told: Path
-) -> Iterator[tuple[dict[str, Counter[Any]], list[DeadLetter]]]:
-    """Takes the tally and the dead letters of a piece, and writes both when it is read.
+) -> Iterator[tuple[dict[str, Counter[Any]], Callable[[list[DeadLetter]], None]]]:
+    """Gives a tally of a piece, written when it is read, and what counts and writes dead letters.
 
     A piece that is read again overwrites them. A piece that cannot be read to its end says so in
     its tally: an exception would reach the user as a worker's stack trace, and differently from
     each runner.
     """
     tally: dict[str, Counter[Any]] = {kind: Counter() for kind in TALLIES}
-    letters: list[DeadLetter] = []
     problem = ""
-    try:
-        yield tally, letters
-    except ValueError as error:
-        problem = str(error)
+    aside = written_aside(dead.with_name(f"{dead.name}.jsonl"))
+    with aside as path, open(path, "w", encoding="utf-8") as file:
+
+        def keep(letters: list[DeadLetter]) -> None:
+            tally["counts"]["bad"] += len(letters)
+            tally["reasons"].update(letter.reason for letter in letters)
+            file.writelines(letter.as_json() + "\n" for letter in sorted(letters))
+
+        try:
+            yield tally, keep
+        except ValueError as error:
+            problem = str(error)
     tally["files"][piece.path] = tally["counts"]["read"]
-    tally["reasons"].update(letter.reason for letter in letters)
-    lines = "".join(letter.as_json() + "\n" for letter in sorted(letters))
-    write_atomically(dead.with_name(f"{dead.name}.jsonl"), lines)
     write_json(told.parent, told.name, {"problem": problem} | tally)
 
 
@@ -242,9 +246,10 @@ def check_bad(
     path, number = staging.out / name, 0
     with open(path, "wb") as collected:
         for part in letters:
-            lines = part.read_bytes()
-            collected.write(lines)
-            number += lines.count(b"\n")
+            with open(part, "rb") as file:
+                while lines := file.read(1 << 20):
+                    collected.write(lines)
+                    number += lines.count(b"\n")
     check_sum(f"bad rows of {config.source}", counts["bad"], {"dead letters": number})
     if counts["bad"] > config.max_bad_share * counts["read"]:
         kept = staging.destination.with_name(f"{staging.destination.name}.{name}")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO, NamedTuple, TypeVar
+from typing import BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -80,46 +79,31 @@ def _batches(
     return text_batches(piece, columns, delimiter_of(piece.path, config), names)
 
 
-class _Utf8Lines(io.RawIOBase):
-    """A text file whose lines that are not UTF-8 became one marker field each.
+def _whole_lines(file: BinaryIO | pa.NativeFile) -> Iterator[bytes]:
+    """A text file in blocks of whole lines, without the first one, which names the columns."""
+    rest, names_came = b"", False
+    while chunk := file.read(BLOCK_BYTES):
+        lines, newline, rest = (rest + chunk).rpartition(b"\n")
+        lines += newline
+        yield lines if names_came else lines.partition(b"\n")[2]
+        names_came |= bool(newline)
+    yield rest if names_came else b""
 
-    The parser hands a row with a wrong number of columns to a callback, but stops at one that
-    is not UTF-8; so a broken line takes the same way, and row numbers stay right.
+
+def _repair(lines: bytes, broken: list[str]) -> bytes:
+    """Puts a field with a marker in the place of each line that is not UTF-8.
+
+    The parser hands a row with a wrong number of columns to a callback, but stops at one that is
+    not UTF-8. `broken` takes these lines, their bad bytes escaped.
     """
-
-    def __init__(self, file: BinaryIO | pa.NativeFile) -> None:
-        self.broken: dict[int, str] = {}  # marker number → the line, bad bytes escaped
-        self._file, self._rest = file, b""
-        self._ready = memoryview(b"")
-        self._num_broken = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._ready:
-            chunk = self._file.read(BLOCK_BYTES)
-            if not chunk:
-                self._ready, self._rest = memoryview(self._repair(self._rest)), b""
-                break
-            whole, newline, self._rest = (self._rest + chunk).rpartition(b"\n")
-            self._ready = memoryview(self._repair(whole + newline))
-        count = min(len(buffer), len(self._ready))
-        buffer[:count], self._ready = self._ready[:count], self._ready[count:]
-        return count
-
-    def _repair(self, lines: bytes) -> bytes:
-        if is_utf8(lines):
-            return lines
-        return b"".join(map(self._repair_line, lines.splitlines(keepends=True)))
-
-    def _repair_line(self, line: bytes) -> bytes:
-        if is_utf8(line):
-            return line
-        number = self._num_broken
-        self.broken[number] = line.rstrip(b"\r\n").decode("utf-8", "backslashreplace")
-        self._num_broken += 1
-        return f"{_BROKEN}{number}\n".encode()
+    if is_utf8(lines):
+        return lines
+    repaired = lines.splitlines(keepends=True)
+    for place, line in enumerate(repaired):
+        if not is_utf8(line):
+            repaired[place] = f"{_BROKEN}{len(broken)}\n".encode()
+            broken.append(line.rstrip(b"\r\n").decode("utf-8", "backslashreplace"))
+    return b"".join(repaired)
 
 
 def parquet_batches(piece: Piece, columns: list[str]) -> Batches:
@@ -137,35 +121,36 @@ def text_batches(piece: Piece, columns: list[str], delimiter: str, header: list[
     A row with another number of columns than `header` has, or that is not UTF-8, is a dead letter.
     """
     wrong: list[DeadLetter] = []
+    broken: list[str] = []
+    row = 0
+
+    def collect(invalid: pa_csv.InvalidRow) -> str:
+        reason = f"expected {invalid.expected_columns} columns, found {invalid.actual_columns}"
+        text = invalid.text
+        if text.startswith(_BROKEN):
+            reason, text = "the line is not UTF-8", broken[int(text.removeprefix(_BROKEN))]
+        wrong.append(DeadLetter(piece.number, row + invalid.number, piece.path, reason, text))
+        return "skip"
+
+    parse = pa_csv.ParseOptions(delimiter=delimiter, invalid_row_handler=collect)
+    convert = pa_csv.ConvertOptions(
+        include_columns=columns, column_types=dict.fromkeys(columns, pa.binary())
+    )
     with open_text(piece.path) as file:
-        lines = _Utf8Lines(file)
-
-        def collect(row: pa_csv.InvalidRow) -> str:
-            reason = f"expected {row.expected_columns} columns, found {row.actual_columns}"
-            text = row.text
-            if text.startswith(_BROKEN):
-                reason = "the line is not UTF-8"
-                text = lines.broken.pop(int(text.removeprefix(_BROKEN)))
-            wrong.append(DeadLetter(piece.number, row.number - 1, piece.path, reason, text))
-            return "skip"
-
-        batches = pa_csv.open_csv(
-            lines,
-            pa_csv.ReadOptions(
-                use_threads=False, block_size=BLOCK_BYTES, column_names=header, skip_rows=1
-            ),
-            pa_csv.ParseOptions(delimiter=delimiter, invalid_row_handler=collect),
-            pa_csv.ConvertOptions(
-                include_columns=columns, column_types=dict.fromkeys(columns, pa.binary())
-            ),
-        )
-        row = 0
-        for batch in batches:
-            bad, wrong[:] = list(wrong), []
-            numbers = np.arange(row + 1, row + 1 + len(batch) + len(bad))
+        for lines in _whole_lines(file):
+            if not lines.strip(b"\r\n"):
+                continue
+            wrong, broken = [], []
+            source = pa.BufferReader(_repair(lines, broken))
+            size = source.size() + 1
+            read = pa_csv.ReadOptions(use_threads=False, block_size=size, column_names=header)
+            # Not a reader of the whole file: it would collect what is wrong until a row is right.
+            table = pa_csv.read_csv(source, read, parse, convert).combine_chunks()
+            arrays = [table[name].combine_chunks() for name in columns]
+            numbers = np.arange(row + 1, row + 1 + len(table) + len(wrong))
             row += len(numbers)
-            left = np.setdiff1d(numbers, [letter.row for letter in bad], assume_unique=True)
-            yield batch, left[: len(batch)], bad
+            left = np.setdiff1d(numbers, [letter.row for letter in wrong], assume_unique=True)
+            yield pa.RecordBatch.from_arrays(arrays, columns), left, wrong
 
 
 def tfds_batches(piece: Piece, columns: list[str], source: str) -> Batches:

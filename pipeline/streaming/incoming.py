@@ -9,10 +9,13 @@ are there, so it ends with them.
 import hashlib
 import json
 import logging
+import os
+import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from glob import has_magic
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 import apache_beam as beam
 import numpy as np
@@ -27,7 +30,6 @@ from pipeline.counts.settings import FrequenciesConfig
 from pipeline.read.discover import file_pieces
 from pipeline.read.formats import is_readable
 from pipeline.read.log import IN_THE_FUTURE, read_blocks
-from pipeline.read.readers import DeadLetter
 from pipeline.streaming.estimator import Block, distinct
 from pipeline.streaming.snapshots import write_text
 from pipeline.streaming.steps import NEVER
@@ -150,7 +152,8 @@ class ReadIncoming(beam.DoFn):
         if place.newest is not None:
             place = place._replace(oldest=(place.newest - lateness) // seconds)
         if new and place.origin is None:
-            times = np.concatenate([self._rows(path)[1] for path in new])
+            with open(os.devnull, "w+") as none:
+                times = np.concatenate([self._rows(path, none)[1] for path in new])
             if len(times):
                 first, last = (int(time) for time in (times.min(), times.max()))
                 if first // seconds > (last - lateness) // seconds and (
@@ -169,25 +172,25 @@ class ReadIncoming(beam.DoFn):
         if not stamp:  # removed since the look
             return place, None
         place = place._replace(files={**place.files, name: _digest(stamp)})
-        prints, times, letters, problem = self._rows(path)
-        problem = changed or problem
-        if stamp_of(path) != stamp:  # an error where the store does not answer
-            problem = "has changed while it was read"
-        lines = [letter.as_json() for letter in letters]
+        with tempfile.TemporaryFile("w+", encoding="utf-8") as letters:  # most rows may be bad
+            prints, times, bad, problem = self._rows(path, letters)
+            problem = changed or problem
+            if stamp_of(path) != stamp:  # an error where the store does not answer
+                problem = "has changed while it was read"
+            letters.seek(0)
+            text = "" if problem else letters.read()
         if problem:
             log.warning("frequencies: %s is set aside: %s", path, problem)
-            lines, letters = [json.dumps({"source": path, "set_aside": problem})], []
-            prints = times = times[:0]
-        if lines:
-            text = "".join(line + "\n" for line in lines)
+            text = json.dumps({"source": path, "set_aside": problem}) + "\n"
+            prints, times, bad = prints[:0], times[:0], Counter()
+        if text:
             write_text(f"{self._config.output}/dead_letters/{name.hex()}.jsonl", text)
         periods = times // self._config.step_seconds
         origin = min(periods, default=0) if place.origin is None else place.origin
         steps = periods - int(origin) + 1
         keep = steps >= max(1, place.oldest - int(origin) + 1)
-        future = sum(letter.reason.endswith(IN_THE_FUTURE) for letter in letters)
-        counts = {"rows": int(keep.sum()), "late_rows": int((~keep).sum()), "future_rows": future}
-        counts |= {"bad_rows": len(letters) - future, "files_set_aside": bool(problem)}
+        counts = {**bad, "rows": int(keep.sum()), "late_rows": int((~keep).sum())}
+        counts["files_set_aside"] = bool(problem)
         for counter, number in counts.items():
             Metrics.counter(METRICS, counter).inc(number)
         if not len(times):
@@ -196,28 +199,33 @@ class ReadIncoming(beam.DoFn):
         newest = max(int(times.max()), place.newest if place.newest is not None else NEVER)
         return place._replace(newest=newest, origin=int(origin)), distinct(block)
 
-    def _rows(self, path: str) -> tuple[np.ndarray, np.ndarray, list[DeadLetter], str]:
-        """Fingerprints and times of the good rows of a file, int64 [n] each; the others.
+    def _rows(self, path: str, letters: TextIO) -> tuple[Any, Any, Counter[str], str]:
+        """Fingerprints and times of the good rows of a file, int64 [n] each; writes the others.
 
-        And the problem, with no rows, of a file that cannot be read or has too many bad rows.
+        And the numbers of these; and the problem, with no rows, of a file that cannot be read or
+        has too many bad rows.
         """
         config, latest = self._config, int(time.time()) + self._config.max_ahead_seconds
-        rows, letters, num_read = [np.zeros((0, 2), np.int64)], [], 0
+        rows, bad, num_read = [np.zeros((0, 2), np.int64)], Counter[str](), 0
         try:
             for piece in file_pieces(path, 0, config, 0, {}):
-                for block, bad, number in read_blocks(piece, config, latest):
+                for block, found, number in read_blocks(piece, config, latest):
                     columns = [block.rows["candidate"], block.rows["timestamp"]]
                     rows.append(np.stack(columns, axis=1))
-                    letters += bad
+                    future = sum(letter.reason.endswith(IN_THE_FUTURE) for letter in found)
+                    bad.update(future_rows=future, bad_rows=len(found) - future)
+                    letters.writelines(letter.as_json() + "\n" for letter in found)
                     num_read += number
-            if len(letters) > config.max_bad_share * num_read:
+            if bad.total() > config.max_bad_share * num_read:
+                letters.seek(0)
+                first = letters.readline().strip()
                 raise ValueError(
-                    f"{len(letters)} of {num_read} rows of {path} are bad, more than "
-                    f"--max_bad_share {config.max_bad_share:g}; the first is {letters[0].as_json()}"
+                    f"{bad.total()} of {num_read} rows of {path} are bad, more than "
+                    f"--max_bad_share {config.max_bad_share:g}; the first is {first}"
                 )
         except ValueError as error:
-            return *np.zeros((2, 0), np.int64), [], str(error)
-        return *np.concatenate(rows).T, letters, ""
+            return *np.zeros((2, 0), np.int64), Counter(), str(error)
+        return *np.concatenate(rows).T, bad, ""
 
 
 def _digest(value: Any) -> bytes:

@@ -1,6 +1,7 @@
 """Bad rows are counted and kept aside; bad sources are one clear line, and nothing is left."""
 
 import json
+import tracemalloc
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +12,9 @@ from prepared import raw_pairs
 import twotower
 from pipeline.job import prepare
 from pipeline.prepare.settings import PrepareConfig
+from pipeline.read import log, readers
 from pipeline.read.cells import Checks, ids_of, seconds_of
+from pipeline.read.discover import find_pieces
 
 HEADER = b"user_id,item_id,timestamp,rating\n"
 GOOD = b"".join(b"u%d,i%d,%d,5\n" % (n % 5, n, n) for n in range(20))
@@ -159,6 +162,24 @@ def test_different_users_do_not_become_one(tmp_path, capsys):
 def run(capsys, *arguments):
     status = twotower.main(["prepare", *arguments])
     return status, capsys.readouterr().err.strip()
+
+
+def test_bad_rows_do_not_pile_up_in_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "BLOCK_BYTES", 10_000)
+    (tmp_path / "log.csv").write_bytes(HEADER + GOOD + b"u,i,3,5,one too many\n" * 50_000)
+    config = PrepareConfig(source=str(tmp_path / "log.csv"), output="out", partitions=2)
+    (tmp_path / "dead").mkdir()
+    [piece] = find_pieces(config)
+    tracemalloc.start()
+    for _ in log._read_piece(piece, config, "query", None, tmp_path / "dead", tmp_path):
+        pass
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    letters = tmp_path / "dead" / "000000.jsonl"
+    tally = json.loads((tmp_path / "piece-000000.json").read_text())
+    assert tally["counts"] == {"read": 50_020, "bad": 50_000, "below_threshold": 0}
+    assert letters.read_bytes().count(b"\n") == 50_000
+    assert peak < letters.stat().st_size / 4
 
 
 def test_too_many_bad_rows_is_an_error_that_keeps_the_letters(tmp_path, capsys):

@@ -217,6 +217,19 @@ def test_a_large_source_has_more_ranges_of_ids(tmp_path):
     assert with_partitions(given, map(str, files)) is given
 
 
+def test_a_footer_is_read_once_until_the_file_changes(log, tmp_path, monkeypatch):
+    reads, original = [], pq.read_metadata
+    monkeypatch.setattr(pq, "read_metadata", lambda file: reads.append(file) or original(file))
+    path = str(tmp_path / "log.parquet")
+    for content, times in ((log, 1), (log.slice(1000), 2)):
+        pq.write_table(content, path, row_group_size=300)
+        config = PrepareConfig(source=path, output="out")
+        pieces = find_pieces(config)
+        read = sum(number for piece in pieces for *_, number in read_blocks(piece, config))
+        assert (read, reads) == (len(content), [path] * times)
+        assert len(pieces) > 1
+
+
 def test_integer_ids_become_their_decimal_strings(tmp_path):
     table = pa.table({"user_id": [3, 3, 10], "item_id": pa.array([7.0, 8.0, 7.0])})
     pq.write_table(table, tmp_path / "log.parquet")
