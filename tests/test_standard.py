@@ -104,9 +104,9 @@ def results(tmp_path, monkeypatch):
 
 
 def test_nothing_is_measured_on_test_before_its_search_is_finished(options, results):
-    for trials in ([], [{"number": 0, "state": "complete", "value": 0.1, "params": {}}] * 23):
+    for trials in ([], [{"number": 0, "state": "complete", "value": 0.1, "params": {}}] * 7):
         (results / "SEARCHES.json").write_text(json.dumps([{"row": "EASE", "trials": trials}]))
-        with pytest.raises(LookupError, match="needs its 24 trials"):
+        with pytest.raises(LookupError, match="needs its 8 trials"):
             standard.test(options, "EASE", 10)
     assert not (results / "TESTS.json").exists()
 
@@ -118,7 +118,7 @@ OURS = standard.Ours({"dim": 4, "normalize": True, "l2": 0.0}, ["temperature=log
 @pytest.mark.parametrize("row", [OTHER, pytest.param(OURS, marks=pytest.mark.long)])
 def test_a_row_is_tuned_measured_logged_and_checked(row, options, results, monkeypatch, capsys):
     monkeypatch.setattr(standard, "ROWS", {"EASE": row})
-    monkeypatch.setattr(standard, "TRIALS", 2)
+    monkeypatch.setattr(standard, "ONE_SETTING", 2)
     standard.tune(options, "EASE")
     standard.tune(options, "EASE")  # finished: no further trials
     (study,) = json.loads((results / "SEARCHES.json").read_text())
@@ -133,4 +133,4 @@ def test_a_row_is_tuned_measured_logged_and_checked(row, options, results, monke
     (results / "KEPT.json").write_text(json.dumps(kept))
     assert not standard.check(options)
     assert "OUTSIDE" in capsys.readouterr().out
-    assert f"| EASE | {row.source} | 1 | 1." in standard.page(kept, [study])
+    assert f"| EASE | {row.source} | 1 | 1." in standard.page(kept, [study], [])
