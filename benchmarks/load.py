@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import http.client
+import itertools
 import json
 import os
 import re
@@ -101,20 +102,27 @@ def in_process(model: tf.Module) -> Call:
 
 
 @contextlib.contextmanager
-def by_grpc(server: Server, name: str) -> Iterator[Call]:
-    """`PredictionService/Predict`."""
-    options = [("grpc.max_receive_message_length", -1)]
-    with grpc.insecure_channel(server.grpc, options) as channel:
-        stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+def by_grpc(server: Server, name: str, connections: int = 1) -> Iterator[Call]:
+    """`PredictionService/Predict`, by so many connections in turn, one for each thread."""
+    options = [("grpc.max_receive_message_length", -1), ("grpc.use_local_subchannel_pool", 1)]
+    local = threading.local()
+    with contextlib.ExitStack() as stack:
+        channels = [
+            stack.enter_context(grpc.insecure_channel(server.grpc, options))
+            for _ in range(connections)
+        ]
+        stubs = map(prediction_service_pb2_grpc.PredictionServiceStub, itertools.cycle(channels))
 
         def call(ids: list[str]) -> None:
+            if not hasattr(local, "stub"):
+                local.stub = next(stubs)
             request = predict_pb2.PredictRequest()
             request.model_spec.name = name
             tensor = request.inputs["query_id"]
             tensor.dtype = tf.string.as_datatype_enum
             tensor.tensor_shape.dim.add().size = len(ids)
             tensor.string_val.extend(one.encode() for one in ids)
-            response = stub.Predict(request, timeout=30.0)
+            response = local.stub.Predict(request, timeout=30.0)
             if len(response.outputs["candidate_id"].string_val) < len(ids):
                 raise RuntimeError("An answer has too few results.")
 
@@ -214,6 +222,20 @@ def cpu_seconds(pid: int) -> float:
     """That a process has spent until now, in user mode and in the kernel."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def workers(pid: int) -> list[int]:
+    """The processes that answer: the children of a supervisor, or the only one."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    commands = {int(child): Path(f"/proc/{child}/cmdline").read_bytes() for child in children}
+    return [child for child, command in commands.items() if b"spawn_main" in command] or [pid]
+
+
+def proportional_bytes(pid: int) -> int:
+    """Memory of a process; what it shares with others counts by its share (PSS)."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    [kilobytes] = [line.split()[1] for line in lines if line.startswith("Pss:")]
+    return 1024 * int(kilobytes)
 
 
 def resident_bytes(pid: int) -> int:

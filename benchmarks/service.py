@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import operator
 import os
 import shutil
@@ -27,6 +29,7 @@ NAME = "model"
 BATCH = 64
 CALLERS = 4  # of requests with 64 queries, in process as through the service
 SINGLE_CLIENTS = 16  # of requests with one query
+WORKER_CLIENTS = 8  # of two workers as of one
 RELOADS = 5
 _BEFORE_SECONDS, _BETWEEN_SECONDS = 12.0, 3.0
 _END = get_model_status_pb2.ModelVersionStatus.State.END
@@ -72,6 +75,68 @@ def network(models: Path, ids: list[str], quick: bool, reloads: int = RELOADS) -
         if reloads:
             results |= _reload(server, version.path, by_grpc, ids, reloads)
     return results
+
+
+def two_workers(models: Path, ids: list[str], quick: bool) -> dict[str, Any]:
+    """Two workers against one, asked in turn by clients that each have a connection.
+
+    Returns:
+      grpc_ratio, rest_ratio: queries a second of two by those of one; median over rounds.
+      grpc_cpu_ms, rest_cpu_ms: CPU time of two workers for a request with 64 queries.
+      grpc_16_cores, rest_16_cores: queries a second that 16 cores give at that CPU time, where
+        clients have their own; a sum, not measured.
+    """
+    seconds, rounds = (3.0, 1) if quick else (5.0, 5)
+    found: dict[str, list[float]] = {}
+    with contextlib.ExitStack() as stack:
+        servers = [
+            stack.enter_context(load.served(models, "--workers", str(count))) for count in (1, 2)
+        ]
+        pids = [load.workers(server.pid) for server in servers]
+        calls = {
+            (way, count): stack.enter_context(by(servers[count - 1]))
+            for count in (1, 2)
+            for way, by in (
+                ("grpc", lambda server: load.by_grpc(server, NAME, WORKER_CLIENTS)),
+                ("rest", lambda server: load.by_rest(server, NAME)),
+            )
+        }
+        for turn, ((way, count), call) in itertools.product(range(-1, rounds), calls.items()):
+            before = sum(map(load.cpu_seconds, pids[count - 1]))
+            answered = _good(
+                load.closed_loop(call, ids, BATCH, WORKER_CLIENTS, seconds if turn >= 0 else 1.0)
+            )
+            spent = sum(map(load.cpu_seconds, pids[count - 1])) - before
+            if turn >= 0:
+                found.setdefault(f"{way}_{count}", []).append(BATCH * answered.rate)
+                found.setdefault(f"{way}_{count}_cpu_ms", []).append(
+                    1000.0 * spent / len(answered.latencies)
+                )
+    results: dict[str, Any] = {"clients": WORKER_CLIENTS}
+    for way in ("grpc", "rest"):
+        ratio = map(operator.truediv, found[f"{way}_2"], found[f"{way}_1"])
+        cpu_ms = statistics.median(found[f"{way}_2_cpu_ms"])
+        results[f"{way}_ratio"] = round(statistics.median(ratio), 3)
+        results[f"{way}_cpu_ms"] = round(cpu_ms, 2)
+        results[f"{way}_16_cores"] = round(16 * BATCH * 1000.0 / cpu_ms, -3)
+        for count in (1, 2):
+            median = statistics.median(found[f"{way}_{count}"])
+            results[f"{way}_queries_per_second_{count}"] = round(median)
+    return results
+
+
+def worker_memory(models: Path, ids: list[str]) -> dict[str, Any]:
+    """Proportional memory in MB of one worker alone and of the second of two, after requests."""
+    found = []
+    for count in (1, 2):
+        with (
+            load.served(models, "--workers", str(count)) as server,
+            load.by_grpc(server, NAME, WORKER_CLIENTS) as call,
+        ):
+            _good(load.closed_loop(call, ids, BATCH, WORKER_CLIENTS, 5.0))
+            sizes = [load.proportional_bytes(pid) / 1e6 for pid in load.workers(server.pid)]
+            found.append(round(sizes[-1]))
+    return {"alone_mb": found[0], "second_mb": found[1], "ratio": round(found[1] / found[0], 3)}
 
 
 def synthetic_bundle(directory: Path, vectors: np.ndarray, queries: np.ndarray) -> Path:

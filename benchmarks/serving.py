@@ -9,7 +9,8 @@ was tuned with. Other libraries search the same vectors at the same recall.
 
 The service (`network`): `twotower serve` in a process of its own on the same machine, asked through
 loopback by clients in this process; both sides, client and service, are paid for by the same cores
-that the SavedModel in process has to itself. See `benchmarks.service`.
+that the SavedModel in process has to itself. See `benchmarks.service`. `workers`: two processes of
+it against one, and their memory with a larger corpus, searched exactly.
 
 The corpus is synthetic, in clusters; with `--bundle`, the bundle of a trained model is measured
 as well, and it is the one that is reloaded under load. With `--only`, the figures of the other part
@@ -21,6 +22,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import statistics
 import tempfile
 import time
@@ -34,7 +36,14 @@ import tensorflow as tf
 
 from benchmarks.ann_opponents import opponents
 from benchmarks.record import command, processor, write
-from benchmarks.service import NAME, RELOADS, network, synthetic_bundle
+from benchmarks.service import (
+    NAME,
+    RELOADS,
+    network,
+    synthetic_bundle,
+    two_workers,
+    worker_memory,
+)
 from pipeline.contract import schema
 from pipeline.contract.bundle import read_bundle
 from serving.publish.measuring import BATCH, Judge, Search
@@ -48,7 +57,8 @@ IN_CLUSTER = 1000  # candidates, on average
 SPREAD = 1.0  # standard deviation within a cluster; that of the centres is 1
 TARGET_RECALL, K = 0.95, 100
 QUERIES, ROUNDS = 1024, 5
-PARTS = ["ann", "network"]
+PARTS = ["ann", "network", "workers"]
+MEMORY_CORPUS = 4_000_000  # candidates of the workers whose memory is compared
 HEADLINE = (
     "grpc_fraction",
     "rest_fraction",
@@ -118,6 +128,15 @@ def synthetic(directory: Path, parts: list[str], quick: bool, is_reloaded: bool)
         found = network(models, ids, quick, 0 if is_reloaded else RELOADS)
         results |= {name: found.pop(name) for name in HEADLINE if name in found}
         results["network"] = found
+    if "workers" in parts:
+        ids = read_bundle(bundle).query_ids(1 << 62)
+        found = two_workers(models, ids, quick)
+        shutil.rmtree(models)
+        size = QUICK_CORPUS if quick else MEMORY_CORPUS
+        large = synthetic_bundle(directory / "large", clustered(size)[0], mine)
+        publish(large, models, name=NAME, k=K, scann=False)
+        shutil.rmtree(directory / "large")
+        results["workers"] = found | {"memory": {"candidates": size} | worker_memory(models, ids)}
     return results
 
 
