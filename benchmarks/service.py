@@ -126,14 +126,14 @@ def two_workers(models: Path, ids: list[str], quick: bool) -> dict[str, Any]:
 
 
 def worker_memory(models: Path, ids: list[str]) -> dict[str, Any]:
-    """Proportional memory in MB of one worker alone and of the second of two, after requests."""
+    """Proportional memory in MB of one worker alone and of the second of two, after queries."""
     found = []
     for count in (1, 2):
         with (
-            load.served(models, "--workers", str(count)) as server,
+            load.served(models, "--workers", str(count), "--deadline_ms", "60000") as server,
             load.by_grpc(server, NAME, WORKER_CLIENTS) as call,
         ):
-            _good(load.closed_loop(call, ids, BATCH, WORKER_CLIENTS, 5.0))
+            _good(load.closed_loop(call, ids, 1, WORKER_CLIENTS, 5.0))
             sizes = [load.proportional_bytes(pid) / 1e6 for pid in load.workers(server.pid)]
             found.append(round(sizes[-1]))
     return {"alone_mb": found[0], "second_mb": found[1], "ratio": round(found[1] / found[0], 3)}
