@@ -75,7 +75,8 @@ async def run(
         port = _add_port(grpc_server, f"{host}:{config.grpc_port}", config)
         scheme = "https" if config.tls_certificate else "http"
         at = Addresses(f"{scheme}://{host}:{rest_socket.getsockname()[1]}", f"{host}:{port}")
-        rest_server = _RestServer(_rest_config(rest_api.build(service), config))
+        rest_server = uvicorn.Server(_rest_config(rest_api.build(service), config))
+        rest_server.capture_signals = contextlib.nullcontext  # type: ignore[assignment, method-assign]
         if config.workers == 1:
             service.start()
         await grpc_server.start()
@@ -119,12 +120,6 @@ async def _until(is_so: Callable[[], bool]) -> None:
         await asyncio.sleep(_POLL_SECONDS)
 
 
-class _RestServer(uvicorn.Server):
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
 def _rest_config(app: ASGIApp, config: ServeConfig) -> uvicorn.Config:
     return uvicorn.Config(
         app,
@@ -144,7 +139,6 @@ def _rest_config(app: ASGIApp, config: ServeConfig) -> uvicorn.Config:
 
 @contextlib.contextmanager
 def _listening(config: ServeConfig) -> Iterator[socket.socket]:
-    """The socket of the REST API, opened first: a port that is taken is an error at once."""
     with bind(config, "rest_port", config.rest_port, is_shared=config.workers > 1) as listener:
         if hasattr(socket, "TCP_USER_TIMEOUT"):  # for clients that never read their answer
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNREAD_SECONDS * 1000)
@@ -155,18 +149,10 @@ def _listening(config: ServeConfig) -> Iterator[socket.socket]:
 
 
 def _add_port(server: grpc.aio.Server, address: str, config: ServeConfig) -> int:
-    try:
-        if config.tls_certificate:
-            port = server.add_secure_port(address, _credentials(config))
-        else:
-            port = server.add_insecure_port(address)
-    except RuntimeError:
-        port = 0
-    if not port:
-        raise ValueError(
-            f"The gRPC API cannot listen on {address}: choose another --grpc_port or --host."
-        )
-    return port
+    bind(config, "grpc_port", config.grpc_port, is_shared=config.workers > 1).close()
+    if config.tls_certificate:
+        return server.add_secure_port(address, _credentials(config))
+    return server.add_insecure_port(address)
 
 
 def _credentials(config: ServeConfig) -> grpc.ServerCredentials:

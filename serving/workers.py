@@ -134,7 +134,6 @@ class _Workers:
         return True
 
     def end(self, number: int) -> None:
-        """Hands a signal and those that follow to all, and waits until they are gone."""
         seconds = self._config.lame_duck_seconds + self._config.drain_seconds + _KILL_SECONDS
         end = time.monotonic() + seconds
         received = number
@@ -160,7 +159,6 @@ class _Workers:
 
 
 def _work(config: ServeConfig, number: int, folder: Path, level: int) -> None:
-    """A worker, from the start of its process to the end; signals are blocked at the start."""
     os.setpgid(0, 0)  # what a terminal sends goes to the supervisor, who hands it on
     ctypes.CDLL(None).prctl(_DEATH_OF_PARENT, signal.SIGTERM)
     threads = max(1, len(os.sched_getaffinity(0)) // config.workers)

@@ -39,14 +39,9 @@ prometheus_client.disable_created_metrics()  # the times at which counters were 
 
 
 class Metrics:
-    """Counts and times, of all workers together; every method may be called by any thread.
+    """Counts and times, of all workers together; every method may be called by any thread."""
 
-    Attributes:
-      queue_depth: how many rows wait to be run, in this process.
-      watched: what is read when it is asked for, of this process.
-    """
-
-    queue_depth: Callable[[], int] = staticmethod(lambda: 0)
+    queue_depth: Callable[[], int] = staticmethod(lambda: 0)  # rows that wait, in this process
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
@@ -84,7 +79,6 @@ class Metrics:
 
     @contextlib.contextmanager
     def timed(self, name: str, model: str, api: str) -> Iterator[None]:
-        """Adds the time of what is done inside to a stage, "decode" or "encode"."""
         start = time.perf_counter()
         yield
         self._stages.labels(model, api, name).observe(time.perf_counter() - start)

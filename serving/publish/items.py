@@ -140,7 +140,6 @@ def _embedded(version: Version, config: ItemsConfig) -> tuple[pa.Table, np.ndarr
 
 
 def _by_model(path: Path, table: pa.Table, source: str) -> np.ndarray:
-    """Vectors of the rows by the candidate encoder of a version; zeros where it knows nothing."""
     encoder = tf.saved_model.load(str(path)).signatures[REQUEST_EMBEDDING]
     specs = encoder.structured_input_signature[1]
     if missing := sorted(specs.keys() - set(map(schema.input_name, table.column_names))):
@@ -227,7 +226,6 @@ def _added_before(version: Version, base_ids: pa.Array, delta: Delta) -> pa.Tabl
 
 
 def _manifest_anew(version: Version, delta: Delta) -> schema.Manifest:
-    """What the bundle of a version said of itself, and that its candidates are others now."""
     details = dict(version.manifest.details.get("bundle", {}))
     change = f"{len(delta.vectors)} added, {len(delta.excluded)} removed or replaced"
     told = f"at last {change} by `twotower items`; metrics are those of the trained ones"

@@ -83,7 +83,6 @@ def tune(
 def _tune_scann(
     vectors: np.ndarray, options: VersionOptions, choosing: Judge, judging: Judge
 ) -> tuple[ScannIndex, dict[str, Any]]:
-    """Tries trees with more leaves while that makes it faster; the best one and its report."""
     seconds: dict[int, float] = {}
     sweeps: list[list[Setting]] = []
     best: Sweep | None = None
@@ -179,9 +178,7 @@ class Sweep:
     """The settings of an index, measured until more work finds little more.
 
     Attributes:
-      index: the index.
-      search: its search as a graph, with leaves and reordered candidates as inputs.
-      settings: in the order in which they were measured.
+      search: the search of the index as a graph, with leaves and reordered candidates as inputs.
     """
 
     def __init__(self, index: ScannIndex, judge: Judge, promise: float) -> None:
@@ -195,7 +192,6 @@ class Sweep:
 
     @property
     def keeping(self) -> list[Setting]:
-        """The settings with a recall above the promise by its standard error, fastest first."""
         by_time = sorted(self.settings, key=lambda setting: setting.measured.batch_ms)
         return [s for s in by_time if s.measured.recall - s.measured.error >= self._promise]
 
@@ -217,7 +213,6 @@ class Sweep:
         return Setting(self.index.num_leaves, (leaves, num_reordered), measured)
 
     def _steps(self) -> Iterator[tuple[int, int]]:
-        """Leaves searched and candidates reordered; reads what came of the last one."""
         index, steps = self.index, [round(2 ** (power / 2)) for power in range(64)]
         leaf_counts = sorted({min(index.num_leaves, step) for step in steps})  # 1, 2, 3, 4, 6, 8, …
         for share in _REORDERED:

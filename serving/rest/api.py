@@ -201,7 +201,6 @@ class _RestApi:
     async def _read(
         self, request: Request, api: str, parse: Callable[[bytearray], _Body]
     ) -> tuple[int, _Body]:
-        """The values that a body may have, and what it says; a refusal of it is counted."""
         with self._service.counted(_call(request), api):
             content = await self._bodies.read(request)
             size = len(content) // BYTES_A_VALUE

@@ -204,7 +204,6 @@ def _rows_json(
 
 
 def _rows(instances: Any, names: Sequence[str]) -> dict[str, Any]:
-    """Rows to columns; rows are values where there is one input, or objects by name."""
     if not isinstance(instances, list):
         raise InvalidRequest(f"'instances' must be a list, got {shown(instances)}.")
     if not instances:

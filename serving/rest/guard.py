@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import re
 import time
 import zlib
 from collections.abc import AsyncGenerator, Coroutine, Mapping
@@ -175,9 +176,8 @@ def whole_number(text: str, most: int) -> int | None:
     (42, None, None)
     """
     digits = text.lstrip("0") or text[:1]
-    if not (text.isascii() and text.isdecimal()) or len(digits) > len(str(most)):
-        return None  # Python refuses to read thousands of digits
-    return number if (number := int(digits)) <= most else None
+    is_short = re.fullmatch("[0-9]{1,18}", digits)  # Python refuses to read thousands
+    return int(digits) if is_short and int(digits) <= most else None
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, _Result]) -> _Result:

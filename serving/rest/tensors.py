@@ -130,7 +130,6 @@ def _bytes(name: str, leaf: Any) -> bytes:
 
 
 def _floats(name: str, leaves: list[Any], dtype: np.dtype) -> np.ndarray:
-    """Numbers of a floating-point dtype; an integer that it does not hold exactly is refused."""
     most = 2 ** (np.finfo(dtype).nmant + 1) - 1
     lost = [leaf for leaf in leaves if type(leaf) is int and abs(leaf) > most]
     if not lost:

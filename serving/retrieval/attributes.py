@@ -127,7 +127,6 @@ def as_where(pairs: Sequence[str], kinds: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _read(column: pa.ChunkedArray) -> _Texts | np.ndarray:
-    """Codes of texts, or numbers float64 [n], NaN where they are missing."""
     values, rows = column.combine_chunks(), None
     if column.type == NUMBER:
         return values.fill_null(math.nan).to_numpy()

@@ -81,7 +81,6 @@ class Base:
             return base
 
     def leave(self, user: object) -> list[Any]:
-        """Frees what ScaNN holds outside Python, with the last user; the models nobody uses now."""
         with _lock, self.loading:
             self._users.discard(user)
             if self._users:
@@ -106,7 +105,6 @@ class Base:
 
     @cached_property
     def attributes(self) -> Attributes:
-        """What `where` of a request may name; without columns where none were exported."""
         file = self._files / schema.BUNDLE_ATTRIBUTES
         return Attributes(pq.read_table(file) if file.is_file() else pa.table({}))
 
@@ -121,7 +119,6 @@ class Base:
 
     @cached_property
     def query_row(self) -> dict[str, int]:
-        """Raw id of a query → the place of its seen list."""
         if not self.has_seen:
             return {}
         query_ids = read_raw_ids(self._files / schema.BUNDLE_QUERY_IDS)
@@ -234,7 +231,6 @@ class Corpus:
 
     @property
     def attributes(self) -> Attributes:
-        """Of the base: what `where` of a request may name, and of which kinds."""
         return self._base.attributes
 
     @cached_property

@@ -90,10 +90,7 @@ def _json(
 
 
 def _table(result: RetrieveResult, history: list[str], titles: Sequence[str]) -> str:
-    """Rank, candidate id and title, score, a mark on what was seen; the query's history beside it.
-
-    `titles` are those of the history, () where the version has none.
-    """
+    """The results as rows, with a mark on what was seen; the query's history beside them."""
     names = _named(result.candidate_ids, result.titles)
     width = max([len("candidate_id"), *map(len, names)])
     rows = [f"rank  {'candidate_id':<{width}}  {'score':>9}  seen  "]

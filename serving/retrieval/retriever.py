@@ -27,7 +27,7 @@ from serving.retrieval.search import (
     Hits,
     IndexSearch,
     best_of_known,
-    leave_out_candidates,
+    load_exact,
     results,
 )
 from serving.version import served_model
@@ -66,7 +66,7 @@ class Retriever:
         self.joins = bool(self._base.models)
         self.corpus = Corpus(self._base, version)
         self._indexes: dict[str, IndexSearch] = {}
-        self._functions: dict[str, Any] = {}  # of signatures whose graph is whole
+        self._functions: dict[str, Any] = {}  # of signatures without a delta
         self.query_inputs = QueryInputs(self.model("exact").signatures)
 
     @classmethod
@@ -199,12 +199,10 @@ class Retriever:
         return CheckedQueries(request, ids, queries, embeddings, self.corpus.filter_rows(request))
 
     def scores_all(self, request: RetrieveRequest) -> bool:
-        """Whether all candidates must be scored, as an index cannot answer."""
         index = self._index(request.index)
         return index.kind == "exact" or request.k > max(index.k, index.widest)
 
     def history(self, query_id: str) -> list[str]:
-        """Raw ids of the candidates that a query had in training; [] where it had none."""
         return self.corpus.encoded_ids.names(self.corpus.seen_rows(query_id))
 
     def warm_up(self) -> None:
@@ -217,17 +215,12 @@ class Retriever:
             if index.widest:
                 index.search_wider(embedding, index.widest)
 
-    @property
-    def graph_is_whole(self) -> bool:
-        """Whether the graphs that are loaded answer for this version, not for another delta."""
-        has_delta = len(self.corpus.added) or len(self.corpus.removed)
-        return self._base.path == self.version.path and not has_delta
-
     def run(self, signature: str, **inputs: tf.Tensor) -> dict[str, np.ndarray]:
         """What `serving_default` or `retrieve` give, with rows for ids, -1 for no result."""
         encoders, index = self.query_inputs, self._index("default")
         encoder = encoders.encoder if signature == served_model.RETRIEVE else encoders.id_encoder
-        if self.graph_is_whole:
+        has_delta = len(self.corpus.added) or len(self.corpus.removed)
+        if self._base.path == self.version.path and not has_delta:
             if signature not in self._functions:
                 self._functions[signature] = index.after(encoder)
             outputs = self._functions[signature](**inputs)
@@ -248,7 +241,6 @@ class Retriever:
         return self._index("exact").signature
 
     def close(self) -> list[Any]:
-        """Frees what ScaNN holds, after the last query; the SavedModels that nobody else uses."""
         self._indexes, self._functions = {}, {}
         return self._base.leave(self)
 
@@ -258,15 +250,13 @@ class Retriever:
             with self._base.loading:
                 models = self._base.models
                 if name not in models:
-                    models[name] = self.version.load(name)
-                    if name == "exact":
-                        leave_out_candidates(models[name])
+                    version, is_exact = self.version, name == "exact"
+                    models[name] = load_exact(version.path) if is_exact else version.load(name)
                 index = IndexSearch(models[name], name, self.k, self.corpus)
                 index = self._indexes.setdefault(name, index)
         return index
 
     def _embedded(self, part: CheckedQueries, made: Iterator[Embedded]) -> EmbeddedQueries:
-        """One request with its embeddings, its own or the next ones of its encoder."""
         request, names, queries, given, (excluded, allowed, unknown_ids) = part
         size = len(names)
         if given is not None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -128,11 +129,16 @@ class IndexSearch:
         return Hits(*(np.take_along_axis(part, order, axis=1) for part in joined))
 
 
-def leave_out_candidates(model: Any) -> None:
-    """Frees the vectors and ids of a loaded exact model: `IndexSearch` maps them from files."""
-    for variable in (model.index.vectors, model.candidate_ids):
-        empty = tf.zeros([0, *variable.shape[1:]], variable.dtype)
-        tf.raw_ops.AssignVariableOp(resource=variable.handle, value=empty, validate_shape=False)
+def load_exact(path: Path) -> Any:
+    """The exact model without vectors and ids, which `IndexSearch` maps from files.
+
+    TensorFlow keeps the memory of what is restored, also when it is freed.
+    """
+    options = tf.saved_model.LoadOptions(experimental_skip_checkpoint=True)
+    model = tf.saved_model.load(str(path), options=options)
+    encoder = tf.train.Checkpoint(encoder=model.encoder)
+    encoder.read(str(path / "variables" / "variables")).expect_partial()
+    return model
 
 
 def _exact_search(vectors: np.ndarray, k: int) -> Any:
@@ -178,7 +184,6 @@ class EmbeddedQueries(NamedTuple):
     unknown_ids: int
 
     def asks_index(self, k: int) -> bool:
-        """Whether the K results of an index are worth looking at first."""
         return self.request.k <= k and self.num_asked <= k and not self.chooses_few
 
     @property
@@ -265,7 +270,6 @@ def best_of_known(
 def _widths(
     queries: EmbeddedQueries, index: IndexSearch, corpus: Corpus, *, is_searched: bool
 ) -> list[np.ndarray]:
-    """How many results an index is asked for, one try after the other: int [B] each."""
     filters, k = queries.filters, queries.request.k
     if not filters.is_chosen:
         barred = corpus.num_candidates - len(corpus.removed) - filters.num_left  # by the request

@@ -107,9 +107,7 @@ class Guard(grpc.aio.ServerInterceptor):
         messages: AsyncIterator[bytes],
         stack: contextlib.AsyncExitStack,
     ) -> Any:
-        async with self._in_time("The message did not arrive before the deadline."):
-            content = await anext(aiter(messages), b"")
-        is_compressed = _is_compressed(content)
+        late = "The message did not arrive before the deadline."
 
         def is_large() -> bool:
             return len(_inflated(content, _SMALL_MESSAGE)) > _SMALL_MESSAGE
@@ -122,22 +120,19 @@ class Guard(grpc.aio.ServerInterceptor):
             return parse(plain)
 
         try:
-            if await aside(_SMALL_MESSAGE * is_compressed // BYTES_A_VALUE, is_large):
-                async with self._in_time("Other large messages came first: split it."):
+            async with asyncio.timeout(self._seconds):
+                content = await anext(aiter(messages), b"")
+                is_compressed = _is_compressed(content)
+                late = "Other large messages came first: split it."
+                if await aside(_SMALL_MESSAGE * is_compressed // BYTES_A_VALUE, is_large):
                     await stack.enter_async_context(self._large)
             size = self._max_bytes if is_compressed else len(content)
             return await aside(size // BYTES_A_VALUE, parsed)
+        except TimeoutError as error:
+            raise DeadlineExceeded(late) from error
         except (DecodeError, zlib.error) as error:
             text = "The message is not a protocol buffer of the right type."
             raise InvalidRequest(text) from error
-
-    @contextlib.asynccontextmanager
-    async def _in_time(self, text: str) -> AsyncIterator[None]:
-        try:
-            async with asyncio.timeout(self._seconds):
-                yield
-        except TimeoutError as error:
-            raise DeadlineExceeded(text) from error
 
 
 def _is_compressed(content: bytes) -> bool:

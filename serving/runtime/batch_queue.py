@@ -18,16 +18,13 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from serving.errors import DeadlineExceeded, Overloaded, ServiceError, Unavailable
 
 _IDLE_SECONDS = 0.001  # between two looks at whether a function is idle
 _QUICK_SECONDS = 0.002  # that the event loop may spend on a row; a thread costs some tenths of it
 _log = logging.getLogger(__name__)
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 class BatchOptions(NamedTuple):
@@ -60,11 +57,10 @@ class _Entry:
 
 
 @dataclasses.dataclass(eq=False)
-class Batcher(Generic[T, R]):
+class Batcher:
     """The queue of one function. Its threads may be shared with other batchers.
 
     Attributes:
-      threads: what runs the batches.
       run_all: items → results in their order; a result that is an exception is raised for its
         item. Where it raises itself for several items, each is run alone, so that only the one
         at fault is refused.
@@ -75,11 +71,10 @@ class Batcher(Generic[T, R]):
       may_be_quick: whether the function waits for nothing but its own arithmetic, so that a row
         may run in the event loop, as long as the last one was quick.
       waiting_rows: rows that wait now; it and `running` change under the lock of the threads.
-      running: batches that run now.
     """
 
     threads: BatchThreads
-    run_all: Callable[[Sequence[T]], Sequence[R | Exception]]
+    run_all: Callable[[Sequence[Any]], Sequence[Any]]
     options: BatchOptions = BatchOptions()  # noqa: RUF009 - a NamedTuple does not change
     on_batch: Callable[[Sequence[float], int, float], None] = lambda *_: None
     max_running: int = 1 << 30
@@ -95,13 +90,13 @@ class Batcher(Generic[T, R]):
 
     def submit(
         self,
-        item: T,
+        item: Any,
         rows: int,
         *,
         key: Hashable = None,
         deadline: float = math.inf,
         alone: bool = False,
-    ) -> asyncio.Future[R]:
+    ) -> asyncio.Future[Any]:
         """Puts a request into the queue; call it in an event loop.
 
         A request whose future is cancelled while it waits is not run, nor one that still waits at
@@ -249,7 +244,6 @@ class BatchThreads:
             return sum(batcher.waiting_rows for batcher in self._turns)
 
     def announce(self, batcher: Batcher) -> None:
-        """Notes that a batcher got an entry; call it with `changed` held."""
         is_first = batcher not in self._turns
         if is_first:
             self._turns.append(batcher)
@@ -257,7 +251,6 @@ class BatchThreads:
             self.changed.notify()
 
     def close(self) -> None:
-        """Refuses what waits, and ends the threads when what they run is done."""
         with self.changed:
             self.closed = True
             for batcher in self._turns:
@@ -303,7 +296,6 @@ class BatchThreads:
 
 
 def _settle(outcomes: Sequence[_Outcome]) -> None:
-    """Gives each future its outcome, one wake-up for each event loop."""
     by_loop: dict[asyncio.AbstractEventLoop, list[_Outcome]] = {}
     for outcome in outcomes:
         by_loop.setdefault(outcome[0].future.get_loop(), []).append(outcome)

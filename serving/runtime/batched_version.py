@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -25,8 +25,6 @@ MAX_RESULTS = 640_000  # of a request: 6,400 rows of 100, or 640 of 1,000
 MAX_FILTER_IDS = 100_000  # of a request
 _MASK = 1 << 16  # values that are compared for a condition which is new, about
 _WIDTH = 64  # values of an embedding, about
-
-_R = TypeVar("_R")
 
 
 class BatchedVersion:
@@ -49,7 +47,7 @@ class BatchedVersion:
         quick = retriever is not None  # the model of somebody else may wait for anything
         alone = options._replace(max_batch_size=1)
         on_predict = partial(metrics.batch, model, PREDICT)
-        self._predict: dict[str, Batcher[Arrays, dict[str, np.ndarray]]] = {}
+        self._predict: dict[str, Batcher] = {}
         for name, signature in loaded.signatures.items():
             knobs = options if signature.by_rows else alone
             run = partial(loaded.run_all, name)
@@ -141,9 +139,8 @@ def _check_results(rows: int, k: int) -> None:
         )
 
 
-async def _all(futures: Iterable[asyncio.Future[_R]]) -> list[_R]:
-    """The results of all; where one is refused, the others are not waited for."""
-    submitted: list[asyncio.Future[_R]] = []
+async def _all(futures: Iterable[asyncio.Future[Any]]) -> list[Any]:
+    submitted: list[asyncio.Future[Any]] = []
     try:
         submitted.extend(futures)
         return [await submitted[0]] if len(submitted) == 1 else await asyncio.gather(*submitted)

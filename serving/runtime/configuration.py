@@ -11,7 +11,6 @@ import logging
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from google.protobuf import text_format
 from tensorflow_serving.config import model_server_config_pb2
@@ -28,16 +27,19 @@ _log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
-class VersionPolicy:
-    """Which versions on disk are to be served; without arguments the newest one.
+class ModelConfig:
+    """One model to serve, and which of its versions on disk; the newest one without arguments."""
 
-    Attributes:
-      latest: the N newest; 0 for every version.
-      specific: exactly these, where any are named; a rollback names the older one.
-    """
+    name: str  # what clients call it
+    base_path: str = ""  # directory of its versions; "" for `name` among the models
+    latest: int = 1  # serve the N newest; 0 for every version
+    specific: tuple[int, ...] = ()  # exactly these, where any are named; a rollback names the older
+    # names of versions that clients may ask for, such as "stable" and "canary"
+    labels: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
-    latest: int = 1
-    specific: tuple[int, ...] = ()
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        object.__setattr__(self, "specific", tuple(self.specific))
 
     def choose(self, numbers: Collection[int], usable: Callable[[int], bool]) -> list[int]:
         """Those of the versions on disk that are to be served, newest first.
@@ -49,20 +51,6 @@ class VersionPolicy:
         if self.specific:
             return [number for number in newest_first if number in self.specific and usable(number)]
         return list(itertools.islice(filter(usable, newest_first), self.latest or None))
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """One model to serve."""
-
-    name: str  # what clients call it
-    base_path: str = ""  # directory of its versions; "" for `name` among the models
-    policy: VersionPolicy = VersionPolicy()  # which versions of it
-    # names of versions that clients may ask for, such as "stable" and "canary"
-    labels: Mapping[str, int] = dataclasses.field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        check_name(self.name)
 
 
 class Configuration:
@@ -110,9 +98,10 @@ class Configuration:
             return self._of_file
         try:
             kept = json.loads(self._reload)
-            configs = [_from_json(**fields) for fields in kept["models"]]
+            models = [fields | fields.pop("policy", {}) for fields in kept["models"]]
+            configs = [ModelConfig(**fields) for fields in models]
             is_later = kept["after"] == self._digest
-        except (OSError, ValueError, TypeError, LookupError) as error:
+        except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
             raise ValueError(
                 f"{self._kept} must hold the last reload, but cannot be read ({error!r}): delete "
                 "it to serve what the configuration says."
@@ -169,7 +158,7 @@ class Configuration:
         on_disk = numbered_directories(path)
         if not on_disk:
             raise NotFound(f"Model {name!r} has no version on disk.")
-        for number in (*config.policy.specific, *config.labels.values()):
+        for number in (*config.specific, *config.labels.values()):
             if number not in on_disk:
                 there = ", ".join(map(str, sorted(on_disk)))
                 raise NotFound(f"Model {name!r} has no version {number}; there are: {there}.")
@@ -182,12 +171,10 @@ class Configuration:
             )
 
     def note_file(self) -> None:
-        """Notes what the file says now: a reload that comes after it is the later decision."""
         with contextlib.suppress(OSError):
             self._digest = _digest(self._read())
 
     def keep(self, configs: Sequence[ModelConfig]) -> None:
-        """Writes a reload for the next start, all of it or nothing, or raises OSError."""
         models = [dataclasses.asdict(config) for config in configs]
         text = json.dumps({"after": self._digest, "models": models}, indent=2) + "\n"
         write_atomically(self._kept, text)
@@ -242,15 +229,11 @@ def _from_proto(proto: model_server_config_pb2.ModelConfig) -> ModelConfig:
         _log.warning("logging_config of %r is ignored: see --log_requests.", proto.name)
     asked = proto.model_version_policy
     latest = 0 if asked.HasField("all") else asked.latest.num_versions or 1
-    policy = VersionPolicy(latest, tuple(asked.specific.versions))
-    if asked.HasField("specific") and not policy.specific:
+    specific = tuple(asked.specific.versions)
+    if asked.HasField("specific") and not specific:
         raise InvalidRequest(f"the specific versions of {proto.name!r} must be named, got none.")
-    return ModelConfig(proto.name, proto.base_path, policy, dict(proto.version_labels))
+    return ModelConfig(proto.name, proto.base_path, latest, specific, dict(proto.version_labels))
 
 
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
-
-
-def _from_json(policy: dict[str, Any], **fields: Any) -> ModelConfig:
-    return ModelConfig(policy=VersionPolicy(policy["latest"], tuple(policy["specific"])), **fields)

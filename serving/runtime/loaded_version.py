@@ -41,15 +41,11 @@ class LoadedVersion:
     signatures are those of the exact model, which stock TensorFlow Serving loads as well.
 
     Attributes:
-      number: of the version.
-      path: its directory.
-      signatures: by name.
       retriever: None for the SavedModel of another framework.
       not_by_rows: signatures whose outputs turned out not to have a row for each input row.
     """
 
     def __init__(self, files: VersionFiles, index: str = "default") -> None:
-        """Loads a version; ValueError, OSError or tf.errors.OpError: it cannot be loaded."""
         self.number, self.path = files.number, files.path
         self.retriever: Retriever | None = None
         self._foreign: Any = None  # the SavedModel of another framework
@@ -118,7 +114,6 @@ class LoadedVersion:
             raise _refusal(error) from error
 
     def ids(self, name: str) -> Mapping[str, EncodedIds]:
-        """The outputs of a signature that hold rows of candidates, and the ids of these."""
         if self.retriever is None or name not in (TOP_K, RETRIEVE):
             return {}
         return {CANDIDATE_ID: self.retriever.corpus.encoded_ids}
@@ -220,7 +215,6 @@ def _destroy_tables(model: Any) -> None:
 
 
 def _dense_signatures(path: Path) -> dict[str, meta_graph_pb2.SignatureDef]:
-    """Those of the graph for serving whose inputs and outputs are all plain tensors."""
     graphs = saved_model_pb2.SavedModel.FromString(path.read_bytes()).meta_graphs
     serving = [graph for graph in graphs if tf.saved_model.SERVING in graph.meta_info_def.tags]
     dense = {}

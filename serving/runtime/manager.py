@@ -47,11 +47,9 @@ class ModelManager:
     """Keeps the wanted versions of all models loaded; serves nothing before `start`.
 
     Attributes:
-      configuration: which models to serve; without any, every directory with a version.
       load: the name of a model and a complete version → the version, warmed up. Whatever it
         raises is reported; the version is tried again later, and when its files change.
       on_change: called with a model, "loaded", "failed" or "unloaded", and the seconds.
-      served: what requests find.
 
     Raises:
       ValueError: the reload that was kept cannot be read.
@@ -131,7 +129,6 @@ class ModelManager:
         self._free()
 
     def _follow(self) -> None:
-        """Copies new versions of a store to the disk, in a thread of its own: it may be slow."""
         seconds = 0.0
         while not self._closed.wait(seconds):
             try:
@@ -179,7 +176,6 @@ class ModelManager:
             self._prune(model)
 
     def _adopt(self) -> None:
-        """Takes over what was asked for, or discovers new models."""
         with self._looked:
             try:
                 if self.configuration.has_changed():

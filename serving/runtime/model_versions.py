@@ -60,7 +60,7 @@ class ModelVersions:
             return looked_at[number] is not None
 
         labelled = [number for number in self.config.labels.values() if number in on_disk]
-        named = self.config.policy.specific
+        named = self.config.specific
         self._deleted = False
         self.absence = ""
         if not labelled and not (on_disk.keys() & set(named) if named else on_disk):
@@ -68,7 +68,7 @@ class ModelVersions:
             what = "is unloaded" if self._deleted else "stays until there is one"
             name = self.config.name
             self.absence = f"Model {name!r} has no wanted version on disk: what is served {what}."
-        chosen = self.config.policy.choose(on_disk, usable)
+        chosen = self.config.choose(on_disk, usable)
         self._wanted = sorted({*chosen, *filter(usable, labelled)}, reverse=True)
         self._forget(on_disk, looked_at)
         return [files for number in self._wanted if (files := looked_at.get(number))]
@@ -81,8 +81,7 @@ class ModelVersions:
         return [number for number in self.available if number not in self._wanted]
 
     def outcome(self) -> tuple[bool, str]:
-        """Whether a reload of the configuration is over, and what is missing, "" for nothing."""
-        named = {*self.config.policy.specific, *self.config.labels.values()}
+        named = {*self.config.specific, *self.config.labels.values()}
         missing = named - self.available.keys()
         if self.available and not missing:
             return True, ""
@@ -189,7 +188,6 @@ class ServedModels:
     def status(
         self, name: str, version: int | None = None, label: str | None = None
     ) -> list[VersionStatus]:
-        """State of every version that was looked at, newest first, or of one."""
         model = self._model(name)
         number = self._number(model, version, label)
         statuses = model.statuses
@@ -199,7 +197,6 @@ class ServedModels:
         return [statuses[number] for number in chosen]
 
     def serve(self, model: ModelVersions, number: int, servable: BatchedVersion) -> None:
-        """Puts a loaded version into service; requests get it from now on."""
         with self.lock:
             model.available[number] = PinnedVersion(model, number, servable)
             model.report(number, State.AVAILABLE)

@@ -164,7 +164,6 @@ class Service:
         *,
         encode: Callable[[RetrieveResponse, float], Awaitable[Any]] | None = None,
     ) -> Any:
-        """The best candidates of each query, a `RetrieveResponse`; otherwise as `predict`."""
         async with self._accounted(call, RETRIEVE) as (pinned, deadline):
             response = await pinned.retrieve(request, deadline, self._under_way == 1)
             if not encode:
@@ -182,7 +181,6 @@ class Service:
 
     @contextlib.contextmanager
     def retriever(self, call: Call) -> Iterator[Retriever]:
-        """The retriever of a version; InvalidRequest: another framework made it; as `predict`."""
         with self._pinned(call) as pinned:
             yield pinned.retriever
 
@@ -202,7 +200,6 @@ class Service:
         self._manager.reload(configs, wait_seconds)
 
     def leave(self) -> None:
-        """Is not ready from now on, and goes on to answer: clients are to look for another."""
         self._leaving = True
 
     async def drain(self, seconds: float) -> None:

@@ -227,7 +227,6 @@ def _build_searcher(vectors: np.ndarray, k: int, num_leaves: int, reordered: int
 
 
 def _given(choice: tf.Tensor | None, otherwise: int) -> tf.Tensor:
-    """A run-time choice where it is above 0, and else what the index was tuned to."""
     constant = tf.constant(otherwise)
     return constant if choice is None else tf.where(choice > 0, choice, constant)
 

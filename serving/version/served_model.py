@@ -95,7 +95,6 @@ class QueryModel(tf.Module):
         self.request_inputs = list(inputs.values())
 
     def __call__(self, query_ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Embeddings float32 [B, D] and known bool [B]."""
         outputs = self._model.signatures[TOP_K](**{QUERY_ID: query_ids})
         return tf.ensure_shape(outputs[EMBEDDING], [None, self._dimensions]), outputs[KNOWN]
 
@@ -117,7 +116,6 @@ class GivenEmbedding(tf.Module):
         self.input = tf.TensorSpec([None, dimensions], tf.float32, name=EMBEDDING)
 
     def __call__(self, embedding: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """The embeddings float32 [B, D] as they are, and True [B]."""
         return tf.identity(embedding), tf.ones(tf.shape(embedding)[:1], tf.bool)
 
 

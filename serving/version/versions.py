@@ -176,7 +176,6 @@ def _stamp(path: Path) -> tuple[tuple[str, int, int], ...]:
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether a part of what `publish` writes is there."""
     if any((path / part).exists() for part in (ANN_REPORT, SCANN_MODEL, RETRIEVAL)):
         return True
     try:

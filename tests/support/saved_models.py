@@ -61,10 +61,10 @@ def write_config(path: Path, configs: list[ModelConfig]) -> Path:
     for config in configs:
         model = server.model_config_list.config.add(name=config.name, base_path=config.base_path)
         policy = model.model_version_policy
-        if config.policy.specific:
-            policy.specific.versions.extend(config.policy.specific)
-        elif config.policy.latest:
-            policy.latest.num_versions = config.policy.latest
+        if config.specific:
+            policy.specific.versions.extend(config.specific)
+        elif config.latest:
+            policy.latest.num_versions = config.latest
         else:
             policy.all.SetInParent()
         model.version_labels.update(config.labels)

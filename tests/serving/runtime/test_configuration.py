@@ -1,6 +1,8 @@
 """The configuration file, edits of it, and reloads: over one life of a service and the next."""
 
 import gc
+import hashlib
+import json
 import logging
 import threading
 import time
@@ -15,7 +17,6 @@ from serving.runtime.configuration import (
     KEPT,
     Configuration,
     ModelConfig,
-    VersionPolicy,
     from_proto,
 )
 from serving.runtime.manager import ModelManager
@@ -24,7 +25,7 @@ SECONDS = 30
 
 
 def pinned(version, **labels):
-    return ModelConfig("adder", policy=VersionPolicy(specific=(version,)), labels=labels)
+    return ModelConfig("adder", specific=(version,), labels=labels)
 
 
 def text(version):
@@ -236,6 +237,14 @@ def test_a_later_reload_takes_the_place_of_one_that_waits(root):
         life.reload(pinned(2))
     with Life(root) as life:
         assert life.serves(2)
+
+
+def test_a_reload_that_an_earlier_version_kept_is_in_force(root):
+    digest = hashlib.sha256(b"").hexdigest()
+    policy = {"latest": 1, "specific": [1]}
+    models = [{"name": "adder", "base_path": "", "policy": policy, "labels": {"stable": 1}}]
+    (root / "models" / KEPT).write_text(json.dumps({"after": digest, "models": models}))
+    assert Configuration(root / "models").in_force() == [pinned(1, stable=1)]
 
 
 def test_what_was_kept_and_cannot_be_read_is_told(root):

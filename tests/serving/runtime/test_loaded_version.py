@@ -225,12 +225,14 @@ def test_what_was_loaded_halfway_is_freed(small, tmp_path, monkeypatch, unshared
     files = look_at(1, path)
     shutil.rmtree(path / "assets.extra" / "scann" / "variables")
     models, read = [], tf.saved_model.load
-    monkeypatch.setattr(tf.saved_model, "load", lambda *a: models.append(read(*a)) or models[-1])
+    monkeypatch.setattr(
+        tf.saved_model, "load", lambda *a, **k: models.append(read(*a, **k)) or models[-1]
+    )
     with pytest.raises((OSError, tf.errors.OpError)):
         LoadedVersion(files, "scann")
     [exact] = models
     with pytest.raises(tf.errors.OpError):
-        exact.signatures["serving_default"](query_id=tf.constant(["query 3"]))
+        exact.signatures["query_embedding"](query_id=tf.constant(["query 3"]))
 
 
 def test_what_is_closed_is_gone(small, unshared):

@@ -11,7 +11,7 @@ import pytest
 from saved_models import write_affine, write_config
 
 from serving.errors import InvalidRequest, NotFound, Unavailable
-from serving.runtime.configuration import Configuration, ModelConfig, VersionPolicy
+from serving.runtime.configuration import Configuration, ModelConfig
 from serving.runtime.loaded_version import LoadedVersion
 from serving.runtime.manager import ModelManager
 from serving.version.names import State
@@ -339,7 +339,7 @@ def test_a_wanted_version_that_is_not_there_yet_unloads_nothing(put, start, tmp_
     put(1)
     manager = start([ModelConfig("adder")])
     manager.wait_until_ready(30)
-    wanted = ModelConfig("adder", policy=VersionPolicy(specific=(2,)))
+    wanted = ModelConfig("adder", specific=(2,))
     write_config(tmp_path / "edited", [wanted]).rename(tmp_path / "models.config")
     for _ in range(10):
         time.sleep(0.005)
@@ -393,8 +393,8 @@ def test_policies_and_labels(put, start):
     put(1, 2, 3, 4)
     put(1, 2, 3, name="every")
     configs = [
-        ModelConfig("adder", "", VersionPolicy(latest=2), {"stable": 1}),
-        ModelConfig("every", "", VersionPolicy(latest=0)),
+        ModelConfig("adder", "", latest=2, labels={"stable": 1}),
+        ModelConfig("every", "", latest=0),
     ]
     manager = start(configs)
     assert manager.wait_until_ready(30)
@@ -411,7 +411,7 @@ def test_a_reload_rolls_back_and_forth(put, start):
     put(1, 2)
     manager = start()
     manager.wait_until_ready(30)
-    pinned = ModelConfig("adder", policy=VersionPolicy(specific=(1,)), labels={"stable": 1})
+    pinned = ModelConfig("adder", specific=(1,), labels={"stable": 1})
     manager.reload([pinned], wait_seconds=30)
     assert answer(manager) == answer(manager, label="stable") == 1
     assert served(manager) == [1]
@@ -447,7 +447,7 @@ def test_a_reload_adds_and_removes_models(put, start):
         (ModelConfig("new", "."), InvalidRequest, "must lie below"),
         (ModelConfig("new"), NotFound, "Model 'new' has no version on disk"),
         (
-            ModelConfig("adder", policy=VersionPolicy(specific=(9,))),
+            ModelConfig("adder", specific=(9,)),
             NotFound,
             "Model 'adder' has no version 9; there are: 1",
         ),
@@ -475,7 +475,7 @@ def test_a_reload_to_a_broken_version_says_why_and_keeps_the_good_one(put, start
     manager = start(load=load)
     manager.wait_until_ready(30)
     put(3)
-    pinned = ModelConfig("adder", policy=VersionPolicy(specific=(3,)))
+    pinned = ModelConfig("adder", specific=(3,))
     with pytest.raises(
         Unavailable, match="Version 3 cannot be loaded: ValueError: a graph cut short"
     ):
@@ -494,7 +494,7 @@ def test_a_reload_that_takes_too_long_goes_on(put, start):
     manager = start(load=load)
     manager.wait_until_ready(30)
     try:
-        pinned = ModelConfig("adder", policy=VersionPolicy(specific=(1,)))
+        pinned = ModelConfig("adder", specific=(1,))
         with pytest.raises(Unavailable, match="still being loaded"):
             manager.reload([pinned], wait_seconds=0.05)
         assert answer(manager) == 2
@@ -550,7 +550,7 @@ def test_old_versions_are_pruned_but_none_that_is_needed(put, start):
 
 def test_a_version_newer_than_what_is_served_is_never_pruned(put, start):
     home = put(1, 2, 3)
-    pinned = ModelConfig("adder", policy=VersionPolicy(specific=(1,)))
+    pinned = ModelConfig("adder", specific=(1,))
     manager = start([pinned], prune_versions=1)
     assert manager.wait_until_ready(30)
     before = manager._wanted

@@ -2,7 +2,7 @@ import pytest
 from tensorflow_serving.apis import get_model_status_pb2
 from tensorflow_serving.config import model_server_config_pb2
 
-from serving.runtime.configuration import ModelConfig, VersionPolicy, from_proto, read_config
+from serving.runtime.configuration import ModelConfig, from_proto, read_config
 from serving.version.names import State
 
 TEXT = """
@@ -26,12 +26,10 @@ model_config_list {
 
 def test_a_config_file_is_that_of_tensorflow_serving():
     assert read_config(TEXT.encode(), "models.config") == [
-        ModelConfig("newest", "/models/newest", VersionPolicy(latest=1)),
-        ModelConfig("two", "", VersionPolicy(latest=2)),
-        ModelConfig("every", "", VersionPolicy(latest=0)),
-        ModelConfig(
-            "pinned", "elsewhere", VersionPolicy(specific=(3, 5)), {"stable": 3, "canary": 5}
-        ),
+        ModelConfig("newest", "/models/newest", latest=1),
+        ModelConfig("two", "", latest=2),
+        ModelConfig("every", "", latest=0),
+        ModelConfig("pinned", "elsewhere", specific=(3, 5), labels={"stable": 3, "canary": 5}),
     ]
 
 
@@ -91,14 +89,14 @@ def test_states_have_the_numbers_of_tensorflow_serving():
 @pytest.mark.parametrize(
     ("policy", "broken", "chosen"),
     [
-        (VersionPolicy(), (), [9]),
-        (VersionPolicy(), (9, 4), [3]),
-        (VersionPolicy(latest=2), (), [9, 4]),
-        (VersionPolicy(latest=2), (4,), [9, 3]),
-        (VersionPolicy(latest=0), (4,), [9, 3, 1]),
-        (VersionPolicy(specific=(3, 9, 77)), (), [9, 3]),
-        (VersionPolicy(specific=(3,)), (3,), []),
-        (VersionPolicy(), (1, 3, 4, 9), []),
+        (ModelConfig("shop"), (), [9]),
+        (ModelConfig("shop"), (9, 4), [3]),
+        (ModelConfig("shop", latest=2), (), [9, 4]),
+        (ModelConfig("shop", latest=2), (4,), [9, 3]),
+        (ModelConfig("shop", latest=0), (4,), [9, 3, 1]),
+        (ModelConfig("shop", specific=(3, 9, 77)), (), [9, 3]),
+        (ModelConfig("shop", specific=(3,)), (3,), []),
+        (ModelConfig("shop"), (1, 3, 4, 9), []),
     ],
 )
 def test_a_policy_chooses_from_what_is_usable(policy, broken, chosen):
@@ -107,5 +105,5 @@ def test_a_policy_chooses_from_what_is_usable(policy, broken, chosen):
 
 def test_what_is_not_needed_is_not_looked_at():
     asked = []
-    VersionPolicy(latest=2).choose(range(100), lambda number: asked.append(number) or True)
+    ModelConfig("shop", latest=2).choose(range(100), lambda number: asked.append(number) or True)
     assert asked == [99, 98]

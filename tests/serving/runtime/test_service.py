@@ -26,7 +26,7 @@ from serving.errors import (
 from serving.retrieval.corpus import Corpus
 from serving.retrieval.requests import RetrieveRequest
 from serving.runtime.batch_queue import Batcher
-from serving.runtime.configuration import ModelConfig, VersionPolicy
+from serving.runtime.configuration import ModelConfig
 from serving.runtime.loaded_version import LoadedVersion
 from serving.runtime.service import Call, Service
 from serving.settings import ServeConfig
@@ -551,7 +551,7 @@ def test_no_request_fails_while_versions_are_swapped(without_scann, models, star
         clients = [asyncio.create_task(client(query)) for query in range(3, 7)]
         await asyncio.to_thread(put, without_scann.version, models, 2)
         await until(lambda: any(pair[1] == 2 for pair in answered))
-        rollback = ModelConfig("shop", policy=VersionPolicy(specific=(1,)))
+        rollback = ModelConfig("shop", specific=(1,))
         await asyncio.to_thread(service.reload, [rollback], 60)
         count = len(answered)
         await until(lambda: len(answered) > count + 20)
@@ -665,7 +665,7 @@ def test_a_version_that_fails_its_own_requests_is_not_served(adder, models, star
 def test_a_config_file_chooses_models_and_labels(adder, models, tmp_path, start):
     for number, name in ((1, "shop"), (2, "shop"), (1, "left out")):
         put(adder / "adder" / "1", models, number, name)
-    shop = ModelConfig("shop", policy=VersionPolicy(latest=0), labels={"stable": 1})
+    shop = ModelConfig("shop", latest=0, labels={"stable": 1})
     service = start(models, config_file=str(write_config(tmp_path / "models.config", [shop])))
     assert service.models == ["shop"]
     assert run(service.predict(Call("shop", label="stable"), X)).version == 1
