@@ -36,6 +36,17 @@ def test_ease_is_the_best_linear_map_without_its_diagonal():
     np.testing.assert_allclose(found, dense @ expected, atol=1e-4)
 
 
+def test_the_graph_filter_is_its_equation():
+    dense = TRAIN.toarray().astype(np.float64)
+    users, items = (np.maximum(dense.sum(axis=axis), 1) for axis in (1, 0))
+    scaled = dense / np.sqrt(users[:, None] * items)
+    vectors = np.linalg.svd(scaled)[2][:5]
+    low = np.diag(items**-0.5) @ vectors.T @ vectors @ np.diag(items**0.5)
+    expected = dense @ (scaled.T @ scaled + 0.3 * low)
+    scores = standard.graph_filter(TRAIN, 0, low_pass=0.3, rank=5)
+    np.testing.assert_allclose(scores(np.arange(40)), expected, atol=1e-4)
+
+
 def test_gini_is_the_mean_difference_over_twice_the_mean():
     counts = np.array([0, 3, 1, 8, 0])
     differences = np.abs(counts[:, None] - counts).mean()
