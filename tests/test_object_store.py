@@ -97,6 +97,16 @@ def test_settings_name_the_store_on_every_machine(trained, store, tmp_path, monk
     run("train --data PLACE/prepared --run PLACE/refit --refit PLACE/run")
 
 
+def test_a_study_goes_on_elsewhere(trained, store, tmp_path, monkeypatch):
+    run("prepare --source PLACE/log --validation_ratio 0.2 --output PLACE/validated")
+    line = "tune --data PLACE/validated --output PLACE/study --dim 8 --epochs 1 --pruner none "
+    run(line + "--trials 1")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
+    run(line + "--trials 2")
+    trials = json.loads((stores.local_copy(f"{ROOT}/study") / "trials.json").read_text())["trials"]
+    assert [trial["state"] for trial in trials] == ["complete"] * 2
+
+
 def test_frequencies_of_a_store(trained, store, tmp_path, monkeypatch):
     """A directory of snapshots that people copied there; the run keeps to what it began with."""
     source = tmp_path / "log.csv"
@@ -113,12 +123,14 @@ def test_frequencies_of_a_store(trained, store, tmp_path, monkeypatch):
     assert recorded["configuration"]["frequency"] == f"streaming:{ROOT}/stream/00000001"
 
 
-def test_runs_are_audited_compared_and_exported(trained, tmp_path, capsys):
+def test_runs_are_audited_compared_and_exported(trained, store, tmp_path):
     run("train --data PLACE/prepared --run PLACE/second --dim 8 --epochs 1 --normalize")
     for name in ("run", "second"):
         run(f"evaluate --data PLACE/prepared --run PLACE/{name}")
-    run(f"compare PLACE/run PLACE/second --output {tmp_path}/page.json")
-    compared = json.loads((tmp_path / "page.json").read_text())["runs"]
+    for page in (f"{tmp_path}/page.html", "PLACE/pages/page.html", "PLACE/pages/page.json"):
+        run(f"compare PLACE/run PLACE/second --output {page}")
+    assert store.cat("shop/pages/page.html") == (tmp_path / "page.html").read_bytes()
+    compared = json.loads(store.cat("shop/pages/page.json"))["runs"]
     assert [row["name"] for row in compared] == ["run", "second"]
     assert [row["path"] for row in compared] == [f"{ROOT}/run", f"{ROOT}/second"]
     run("audit --data PLACE/prepared --run PLACE/run --methods bpr ssl_pop --batches 2")

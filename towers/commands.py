@@ -31,6 +31,7 @@ COMMANDS = {
         groups={"the search": "pruner startup_trials timeout overwrite", **_OF_TRAINING},
         stores=_READ_BY_TRAINING,
         reads="data",
+        makes="output",
     ),
     "evaluate": Command(
         "towers.evaluation.settings:EvaluateConfig",
@@ -44,7 +45,7 @@ COMMANDS = {
         "towers.evaluation.compare:compare",
         "set evaluated runs side by side, with tests over the users",
         positional="runs",
-        stores="runs",
+        stores="runs output",
     ),
     "audit": Command(
         "towers.audit.settings:AuditConfig",

@@ -212,6 +212,17 @@ def write_atomically(path: Path, text: str) -> None:
         aside.write_text(text, encoding="utf-8")
 
 
+def write_text(path: str, text: str) -> None:
+    """Writes a small file to a directory or a place in a store."""
+    if is_remote(path):
+        with asking_store(path):
+            store, key = store_of(path)
+            store.pipe_file(key, text.encode())
+    else:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(Path(path), text)
+
+
 @contextlib.contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
     """A path to write to, which becomes `path` at the end; where writing fails, nothing does."""

@@ -25,13 +25,12 @@ from apache_beam.metrics import Metrics
 from apache_beam.transforms.window import TimestampedValue
 from apache_beam.utils.timestamp import MIN_TIMESTAMP, Duration, Timestamp
 
-from pipeline.contract.files import absolute, find_files, is_directory, stamp_of
+from pipeline.contract.files import absolute, find_files, is_directory, stamp_of, write_text
 from pipeline.counts.settings import FrequenciesConfig
 from pipeline.read.discover import file_pieces
 from pipeline.read.formats import is_readable
 from pipeline.read.log import IN_THE_FUTURE, read_blocks
 from pipeline.streaming.estimator import Block, distinct
-from pipeline.streaming.snapshots import write_text
 from pipeline.streaming.steps import NEVER
 
 log = logging.getLogger(__name__)

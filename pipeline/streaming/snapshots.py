@@ -28,7 +28,6 @@ from pipeline.contract.files import (
     is_remote,
     stamp_of,
     store_of,
-    write_atomically,
 )
 from pipeline.contract.stores import local_place, newest
 from pipeline.counts.settings import FrequenciesConfig
@@ -256,17 +255,6 @@ def write_window(
         staging.commit()
     keep_newest(config.output, config.keep_snapshots)
     return directory
-
-
-def write_text(path: str, text: str) -> None:
-    """Writes a small file to a directory or a place in a store."""
-    if is_remote(path):
-        with asking_store(path):
-            store, key = store_of(path)
-            store.pipe_file(key, text.encode())
-    else:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(Path(path), text)
 
 
 def write_pending(path: Path, blocks: list[Path]) -> int:

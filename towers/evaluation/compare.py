@@ -20,12 +20,12 @@ import pandas as pd
 from scipy import stats
 
 from pipeline.contract import stores
-from pipeline.contract.files import checksum
+from pipeline.contract.files import checksum, write_text
 from towers.evaluation.hits_by_query import HitsByQuery, read_hits
 from towers.evaluation.settings import CompareConfig
 from towers.metrics.definitions import half_width
-from towers.report.pages import p_text, write_comparison
-from towers.training.run_directory import CONFIG, HITS, TRAINING, read_json, write_json
+from towers.report.pages import comparison_page, p_text
+from towers.training.run_directory import CONFIG, HITS, TRAINING, json_text, read_json
 from towers.training.settings import parse_metric
 
 _COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {  # field → head, and its form
@@ -81,9 +81,8 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     }
     print(format_comparison(result))
     if config.output:
-        Path(config.output).parent.mkdir(parents=True, exist_ok=True)
-        write = write_json if config.output.endswith(".json") else write_comparison
-        write(Path(config.output), result)
+        as_text = json_text if config.output.endswith(".json") else comparison_page
+        write_text(config.output, as_text(result))
         print(f"written: {config.output}")
     return result
 

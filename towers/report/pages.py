@@ -89,9 +89,9 @@ def p_text(p: float) -> str:
     return "< 0.0001" if p < 0.00005 else f"{p:.4f}"
 
 
-def write_comparison(path: Path, result: dict[str, Any]) -> None:
-    """Writes the page, in one step; `result` is from `compare`."""
-    page = render(
+def comparison_page(result: dict[str, Any]) -> str:
+    """The page of a comparison; `result` is from `compare`."""
+    return render(
         _TEMPLATES / "compare.html",
         title="Comparison of runs",
         result=result,
@@ -100,7 +100,6 @@ def write_comparison(path: Path, result: dict[str, Any]) -> None:
         plot_differences=plot_differences,
         differing=_differing_settings(result["runs"]),
     )
-    write_atomically(path, page)
 
 
 def _setting_text(value: Any) -> str:

@@ -221,4 +221,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Writes a record in one step."""
-    write_atomically(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    write_atomically(path, json_text(content))
+
+
+def json_text(content: dict[str, Any]) -> str:
+    """A record as the text of its file."""
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
