@@ -69,7 +69,7 @@ MISTAKES = [
     ("train --data none --run run", "none holds no finished prepared data; `twotower prepare`"),
     ("train --data . --run run", "no manifest.json in it; Did you mean prepared?"),
     ("train --data prepared/manifest.json --run run", "Did you mean prepared?"),
-    (f"{TRAIN} --method bnms", "method must be one of; ssl_pop; got 'bnms'; Did you mean 'bmns'?"),
+    (f"{TRAIN} --method bmsn", "method must be one of; ssl_pop; got 'bmsn'; Did you mean 'bmns'?"),
     (f"{TRAIN} --tower feature", "tower must be one of; 'features'; got 'feature'; change tower"),
     (f"{TRAIN} --dim many", "--dim: invalid int value: 'many'; twotower train --help"),
     (f"{TRAIN} --dim 0", "dim must be at least 1, got 0; change dim"),
@@ -108,7 +108,7 @@ MISTAKES = [
     ("recommend --data prepared --run none --output recs", "none holds no trained run"),
     ("export --bundle bundle --models models --target_recall 95", "above 0 and at most 1, got 95"),
     ("export --bundle bundle --models models --name a/b", "name must be letters, digits; 'a/b'"),
-    ("methods bnms", "no method 'bnms'; did you mean bmns?"),
+    ("methods bmsn", "no method 'bmsn'; did you mean bmns?"),
     ("towers featurs", "no tower 'featurs'; did you mean features?"),
     ("export --data prepared --run none --models models", "none holds no trained run"),
     (

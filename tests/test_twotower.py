@@ -34,8 +34,6 @@ def test_an_unknown_command_names_the_nearest(capsys):
     [
         "frequencies --streaming --source x --output PLACE",
         "train --data x --run PLACE --strategy multi_worker",
-        "tune --data x --output PLACE",
-        "compare --runs x y --output PLACE/page.html",
         "recommend --models x --queries PLACE --output y",
         "items --models x --add PLACE",
         "items --models x --remove PLACE",
