@@ -9,7 +9,8 @@ ten times the rows. `peak_gib` is the resident memory of the whole process tree,
 `streaming_events_per_second` are rows of the larger log by the seconds of `twotower frequencies
 --streaming` in one process, on one core; how good its estimates are shows `estimator_error`.
 `s3_ratio` is the time from and to an S3 server (moto's, a process of this machine) by that of the
-local disk, in turns.
+local disk, in turns. `dask_speedup_2_workers` is the time of a Dask cluster of one worker process
+by that of two, `dask_speedup_over_one_process` that of the FnApiRunner, both with the larger log.
 """
 
 from __future__ import annotations
@@ -78,6 +79,7 @@ def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     }
     results |= store_ratio(source, rounds, work)
     results |= growth(SMALL // tenth, LARGE // tenth, rounds, work)
+    results |= dask_speedups(work / f"{LARGE // tenth}.parquet", results["large_seconds"], work)
     results |= frequencies(work / f"{LARGE // tenth}.parquet", LARGE // tenth, work)
     errors = estimator_error.measure(1000 if options.quick else 10_000)
     if options.plot:
@@ -140,10 +142,26 @@ def write_log(path: Path, rows: int, users: int, items: int) -> None:
     table.to_parquet(path, row_group_size=262_144)
 
 
-def run_prepare(source: Path | str, output: Path | str) -> tuple[float, float]:
+def run_prepare(source: Path | str, output: Path | str, *flags: str) -> tuple[float, float]:
     """Seconds and GiB of `twotower prepare`."""
-    command = ["prepare", "--source", str(source), "--output", str(output), "--overwrite"]
+    command = ["prepare", "--source", str(source), "--output", str(output), "--overwrite", *flags]
     return timed([sys.executable, "-m", "twotower", *command])
+
+
+def dask_speedups(log: Path, one_process: float, work: Path) -> dict[str, float]:
+    """Seconds of one process and of one Dask worker by those of two workers of one thread each."""
+    import distributed
+
+    seconds = []
+    for workers in (1, 2):
+        with distributed.LocalCluster(n_workers=workers, threads_per_worker=1) as cluster:
+            address = f"--dask_client_address={cluster.scheduler_address}"
+            seconds.append(run_prepare(log, work / "dask", "--runner=DaskRunner", address)[0])
+    return {
+        "dask_seconds": seconds[1],
+        "dask_speedup_2_workers": seconds[0] / seconds[1],
+        "dask_speedup_over_one_process": one_process / seconds[1],
+    }
 
 
 def store_ratio(source: Path, rounds: int, work: Path) -> dict[str, float]:
