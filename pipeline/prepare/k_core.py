@@ -10,7 +10,7 @@ import apache_beam as beam
 import numpy as np
 
 from pipeline.beam.accounting import check_sum
-from pipeline.beam.blocks import by_range, partition
+from pipeline.beam.blocks import by_range
 from pipeline.beam.options import running, spread
 from pipeline.beam.staging import Staging, add_up, load_block, write_block, write_json
 from pipeline.prepare.settings import PrepareConfig
@@ -56,7 +56,7 @@ def _check_pass(where: str, rows: int, sent: int, out: Path) -> dict[str, int]:
         check_sum(where, sent, left, ["lists"], "lists")
         if number < ROUNDS:
             check_sum(where, left["rows"], counted, ["rows"])
-        sent += counted.get("lists", 0)
+            sent = counted["lists"]
     return left
 
 
@@ -64,57 +64,77 @@ def _one_pass(blocks: list[str], config: PrepareConfig, staging: Staging, out: P
     """`ROUNDS` of both filters: blocks by query → the same with fewer rows, staged in `out`.
 
     Rows stay with their query: those of one candidate may be more than a worker can hold. A block
-    sends counts of its candidates to their key ranges, and is told which of them are rare; in each
-    round it is loaded and filtered anew, by all that it was told so far.
+    sends counts of its candidates to their key ranges, and each of these tells it which of them are
+    rare; in each round it is loaded and filtered anew, by all that it was told so far. That is
+    staged, so that a step has one input and one output: a runner may keep buffers for each.
     """
-    source = Path(blocks[0]).parent
+    source, told = Path(blocks[0]).parent, staging.stage(f"{out.name}-told")
     with running(staging.options) as pipeline:
         begin = beam.Map(lambda path: (int(Path(path).stem), np.empty(0, np.int64)))
         rare = spread(pipeline, "Blocks", blocks) | "Begin" >> begin
         for number in range(ROUNDS):
-            count = beam.FlatMapTuple(partial(_count_left, number, config, source, out))
+            count = partial(_count_left, number, config, source, told, out)
+            ranges = (
+                rare
+                | f"ByBlock{number}" >> beam.GroupByKey()
+                | f"Count{number}" >> beam.FlatMapTuple(count)
+                | f"ByCandidate{number}" >> beam.GroupByKey()
+            )
             send_back = beam.FlatMapTuple(partial(_rare_ids, number, config, out))
-            counted = rare | f"ByBlock{number}" >> beam.GroupByKey() | f"Count{number}" >> count
-            ranges = counted | f"ByCandidate{number}" >> beam.GroupByKey()
-            rare = (rare, ranges | f"Rare{number}" >> send_back) | f"All{number}" >> beam.Flatten()
-        left = "Left" >> beam.MapTuple(partial(_left, ROUNDS, config, source, out))
+            rare = ranges | f"Rare{number}" >> send_back
+        left = "Left" >> beam.MapTuple(partial(_left, ROUNDS, config, source, told, out))
         stage = "Stage" >> beam.MapTuple(lambda part, rows: write_block(out, f"{part:05d}", rows))
         _ = rare | "ByBlock" >> beam.GroupByKey() | left | stage
 
 
 def _left(
-    number: int, config: PrepareConfig, source: Path, out: Path, part: int, rare: Iterable[Any]
+    number: int,
+    config: PrepareConfig,
+    source: Path,
+    told: Path,
+    out: Path,
+    part: int,
+    lists: Iterable[np.ndarray],
 ) -> tuple[int, np.ndarray]:
     """The rows of a block without those of rare candidates, and then of rare queries."""
-    _, rows = load_block(str(source / f"{part:05d}.npy"))
-    lists = list(rare)
-    left = rows[~np.isin(rows["candidate"], np.concatenate(lists))]
+    name, lists = f"{part:05d}", list(lists)
+    _, rows = load_block(str(source / f"{name}.npy"))
+    before = [np.load(told / f"{number - 1}-{name}.npy")] if number else []
+    rare = np.concatenate([*before, *lists])
+    write_block(told, f"{number}-{name}", rare)
+    left = rows[~np.isin(rows["candidate"], rare)]
     _, codes, sizes = np.unique(left["query"], return_inverse=True, return_counts=True)
     left = left[sizes[codes] >= config.min_user_interactions]
     counts = {"rows": len(left), "k_core": len(rows) - len(left), "lists": len(lists)}
-    write_json(out, f"left{number}-{part:05d}", counts)
+    write_json(out, f"left{number}-{name}", counts)
     return part, left
 
 
 def _count_left(
     number: int, config: PrepareConfig, *block: Any
-) -> Iterator[tuple[int, np.ndarray]]:
-    """What is left of a block: (block, candidate, rows of it) [n, 3], by range of candidates."""
+) -> Iterator[tuple[int, tuple[int, np.ndarray, np.ndarray]]]:
+    """What is left of a block: (block, candidates [n], rows of each [n]), by their range.
+
+    To one range at least, where nothing is left too: the block has its turn in the next round.
+    """
     part, left = _left(number, config, *block)
     ids, sizes = np.unique(left["candidate"], return_counts=True)
-    counted = np.stack([np.full(len(ids), part), ids, sizes], axis=1)
-    for candidates, places in by_range(ids, config.partitions):
-        yield candidates, counted[places]
+    none = [(part % config.partitions, np.empty(0, np.int64))]
+    for candidates, places in list(by_range(ids, config.partitions)) or none:
+        yield candidates, (part, ids[places], sizes[places])
 
 
 def _rare_ids(
-    number: int, config: PrepareConfig, out: Path, part: int, counted: Iterable[np.ndarray]
+    number: int,
+    config: PrepareConfig,
+    out: Path,
+    part: int,
+    counted: Iterable[tuple[int, np.ndarray, np.ndarray]],
 ) -> list[tuple[int, np.ndarray]]:
-    """(block, which of its candidates have too few rows in all blocks together)."""
-    blocks, ids, sizes = np.concatenate(list(counted)).T
-    _, codes = np.unique(ids, return_inverse=True)
-    sums = np.bincount(codes, sizes)
-    rare = sums[codes] < config.min_item_interactions
-    lists = list(partition(ids[rare], blocks[rare], config.partitions))
-    write_json(out, f"counted{number}-{part:05d}", {"rows": int(sums.sum()), "lists": len(lists)})
-    return lists
+    """(block, which of its candidates have too few rows in all blocks together), for each block."""
+    blocks, ids, sizes = zip(*counted, strict=True)
+    known, codes = np.unique(np.concatenate(ids), return_inverse=True)
+    sums = np.bincount(codes, np.concatenate(sizes))
+    rare = known[sums < config.min_item_interactions]
+    write_json(out, f"counted{number}-{part:05d}", {"rows": int(sums.sum()), "lists": len(blocks)})
+    return [(block, of[np.isin(of, rare)]) for block, of in zip(blocks, ids, strict=True)]
