@@ -86,7 +86,7 @@ def bytes_a_row(rows: int = 2_000_000) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as directory:
         out = Path(directory)
         write_block(out, "00000", block)
-        args: Any = (0, config, out, out, 0, [np.empty(0, np.int64)])
+        args: Any = (0, config, out, out, out, 0, [np.empty(0, np.int64)])
         steps = {
             "k_core": (lambda: k_core._count_left(*args), 0),
             "split": (lambda: [assign_splits(block, config)], block.nbytes),
@@ -108,11 +108,12 @@ def bytes_a_pair(blocks: int = 600, ids_of_block: int = 5_000) -> dict[str, floa
         ids = rng.choice(known, ids_of_block, replace=False)
         counted.append(np.stack([np.full_like(ids, block), ids, np.ones_like(ids)], axis=1))
     asked = [block[:, :2].copy() for block in counted]
+    of_blocks = [(int(block[0, 0]), block[:, 1].copy(), block[:, 2].copy()) for block in counted]
     found = {"asked": asked, "dense": [(known, np.arange(len(known)))]}
     pairs = blocks * ids_of_block
     with tempfile.TemporaryDirectory() as out:
         steps = {
-            "k_core": (lambda: k_core._rare_ids(1, config, Path(out), 0, counted), 24 * pairs),
+            "k_core": (lambda: k_core._rare_ids(1, config, Path(out), 0, of_blocks), 16 * pairs),
             "answer": (lambda: assemble._answer((0, found), 600), 16 * pairs),
         }
         return {name: peak_bytes(*step) / pairs for name, step in steps.items()}
