@@ -110,7 +110,7 @@ def follow(config: FrequenciesConfig, arguments: list[str]) -> schema.Manifest |
                 finish(write_snapshots(blocks | stream, estimator, config))
             counters = pipeline.result.metrics().query(MetricsFilter().with_namespace(METRICS))
             counts = {counter.key.metric.name: counter.result for counter in counters["counters"]}
-            log.info("frequencies: the stream has ended: %s", counts)
+            log.info("frequencies: the stream has ended: %s", dict(sorted(counts.items())))
         except RuntimeError as error:  # Beam's only word for it
             if "JobCancellationException" not in str(error):
                 raise
