@@ -109,6 +109,7 @@ async def run(
 
 
 async def _first(*awaitables: Awaitable[Any]) -> None:
+    """Waits for one of them; those that are not tasks of somebody else are cancelled then."""
     tasks = {asyncio.ensure_future(awaitable) for awaitable in awaitables}
     await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     for task in tasks.difference(awaitables):
@@ -139,6 +140,7 @@ def _rest_config(app: ASGIApp, config: ServeConfig) -> uvicorn.Config:
 
 @contextlib.contextmanager
 def _listening(config: ServeConfig) -> Iterator[socket.socket]:
+    """The socket of the REST API, opened first: a port that is taken is an error at once."""
     with bind(config, "rest_port", config.rest_port, is_shared=config.workers > 1) as listener:
         if hasattr(socket, "TCP_USER_TIMEOUT"):  # for clients that never read their answer
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNREAD_SECONDS * 1000)
@@ -156,6 +158,7 @@ def _add_port(server: grpc.aio.Server, address: str, config: ServeConfig) -> int
 
 
 def _credentials(config: ServeConfig) -> grpc.ServerCredentials:
+    """Certificate and key, read before anything listens."""
     certificate, key = Path(config.tls_certificate), Path(config.tls_key)
     try:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)

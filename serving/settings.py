@@ -94,10 +94,12 @@ class ServeConfig:
 
     @property
     def max_rows(self) -> int:
+        """Most rows of a request: so many may wait."""
         return self.max_batch_size * self.max_enqueued_batches
 
 
 def _read_token(name: str, path: str) -> str:
+    """What a file holds, without white space around it; "" without a file."""
     if not path:
         return ""
     try:

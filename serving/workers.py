@@ -78,6 +78,7 @@ def serve(config: ServeConfig) -> int:
 
 
 def _supervise(config: ServeConfig, announce: Announce) -> int:
+    """Keeps the workers alive until a signal; the exit status."""
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="twotower-")))
         ports = {}
@@ -99,6 +100,8 @@ def _supervise(config: ServeConfig, announce: Announce) -> int:
 
 
 class _Workers:
+    """The processes, by their number, and what they tell in `folder`."""
+
     def __init__(self, config: ServeConfig, folder: Path) -> None:
         self._config, self._folder = config, folder
         self._processes: dict[int, BaseProcess] = {}
@@ -134,6 +137,7 @@ class _Workers:
         return True
 
     def end(self, number: int) -> None:
+        """Hands a signal and those that follow to all, and waits until they are gone."""
         seconds = self._config.lame_duck_seconds + self._config.drain_seconds + _KILL_SECONDS
         end = time.monotonic() + seconds
         received = number
@@ -159,6 +163,7 @@ class _Workers:
 
 
 def _work(config: ServeConfig, number: int, folder: Path, level: int) -> None:
+    """A worker, from the start of its process to the end; signals are blocked at the start."""
     os.setpgid(0, 0)  # what a terminal sends goes to the supervisor, who hands it on
     ctypes.CDLL(None).prctl(_DEATH_OF_PARENT, signal.SIGTERM)
     threads = max(1, len(os.sched_getaffinity(0)) // config.workers)
@@ -182,6 +187,7 @@ def _work(config: ServeConfig, number: int, folder: Path, level: int) -> None:
 
 
 def _all_ready(config: ServeConfig, folder: Path) -> bool:
+    """Whether every worker was ready once."""
     return all(_ready_file(folder, number).exists() for number in range(config.workers))
 
 

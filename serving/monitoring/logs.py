@@ -59,6 +59,7 @@ class Writing(logging.handlers.QueueListener):
     """The thread that writes; `stop` it to have the last lines."""
 
     def enqueue_sentinel(self) -> None:
+        """Tells it to end; where nobody reads, after some of the lines that wait."""
         waiting = self.queue
         assert isinstance(waiting, queue.Queue)
         with contextlib.suppress(queue.Full):

@@ -79,6 +79,7 @@ class Metrics:
 
     @contextlib.contextmanager
     def timed(self, name: str, model: str, api: str) -> Iterator[None]:
+        """Adds the time of what is done inside to a stage, "decode" or "encode"."""
         start = time.perf_counter()
         yield
         self._stages.labels(model, api, name).observe(time.perf_counter() - start)

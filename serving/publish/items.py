@@ -140,6 +140,7 @@ def _embedded(version: Version, config: ItemsConfig) -> tuple[pa.Table, np.ndarr
 
 
 def _by_model(path: Path, table: pa.Table, source: str) -> np.ndarray:
+    """Vectors of the rows by the candidate encoder of a version; zeros where it knows nothing."""
     encoder = tf.saved_model.load(str(path)).signatures[REQUEST_EMBEDDING]
     specs = encoder.structured_input_signature[1]
     if missing := sorted(specs.keys() - set(map(schema.input_name, table.column_names))):
@@ -153,6 +154,7 @@ def _by_model(path: Path, table: pa.Table, source: str) -> np.ndarray:
 
 
 def _write_on_top(path: Path, version: Version, delta: Delta, left: int) -> None:
+    """Writes a version that has the files of another one, and its own delta."""
     manifest = version.manifest
     write_with_delta(version.path, manifest.files, path, delta)
     shutil.copyfile(version.path / MODEL_CARD, path / MODEL_CARD)  # people may annotate it
@@ -214,6 +216,7 @@ def _write_anew(path: Path, version: Version, base_ids: pa.Array, delta: Delta) 
 
 
 def _added_before(version: Version, base_ids: pa.Array, delta: Delta) -> pa.Table:
+    """What was said of all candidates that came and stayed, for the next export to name."""
     tables = [delta.added]
     if (version.path / ADDED_BEFORE).is_file():
         earlier = pq.read_table(version.path / ADDED_BEFORE)
@@ -226,6 +229,7 @@ def _added_before(version: Version, base_ids: pa.Array, delta: Delta) -> pa.Tabl
 
 
 def _manifest_anew(version: Version, delta: Delta) -> schema.Manifest:
+    """What the bundle of a version said of itself, and that its candidates are others now."""
     details = dict(version.manifest.details.get("bundle", {}))
     change = f"{len(delta.vectors)} added, {len(delta.excluded)} removed or replaced"
     told = f"at last {change} by `twotower items`; metrics are those of the trained ones"

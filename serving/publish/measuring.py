@@ -64,6 +64,7 @@ class Judge:
         return Measured(float(share.mean()), error, 1000 * statistics.median(times))
 
     def latency(self, search: Search, *parameters: int) -> dict[str, float]:
+        """Median milliseconds of a batch of 64 and of a single query."""
         inputs = [tf.constant(parameter) for parameter in parameters]
         report = {}
         for name, size in (("batch_ms", BATCH), ("single_ms", 1)):

@@ -37,6 +37,7 @@ def write(manifest: Manifest, bundle: Bundle, report: dict[str, Any]) -> str:
 
 
 def _table(title: str, values: dict[str, Any], otherwise: str) -> str:
+    """Names and values as a Markdown table, or a sentence if there are no values."""
     if not values:
         return otherwise + "\n"
     rows = "".join(f"| {name} | {_text(value)} |\n" for name, value in sorted(values.items()))
@@ -51,6 +52,7 @@ def _text(value: Any) -> str:
 
 
 def _by_columns(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Plain values, and rankings with the same metrics together: columns of one table."""
     alike: dict[tuple[str, ...], dict[str, dict[str, Any]]] = {}
     for name, values in metrics.items():
         if isinstance(values, dict):

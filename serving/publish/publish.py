@@ -113,6 +113,7 @@ def new_version(models: str | Path, name: str, version: int = 0) -> Iterator[New
 
 
 def _upload(partial: Path, home: str, number: int, version: int) -> str:
+    """Uploads a version under the first number from `number` on that nobody has taken."""
     with stores.kept_on_failure(partial, partial.with_name("kept")):
         while True:
             try:

@@ -83,6 +83,7 @@ def tune(
 def _tune_scann(
     vectors: np.ndarray, options: VersionOptions, choosing: Judge, judging: Judge
 ) -> tuple[ScannIndex, dict[str, Any]]:
+    """Tries trees with more leaves while that makes it faster; the best one and its report."""
     seconds: dict[int, float] = {}
     sweeps: list[list[Setting]] = []
     best: Sweep | None = None
@@ -118,6 +119,7 @@ def _tune_scann(
 
 
 def _trees(num_candidates: int, wanted: int) -> list[int]:
+    """Numbers of leaves to try, the usual one first; [0] where there is to be no tree."""
     usual = usual_leaves(num_candidates)
     if wanted or not usual:
         return [wanted]
@@ -192,14 +194,17 @@ class Sweep:
 
     @property
     def keeping(self) -> list[Setting]:
+        """The settings with a recall above the promise by its standard error, fastest first."""
         by_time = sorted(self.settings, key=lambda setting: setting.measured.batch_ms)
         return [s for s in by_time if s.measured.recall - s.measured.error >= self._promise]
 
     @property
     def fastest_ms(self) -> float:
+        """Time of a batch with the fastest setting that keeps the promise; inf for none."""
         return self.keeping[0].measured.batch_ms if self.keeping else math.inf
 
     def strongest(self) -> Iterator[Setting]:
+        """Settings with all leaves, slow and good, measured now; the last one finds the most."""
         index = self.index
         if not index.num_leaves:
             yield self.settings[0]
@@ -213,6 +218,7 @@ class Sweep:
         return Setting(self.index.num_leaves, (leaves, num_reordered), measured)
 
     def _steps(self) -> Iterator[tuple[int, int]]:
+        """Leaves searched and candidates reordered; reads what came of the last one."""
         index, steps = self.index, [round(2 ** (power / 2)) for power in range(64)]
         leaf_counts = sorted({min(index.num_leaves, step) for step in steps})  # 1, 2, 3, 4, 6, 8, …
         for share in _REORDERED:

@@ -53,6 +53,8 @@ class _Name(StringConvertor):
 
 
 class _Number(IntegerConvertor):
+    """A version; the service says whether it can be one."""
+
     regex = "[0-9]{1,200}"
 
 
@@ -124,6 +126,8 @@ def _route(method: str, path: str, work: Endpoint) -> Route:
 
 
 class _RestApi:
+    """What the routes do; `path_params` are the model, and its version or label."""
+
     def __init__(self, service: Service) -> None:
         self._service = service
         self._bodies = Bodies(service.config.max_body_mb << 20)
@@ -201,6 +205,7 @@ class _RestApi:
     async def _read(
         self, request: Request, api: str, parse: Callable[[bytearray], _Body]
     ) -> tuple[int, _Body]:
+        """The values that a body may have, and what it says; a refusal of it is counted."""
         with self._service.counted(_call(request), api):
             content = await self._bodies.read(request)
             size = len(content) // BYTES_A_VALUE
@@ -209,6 +214,7 @@ class _RestApi:
     def _about(
         self, request: Request, api: str, describe: Callable[[Retriever], dict[str, Any]]
     ) -> Response:
+        """What the retriever of a version knows without a search, as JSON."""
         call = _call(request)
         with self._service.counted(call, api), self._service.retriever(call) as retriever:
             content = {"model": call.model, "version": retriever.version.number}
@@ -226,6 +232,7 @@ class _RestApi:
 
 
 def _call(request: Request) -> Call:
+    """The call of `guarded`, with the model and the version or label of the path."""
     return request.state.call._replace(**request.path_params)
 
 

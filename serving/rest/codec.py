@@ -184,6 +184,7 @@ def encode_metadata(
 def _rows_json(
     columns: Mapping[str, np.ndarray], deadline: float, ids: Mapping[str, EncodedIds]
 ) -> bytes:
+    """Rows as a JSON list: of values where there is one column, of objects otherwise."""
     total = len(next(iter(columns.values())))
     width = sum(array.size for array in columns.values()) // max(1, total)
     size = max(1, PIECE_VALUES // max(1, width))
@@ -204,6 +205,7 @@ def _rows_json(
 
 
 def _rows(instances: Any, names: Sequence[str]) -> dict[str, Any]:
+    """Rows to columns; rows are values where there is one input, or objects by name."""
     if not isinstance(instances, list):
         raise InvalidRequest(f"'instances' must be a list, got {shown(instances)}.")
     if not instances:
@@ -243,4 +245,5 @@ def _columns(inputs: Any, names: Sequence[str]) -> dict[str, Any]:
 
 
 def _is_object(value: Any) -> bool:
+    """Whether it names inputs; {"b64": "..."} is a value."""
     return isinstance(value, dict) and not is_base64(value)

@@ -95,6 +95,7 @@ def _check_token(path: str, headers: dict[bytes, bytes], config: ServeConfig) ->
 
 
 def _client_seconds(headers: dict[bytes, bytes]) -> float:
+    """The client's own limit, X-Timeout-Ms; infinity if the header is missing."""
     given = headers.get(b"x-timeout-ms")
     if given is None:
         return math.inf
@@ -149,6 +150,7 @@ class Bodies:
         return body
 
     async def _unpacked(self, piece: bytes, unpacking: Any, size: int) -> bytes:
+        """A piece of a body that has a size already, to at most one byte above the limit."""
         most = min(self._max_bytes, _MAX_INFLATION * len(piece)) // BYTES_A_VALUE
         left = self._max_bytes + 1 - size
         try:

@@ -96,6 +96,7 @@ def is_base64(value: Any) -> bool:
 
 
 def _flat_array(name: str, leaves: list[Any], dtype: np.dtype) -> np.ndarray:
+    """Values to an array of one dimension, without loss."""
     if dtype.kind not in _TYPES:
         raise InvalidRequest(f"Input {name!r} is {dtype.name}, which JSON cannot carry: use gRPC.")
     expected, types = _TYPES[dtype.kind]
@@ -130,6 +131,7 @@ def _bytes(name: str, leaf: Any) -> bytes:
 
 
 def _floats(name: str, leaves: list[Any], dtype: np.dtype) -> np.ndarray:
+    """Numbers of a floating-point dtype; an integer that it does not hold exactly is refused."""
     most = 2 ** (np.finfo(dtype).nmant + 1) - 1
     lost = [leaf for leaf in leaves if type(leaf) is int and abs(leaf) > most]
     if not lost:

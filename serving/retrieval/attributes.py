@@ -25,6 +25,8 @@ Conditions = Mapping[str, Any]  # column → texts, or (lowest, highest)
 
 
 class _Texts(NamedTuple):
+    """A column of texts, or of lists of them."""
+
     code_of: dict[str, int]
     codes: np.ndarray  # int32 [n], -1 for a missing value
     rows: np.ndarray | None  # int32 [n], whose they are; None where each row has one, in order
@@ -51,6 +53,7 @@ class Attributes:
         self._mask_of = lru_cache(kept)(lambda name, key: _fulfil(columns[name], key, size))
 
     def kinds(self) -> dict[str, str]:
+        """Of each column, what it holds: text, list (of texts) or number."""
         return {field.name: kind_of(field.type) for field in self.schema}
 
     def check(self, where: Mapping[str, Any]) -> Conditions:
@@ -127,6 +130,7 @@ def as_where(pairs: Sequence[str], kinds: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _read(column: pa.ChunkedArray) -> _Texts | np.ndarray:
+    """Codes of texts, or numbers float64 [n], NaN where they are missing."""
     values, rows = column.combine_chunks(), None
     if column.type == NUMBER:
         return values.fill_null(math.nan).to_numpy()

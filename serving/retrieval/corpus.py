@@ -81,6 +81,7 @@ class Base:
             return base
 
     def leave(self, user: object) -> list[Any]:
+        """Frees what ScaNN holds outside Python, with the last user; the models nobody uses now."""
         with _lock, self.loading:
             self._users.discard(user)
             if self._users:
@@ -105,6 +106,7 @@ class Base:
 
     @cached_property
     def attributes(self) -> Attributes:
+        """What `where` of a request may name; without columns where none were exported."""
         file = self._files / schema.BUNDLE_ATTRIBUTES
         return Attributes(pq.read_table(file) if file.is_file() else pa.table({}))
 
@@ -119,6 +121,7 @@ class Base:
 
     @cached_property
     def query_row(self) -> dict[str, int]:
+        """Raw id of a query → the place of its seen list."""
         if not self.has_seen:
             return {}
         query_ids = read_raw_ids(self._files / schema.BUNDLE_QUERY_IDS)
@@ -188,6 +191,7 @@ class Corpus:
         return rows
 
     def query_ids(self, limit: int) -> list[str]:
+        """The first raw ids of the queries that have a seen list."""
         return list(itertools.islice(self._base.query_row, limit))
 
     @cached_property
@@ -231,6 +235,7 @@ class Corpus:
 
     @property
     def attributes(self) -> Attributes:
+        """Of the base: what `where` of a request may name, and of which kinds."""
         return self._base.attributes
 
     @cached_property
@@ -238,6 +243,7 @@ class Corpus:
         return Attributes(as_attributes(self._delta.added, self.attributes.schema))
 
     def check_popularity(self) -> None:
+        """Raises InvalidRequest where the version does not know which candidates are popular."""
         if not self.has_popularity:
             raise InvalidRequest(
                 f"unknown_queries 'popular' needs counts of the candidates, but the version "
@@ -246,6 +252,7 @@ class Corpus:
             )
 
     def load(self) -> None:
+        """Reads now what is otherwise read on first use."""
         if self.has_popularity:
             _ = self.popularity
         self.encoded_ids.load()
@@ -267,10 +274,12 @@ class Corpus:
         return rows, count[rows]
 
     def candidate_rows(self, candidate_ids: Iterable[str]) -> np.ndarray:
+        """Rows of the candidates that are in the corpus: int64, ascending, each once."""
         rows = np.unique(self._rows(list(candidate_ids)))
         return rows[rows >= 0]
 
     def _rows(self, candidate_ids: Sequence[str]) -> np.ndarray:
+        """Their rows, int64; -1 where one is not in the corpus."""
         rows = self._base.ids.rows(candidate_ids)
         for place, raw_id in enumerate(candidate_ids if self._changed else ()):
             rows[place] = self._changed.get(raw_id, rows[place])

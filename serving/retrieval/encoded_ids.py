@@ -62,6 +62,7 @@ class EncodedIds:
         return ids
 
     def names(self, rows: np.ndarray) -> list[str]:
+        """The ids of rows, int [n]."""
         texts = self._texts.take(pa.array(rows + 1)).to_numpy(zero_copy_only=False)
         return texts.tolist()
 
@@ -75,6 +76,7 @@ class EncodedIds:
 
     @cached_property
     def _lookup(self) -> tuple[np.ndarray, np.ndarray]:
+        """Fingerprints in ascending order, int64, and the rows of their ids."""
         if self._base:
             return self._base._lookup
         keys = fingerprints(map(str.encode, self._texts.to_pylist()))
@@ -99,6 +101,7 @@ class EncodedIds:
         return pa.concat_arrays([getattr(self._base, name), encoded]) if self._base else encoded
 
     def load(self) -> None:
+        """Writes now what is otherwise written on first use."""
         _ = self._lookup, self._fields, self._lists
 
     def string_val(self, rows: np.ndarray) -> memoryview:

@@ -81,10 +81,12 @@ class Filters:
         return (rows >= 0) & self._is_shared(rows) & ~among(keys, self._own_keys)
 
     def own_rows(self, query: int) -> np.ndarray:
+        """What this query does not get and others may: rows, int64, ascending."""
         bounds = np.searchsorted(self._own_keys, np.array([query, query + 1]) * self.num_candidates)
         return self._own_keys[slice(*bounds)] - query * self.num_candidates
 
     def _is_shared(self, rows: np.ndarray) -> np.ndarray:
+        """Whether the rows are among those that are shared by all queries."""
         if self._mask is not None:
             return self._mask[rows]
         if self.is_chosen:

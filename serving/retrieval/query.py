@@ -105,4 +105,5 @@ def _table(result: RetrieveResult, history: list[str], titles: Sequence[str]) ->
 
 
 def _named(ids: Sequence[str], titles: Sequence[str]) -> list[str]:
+    """Ids, each with its title where there is one."""
     return [f"{raw_id}  {title or ''}".rstrip() for raw_id, title in zip_longest(ids, titles)]

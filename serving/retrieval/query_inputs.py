@@ -63,6 +63,7 @@ class QueryInputs:
         return self.check(served_model.input_rows(self.specs, table))
 
     def tensors(self, queries: Sequence[Query]) -> dict[str, tf.Tensor]:
+        """Checked queries as tensors with B rows: lists are filled up with empty strings."""
         return served_model.input_tensors(self.specs, queries)
 
     def embed(self, parts: Sequence[CheckedQueries]) -> Iterator[Embedded]:
@@ -105,6 +106,7 @@ def arrays_of(outputs: Mapping[str, tf.Tensor]) -> Embedded:
 
 
 def _broken_rule(spec: tf.TensorSpec, value: Any) -> str:
+    """What a value must be, if it is not that; "" if it is."""
     if spec.dtype.is_floating:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         return "" if is_number and abs(value) <= MAX_NUMBER else f"a number up to {MAX_NUMBER:g}"

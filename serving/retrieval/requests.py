@@ -23,7 +23,7 @@ class UnknownQuery(NotFound, LookupError):  # noqa: N818 - the name of an answer
 
 
 def _ids(default: Any, description: str, **extra: Any) -> Any:
-    """A field of ids; of wrong ones, the first is told."""
+    """A field of ids; an error names the first id that is not text."""
     return Field(default, fail_fast=True, strict=False, description=description, **extra)
 
 

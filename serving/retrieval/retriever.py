@@ -199,13 +199,16 @@ class Retriever:
         return CheckedQueries(request, ids, queries, embeddings, self.corpus.filter_rows(request))
 
     def scores_all(self, request: RetrieveRequest) -> bool:
+        """Whether all candidates must be scored, as an index cannot answer."""
         index = self._index(request.index)
         return index.kind == "exact" or request.k > max(index.k, index.widest)
 
     def history(self, query_id: str) -> list[str]:
+        """Raw ids of the candidates that a query had in training; [] where it had none."""
         return self.corpus.encoded_ids.names(self.corpus.seen_rows(query_id))
 
     def warm_up(self) -> None:
+        """Loads all indexes and tables, so that no request waits for them."""
         self.corpus.load()
         embedding = np.asarray(self.corpus.vectors[:1])
         if self.input == served_model.QUERY_ID:
@@ -238,9 +241,11 @@ class Retriever:
         return dict(zip(_OUTPUTS, (rows, scores), strict=True))
 
     def embedding_search(self) -> Any:
+        """The signature of exact search, of the base."""
         return self._index("exact").signature
 
     def close(self) -> list[Any]:
+        """Frees what ScaNN holds, after the last query; the SavedModels that nobody else uses."""
         self._indexes, self._functions = {}, {}
         return self._base.leave(self)
 
@@ -257,6 +262,7 @@ class Retriever:
         return index
 
     def _embedded(self, part: CheckedQueries, made: Iterator[Embedded]) -> EmbeddedQueries:
+        """One request with its embeddings, its own or the next ones of its encoder."""
         request, names, queries, given, (excluded, allowed, unknown_ids) = part
         size = len(names)
         if given is not None:
@@ -273,6 +279,7 @@ class Retriever:
         return EmbeddedQueries(request, names, *embedded, filters, unknown_ids)
 
     def _search(self, requests: Sequence[EmbeddedQueries]) -> list[Hits | None]:
+        """The K results of the index that each request names, one search for each index."""
         hits: list[Hits | None] = [None] * len(requests)
         places: dict[IndexSearch, list[int]] = {}
         for place, queries in enumerate(requests):

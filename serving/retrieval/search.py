@@ -165,6 +165,7 @@ class CheckedQueries(NamedTuple):
     shared: FilterRows
 
     def parts(self, size: int) -> Iterator[CheckedQueries]:
+        """In pieces of at most `size` queries; without queries there is one piece."""
         for start in range(0, len(self.query_ids) or 1, size):
             piece = slice(start, start + size)
             given = None if self.embeddings is None else self.embeddings[piece]
@@ -184,10 +185,12 @@ class EmbeddedQueries(NamedTuple):
     unknown_ids: int
 
     def asks_index(self, k: int) -> bool:
+        """Whether the K results of an index are worth looking at first."""
         return self.request.k <= k and self.num_asked <= k and not self.chooses_few
 
     @property
     def chooses_few(self) -> bool:
+        """Whether filters leave so few candidates that each is scored."""
         return self.filters.is_chosen and self.filters.num_shared <= _FEW_CHOSEN
 
     @property
@@ -270,6 +273,7 @@ def best_of_known(
 def _widths(
     queries: EmbeddedQueries, index: IndexSearch, corpus: Corpus, *, is_searched: bool
 ) -> list[np.ndarray]:
+    """How many results an index is asked for, one try after the other: int [B] each."""
     filters, k = queries.filters, queries.request.k
     if not filters.is_chosen:
         barred = corpus.num_candidates - len(corpus.removed) - filters.num_left  # by the request
@@ -282,6 +286,7 @@ def _widths(
 
 
 def _take(queries: EmbeddedQueries, places: np.ndarray, hits: Hits, best: list[Best]) -> np.ndarray:
+    """Sets the results that pass the filters; whether they are enough: bool, one a query."""
     filters, k = queries.filters, queries.request.k
     taken = first(filters.may_get(hits.rows, places) & (hits.scores >= filters.min_score), k)
     counts = taken.sum(axis=1)

@@ -182,6 +182,7 @@ def _model_spec(model: str, version: int, signature: str = "") -> model_pb2.Mode
 
 
 def _listed(names: Collection[str]) -> str:
+    """Names for a message, not too many of them."""
     text = ", ".join(sorted(names)) or "nothing"
     return text if len(text) <= 200 else text[:197] + "..."
 

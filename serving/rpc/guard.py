@@ -107,6 +107,7 @@ class Guard(grpc.aio.ServerInterceptor):
         messages: AsyncIterator[bytes],
         stack: contextlib.AsyncExitStack,
     ) -> Any:
+        """The message; large ones go one at a time, so that what they stand for is there once."""
         late = "The message did not arrive before the deadline."
 
         def is_large() -> bool:

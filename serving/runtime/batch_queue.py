@@ -48,6 +48,8 @@ class _Result(asyncio.Future):
 
 @dataclasses.dataclass(eq=False)
 class _Entry:
+    """One request that waits; its future belongs to the event loop that it came from."""
+
     item: Any
     rows: int
     key: Hashable
@@ -128,6 +130,7 @@ class Batcher:
         return future
 
     def _run_here(self, entry: _Entry) -> None:
+        """Runs a request in its event loop unless it has gone, or others have come meanwhile."""
         with self.threads.changed:
             if entry not in self._waiting:
                 return
@@ -145,6 +148,7 @@ class Batcher:
                 self.threads.changed.notify()
 
     def wait_until_idle(self) -> None:
+        """Waits for the batches that run, also those whose requests have all gone away."""
         while self.running:
             time.sleep(_IDLE_SECONDS)
 
@@ -181,6 +185,7 @@ class Batcher:
     def run(
         self, batch: list[_Entry], settle: Callable[[Sequence[_Outcome]], None] | None = None
     ) -> None:
+        """Runs a batch and hands out its results; raises what `on_batch` does."""
         start = time.monotonic()
         outcomes = self._outcomes(batch)
         seconds = time.monotonic() - start
@@ -209,6 +214,7 @@ class Batcher:
         entry.future.forget = None
 
     def refuse_all(self, error: ServiceError) -> None:
+        """Empties the queue; each request gets the error."""
         outcomes = [(entry, error) for entry in self._waiting]
         for entry, _ in outcomes:
             self._remove(entry)
@@ -244,6 +250,7 @@ class BatchThreads:
             return sum(batcher.waiting_rows for batcher in self._turns)
 
     def announce(self, batcher: Batcher) -> None:
+        """Notes that a batcher got an entry; call it with `changed` held."""
         is_first = batcher not in self._turns
         if is_first:
             self._turns.append(batcher)
@@ -251,6 +258,7 @@ class BatchThreads:
             self.changed.notify()
 
     def close(self) -> None:
+        """Refuses what waits, and ends the threads when what they run is done."""
         with self.changed:
             self.closed = True
             for batcher in self._turns:
@@ -296,6 +304,7 @@ class BatchThreads:
 
 
 def _settle(outcomes: Sequence[_Outcome]) -> None:
+    """Gives each future its outcome, one wake-up for each event loop."""
     by_loop: dict[asyncio.AbstractEventLoop, list[_Outcome]] = {}
     for outcome in outcomes:
         by_loop.setdefault(outcome[0].future.get_loop(), []).append(outcome)

@@ -79,6 +79,7 @@ class BatchedVersion:
     async def predict(
         self, name: str, inputs: Arrays, deadline: float, alone: bool
     ) -> dict[str, np.ndarray]:
+        """Runs a signature; more rows than a batch has are run in several."""
         arrays = self.loaded.fit(name, inputs)
         signature, batcher = self.loaded.signatures[name], self._predict[name]
         rows, key = signature.rows(arrays), signature.row_shapes(arrays)
@@ -100,6 +101,7 @@ class BatchedVersion:
     async def retrieve(
         self, request: RetrieveRequest, deadline: float, alone: bool
     ) -> RetrieveResponse:
+        """Answers a request; more queries than a batch has are searched in several."""
         retriever, filter_ids = self.retriever, len(request.exclude) + len(request.allow or ())
         columns = [request.query_ids, request.queries, *(request.features or {}).values()]
         sizes = [len(column) for column in columns if isinstance(column, Sequence | np.ndarray)]
@@ -126,6 +128,7 @@ class BatchedVersion:
         return dataclasses.replace(responses[0], results=results)
 
     def close(self) -> None:
+        """Frees the version, once nothing runs that its last requests did not wait for."""
         for batcher in self._batchers:
             batcher.wait_until_idle()
         self.loaded.close()
@@ -140,6 +143,7 @@ def _check_results(rows: int, k: int) -> None:
 
 
 async def _all(futures: Iterable[asyncio.Future[Any]]) -> list[Any]:
+    """The results of all; where one is refused, the others are not waited for."""
     submitted: list[asyncio.Future[Any]] = []
     try:
         submitted.extend(futures)

@@ -141,6 +141,7 @@ class Configuration:
         return self._placed.get(config.name, self.root / config.name)
 
     def discover(self) -> Iterator[tuple[str, Path]]:
+        """The models that have a version on disk, finished or not."""
         for path in sorted(self.root.iterdir()):
             if is_name(path.name) and numbered_directories(path):
                 yield path.name, path
@@ -164,6 +165,7 @@ class Configuration:
                 raise NotFound(f"Model {name!r} has no version {number}; there are: {there}.")
 
     def check_writable(self) -> None:
+        """Raises FailedPrecondition where a reload could not be kept."""
         if not os.access(self._kept.parent, os.W_OK):
             raise FailedPrecondition(
                 "A reload is kept for the next start, and the service cannot write there: "
@@ -171,10 +173,12 @@ class Configuration:
             )
 
     def note_file(self) -> None:
+        """Notes what the file says now: a reload that comes after it is the later decision."""
         with contextlib.suppress(OSError):
             self._digest = _digest(self._read())
 
     def keep(self, configs: Sequence[ModelConfig]) -> None:
+        """Writes a reload for the next start, all of it or nothing, or raises OSError."""
         models = [dataclasses.asdict(config) for config in configs]
         text = json.dumps({"after": self._digest, "models": models}, indent=2) + "\n"
         write_atomically(self._kept, text)

@@ -46,6 +46,7 @@ class LoadedVersion:
     """
 
     def __init__(self, files: VersionFiles, index: str = "default") -> None:
+        """Loads a version; ValueError, OSError or tf.errors.OpError: it cannot be loaded."""
         self.number, self.path = files.number, files.path
         self.retriever: Retriever | None = None
         self._foreign: Any = None  # the SavedModel of another framework
@@ -58,6 +59,7 @@ class LoadedVersion:
             raise
 
     def _load(self, files: VersionFiles, index: str) -> dict[str, Signature]:
+        """Loads the models and their functions; returns the signatures that can be served."""
         if files.manifest is None:
             self._foreign = tf.saved_model.load(str(self.path))
             self._functions = dict(self._foreign.signatures)
@@ -76,6 +78,7 @@ class LoadedVersion:
         return signatures
 
     def signature(self, name: str) -> Signature:
+        """The signature of that name; FailedPrecondition if the version has none."""
         if name not in self.signatures:
             there = ", ".join(sorted(self.signatures))
             raise FailedPrecondition(
@@ -84,6 +87,7 @@ class LoadedVersion:
         return self.signatures[name]
 
     def fit(self, name: str, inputs: Arrays) -> dict[str, np.ndarray]:
+        """Checks the inputs of a signature; see `Signature.fit`."""
         arrays = self.signature(name).fit(inputs)
         if self.retriever is not None:  # ScaNN fails for a whole batch on a NaN
             for key, array in arrays.items():
@@ -114,6 +118,7 @@ class LoadedVersion:
             raise _refusal(error) from error
 
     def ids(self, name: str) -> Mapping[str, EncodedIds]:
+        """The outputs of a signature that hold rows of candidates, and the ids of these."""
         if self.retriever is None or name not in (TOP_K, RETRIEVE):
             return {}
         return {CANDIDATE_ID: self.retriever.corpus.encoded_ids}
@@ -177,6 +182,7 @@ class LoadedVersion:
                     _log.info("%s: %r is not warmed up: %s", self.path, signature.name, error)
 
     def close(self) -> None:
+        """Frees it; call it after the last request."""
         models = [] if self._foreign is None else [self._foreign]
         if self.retriever is not None:
             models = self.retriever.close()
@@ -215,6 +221,7 @@ def _destroy_tables(model: Any) -> None:
 
 
 def _dense_signatures(path: Path) -> dict[str, meta_graph_pb2.SignatureDef]:
+    """Those of the graph for serving whose inputs and outputs are all plain tensors."""
     graphs = saved_model_pb2.SavedModel.FromString(path.read_bytes()).meta_graphs
     serving = [graph for graph in graphs if tf.saved_model.SERVING in graph.meta_info_def.tags]
     dense = {}

@@ -98,6 +98,7 @@ class ModelManager:
             return self._was_ready and answers
 
     def wait_until_ready(self, seconds: float) -> bool:
+        """Waits at most so long; whether it is ready."""
         with self._looked:
             return self._looked.wait_for(lambda: self.ready, seconds)
 
@@ -117,6 +118,7 @@ class ModelManager:
                 self._refuse_unless_kept(reload)
 
     def close(self) -> None:
+        """Ends the thread, and frees everything; no request may be under way."""
         with self._looked:
             self._stopping = True
             self._looked.notify_all()
@@ -129,6 +131,7 @@ class ModelManager:
         self._free()
 
     def _follow(self) -> None:
+        """Copies new versions of a store to the disk, in a thread of its own: it may be slow."""
         seconds = 0.0
         while not self._closed.wait(seconds):
             try:
@@ -176,6 +179,7 @@ class ModelManager:
             self._prune(model)
 
     def _adopt(self) -> None:
+        """Takes over what was asked for, or discovers new models."""
         with self._looked:
             try:
                 if self.configuration.has_changed():
@@ -274,6 +278,7 @@ class ModelManager:
                 )
 
     def _keep(self, wanted: _Wanted) -> None:
+        """Keeps a reload for the next start once all that it wants is served."""
         if not wanted.to_keep or set(self._outcomes(wanted)) - {(True, "")}:
             return
         try:
@@ -291,6 +296,7 @@ class ModelManager:
         return self._stopping or is_done or (reload.was_tried and has_failed)
 
     def _refuse_unless_kept(self, reload: _Wanted) -> None:
+        """Raises what is missing of a reload."""
         if reload is not self._wanted:
             raise Aborted("Another configuration came before all of this one was loaded.")
         if not reload.to_keep:

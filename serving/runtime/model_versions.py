@@ -49,6 +49,7 @@ class ModelVersions:
         self._failed: dict[int, tuple[Hashable, float, float]] = {}
 
     def find(self) -> list[VersionFiles]:
+        """Looks at the disk; what is wanted and not loaded, newest first."""
         on_disk = numbered_directories(self.base_path)
         looked_at: dict[int, VersionFiles | None] = {}
 
@@ -74,6 +75,7 @@ class ModelVersions:
         return [files for number in self._wanted if (files := looked_at.get(number))]
 
     def surplus(self) -> list[int]:
+        """What is served and not wanted, once what is wanted is served, or nothing on disk."""
         if self._deleted:
             return list(self.available)
         if not self._wanted or not self.available.keys() >= set(self._wanted):
@@ -81,6 +83,7 @@ class ModelVersions:
         return [number for number in self.available if number not in self._wanted]
 
     def outcome(self) -> tuple[bool, str]:
+        """Whether a reload of the configuration is over, and what is missing, "" for nothing."""
         named = {*self.config.specific, *self.config.labels.values()}
         missing = named - self.available.keys()
         if self.available and not missing:
@@ -188,6 +191,7 @@ class ServedModels:
     def status(
         self, name: str, version: int | None = None, label: str | None = None
     ) -> list[VersionStatus]:
+        """State of every version that was looked at, newest first, or of one."""
         model = self._model(name)
         number = self._number(model, version, label)
         statuses = model.statuses
@@ -211,6 +215,7 @@ class ServedModels:
                 self._retired.append(version)
 
     def take_unused(self) -> list[PinnedVersion]:
+        """The retired versions that no request uses any more, each once; they may be freed."""
         with self.lock:
             unused = [version for version in self._retired if not version.pins]
             self._retired = [version for version in self._retired if version.pins]
@@ -223,6 +228,7 @@ class ServedModels:
         return self.models[name]
 
     def _number(self, model: ModelVersions, version: int | None, label: str | None) -> int | None:
+        """The number that is asked for; None for the newest."""
         if (version or 0) > MAX_VERSION:
             raise InvalidRequest(f"A version must be at most {MAX_VERSION}.")
         if label is None:

@@ -63,6 +63,7 @@ class Prediction(NamedTuple):
 
     @property
     def num_written(self) -> int:
+        """Values that are written one by one in an answer."""
         return sum(array.size for name, array in self.outputs.items() if name not in self.ids)
 
 
@@ -97,6 +98,7 @@ class Service:
         self.metrics.watched.ready = lambda: self.ready
 
     def start(self, wait_seconds: float = 0) -> None:
+        """Starts to load versions and run batches; waits at most so long until it is ready."""
         self._threads.start()
         self._manager.start()
         if wait_seconds:
@@ -117,10 +119,12 @@ class Service:
 
     @property
     def alive(self) -> bool:
+        """Whether the threads that load and run are there; False calls for a restart."""
         return self._threads.alive and self._manager.alive
 
     @property
     def models(self) -> list[str]:
+        """Names of the models, loaded or not."""
         return sorted(self._served.models)
 
     async def predict(
@@ -164,6 +168,7 @@ class Service:
         *,
         encode: Callable[[RetrieveResponse, float], Awaitable[Any]] | None = None,
     ) -> Any:
+        """The best candidates of each query, a `RetrieveResponse`; otherwise as `predict`."""
         async with self._accounted(call, RETRIEVE) as (pinned, deadline):
             response = await pinned.retrieve(request, deadline, self._under_way == 1)
             if not encode:
@@ -172,15 +177,18 @@ class Service:
                 return await encode(response, deadline)
 
     def metadata(self, call: Call) -> tuple[int, dict[str, meta_graph_pb2.SignatureDef]]:
+        """The version that answers, and its signatures by name; refusals as in `predict`."""
         with self._pinned(call) as pinned:
             signatures = pinned.loaded.signatures
             return pinned.loaded.number, {name: signatures[name].proto for name in signatures}
 
     def status(self, call: Call) -> list[VersionStatus]:
+        """State of every version of a model that was looked at, newest first, or of one."""
         return self._served.status(call.model, call.version, call.label)
 
     @contextlib.contextmanager
     def retriever(self, call: Call) -> Iterator[Retriever]:
+        """The retriever of a version; InvalidRequest: another framework made it; as `predict`."""
         with self._pinned(call) as pinned:
             yield pinned.retriever
 
@@ -200,6 +208,7 @@ class Service:
         self._manager.reload(configs, wait_seconds)
 
     def leave(self) -> None:
+        """Is not ready from now on, and goes on to answer: clients are to look for another."""
         self._leaving = True
 
     async def drain(self, seconds: float) -> None:
@@ -210,6 +219,7 @@ class Service:
             await asyncio.sleep(_DRAIN_STEP)
 
     def close(self) -> None:
+        """Ends the threads and frees the versions; call it after `drain`."""
         self._leaving = self._draining = True
         self._threads.close()
         self._manager.close()
@@ -264,6 +274,7 @@ class Service:
         self.metrics.refused(error, call.entrypoint, model, api, call.request_id)
 
     def _known(self, model: str) -> str:
+        """The name as a label of metrics: clients may send any."""
         return model if model in self._served.models else ""
 
     def _load(self, model: str, files: VersionFiles) -> BatchedVersion:
@@ -277,6 +288,7 @@ class Service:
 
 
 def _refusal(error: Exception, request_id: str) -> ServiceError:
+    """What the client is told; a fault of ours is logged with its stack trace."""
     if isinstance(error, ServiceError):
         return error
     if isinstance(error, TimeoutError):

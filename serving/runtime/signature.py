@@ -27,6 +27,7 @@ class Signature:
 
     @classmethod
     def of(cls, name: str, proto: meta_graph_pb2.SignatureDef) -> Signature:
+        """Reads a signature as a SavedModel describes it."""
         inputs = {key: _spec(key, proto.inputs[key]) for key in sorted(proto.inputs)}
         outputs = {key: _spec(key, proto.outputs[key]) for key in sorted(proto.outputs)}
         by_rows = bool(inputs) and all(map(_any_rows, inputs.values()))
@@ -34,6 +35,7 @@ class Signature:
         return cls(name, inputs, outputs, proto, by_rows)
 
     def fit(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The inputs as arrays, str as UTF-8 bytes, no other cast; InvalidRequest: no fit."""
         if inputs.keys() != self.inputs.keys():
             takes = ", ".join(f"{name!r}: {_shown(spec)}" for name, spec in self.inputs.items())
             got = ", ".join(repr(name[:80]) for name in list(inputs)[:20]) or "none"

@@ -43,6 +43,7 @@ class Delta(NamedTuple):
 
     @property
     def ids(self) -> list[str]:
+        """Raw ids of the added candidates, A."""
         return self.added[schema.CANDIDATE_ID].to_pylist()
 
 
@@ -125,6 +126,7 @@ def _save(prefix: Path, tensors: Mapping[str, Any]) -> None:
 
 
 def _merge(variables: Path, delta: Mapping[str, Any]) -> None:
+    """Writes the shard of the delta, and joins it with that of the base to one checkpoint."""
     _save(variables / "delta", delta)
     tf.raw_ops.MergeV2Checkpoints(
         checkpoint_prefixes=[str(variables / name) for name in ("base", "delta")],

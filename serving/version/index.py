@@ -180,6 +180,7 @@ class ScannIndex(tf.Module):
         return rows, tf.where(rows < 0, 0.0, scores)
 
     def release(self) -> tf.Tensor:
+        """Frees the searcher, which outlives the loaded model otherwise; a search rebuilds it."""
         handle = self._state.recreate_handle()
         with tf.control_dependencies([tf.raw_ops.DestroyResourceOp(resource=handle)]):
             return tf.constant(True)
@@ -227,11 +228,13 @@ def _build_searcher(vectors: np.ndarray, k: int, num_leaves: int, reordered: int
 
 
 def _given(choice: tf.Tensor | None, otherwise: int) -> tf.Tensor:
+    """A run-time choice where it is above 0, and else what the index was tuned to."""
     constant = tf.constant(otherwise)
     return constant if choice is None else tf.where(choice > 0, choice, constant)
 
 
 def _widen(results: tf.Tensor, width: tf.Tensor, filling: float) -> tf.Tensor:
+    """Pads [B, at most width] to [B, width]."""
     missing = width - tf.shape(results)[1]
     filling = tf.cast(filling, results.dtype)
     return tf.pad(results, [[0, 0], [0, missing]], constant_values=filling)

@@ -95,10 +95,12 @@ class QueryModel(tf.Module):
         self.request_inputs = list(inputs.values())
 
     def __call__(self, query_ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Embeddings float32 [B, D] and known bool [B]."""
         outputs = self._model.signatures[TOP_K](**{QUERY_ID: query_ids})
         return tf.ensure_shape(outputs[EMBEDDING], [None, self._dimensions]), outputs[KNOWN]
 
     def request(self, *values: tf.Tensor) -> dict[str, tf.Tensor]:
+        """The outputs of `request_embedding` for values of `request_inputs`."""
         names = [spec.name for spec in self.request_inputs]
         inputs = dict(zip(names, values, strict=True))
         outputs = self._model.signatures[REQUEST_EMBEDDING](**inputs)
@@ -116,6 +118,7 @@ class GivenEmbedding(tf.Module):
         self.input = tf.TensorSpec([None, dimensions], tf.float32, name=EMBEDDING)
 
     def __call__(self, embedding: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """The embeddings float32 [B, D] as they are, and True [B]."""
         return tf.identity(embedding), tf.ones(tf.shape(embedding)[:1], tf.bool)
 
 
@@ -140,6 +143,7 @@ class ServedModel(tf.Module):
             self.release = tf.function(index.release, input_signature=[])
 
     def save(self, path: Path) -> dict[str, list[tf.TensorSpec]]:
+        """Writes the SavedModel; returns the inputs of each signature."""
         inputs = [self._embedding]
         if isinstance(self.index, ScannIndex):
             inputs.append(tf.TensorSpec([], tf.int32, name=LEAVES_TO_SEARCH))
@@ -210,6 +214,7 @@ def _trace(function: Callable[..., dict[str, tf.Tensor]], *inputs: tf.TensorSpec
 
 
 def _check_signature(path: Path, signature: Any, dimensions: int) -> None:
+    """Refuses a query model with other inputs or outputs than the contract names."""
     inputs = signature.structured_input_signature[1]
     outputs = signature.structured_outputs
     got = {name: spec.dtype.name for name, spec in (*inputs.items(), *outputs.items())}

@@ -44,6 +44,7 @@ class Version:
         return (self.path / SCANN_MODEL).is_dir()
 
     def load(self, index: str) -> Any:
+        """Loads the SavedModel of "exact" or "scann"; InvalidRequest: it cannot be used here."""
         if index == "exact":
             return tf.saved_model.load(str(self.path))
         if not self.has_scann:
@@ -166,6 +167,7 @@ def is_finished(path: Path) -> bool:
 
 
 def _stamp(path: Path) -> tuple[tuple[str, int, int], ...]:
+    """Names, sizes and times of all files."""
     files = []
     for directory, _, names in os.walk(path):
         for file in (os.path.join(directory, name) for name in names):
@@ -176,6 +178,7 @@ def _stamp(path: Path) -> tuple[tuple[str, int, int], ...]:
 
 
 def _is_ours(path: Path) -> bool:
+    """Whether a part of what `publish` writes is there."""
     if any((path / part).exists() for part in (ANN_REPORT, SCANN_MODEL, RETRIEVAL)):
         return True
     try:

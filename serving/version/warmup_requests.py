@@ -75,6 +75,7 @@ def read(model: Path) -> Iterator[Any]:
 
 
 def _missing(spec: tf.TensorSpec) -> np.ndarray:
+    """One row of an input that a request leaves out: float64 [1], string [1] or [1, 1]."""
     value = np.nan if spec.dtype.is_floating else b""
     return np.full([1] * spec.shape.rank, value, spec.dtype.as_numpy_dtype)
 
