@@ -68,6 +68,7 @@ EXTRAS = {
         "flask>=3",  # flask
         "flask-cors>=5",
         "ovmsclient>=2023.1",  # a client that knows nothing of ours
+        "ir-measures>=0.4.3",  # what the metrics are compared with
         "setuptools>=77",
         "wheel",
     ],

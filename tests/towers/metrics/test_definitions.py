@@ -1,3 +1,4 @@
+import ir_measures
 import numpy as np
 import pytest
 
@@ -78,3 +79,28 @@ def test_one_query_has_no_interval():
 def test_nothing_to_measure_is_an_error():
     with pytest.raises(ValueError, match="nothing to measure"):
         metrics.mean_metrics(HITS, np.zeros(4, int), (1,))
+
+
+def test_values_of_another_library():
+    """Of rankings and positives drawn at random, each query by ir-measures (trec_eval)."""
+    rng = np.random.default_rng(5)
+    num_queries, num_candidates, ranked_places = 60, 50, 20
+    ranked = np.argsort(rng.random((num_queries, num_candidates)))[:, :ranked_places]
+    wanted = rng.random((num_queries, num_candidates)) < rng.random((num_queries, 1)) / 2
+    wanted[:, 0] = True  # a query without positives is not measured by either
+    qrels = [ir_measures.Qrel(f"{u}", f"{i}", 1) for u, i in np.argwhere(wanted)]
+    run = [
+        ir_measures.ScoredDoc(f"{u}", f"{i}", float(ranked_places - place))
+        for u, row in enumerate(ranked)
+        for place, i in enumerate(row)
+    ]
+    hits = np.take_along_axis(wanted, ranked, axis=1)
+    names = {"recall": "R", "precision": "P", "hit_rate": "Success", "mrr": "RR", "ndcg": "nDCG"}
+    for ours, theirs in names.items():
+        for k in (1, 5, 20):
+            measure = ir_measures.parse_measure(f"{theirs}@{k}")
+            expected = np.zeros(num_queries)
+            for value in ir_measures.iter_calc([measure], qrels, run):
+                expected[int(value.query_id)] = value.value
+            actual = metrics.METRICS[ours](hits, wanted.sum(axis=1), k)
+            np.testing.assert_allclose(actual, expected, atol=1e-12, err_msg=f"{ours}@{k}")
