@@ -1,14 +1,15 @@
 """Ours and baselines of other libraries on the standard split of Gowalla, tuned with one budget.
 
-    python -m benchmarks.standard --tune ROW ... --data DIR --work DIR
+    python -m benchmarks.standard --tune ROW ... --data DIR --work DIR [--dataset tafeng]
     python -m benchmarks.standard --test ROW ... --data DIR --work DIR [--seeds 10 11 12]
     python -m benchmarks.standard --check ROW --data DIR --work DIR
     python -m benchmarks.standard --render
 
-DIR of --data holds train.parquet and test.parquet of LightGCN's split, with user_id and item_id in
-the order of the published files. Test is nearest to the last train rows of a user there, as in a
-split by time: what is set aside for choosing is therefore the last tenth of each user's train rows,
-in a directory of its own that holds no test rows.
+DIR of --data holds gowalla_lightgcn/train.parquet and test.parquet of LightGCN's split, with
+user_id and item_id in the order of the published files, and tafeng/interactions.parquet. Test is
+nearest to the last train rows of a user in the first, as in a split by time: what is set aside for
+choosing is therefore the last tenth of each user's train rows, in a directory of its own that holds
+no test rows. Of Ta-Feng the last fifth by time is test, and the tenth before it is set aside.
 
 --tune gives a row its TRIALS trials, by Recall@20 on what was set aside; a row with one setting has
 ONE_SETTING, a row without any has one. A killed command goes on. --test trains the best trial of a
@@ -25,9 +26,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
-import itertools
 import math
-import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -42,20 +41,19 @@ import tensorflow as tf
 from scipy.linalg import lapack
 from scipy.sparse.linalg import svds
 
-from benchmarks.paper_tables import RESULTS, ROOT, CpuClock, commit, rows_of
+from benchmarks.paper_tables import RESULTS, CpuClock, commit, rows_of
 from benchmarks.record import command, processor, write
 from pipeline.contract import schema
-from pipeline.contract.files import write_atomically
 from towers.data.interactions import RetrievalData, open_data
 from towers.metrics.definitions import half_width, mean_metrics
 from towers.metrics.held_out import HeldOut, Ranking
 from towers.metrics.ranking import find_hits, tie_order
 
 TRIALS, ONE_SETTING, K, METRIC = 12, 6, 20, "recall@20"
+DATASETS = "gowalla", "tafeng"
 HEAD = 0.05  # share of the items, those with most train rows, that are the head
 _NAMES = "_trials", "", "_test", "_tried"
 SEARCHES, KEPT, TESTS, TRIED = (RESULTS / f"standard{name}.json" for name in _NAMES)
-PAGE = ROOT / "docs" / "standard.md"
 Scores = Callable[[np.ndarray], np.ndarray]  # queries int64 [b] → scores [b, N], as `matrix` has N
 
 
@@ -200,11 +198,14 @@ def main() -> None:
     what.add_argument("--check", choices=ROWS, metavar="ROW", help="a row to be trained again")
     what.add_argument("--render", action="store_true", help="write the page and end")
     parser.add_argument("--seeds", nargs="*", type=int, default=[10, 11, 12])
-    parser.add_argument("--data", help="directory of train.parquet and test.parquet")
+    parser.add_argument("--dataset", choices=DATASETS, default=DATASETS[0])
+    parser.add_argument("--data", help="directory of the data sets")
     parser.add_argument("--work", help="directory of prepared data and runs")
     options = parser.parse_args()
     if options.render:
-        write_atomically(PAGE, page(rows_of(KEPT), rows_of(SEARCHES), rows_of(TRIED)))
+        from benchmarks.standard_page import render
+
+        render(rows_of(KEPT), rows_of(SEARCHES), rows_of(TRIED))
         return
     if not (options.data and options.work):
         parser.error("--data and --work must be given, or --render.")
@@ -237,8 +238,15 @@ def prepared(options: argparse.Namespace, split: str) -> str:
     from pipeline.job import prepare
     from pipeline.prepare.settings import PrepareConfig
 
-    source, output = Path(options.data), Path(options.work) / "data" / split
+    source = Path(options.data) / "gowalla_lightgcn"
+    output = Path(options.work) / "data" / options.dataset / split
     if (output / schema.MANIFEST).is_file():
+        return str(output)
+    if options.dataset == "tafeng":
+        by_time = {"split": "global_time", "test_ratio": 0.2}
+        by_time["validation_ratio"] = 0.1 if split == "validation" else 0.0
+        log = str(Path(options.data) / "tafeng" / "interactions.parquet")
+        prepare(PrepareConfig(source=log, output=str(output), **by_time), [])
         return str(output)
     if split == "validation":
         train = pq.read_table(source / "train.parquet")
@@ -266,11 +274,12 @@ def last_tenth(users: np.ndarray) -> np.ndarray:
 def tune(options: argparse.Namespace, name: str) -> None:
     """Spends the trials of a row and writes what they gave."""
     row, data = ROWS[name], prepared(options, "validation")
-    place = Path(options.work) / "studies" / name
+    place = Path(options.work) / "studies" / options.dataset / name
     trials = tune_ours(row, data, place) if isinstance(row, Ours) else tune_other(row, data, place)
-    about = {"row": name, "metric": METRIC, "commit": options.commit, "processor": processor()}
+    about = {"row": name, "dataset": options.dataset, "metric": METRIC}
+    about |= {"commit": options.commit, "processor": processor()}
     about |= {"date": datetime.date.today().isoformat(), "command": command("standard")}
-    kept = [study for study in rows_of(SEARCHES) if study["row"] != name]
+    kept = [study for study in rows_of(SEARCHES) if key_of(study) != key_of(about)]
     write(SEARCHES, [*kept, about | {"trials": trials}])
 
 
@@ -351,9 +360,16 @@ def rank(scores: Scores, data: RetrievalData, split: str) -> tuple[Ranking, Held
     return Ranking(ranked, hits), held_out
 
 
-def best_of(name: str) -> dict[str, Any]:
+def key_of(row: Mapping[str, Any]) -> tuple[int, int, int]:
+    """What tells the rows of a file of results apart, in the order of the page."""
+    places = DATASETS.index(row["dataset"]), list(ROWS).index(row["row"])
+    return *places, row.get("seed", 0)
+
+
+def best_of(dataset: str, name: str) -> dict[str, Any]:
     """The best trial of a finished search; a LookupError without one."""
-    studies = [study for study in rows_of(SEARCHES) if study["row"] == name]
+    wanted = {"dataset": dataset, "row": name}
+    studies = [study for study in rows_of(SEARCHES) if key_of(study) == key_of(wanted)]
     trials = studies[0]["trials"] if studies else []
     if len(trials) < (needed := budget(ROWS[name])):
         raise LookupError(f"--test {name} needs its {needed} trials, got {len(trials)}: --tune it.")
@@ -363,14 +379,16 @@ def best_of(name: str) -> dict[str, Any]:
 
 def test(options: argparse.Namespace, name: str, seed: int) -> None:
     """Trains a row as its search chose, measures it on test once, and keeps it."""
-    row = measured(options, name, seed, Path(options.work) / "runs" / f"{name}-{seed}")
-    kept = [other for other in rows_of(KEPT) if (other["row"], other["seed"]) != (name, seed)]
-    write(KEPT, sorted([*kept, row], key=lambda row: (list(ROWS).index(row["row"]), row["seed"])))
+    row = measured(
+        options, name, seed, Path(options.work) / "runs" / f"{options.dataset}-{name}-{seed}"
+    )
+    kept = [other for other in rows_of(KEPT) if key_of(other) != key_of(row)]
+    write(KEPT, sorted([*kept, row], key=key_of))
 
 
 def measured(options: argparse.Namespace, name: str, seed: int, place: Path) -> dict[str, Any]:
     """A row on test, logged, with what it was trained by."""
-    trial, row = best_of(name), ROWS[name]
+    trial, row = best_of(options.dataset, name), ROWS[name]
     path = prepared(options, "test")
     data, epochs = open_data(path), 0
     if isinstance(row, Ours):
@@ -384,7 +402,7 @@ def measured(options: argparse.Namespace, name: str, seed: int, place: Path) -> 
     means, widths = mean_metrics(ranking.hits, held_out.num_positives, (K,))
     further, further_widths = beyond(ranking.candidates, ranking.hits, held_out, data)
     shown = (METRIC, f"ndcg@{K}")
-    about = {"row": name, "seed": seed, "commit": options.commit}
+    about = {"row": name, "dataset": options.dataset, "seed": seed, "commit": options.commit}
     about |= {"date": datetime.date.today().isoformat()}
     metrics = {key: round(means[key], 5) for key in shown} | further
     write(TESTS, [*rows_of(TESTS), about | {"metrics": metrics}])
@@ -457,7 +475,8 @@ def gini(counts: np.ndarray) -> float:
 
 def check(options: argparse.Namespace) -> bool:
     """Trains the first seed of a kept row anew; true if its metrics are within the intervals."""
-    kept = [row for row in rows_of(KEPT) if row["row"] == options.check]
+    wanted = {"dataset": options.dataset, "row": options.check}
+    kept = [row for row in rows_of(KEPT) if key_of(row)[:2] == key_of(wanted)[:2]]
     if not kept:
         raise LookupError(f"--check {options.check}: {KEPT} has no such row; --test it first.")
     old = kept[0]
@@ -471,85 +490,6 @@ def check(options: argparse.Namespace) -> bool:
         print(f"{metric:12} {now:.5f}, kept {before:.5f} ± {width:.5f}: {sign}")
     return within
 
-
-def page(
-    kept: Sequence[Mapping[str, Any]],
-    studies: Sequence[Mapping[str, Any]],
-    tried: Sequence[Mapping[str, Any]],
-) -> str:
-    """The table, means over seeds, how each row was chosen, and what else was tried."""
-    shown = ("recall@20", "ndcg@20", "coverage", "novelty", "gini", "head", "tail")
-    lines = [
-        TOP,
-        "| | from | seeds | Recall@20 | NDCG@20 | coverage | novelty | Gini | head | tail ",
-    ]
-    lines[-1] += "| CPU min |"
-    lines.append("| --- " * 11 + "|")
-    for name, group in itertools.groupby(kept, key=lambda row: row["row"]):
-        rows, cells = list(group), []
-        for metric in shown:
-            values = [row["metrics"][metric] for row in rows]
-            width = max(row["confidence_95"].get(metric, 0.0) for row in rows)
-            cell = number(statistics.mean(values))
-            if metric in shown[:2]:
-                cell += f" ± {number(width)}"
-                cell += f" ({number(statistics.stdev(values))})" if len(values) > 1 else ""
-            cells.append(cell)
-        minutes = statistics.mean(row["cpu_seconds"] for row in rows) / 60
-        what = [name, ROWS[name].source, str(len(rows)), *cells, f"{minutes:.1f}"]
-        lines.append(f"| {' | '.join(what)} |")
-    lines.append(
-        "\n## What was chosen\n\n| | trials | Recall@20 on what was set aside | settings |"
-    )
-    lines.append("| --- " * 4 + "|")
-    for study in sorted(studies, key=lambda study: list(ROWS).index(study["row"])):
-        trials = [trial for trial in study["trials"] if trial["state"] == "complete"]
-        best = max(trials, key=lambda trial: trial["value"])
-        params = ", ".join(
-            f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}"
-            for key, value in best["params"].items()
-        )
-        counts = f"{len(study['trials'])}"
-        lines.append(f"| {study['row']} | {counts} | {number(best['value'])} | {params} |")
-    lines.append(f"\n## What was tried\n\n{NOTE}\n\n| | epochs | Recall@20 | NDCG@20 |")
-    lines.append("| --- " * 4 + "|")
-    for row in tried:
-        values = number(row["recall@20"]), number(row["ndcg@20"])
-        lines.append(f"| {row['what']} | {row['epochs']} | {' | '.join(values)} |")
-    return "\n".join(lines) + "\n"
-
-
-def number(value: float) -> str:
-    """Such as .1882 or 9.12."""
-    return f"{value:.4f}".removeprefix("0") if value < 1 else f"{value:.2f}"
-
-
-TOP = """# The standard split of Gowalla
-
-LightGCN's split, on which papers compare: 29,858 users, 40,981 items, 810,128 train rows and
-217,242 test rows, all items ranked, train items left out. Each row had 12 trials (6 where it has
-one setting) on the last tenth of each user's train rows, was then trained on all of them, and
-measured on test once a seed ([`standard.json`](../benchmarks/results/standard.json);
-[all trials](../benchmarks/results/standard_trials.json);
-[all measurements on test](../benchmarks/results/standard_test.json)).
-
-The split is not one at random: the later a row stands among a user's train rows, the nearer its
-item is to those of test (mean cosine of who chose them .045 for the last fifth of a user's rows,
-.036 for the first), as in a split by time. That is why the last tenth was set aside, and not one
-drawn at random, which would be easier to find.
-
-± is the 95 % interval over users, in brackets the standard deviation between seeds. Coverage,
-novelty, Gini, and head and tail (recall of the 5 % of the items with most train rows, and of the
-others) are of the first 20; `beyond` in `benchmarks/standard.py` says how they are computed. CPU
-minutes are those of one training. Popularity is there to check the evaluation: BARS has .0416 and
-.0317 for it; recall, NDCG, precision, hit rate and MRR of a ranking for all users were those of
-ir-measures 0.4.3 to 12 digits. Rows that are missing have not had their trials yet.
-"""
-
-NOTE = """On the rows that were set aside, with one seed and few epochs: to see what deserves a
-search, not to rank methods ([`standard_tried.json`](../benchmarks/results/standard_tried.json)).
-Unless it says otherwise: `fism`, `ssl_pop`, cosine / 0.1, `popularity_power` .04, Adagrad 2.5,
-multiplied by .6 after each epoch, B = 1024, d = 64."""
 
 if __name__ == "__main__":
     main()
