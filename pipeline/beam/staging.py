@@ -47,9 +47,9 @@ class Staging:
         lock = self.root.with_name(self.root.name + ".lock")
         with contextlib.ExitStack() as stack:
             if not refused or lock.exists():  # what a killed one left goes in any case
-                told = f"another preparation of {self.output} is running; wait for it, "
-                told += "or choose another --output."
-                stack.enter_context(lone_holder(lock, told, waits=False))
+                message = f"another preparation of {self.output} is running; wait for it, "
+                message += "or choose another --output."
+                stack.enter_context(lone_holder(lock, message, waits=False))
                 shutil.rmtree(self.root, ignore_errors=True)
             if refused:
                 raise ValueError(

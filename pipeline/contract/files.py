@@ -284,14 +284,14 @@ def did_you_mean_directory(path: str | os.PathLike[str], holds: str, with_text: 
 
 
 @contextlib.contextmanager
-def made_aside(destination: Path, told: str = "") -> Iterator[Path]:
+def made_aside(destination: Path, message: str = "") -> Iterator[Path]:
     """An empty `.<name>.partial` for what `replace_directory` then puts in place; gone at the end.
 
-    One process at a time has it. The others wait, or get a ValueError where `told` is what it says.
+    One process at a time has it. The others wait, or get a ValueError that says `message`.
     What a killed one left goes first.
     """
     partial = destination.with_name(f".{destination.name}.partial")
-    with lone_holder(partial.with_name(f"{partial.name}.lock"), told, waits=not told):
+    with lone_holder(partial.with_name(f"{partial.name}.lock"), message, waits=not message):
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         try:
@@ -315,7 +315,7 @@ def replace_directory(finished: Path, destination: Path) -> None:
 
 
 @contextlib.contextmanager
-def held(path: Path, told: str) -> Iterator[None]:
+def held(path: Path, message: str) -> Iterator[None]:
     """Holds a lock file while the block runs; the file stays.
 
     Example:
@@ -326,7 +326,7 @@ def held(path: Path, told: str) -> Iterator[None]:
       alone
 
     Raises:
-      ValueError: `told`, where another process holds it.
+      ValueError: `message`, where another process holds it.
     """
     check_local(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -334,16 +334,16 @@ def held(path: Path, told: str) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise ValueError(told) from None
+            raise ValueError(message) from None
         yield
 
 
 @contextlib.contextmanager
-def lone_holder(path: Path, told: str = "", *, waits: bool = True) -> Iterator[None]:
-    """Waits for a lock file and holds it, then removes it; `told` is logged before it waits.
+def lone_holder(path: Path, message: str = "", *, waits: bool = True) -> Iterator[None]:
+    """Waits for a lock file and holds it, then removes it; `message` is logged before it waits.
 
     Raises:
-      ValueError: `told`, where another process holds it and this one does not wait.
+      ValueError: `message`, where another process holds it and this one does not wait.
     """
     check_local(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -353,9 +353,9 @@ def lone_holder(path: Path, told: str = "", *, waits: bool = True) -> Iterator[N
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 if not waits:
-                    raise ValueError(told) from None
-                if told:
-                    _log.warning(told)
+                    raise ValueError(message) from None
+                if message:
+                    _log.warning(message)
                 fcntl.flock(lock, fcntl.LOCK_EX)
             if os.fstat(lock.fileno()).st_nlink:  # else its holder has removed it
                 try:

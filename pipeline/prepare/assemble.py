@@ -43,9 +43,9 @@ def assemble(
             | "CountRange" >> beam.Map(_count_range, config.partitions, counted)
             | "RankIds" >> RankIds(config.partitions, slots, config.rows_per_shard, out)
         )
-        asked = counts | "Ask" >> beam.MapTuple(lambda slot, counted: (slot, counted[:, :2]))
+        used = counts | "UsedIds" >> beam.MapTuple(lambda slot, counted: (slot, counted[:, :2]))
         dense = (
-            {"asked": asked, "dense": ranked["dense"]}
+            {"used": used, "dense": ranked["dense"]}
             | "JoinDense" >> beam.CoGroupByKey()
             | "Answer" >> beam.FlatMap(_answer, config.partitions)
         )
@@ -109,7 +109,7 @@ def _answer(
     """The dense ids of one slot to the blocks that have them: (side, ids and dense ids [n, 2])."""
     slot, found = element
     side = schema.SIDES[slot // partitions]
-    blocks, ids = np.concatenate([np.empty((0, 2), np.int64), *found["asked"]]).T
+    blocks, ids = np.concatenate([np.empty((0, 2), np.int64), *found["used"]]).T
     dense = replace_ids(ids, found["dense"], f"{side} ids, slot {slot}")
     for part, known in partition(np.stack([ids, dense], axis=1), blocks, partitions):
         yield part, (side, known)

@@ -68,12 +68,12 @@ def _one_pass(blocks: list[str], config: PrepareConfig, staging: Staging, out: P
     rare; in each round it is loaded and filtered anew, by all that it was told so far. That is
     staged, so that a step has one input and one output: a runner may keep buffers for each.
     """
-    source, told = Path(blocks[0]).parent, staging.stage(f"{out.name}-told")
+    source, rare_lists = Path(blocks[0]).parent, staging.stage(f"{out.name}-rare")
     with running(staging.options) as pipeline:
         begin = beam.Map(lambda path: (int(Path(path).stem), np.empty(0, np.int64)))
         rare = spread(pipeline, "Blocks", blocks) | "Begin" >> begin
         for number in range(ROUNDS):
-            count = partial(_count_left, number, config, source, told, out)
+            count = partial(_count_left, number, config, source, rare_lists, out)
             ranges = (
                 rare
                 | f"ByBlock{number}" >> beam.GroupByKey()
@@ -82,7 +82,7 @@ def _one_pass(blocks: list[str], config: PrepareConfig, staging: Staging, out: P
             )
             send_back = beam.FlatMapTuple(partial(_rare_ids, number, config, out))
             rare = ranges | f"Rare{number}" >> send_back
-        left = "Left" >> beam.MapTuple(partial(_left, ROUNDS, config, source, told, out))
+        left = "Left" >> beam.MapTuple(partial(_left, ROUNDS, config, source, rare_lists, out))
         stage = "Stage" >> beam.MapTuple(lambda part, rows: write_block(out, f"{part:05d}", rows))
         _ = rare | "ByBlock" >> beam.GroupByKey() | left | stage
 
@@ -91,7 +91,7 @@ def _left(
     number: int,
     config: PrepareConfig,
     source: Path,
-    told: Path,
+    rare_lists: Path,
     out: Path,
     part: int,
     lists: Iterable[np.ndarray],
@@ -99,9 +99,9 @@ def _left(
     """The rows of a block without those of rare candidates, and then of rare queries."""
     name, lists = f"{part:05d}", list(lists)
     _, rows = load_block(str(source / f"{name}.npy"))
-    before = [np.load(told / f"{number - 1}-{name}.npy")] if number else []
+    before = [np.load(rare_lists / f"{number - 1}-{name}.npy")] if number else []
     rare = np.concatenate([*before, *lists])
-    write_block(told, f"{number}-{name}", rare)
+    write_block(rare_lists, f"{number}-{name}", rare)
     left = rows[~np.isin(rows["candidate"], rare)]
     _, codes, sizes = np.unique(left["query"], return_inverse=True, return_counts=True)
     left = left[sizes[codes] >= config.min_user_interactions]

@@ -132,7 +132,7 @@ def _read_piece(
 
 @contextlib.contextmanager
 def tallied(
-    piece: Piece, dead: Path, told: Path
+    piece: Piece, dead: Path, tally_file: Path
 ) -> Iterator[tuple[dict[str, Counter[Any]], Callable[[list[DeadLetter]], None]]]:
     """Gives a tally of a piece, written when it is read, and what counts and writes dead letters.
 
@@ -155,7 +155,7 @@ def tallied(
         except ValueError as error:
             problem = str(error)
     tally["files"][piece.path] = tally["counts"]["read"]
-    write_json(told.parent, told.name, {"problem": problem} | tally)
+    write_json(tally_file.parent, tally_file.name, {"problem": problem} | tally)
 
 
 def add_tallies(staged: Path, pattern: str, pieces: int, where: str) -> dict[str, Any]:

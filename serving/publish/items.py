@@ -232,8 +232,8 @@ def _manifest_anew(version: Version, delta: Delta) -> schema.Manifest:
     """What the bundle of a version said of itself, and that its candidates are others now."""
     details = dict(version.manifest.details.get("bundle", {}))
     change = f"{len(delta.vectors)} added, {len(delta.excluded)} removed or replaced"
-    told = f"at last {change} by `twotower items`; metrics are those of the trained ones"
-    details["data"] = details.get("data", {}) | {"candidates": told}
+    change_note = f"at last {change} by `twotower items`; metrics are those of the trained ones"
+    details["data"] = details.get("data", {}) | {"candidates": change_note}
     return schema.Manifest("bundle", version.manifest.source, {}, {}, {}, details)
 
 

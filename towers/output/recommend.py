@@ -185,12 +185,12 @@ def _write(out: Path, blocks: Iterable[pa.Table], total: int, shard_size: int) -
 def _with_progress(blocks: Iterable[pa.Table], total: int) -> Iterator[pa.Table]:
     """The same blocks; shows how many users are done: a bar on a terminal, lines in a log."""
     bar = tf_keras.utils.Progbar(total, unit_name="user") if sys.stdout.isatty() else None
-    done = told = 0
+    done = logged = 0
     for block in blocks:
         yield block
         done += block.num_rows
         if bar is not None:
             bar.update(done)
-        elif done * 10 // total > told:
-            told = done * 10 // total
+        elif done * 10 // total > logged:
+            logged = done * 10 // total
             log.info("recommend: %d of %d users", done, total)
