@@ -243,10 +243,12 @@ def prepared(options: argparse.Namespace, split: str) -> str:
     if (output / schema.MANIFEST).is_file():
         return str(output)
     if options.dataset == "tafeng":
-        by_time = {"split": "global_time", "test_ratio": 0.2}
-        by_time["validation_ratio"] = 0.1 if split == "validation" else 0.0
+        ratio = 0.125 if split == "validation" else 0.0  # of the first four fifths
         log = str(Path(options.data) / "tafeng" / "interactions.parquet")
-        prepare(PrepareConfig(source=log, output=str(output), **by_time), [])
+        config = PrepareConfig(
+            source=log, output=str(output), split="global_time", validation_ratio=ratio
+        )
+        prepare(config, [])
         return str(output)
     if split == "validation":
         train = pq.read_table(source / "train.parquet")

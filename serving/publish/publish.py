@@ -24,7 +24,7 @@ from serving.publish import model_card, tuning
 from serving.publish.settings import VersionOptions
 from serving.version import warmup_requests
 from serving.version.delta import ADDED, ADDED_BEFORE
-from serving.version.index import ExactIndex, import_scann
+from serving.version.index import ExactIndex, ScannIndex, import_scann
 from serving.version.names import MAX_VERSION
 from serving.version.served_model import GivenEmbedding, QueryModel, ServedModel
 from serving.version.versions import (
@@ -177,10 +177,11 @@ def write_version(path: Path, bundle: Bundle, options: VersionOptions) -> None:
     report, scann = tuning.tune(exact, bundle, options, with_scann=not absence)
     if absence:
         report["scann_is_absent_because"] = absence
-    served = {path: ServedModel(encoder, exact, bundle.candidate_ids, dimensions)}
+    indexes: dict[Path, ExactIndex | ScannIndex] = {path: exact}
     if scann is not None:
-        served[path / SCANN_MODEL] = ServedModel(encoder, scann, bundle.candidate_ids, dimensions)
-    for place, model in served.items():
+        indexes = {path / SCANN_MODEL: scann} | indexes
+    for place, index in indexes.items():
+        model = ServedModel(encoder, index, bundle.candidate_ids, dimensions)
         warmup_requests.write(place, model.save(place), bundle)
     if scann is not None:
         scann.release()

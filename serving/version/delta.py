@@ -75,13 +75,19 @@ def can_have_delta(version: Path) -> bool:
 def part_checkpoint(version: Path) -> None:
     """Parts the checkpoint of a saved exact model in two shards, the second with the delta."""
     variables = version / _VARIABLES
-    reader = tf.train.load_checkpoint(str(variables / "variables"))
-    tensors = {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
+    prefix = str(variables / "variables")
+    types = tf.train.load_checkpoint(prefix).get_variable_to_dtype_map()
+    # As tensors: arrays would be copies of the vectors and of each id.
+    names = sorted(types)
+    dtypes = [types[name] for name in names]
+    values = tf.raw_ops.RestoreV2(
+        prefix=prefix, tensor_names=names, shape_and_slices=[""] * len(names), dtypes=dtypes
+    )
+    tensors = dict(zip(names, values, strict=True))
     of_delta = {_KEYS.format(name) for name in ("vectors", "ids", "excluded")}
-    base = {name: tensor for name, tensor in tensors.items() if name not in of_delta}
-    delta = {name: tensors[name] for name in of_delta}
+    delta = {name: tensors.pop(name) for name in of_delta}
     shutil.rmtree(variables)
-    _save(variables / "base", base)
+    _save(variables / "base", tensors)
     (version / DELTA).mkdir(parents=True)
     shutil.copyfile(variables / "base.index", version / _BASE_INDEX)
     _merge(variables, delta)
