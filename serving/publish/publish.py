@@ -172,19 +172,20 @@ def write_version(path: Path, bundle: Bundle, options: VersionOptions) -> None:
     dimensions = bundle.vectors.shape[1]
     query_model = bundle.query_model
     encoder = QueryModel(query_model, dimensions) if query_model else GivenEmbedding(dimensions)
-    exact = ExactIndex(bundle.vectors, options.k)
     absence = _why_no_scann(options)
-    report, scann = tuning.tune(exact, bundle, options, with_scann=not absence)
+    report, scann = tuning.tune(bundle, options, with_scann=not absence)
     if absence:
         report["scann_is_absent_because"] = absence
-    indexes: dict[Path, ExactIndex | ScannIndex] = {path: exact}
-    if scann is not None:
-        indexes = {path / SCANN_MODEL: scann} | indexes
-    for place, index in indexes.items():
+
+    def save(index: ExactIndex | ScannIndex, place: Path) -> None:
         model = ServedModel(encoder, index, bundle.candidate_ids, dimensions)
         warmup_requests.write(place, model.save(place), bundle)
+
     if scann is not None:
+        save(scann, path / SCANN_MODEL)
         scann.release()
+        del scann  # the vectors of both together may not fit
+    save(ExactIndex(bundle.vectors, options.k), path)
     if bundle.candidate_model is not None:
         shutil.copytree(bundle.candidate_model, path / CANDIDATE_MODEL)
     (path / RETRIEVAL).mkdir(parents=True)

@@ -37,7 +37,7 @@ _log = logging.getLogger(__name__)
 
 
 def tune(
-    exact: ExactIndex, bundle: Bundle, options: VersionOptions, *, with_scann: bool
+    bundle: Bundle, options: VersionOptions, *, with_scann: bool
 ) -> tuple[dict[str, Any], ScannIndex | None]:
     """Measures exact search and, where wanted, builds and tunes a ScaNN index against it.
 
@@ -51,6 +51,7 @@ def tune(
       ValueError: no setting keeps the promise on the second half of the queries.
     """
     queries, source = _sample_queries(bundle, options.seed)
+    exact = ExactIndex(bundle.vectors, options.k)
     embedding = tf.TensorSpec([None, queries.shape[1]], tf.float32)
     search = tf.function(exact.search, input_signature=[embedding])
     at = min(options.at or options.k, exact.k)
@@ -74,6 +75,7 @@ def tune(
     }
     if not with_scann:
         return report, None
+    del exact, search  # a tree needs the memory while it is built
     scann, report["scann"] = _tune_scann(bundle.vectors, options, choosing, judging)
     faster = _MIN_SPEEDUP * report["scann"]["batch_ms"] <= report["exact"]["batch_ms"]
     report["faster"] = report["default_index"] = "scann" if faster else "exact"

@@ -74,7 +74,7 @@ def test_the_report_says_what_was_chosen_and_the_manifest_too(report, clustered)
 def tune(published, **options):
     """The report and the index, without writing a version."""
     bundle, options = read_bundle(published.bundle), VersionOptions(k=20, **options)
-    return tuning.tune(ExactIndex(bundle.vectors, 20), bundle, options, with_scann=True)
+    return tuning.tune(bundle, options, with_scann=True)
 
 
 @pytest.fixture
