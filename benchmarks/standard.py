@@ -9,7 +9,8 @@ DIR of --data holds gowalla_lightgcn/train.parquet and test.parquet of LightGCN'
 user_id and item_id in the order of the published files, and tafeng/interactions.parquet. Test is
 nearest to the last train rows of a user in the first, as in a split by time: what is set aside for
 choosing is therefore the last tenth of each user's train rows, in a directory of its own that holds
-no test rows. Of Ta-Feng the last fifth by time is test, and the tenth before it is set aside.
+no test rows. Of Ta-Feng the last fifth by time is test, and an eighth of the rest, by time, is set
+aside.
 
 --tune gives a row its TRIALS trials, by Recall@20 on what was set aside; a row with one setting has
 ONE_SETTING, a row without any has one. A killed command goes on. --test trains the best trial of a
@@ -245,10 +246,10 @@ def prepared(options: argparse.Namespace, split: str) -> str:
     if options.dataset == "tafeng":
         ratio = 0.125 if split == "validation" else 0.0  # of the first four fifths
         log = str(Path(options.data) / "tafeng" / "interactions.parquet")
-        config = PrepareConfig(
-            source=log, output=str(output), split="global_time", validation_ratio=ratio
+        by_time = {"split": "global_time", "test_from": "2001-02-05"}
+        prepare(
+            PrepareConfig(source=log, output=str(output), validation_ratio=ratio, **by_time), []
         )
-        prepare(config, [])
         return str(output)
     if split == "validation":
         train = pq.read_table(source / "train.parquet")
