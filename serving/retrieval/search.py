@@ -79,21 +79,30 @@ class IndexSearch:
         return self._run(self._wide_search, embeddings, inputs)
 
     def after(self, encoder: Any) -> Any:
-        """A signature of queries and this search as one function: -> rows, scores [B, K].
+        """A signature of queries and this search as one call: -> rows, scores [B, K].
 
-        A call of its own costs as much as the search of one query.
+        A call of its own costs as much as the search of one query. TensorFlow's operation runs a
+        function in half the time of calling it, which binds inputs by name each time.
         """
+        specs = encoder.structured_input_signature[1]
 
         @tf.function(autograph=False)
-        def search(**inputs: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            queries = encoder(**inputs)
+        def search(*inputs: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            queries = encoder(**dict(zip(specs, inputs, strict=True)))
             embedding = {served_model.EMBEDDING: queries[served_model.EMBEDDING]}
             results = self._search(**embedding, **self._tuned)
             rows, scores = results[served_model.CANDIDATE_ROW], results[served_model.SCORE]
             is_result = queries[served_model.KNOWN][:, tf.newaxis] & (rows >= 0)
             return tf.where(is_result, rows, -1), tf.where(is_result, scores, 0.0)
 
-        return search.get_concrete_function(**encoder.structured_input_signature[1])
+        function = search.get_concrete_function(*specs.values())
+        types, captured = [output.dtype for output in function.outputs], function.captured_inputs
+
+        def run(**inputs: tf.Tensor) -> Any:
+            values = [*(inputs[name] for name in specs), *captured]
+            return tf.raw_ops.StatefulPartitionedCall(args=values, Tout=types, f=function)
+
+        return run
 
     def _run(self, search: Any, embeddings: np.ndarray, inputs: dict[str, Any]) -> Hits:
         outputs = search(**{served_model.EMBEDDING: tf.constant(embeddings)}, **inputs)

@@ -23,6 +23,7 @@ from serving.version.served_model import SCORE
 PREDICT, RETRIEVE = "predict", "retrieve"  # names of the APIs in the metrics
 MAX_RESULTS = 640_000  # of a request: 6,400 rows of 100, or 640 of 1,000
 MAX_FILTER_IDS = 100_000  # of a request
+_NO_FILTERS = {"query_ids", "queries", "features", "k", "index", "unknown_queries"}
 _MASK = 1 << 16  # values that are compared for a condition which is new, about
 _WIDTH = 64  # values of an embedding, about
 
@@ -118,8 +119,10 @@ class BatchedVersion:
         size = filter_ids + rows * (1 if request.query_ids is not None else _WIDTH)
         size += _MASK if request.where else 0
         checked = await aside(size, partial(retriever.check, request))
-        alone = retriever.default_index != "exact" and retriever.scores_all(request)
-        batcher = self._score_all if alone else self._retrieve
+        scores_all = retriever.default_index != "exact" and retriever.scores_all(request)
+        batcher = self._score_all if scores_all else self._retrieve
+        # What was quick without filters need not be with them: all may have to be scored.
+        alone = alone and request.k <= retriever.k and request.model_fields_set <= _NO_FILTERS
         responses = await _all(
             batcher.submit(part, len(part.query_ids), deadline=deadline, alone=alone)
             for part in checked.parts(self._config.max_batch_size)

@@ -25,6 +25,7 @@ from serving.errors import (
 )
 from serving.retrieval.corpus import Corpus
 from serving.retrieval.requests import RetrieveRequest
+from serving.runtime import batch_queue
 from serving.runtime.batch_queue import Batcher
 from serving.runtime.configuration import ModelConfig
 from serving.runtime.loaded_version import LoadedVersion
@@ -250,6 +251,33 @@ def test_a_retrieval_filters_and_falls_back(shared, small):
     known, unknown = response.results
     assert known.candidate_ids == small.sample.best_ids(1, small.sample.seen[1])[:5]
     assert (unknown.known, unknown.fallback, len(unknown.candidate_ids)) == (False, "popular", 5)
+
+
+def test_a_retrieval_that_comes_alone_runs_in_the_event_loop(small, start, monkeypatch):
+    service = start(small.models, index="exact")
+    ran_in, batchers, outcomes = [], set(), Batcher._outcomes
+
+    def noting(self, batch):
+        batchers.add(self)
+        ran_in.append(threading.current_thread() is threading.main_thread())
+        return outcomes(self, batch)
+
+    def retrieve(**fields):
+        return service.retrieve(Call("twotower"), RetrieveRequest(["query 1"], **fields))
+
+    async def main():
+        for fields in ({}, {"k": 3}, {"exclude": ["none"]}, {"exclude_seen": True}, {"k": 100}):
+            await retrieve(**fields)
+            for batcher in batchers:  # a result is there before its thread has ended the batch
+                batcher.wait_until_idle()
+        await asyncio.gather(retrieve(), retrieve())
+
+    monkeypatch.setattr(batch_queue, "_QUICK_SECONDS", math.inf)
+    monkeypatch.setattr(Batcher, "_outcomes", noting)
+    run(main())
+    # The first one tells how long a row takes; filters and many results may take longer.
+    assert ran_in[:5] == [False, True, False, False, False]
+    assert not any(ran_in[5:])
 
 
 @pytest.mark.parametrize("queries", [0, 1, 65, 130])
