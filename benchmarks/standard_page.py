@@ -172,7 +172,7 @@ TIME = """
 ## Ta-Feng by time
 
 The same rows, budget and measures, with the last 20 % of all rows by time as test and the 10 %
-before as what is set aside, which the training for test has, too. Users without a train row count, too:
+before as what is set aside, which the training for test has, too. Users without a train row count:
 towers of ids or of stale histories, and the matrices of the baselines, know nothing of them,
 popularity does.
 """
