@@ -12,6 +12,7 @@ import pytest
 import twotower
 from pipeline.contract.flags import as_flags, parse, resolve, take_config_file
 from pipeline.prepare.settings import PrepareConfig
+from towers.presets import FLAGS
 
 ROOT = Path(__file__).parents[1]
 
@@ -174,3 +175,21 @@ def test_make_env_installs_the_lock_that_was_asked_for(flags, lock, tmp_path):
     command = ["make", "-n", "env", f"VENV={tmp_path}", "PYTHON=python3.11", *flags]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert f"-r requirements{lock}.lock" in done.stdout
+
+
+def test_a_preset_is_the_flags_that_it_stands_for():
+    def parsed(arguments):
+        return parse("train", twotower.COMMANDS["train"], f"--data d --run r {arguments}".split())[
+            0
+        ]
+
+    preset = parsed("--dim 8 --preset best --epochs=2")
+    assert (preset.dim, preset.epochs, preset.tower) == (8, 2, "fism")
+    flags = as_flags({**FLAGS["best"], "dim": 8, "epochs": 2})
+    assert preset == parsed(" ".join(flags)) == parsed("--preset=best --dim 8 --epochs 2")
+    assert parsed("--dim 8").tower == "id"
+
+
+def test_an_unknown_preset_names_the_nearest(capsys):
+    assert twotower.main(["train", "--data", "d", "--run", "r", "--preset", "bset"]) == 2
+    assert "there is no preset 'bset'; did you mean best?" in capsys.readouterr().err

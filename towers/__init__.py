@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from towers.model.retrieval_task import RetrievalTask as RetrievalTask
     from towers.model.saved import load as load
     from towers.model.two_tower import TwoTower as TwoTower
+    from towers.presets import PRESETS as PRESETS
     from towers.training.earlier_run import soft_targets as soft_targets
 
 _HOMES = {
@@ -29,6 +30,7 @@ _HOMES = {
     "FullCorpusMetrics": "towers.metrics.held_out",
     "HeldOut": "towers.metrics.held_out",
     "MethodLayer": "towers.model.method_layer",
+    "PRESETS": "towers.presets",
     "RetrievalData": "towers.data.interactions",
     "RetrievalTask": "towers.model.retrieval_task",
     "TwoTower": "towers.model.two_tower",

@@ -3,7 +3,7 @@
 from pipeline.contract.flags import Command
 
 _OF_TRAINING = {
-    "the method": "options frequency exclude_seen_negatives reduction teacher teacher_candidates",
+    "the method": "preset options frequency exclude_seen_negatives reduction teacher teacher_candidates",
     "the towers": "query_inputs candidate_inputs hidden feature_dim history history_pooling "
     "share_items recency id_dropout text_buckets num_layers popularity_power init_stddev init_from",
     "the optimizer": "batch_size optimizer learning_rate learning_rate_decay decay_epochs l2 "
@@ -22,6 +22,7 @@ COMMANDS = {
         stores=_READ_BY_TRAINING,
         reads="data",
         makes="run",
+        presets="towers.presets:FLAGS",
     ),
     "tune": Command(
         "towers.tune.settings:TuneConfig",
@@ -32,6 +33,7 @@ COMMANDS = {
         stores=_READ_BY_TRAINING,
         reads="data",
         makes="output",
+        presets="towers.presets:FLAGS",
     ),
     "evaluate": Command(
         "towers.evaluation.settings:EvaluateConfig",

@@ -41,6 +41,7 @@ class Command(NamedTuple):
     reads: str = ""  # flags of directories that may lie there, and are read by a local copy
     changes: str = ""  # flags of directories that may lie there, and are uploaded at the end
     makes: str = ""  # as `changes`, but nothing need be there
+    presets: str = ""  # module:name of what --preset takes: name → flags by name
 
 
 def resolve(reference: str) -> Any:
@@ -124,6 +125,8 @@ def parse(name: str, command: Command, arguments: list[str]) -> tuple[Any, list[
         def error(self, message: str) -> Any:
             raise ValueError(f"{message}; see twotower {name} --help.")
 
+    if command.presets:
+        arguments = _without_preset(arguments, resolve(command.presets))
     config_class = resolve(command.config)
     beam_only = arguments.index("--") if "--" in arguments else len(arguments)
     parser = Parser(
@@ -145,6 +148,28 @@ def parse(name: str, command: Command, arguments: list[str]) -> tuple[Any, list[
     known = f"{command.stores} {command.reads} {command.changes} {command.makes}"
     _check_paths(parsed.config, known.split())
     return parsed.config, rest + arguments[beam_only:]
+
+
+def _without_preset(arguments: list[str], presets: Mapping[str, dict[str, Any]]) -> list[str]:
+    """The flags of the last `--preset` in its place, before all others, which come first.
+
+    >>> _without_preset(["--dim", "8", "--preset", "small"], {"small": {"dim": 4}})
+    ['--dim', '4', '--dim', '8']
+    """
+    given, rest = None, []
+    values = iter(arguments)
+    for argument in values:
+        flag, equals, value = argument.partition("=")
+        if flag == "--preset":
+            given = value if equals else next(values, "")
+        else:
+            rest.append(argument)
+    if given is None:
+        return rest
+    if given not in presets:
+        hint = did_you_mean(given, presets, f"choose one of {', '.join(presets)}.")
+        raise ValueError(f"there is no preset {given!r}; {hint}")
+    return as_flags(presets[given]) + rest
 
 
 def _check_paths(config: Any, stores: list[str]) -> None:

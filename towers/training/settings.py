@@ -25,6 +25,8 @@ class TrainConfig(TowerConfig):
 
     data: str = ""  # directory that `twotower prepare` made
     run: str = ""  # directory of the run; an unfinished run in it goes on where it stopped
+    # best: settings that were found together, see docs/towers.md; other flags come first
+    preset: str = ""
     method: str = "ssl_pop"  # how negatives are chosen; `twotower methods` lists them
     dim: int = 32  # D, size of the embeddings
     normalize: bool = False  # score by the cosine instead of the dot product
@@ -84,6 +86,8 @@ class TrainConfig(TowerConfig):
             object.__setattr__(self, "options", pairs)
         object.__setattr__(self, "options", tuple(self.options))
         require_all(self, "must be given", "data", "run", "method")
+        rule = "must be left out: in Python, TrainConfig(**towers.presets.FLAGS[NAME], ...)"
+        require(not self.preset, "preset", rule, self.preset)
         counts = ("dim", "epochs", "decay_epochs", "teacher_candidates")
         require_all(self, "must be at least 1", *counts)
         require_all(self, "must be at least 2", "batch_size")
