@@ -15,7 +15,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "normalize": True,
         "temperature": 0.1,
         "popularity_power": 0.05,
-        "recency": 4.7,
+        "recency": 5.97,
         "init_stddev": 0.03,
     }
 }
