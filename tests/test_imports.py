@@ -31,8 +31,8 @@ ALLOWED = {  # room → modules of ours that it may import
 FLOORS = {  # room → its sub-packages and top modules; each may import those after it
     "pipeline": "commands job streaming counts features quality prepare read beam contract",
     "samplers": "methods proposals selection losses random_numbers state candidates",
-    "towers": "commands doctor catalogue presets audit tune output evaluation report training model "
-    "encoders metrics data legacy_keras",
+    "towers": "commands doctor catalogue presets audit tune output evaluation report training "
+    "model encoders metrics data legacy_keras",
     "serving": "commands workers server rest rpc runtime settings retrieval publish monitoring "
     "version errors",
 }
