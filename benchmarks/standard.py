@@ -49,6 +49,7 @@ from towers.data.interactions import RetrievalData, open_data
 from towers.metrics.definitions import half_width, mean_metrics
 from towers.metrics.held_out import HeldOut, Ranking
 from towers.metrics.ranking import find_hits, tie_order
+from towers.presets import FLAGS
 
 TRIALS, ONE_SETTING, K, METRIC = 12, 6, 20, "recall@20"
 DATASETS = "gowalla", "tafeng"
@@ -66,15 +67,12 @@ class Ours:
       settings: fields of `TrainConfig` that are fixed.
       space: what is searched, as for `twotower tune --space`.
       epochs: at most; the best one on what was set aside is taken.
-      timed: whether the place of a row in the published file is given to it as its time. No other
-        row knows that order.
     """
 
     settings: Mapping[str, Any]
     space: Sequence[str]
     epochs: int = 20
     source: str = "ours"
-    timed: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,13 +173,8 @@ _SPACE = (
     "temperature=log:0.05:0.2",
     "popularity_power=linear:0:0.3",
 )
-_RECENT = _COSINE | {
-    "tower": "fism",
-    "popularity_power": 0.05,
-    "temperature": 0.1,
-    "learning_rate": 2.5,
-    "learning_rate_decay": 0.6,
-}
+_PRESET = {key: value for key, value in FLAGS["best"].items() if key != "popularity_power"}
+_EPOCHS = _PRESET.pop("epochs")
 _KNN = {"top_k": "log:20:1000", "shrinkage": "linear:0:300", "feature_weighting": "NONE,BM_25"}
 _IALS = {"alpha0": "log:0.003:1", "reg": "log:1e-4:0.1", "train_epochs": "log:4:32"}
 ROWS: Mapping[str, Ours | Baseline] = {
@@ -197,7 +190,7 @@ ROWS: Mapping[str, Ours | Baseline] = {
     "EASE": Baseline(ease, {"reg": "log:30:3000"}, "scipy"),
     "ids": Ours(_COSINE, _SPACE),
     "history": Ours(_COSINE | {"tower": "fism"}, (*_SPACE, "history=10,20,50")),
-    "recent history": Ours(_RECENT, ("recency=linear:0:6",), 4, timed=True),
+    "preset": Ours(_PRESET, ("popularity_power=linear:0:0.15",), epochs=_EPOCHS),
 }
 
 
@@ -245,13 +238,13 @@ def is_seeded(name: str) -> bool:
     return isinstance(row, Ours) or row.seeded
 
 
-def prepared(options: argparse.Namespace, split: str, timed: bool = False) -> str:
+def prepared(options: argparse.Namespace, split: str) -> str:
     """The prepared data to choose on, with validation and without test, or to test on."""
     from pipeline.job import prepare
     from pipeline.prepare.settings import PrepareConfig
 
-    source, kind = Path(options.data) / "gowalla_lightgcn", f"{split}_timed" if timed else split
-    output = Path(options.work) / "data" / options.dataset / kind
+    source = Path(options.data) / "gowalla_lightgcn"
+    output = Path(options.work) / "data" / options.dataset / split
     if (output / schema.MANIFEST).is_file():
         return str(output)
     if options.dataset == "tafeng":
@@ -262,17 +255,13 @@ def prepared(options: argparse.Namespace, split: str, timed: bool = False) -> st
             PrepareConfig(source=log, output=str(output), validation_ratio=ratio, **by_time), []
         )
         return str(output)
-    if split == "validation" or timed:
+    if split == "validation":
         train = pq.read_table(source / "train.parquet")
-        parts = train, train.slice(0, 0), pq.read_table(source / "test.parquet")
-        if split == "validation":
-            last = last_tenth(train["user_id"].to_numpy())
-            parts = train.filter(pa.array(~last)), train.filter(pa.array(last)), train.slice(0, 0)
-        source = Path(options.work) / f"source_{kind}"
+        last = last_tenth(train["user_id"].to_numpy())
+        source = Path(options.work) / "source"
         source.mkdir(parents=True, exist_ok=True)
+        parts = train.filter(pa.array(~last)), train.filter(pa.array(last)), train.slice(0, 0)
         for part, rows in zip(schema.SPLITS, parts, strict=True):
-            if timed:  # within a part; histories are of train alone
-                rows = rows.append_column("timestamp", pa.array(np.arange(len(rows)) + 1))
             pq.write_table(rows, source / f"{part}.parquet")
     shared = {"split": "given", "allow_empty_files": True}
     prepare(PrepareConfig(source=str(source), output=str(output), **shared), [])
@@ -291,8 +280,7 @@ def last_tenth(users: np.ndarray) -> np.ndarray:
 
 def tune(options: argparse.Namespace, name: str) -> None:
     """Spends the trials of a row and writes what they gave."""
-    row = ROWS[name]
-    data = prepared(options, "validation", isinstance(row, Ours) and row.timed)
+    row, data = ROWS[name], prepared(options, "validation")
     place = Path(options.work) / "studies" / options.dataset / name
     trials = tune_ours(row, data, place) if isinstance(row, Ours) else tune_other(row, data, place)
     about = {"row": name, "dataset": options.dataset, "metric": METRIC}
@@ -408,7 +396,7 @@ def test(options: argparse.Namespace, name: str, seed: int) -> None:
 def measured(options: argparse.Namespace, name: str, seed: int, place: Path) -> dict[str, Any]:
     """A row on test, logged, with what it was trained by."""
     trial, row = best_of(options.dataset, name), ROWS[name]
-    path = prepared(options, "test", isinstance(row, Ours) and row.timed)
+    path = prepared(options, "test")
     data, epochs = open_data(path), 0
     if isinstance(row, Ours):
         epochs = 1 + int(np.argmax(trial["values"]))

@@ -152,9 +152,11 @@ item is to those of test (mean cosine of who chose them .045 for the last fifth 
 .036 for the first), as in a split by time. That is why the last tenth was set aside, and not one
 drawn at random, which would be easier to find.
 
-**`recent history` alone knows that order**: it is `history` with `recency`, with the place of a row
-in the published file as its time. All other rows, and the methods of the papers, know sets. What it
-has above `history` comes from knowing more, so it is no evidence for a better method on sets.
+What was set aside so rewards whatever knows the order of the published rows more than test does:
+to weigh what a user chose last up to e⁶ times what came first took `fism` from .1789 to .2060
+there, and had .1774 on test. Of Ta-Feng by time, weights up to e³ took it from .0800 to .0933 on
+what was set aside, and from .0551 to .0518 on test. It was not kept, and no row below knows an
+order.
 
 ± is the 95 % interval over users, in brackets the standard deviation between seeds. Coverage,
 novelty, Gini, and head and tail (recall of the 5 % of the items with most train rows, and of the
@@ -194,7 +196,8 @@ On the rows that were set aside, with one seed and few epochs: to see what deser
 search, not to rank methods ([`standard_tried.json`](../benchmarks/results/standard_tried.json)).
 Unless it says otherwise: `fism`, `ssl_pop`, cosine / 0.1, `popularity_power` .04, Adagrad 2.5,
 multiplied by .6 after each epoch, B = 1024, d = 64. "A program of its own" is the same training in
-C++, without checkpoints, on the same pairs.
+C++, without checkpoints, on the same pairs; with ρ what a user chose last weighs e^ρ times what came
+first.
 
 | | epochs | Recall@20 | NDCG@20 |
 | --- | --- | --- | --- |"""

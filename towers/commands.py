@@ -6,7 +6,7 @@ _OF_TRAINING = {
     "the method": "preset options frequency exclude_seen_negatives reduction teacher "
     "teacher_candidates",
     "the towers": "query_inputs candidate_inputs hidden feature_dim history history_pooling "
-    "share_items recency id_dropout text_buckets num_layers popularity_power init_stddev init_from",
+    "share_items id_dropout text_buckets num_layers popularity_power init_stddev init_from",
     "the optimizer": "batch_size optimizer learning_rate learning_rate_decay decay_epochs l2 "
     "batch_l2",
     "when it ends": "refit patience validation_metric checkpoint_minutes",

@@ -15,7 +15,6 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "normalize": True,
         "temperature": 0.1,
         "popularity_power": 0.05,
-        "recency": 5.97,
         "init_stddev": 0.03,
     }
 }

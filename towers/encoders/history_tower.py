@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from pipeline.contract.schema import CANDIDATE_ID, QUERY_ID, TIMESTAMP
+from pipeline.contract.schema import CANDIDATE_ID, QUERY_ID
 from towers.data.ragged import Lists, last_distinct
 from towers.encoders.tower import Maybe, Tower, normal, uniform_by_id
 
@@ -20,19 +20,17 @@ class HistoryTower(Tower):
 
     Koren, KDD 2008, doi:10.1145/1401890.1401944, eq. (15), as the query of a two-tower model;
     without row(u): FISM, Kabbur et al., KDD 2013, doi:10.1145/2487575.2487589, eq. (6), whose
-    rule it is that a query which is trained on a candidate i does not know it: N(u)∖i. Training
-    knows no order in N(u); what came after i is in it. Where scores are cosines, y_j has length 1,
-    as the embedding of the candidate has. Of long histories a step of training reads `length`
+    rule it is that a query which is trained on a candidate i does not know it: N(u)∖i. There is no
+    order in N(u); what came after i is in it. Where scores are cosines, y_j has length 1, as the
+    embedding of the candidate has. Of long histories a step of training reads `length`
     candidates, others in every step, and scales their sum; everywhere else the whole history is
-    read, and with `recency` ρ and times in the rows y_j weighs e^(ρ·p_j), p_j from 0 for the first
-    that the query chose to 1 for the last, over the mean of these weights.
+    read.
 
     Args:
       rows: the arrays of the train split.
       num_queries, num_candidates, dim: Q, N and D.
       length: H, candidates of a query that a step of training reads.
       items: y, [N, D], a table of the candidate tower; None: one of its own.
-      recency: ρ, at least 0; without times in the rows there is no order, and it is taken as 0.
       has_table: whether queries have rows: `table`, float32 [Q, D].
       seed: of the tables.
     """
@@ -49,7 +47,6 @@ class HistoryTower(Tower):
         length: int,
         items: tf.Variable | None = None,
         has_table: bool = False,
-        recency: float = 0.0,
         normalize: bool = False,
         init_stddev: float = 0.1,
         seed: tuple[int, int] = (10, 0),
@@ -63,11 +60,6 @@ class HistoryTower(Tower):
         order = np.lexsort((np.random.default_rng(seed).permutation(len(query)), query))
         lists = Lists.of(chosen[order] + 1, np.bincount(query, minlength=num_queries))
         self.lists = Lists(tf.constant(lists.values), tf.constant(lists.offsets))
-        self.recency = recency if TIMESTAMP in rows else 0.0
-        self.place_weights = None  # of `lists.values`, float32 [n + 1], where they differ
-        if self.recency:
-            weights = _weights(query, np.asarray(rows[TIMESTAMP]), self.recency)
-            self.place_weights = tf.constant(np.append(weights[order], 0), tf.float32)
         self.table = self._rows("table", num_queries, init_stddev, seed) if has_table else None
         if items is None:
             items = self._rows("items", num_candidates, init_stddev, (seed[0], seed[1] + 1_000))
@@ -82,7 +74,7 @@ class HistoryTower(Tower):
         if ids is None:
             ids = tf.range(self.vocabulary_size, dtype=tf.int64)
         if positives is None:
-            total = self.sum_of_lists(ids, self.lists, self.place_weights)
+            total = self.sum_of_lists(ids, self.lists)
         else:
             total = self._without(ids, positives, seed)
         return total if self.table is None else total + tf.gather(self.table, ids)
@@ -99,23 +91,14 @@ class HistoryTower(Tower):
         return self(self.beside_row(self.sum_of(last_distinct(codes)), ids))
 
     def sum_of(self, codes: tf.Tensor) -> tf.Tensor:
-        """The scaled sum over histories of a request, the oldest first: codes [B, W] → [B, D].
-
-        A code is a dense id + 1, 0 for none.
-        """
+        """The scaled sum over histories of a request: codes [B, W], 0 for none → [B, D]."""
         weights = tf.cast(codes > 0, self.items.dtype)
-        sizes = tf.reduce_sum(weights, axis=1, keepdims=True)
-        if self.recency:
-            places = tf.cumsum(weights, axis=1, exclusive=True) / tf.maximum(sizes - 1, 1)
-            weights *= tf.exp(self.recency * (places - 1))
-            mean = tf.math.divide_no_nan(tf.reduce_sum(weights, axis=1, keepdims=True), sizes)
-            weights = tf.math.divide_no_nan(weights, mean)
         rows = self._embed_items(tf.maximum(codes - 1, 0))
         total = tf.reduce_sum(rows * weights[..., None], axis=1)
-        return total * tf.math.rsqrt(tf.maximum(sizes, 1))
+        return total * tf.math.rsqrt(tf.maximum(tf.reduce_sum(weights, axis=1), 1))[:, None]
 
-    def sum_of_lists(self, ids: tf.Tensor, lists: Lists, weights: Maybe = None) -> tf.Tensor:
-        """The scaled sum over whole histories in lists, by weights of their values: → [..., D]."""
+    def sum_of_lists(self, ids: tf.Tensor, lists: Lists) -> tf.Tensor:
+        """The scaled sum over whole histories in lists: [...] → [..., D]."""
         flat = tf.reshape(ids, [-1])
         starts, sizes = _spans(lists, flat)
         ends = tf.cumsum(sizes)  # of the histories, one after the other
@@ -123,8 +106,6 @@ class HistoryTower(Tower):
         owners = tf.searchsorted(ends, places, side="right", out_type=tf.int64)
         places += tf.gather(starts - ends + sizes, owners)
         rows = self._embed_items(tf.gather(lists.values, places) - 1)
-        if weights is not None:
-            rows *= tf.cast(tf.gather(weights, places), rows.dtype)[:, None]
         total = tf.math.unsorted_segment_sum(rows, owners, tf.size(flat))
         scaled = total * tf.math.rsqrt(tf.cast(tf.maximum(sizes, 1), total.dtype))[:, None]
         return tf.reshape(scaled, tf.concat([tf.shape(ids), [self.dim]], 0))
@@ -158,26 +139,6 @@ class HistoryTower(Tower):
 
     def _rows(self, name: str, size: int, stddev: float, seed: tuple[int, int]) -> tf.Variable:
         return self.add_weight(name, (size, self.dim), tf.float32, normal(stddev, seed))
-
-
-def _weights(query: np.ndarray, times: np.ndarray, recency: float) -> np.ndarray:
-    """e^(ρ·p) of each row over the mean of its query; rows of equal time share the mean place.
-
-    >>> _weights(np.array([3, 3, 3]), np.array([5, 9, 9]), 0.0).tolist()
-    [1.0, 1.0, 1.0]
-    """
-    order = np.lexsort((times, query))
-    by_query, starts, sizes = np.unique(query[order], return_index=True, return_counts=True)
-    places = np.arange(len(query)) - np.repeat(starts, sizes)
-    pairs = np.stack([query[order], times[order]], axis=1)
-    same = np.cumsum(np.r_[False, np.any(pairs[1:] != pairs[:-1], axis=1)][: len(query)])
-    places = (np.bincount(same, places) / np.bincount(same))[same]
-    places /= np.repeat(np.maximum(sizes - 1, 1), sizes)
-    values = np.exp(recency * (places - 1))
-    owner = np.repeat(np.arange(len(by_query)), sizes)
-    weights = np.empty(len(query))
-    weights[order] = values / (np.bincount(owner, values) / sizes)[owner]
-    return weights
 
 
 def _spans(lists: Lists, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -67,7 +67,6 @@ def make_towers(
             length=config.history,
             items=candidate.table if config.share_items else None,
             has_table=config.tower == "svdpp",
-            recency=config.recency,
             **shared,
         )
     else:

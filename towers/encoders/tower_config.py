@@ -21,7 +21,6 @@ _MEANT_FOR = {
     "popularity_power": tuple(name for name in TOWERS if name != "features"),
     "history": _HISTORIES,
     "share_items": _HISTORIES,
-    "recency": SUMS,
 }
 
 
@@ -56,9 +55,6 @@ class TowerConfig:
     history_pooling: str = "mean"  # features: how they become one vector: mean or attention
     # features, fism, svdpp: the history reads the table of the ids of candidates
     share_items: bool = True
-    # fism, svdpp, with times: outside of training, what a query chose last weighs e^recency times
-    # what it chose first
-    recency: float = 0.0
     # features: share of ids whose row a step drops, so that ids without rows can be served
     id_dropout: float = 0.1
     text_buckets: int = 16_384  # features: codes that the n-grams of texts are hashed to
@@ -77,7 +73,7 @@ class TowerConfig:
                 )
         sizes = ("num_layers", "feature_dim", "history", "text_buckets")
         require_all(self, "must be at least 1", *sizes)
-        require_all(self, "must be at least 0", "batch_l2", "recency")
+        require_all(self, "must be at least 0", "batch_l2")
         units, pooling = self.hidden, self.history_pooling
         require(all(n >= 1 for n in units), "hidden", "must be numbers of at least 1", units)
         require(pooling in POOLINGS, "history_pooling", f"must be one of {POOLINGS}", pooling)

@@ -159,11 +159,9 @@ class Encoder(tf.Module):
 
     def _of_sums(self, tower: HistoryTower) -> Callable[..., tf.Tensor]:
         lists = Lists(*map(self._keep, map(np.asarray, tower.lists)))
-        weights = tower.place_weights
-        weights = None if weights is None else self._keep(np.asarray(weights))
 
         def embed(rows: tf.Tensor, columns: Any, history: Any) -> tf.Tensor:
-            total = tower.sum_of_lists(tf.maximum(rows, 0), lists, weights)
+            total = tower.sum_of_lists(tf.maximum(rows, 0), lists)
             if history is not None:
                 given, codes = history
                 summed = tower.sum_of(last_distinct(codes))

@@ -89,32 +89,3 @@ def test_the_gradient_reaches_the_others_alone(checkerboard):
     gradient = tf.convert_to_tensor(tape.gradient(rows, tower.items)).numpy()
     np.testing.assert_allclose(gradient[2], 1.0)
     assert (np.delete(gradient, 2, axis=0) == 0).all()
-
-
-@pytest.mark.parametrize("normalize", [False, True])
-def test_what_was_chosen_last_weighs_most(normalize):
-    """e^(ρ·p), p from 0 to 1 by time, over its mean, in float64; requests say the same."""
-    times = np.array([30, 10, 20, 70, 50, 60, 40, 2, 1, 5, 5, 9, 1])
-    rows = ROWS | {schema.TIMESTAMP: times}
-    settings = {"length": 20, "init_stddev": 1.0, "normalize": normalize}
-    tower = HistoryTower(rows, len(CHOSEN), N, DIM, recency=1.5, **settings)
-    items = tower.items.numpy().astype(float)
-    if normalize:
-        items /= np.linalg.norm(items, axis=1, keepdims=True)
-    expected, codes = np.zeros((len(CHOSEN), DIM)), np.zeros((len(CHOSEN), 8), np.int64)
-    for query, chosen in CHOSEN.items():
-        own = times[PAIRS[:, 0] == query]
-        places = [np.sum(own < t) + np.sum(own == t) / 2 - 0.5 for t in own]
-        places = np.array(places) / max(len(own) - 1, 1)
-        weights = np.exp(1.5 * places)
-        for item, weight in zip(chosen, weights, strict=True):
-            expected[query] += items[item] * weight / weights.mean() / np.sqrt(len(chosen))
-        codes[query, 1 : 1 + len(chosen)] = np.array(chosen, int)[np.argsort(own)] + 1
-        if normalize and chosen:
-            expected[query] /= np.linalg.norm(expected[query])
-    np.testing.assert_allclose(tower.embed(None), expected, atol=1e-5)
-    untied = [0, 1, 3, 4]  # a request has an order of its own for query 2, which has equal times
-    found = tower.embed_history(tf.range(len(CHOSEN), dtype=tf.int64), tf.constant(codes))
-    np.testing.assert_allclose(found.numpy()[untied], expected[untied], atol=1e-5)
-    plain = HistoryTower(ROWS, len(CHOSEN), N, DIM, recency=1.5, **settings)
-    np.testing.assert_allclose(plain.embed(None), make_tower(normalize=normalize).embed(None))

@@ -18,7 +18,7 @@ from towers.training.train import train
 
 TOWERS = {
     "features": {"tower": "features", "query_inputs": ("id", "history", "features"), "history": 4},
-    "fism": {"tower": "fism", "normalize": True, "temperature": 0.3, "recency": 1.0},
+    "fism": {"tower": "fism", "normalize": True, "temperature": 0.3},
     "svdpp": {"tower": "svdpp", "share_items": False},
 }
 
