@@ -196,8 +196,8 @@ On the rows that were set aside, with one seed and few epochs: to see what deser
 search, not to rank methods ([`standard_tried.json`](../benchmarks/results/standard_tried.json)).
 Unless it says otherwise: `fism`, `ssl_pop`, cosine / 0.1, `popularity_power` .04, Adagrad 2.5,
 multiplied by .6 after each epoch, B = 1024, d = 64. "A program of its own" is the same training in
-C++, without checkpoints, on the same pairs; with ρ what a user chose last weighs e^ρ times what came
-first.
+C++, without checkpoints, on the same pairs; with ρ what a user chose last weighs e^ρ times what
+came first.
 
 | | epochs | Recall@20 | NDCG@20 |
 | --- | --- | --- | --- |"""
