@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import scipy.sparse as sp
 
-from benchmarks import standard
+from benchmarks import standard, standard_page
 from towers.data.interactions import open_data
 from towers.metrics.held_out import HeldOut
 from towers.metrics.ranking import rank_corpus, tie_order
@@ -63,8 +63,11 @@ def options(tmp_path_factory):
     rows = pa.table({"user_id": np.repeat(np.arange(30), 26).astype(str), "item_id": items})
     test = np.tile(np.arange(26) >= 20, 30)
     for name, part in (("train", ~test), ("test", test)):
-        pq.write_table(rows.filter(pa.array(part)), root / f"{name}.parquet")
-    return argparse.Namespace(data=str(root), work=str(root / "work"), commit="c")
+        file = root / "gowalla_lightgcn" / f"{name}.parquet"
+        file.parent.mkdir(exist_ok=True)
+        pq.write_table(rows.filter(pa.array(part)), file)
+    work = str(root / "work")
+    return argparse.Namespace(data=str(root), work=work, commit="c", dataset="gowalla")
 
 
 def test_what_is_chosen_on_holds_no_test_rows(options):
@@ -78,8 +81,8 @@ def test_a_ranking_by_scores_is_that_of_embeddings(options, monkeypatch):
     data = open_data(standard.prepared(options, "test"))
     queries, items = np.random.default_rng(1).normal(size=(2, 60, 4)).round().astype(np.float32)
     queries = queries[:30]  # small whole numbers: many ties
-    ranking, held_out = standard.rank(lambda ids: queries[ids] @ items.T, data, "test")
     order = tie_order(data.candidate_vocabulary.fingerprints)
+    ranking, held_out = standard.rank(lambda ids: queries[ids] @ items[order].T, data, "test")
     known = data.positives("train")
     expected = rank_corpus(queries, items, held_out.query_ids, known, k=20, order=order)
     np.testing.assert_array_equal(ranking.candidates, expected)
@@ -115,9 +118,10 @@ def results(tmp_path, monkeypatch):
 
 
 def test_nothing_is_measured_on_test_before_its_search_is_finished(options, results):
-    for trials in ([], [{"number": 0, "state": "complete", "value": 0.1, "params": {}}] * 7):
-        (results / "SEARCHES.json").write_text(json.dumps([{"row": "EASE", "trials": trials}]))
-        with pytest.raises(LookupError, match="needs its 8 trials"):
+    for trials in ([], [{"number": 0, "state": "complete", "value": 0.1, "params": {}}] * 5):
+        study = {"row": "EASE", "dataset": "gowalla", "trials": trials}
+        (results / "SEARCHES.json").write_text(json.dumps([study]))
+        with pytest.raises(LookupError, match="needs its 6 trials"):
             standard.test(options, "EASE", 10)
     assert not (results / "TESTS.json").exists()
 
@@ -128,7 +132,8 @@ OURS = standard.Ours({"dim": 4, "normalize": True, "l2": 0.0}, ["temperature=log
 
 @pytest.mark.parametrize("row", [OTHER, pytest.param(OURS, marks=pytest.mark.long)])
 def test_a_row_is_tuned_measured_logged_and_checked(row, options, results, monkeypatch, capsys):
-    monkeypatch.setattr(standard, "ROWS", {"EASE": row})
+    for module in (standard, standard_page):
+        monkeypatch.setattr(module, "ROWS", {"EASE": row})
     monkeypatch.setattr(standard, "ONE_SETTING", 2)
     standard.tune(options, "EASE")
     standard.tune(options, "EASE")  # finished: no further trials
@@ -138,10 +143,22 @@ def test_a_row_is_tuned_measured_logged_and_checked(row, options, results, monke
     options.check = "EASE"
     assert standard.check(options)
     kept = json.loads((results / "KEPT.json").read_text())
-    assert kept[0]["params"] == standard.best_of("EASE")["params"]
+    assert kept[0]["params"] == standard.best_of("gowalla", "EASE")["params"]
     assert len(json.loads((results / "TESTS.json").read_text())) == 2
     kept[0]["metrics"]["recall@20"] += 1
     (results / "KEPT.json").write_text(json.dumps(kept))
     assert not standard.check(options)
     assert "OUTSIDE" in capsys.readouterr().out
-    assert f"| EASE | {row.source} | 1 | 1." in standard.page(kept, [study], [])
+    assert f"| EASE | {row.source} | 1 | 1." in standard_page.table(kept)
+    assert "| gowalla | EASE | 2 | " in standard_page.chosen(study)
+
+
+def test_ta_feng_is_parted_by_a_date(options, tmp_path):
+    day = np.tile(np.arange(40), 30) * 86_400 + 979_344_000  # from 2001-01-13 on
+    rows = {"user_id": np.repeat(np.arange(30), 40), "item_id": np.tile(np.arange(40), 30)}
+    (tmp_path / "tafeng").mkdir()
+    pq.write_table(pa.table(rows | {"timestamp": day}), tmp_path / "tafeng/interactions.parquet")
+    chosen = argparse.Namespace(data=str(tmp_path), work=str(tmp_path), dataset="tafeng")
+    for split, expected in (("validation", [600, 90, 510]), ("test", [690, 0, 510])):
+        data = open_data(standard.prepared(chosen, split))
+        assert [data.num_rows(part) for part in ("train", "validation", "test")] == expected
