@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from pipeline.beam.accounting import AccountingError
 from pipeline.contract import stores
 from pipeline.contract.files import lone_holder, write_atomically, written_aside
+
+_PARSING = threading.Lock()
 
 
 class Staging:
@@ -87,9 +90,19 @@ def write_block(directory: Path, name: str, block: np.ndarray) -> str:
     return str(path)
 
 
+def load_array(path: str | Path, mmap_mode: Any = None) -> np.ndarray:
+    """As `np.load`, by one thread at a time.
+
+    NumPy parses the header of a file by `ast`, whose parser in CPython 3.11 counts its depth for
+    all threads together, and fails with a SystemError where two of them meet.
+    """
+    with _PARSING:
+        return np.load(path, mmap_mode, allow_pickle=False)
+
+
 def load_block(path: str) -> tuple[int, np.ndarray]:
     """A staged block with the key range that is its name."""
-    return int(Path(path).stem), np.load(path, allow_pickle=False)
+    return int(Path(path).stem), load_array(path)
 
 
 def write_json(directory: Path, name: str, value: Any) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from pipeline.beam.accounting import check_sum
 from pipeline.beam.blocks import by_range
 from pipeline.beam.options import running, spread
-from pipeline.beam.staging import Staging, add_up, load_block, write_block, write_json
+from pipeline.beam.staging import Staging, add_up, load_array, load_block, write_block, write_json
 from pipeline.prepare.settings import PrepareConfig
 
 log = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ def _left(
     """The rows of a block without those of rare candidates, and then of rare queries."""
     name, lists = f"{part:05d}", list(lists)
     _, rows = load_block(str(source / f"{name}.npy"))
-    before = [np.load(rare_lists / f"{number - 1}-{name}.npy")] if number else []
+    before = [load_array(rare_lists / f"{number - 1}-{name}.npy")] if number else []
     rare = np.concatenate([*before, *lists])
     write_block(rare_lists, f"{number}-{name}", rare)
     left = rows[~np.isin(rows["candidate"], rare)]

@@ -23,6 +23,7 @@ import numpy as np
 
 from pipeline.beam.accounting import AccountingError
 from pipeline.beam.blocks import begins, partition
+from pipeline.beam.staging import load_array
 from pipeline.contract import hashing, schema
 from pipeline.counts.settings import FrequenciesConfig
 
@@ -67,7 +68,7 @@ class Estimator:
             state["interval"] = 1
             return state
         for name, file in zip(STATE.names or (), FILES, strict=True):
-            state[name] = np.load(Path(self.previous) / file, mmap_mode="r")[array, start:stop]
+            state[name] = load_array(Path(self.previous) / file, mmap_mode="r")[array, start:stop]
         return state
 
     @property

@@ -23,7 +23,7 @@ import numpy as np
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.beam.accounting import check_sum
-from pipeline.beam.staging import Staging
+from pipeline.beam.staging import Staging, load_array
 from pipeline.contract import schema
 from pipeline.contract.files import stamp_of
 from pipeline.counts.settings import FrequenciesConfig
@@ -119,7 +119,7 @@ def _times(
     if before.origin is None:
         periods = [time // seconds for time in times]
         if previous and previous.manifest.counts[PENDING]:
-            periods.append(int(np.load(previous.pending, mmap_mode="r")[:, 1].min()))
+            periods.append(int(load_array(previous.pending, mmap_mode="r")[:, 1].min()))
         origin, oldest = min(periods), NEVER
     else:
         origin, oldest = before.origin, before.origin + before.step - 1
@@ -187,7 +187,7 @@ def _manifest(
     late: Counter[str] = Counter()
     for piece, rows in steps.staged_late(staging).items():
         late[pieces[piece].path] += rows
-    weight = np.load(staging.out / schema.STREAMING_WEIGHT, mmap_mode="r")
+    weight = load_array(staging.out / schema.STREAMING_WEIGHT, mmap_mode="r")
     staging.sweep()
     return snapshots.describe_snapshot(
         staging.out,

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipeline.beam.staging import Staging
+from pipeline.beam.staging import Staging, load_array
 from pipeline.contract import schema
 from pipeline.contract.files import (
     absolute,
@@ -259,7 +259,7 @@ def write_window(
 
 def write_pending(path: Path, blocks: list[Path]) -> int:
     """Joins staged files of pending rows, int64 [n, 3] each, one at a time; their rows in all."""
-    parts, rows = [np.load(block, mmap_mode="r") for block in blocks], 0
+    parts, rows = [load_array(block, mmap_mode="r") for block in blocks], 0
     header = {"descr": "<i8", "fortran_order": False, "shape": (sum(map(len, parts)), 3)}
     with open(path, "wb") as file:
         np.lib.format.write_array_header_1_0(file, header)

@@ -17,7 +17,7 @@ import numpy as np
 
 from pipeline.beam.blocks import partition
 from pipeline.beam.options import finish, running, spread
-from pipeline.beam.staging import Staging, read_all, read_json, write_block, write_json
+from pipeline.beam.staging import Staging, load_array, read_all, read_json, write_block, write_json
 from pipeline.prepare.shards import shard_of
 from pipeline.read.discover import Piece
 from pipeline.read.log import read_source
@@ -43,14 +43,14 @@ class Chunk(NamedTuple):
 
     def load(self) -> np.ndarray:
         """The events, or what the file holds of them: [stop - start]."""
-        return np.array(np.load(self.path, mmap_mode="r")[self.start : self.stop])
+        return np.array(load_array(self.path, mmap_mode="r")[self.start : self.stop])
 
 
 def chunks(paths: Iterable[str]) -> list[Chunk]:
     """Cuts staged files, one after the other."""
     cut, place = [], 0
     for path in paths:
-        size = len(np.load(path, mmap_mode="r"))
+        size = len(load_array(path, mmap_mode="r"))
         for start in range(0, size, CHUNK_EVENTS):
             cut.append(Chunk(path, start, min(start + CHUNK_EVENTS, size), place + start))
         place += size
@@ -131,7 +131,7 @@ def _stage_events(part: int, blocks: Iterable[np.ndarray], out: Path) -> str:
 
 def _cut(path: str, cuts: list[tuple[int, int]]) -> Iterator[tuple[int, np.ndarray]]:
     """The part of a staged file that lies in each range: (range, EVENT [n])."""
-    events = np.load(path, mmap_mode="r")
+    events = load_array(path, mmap_mode="r")
     places = [0]
     for timestamp, order in cuts:
         first, last = np.searchsorted(events["timestamp"], [timestamp, timestamp + 1])
@@ -237,7 +237,7 @@ def staged_buckets(staging: Staging) -> Iterator[Buckets]:
     """The buckets that changed."""
     staged = staging.stage(APPLIED)
     for name, described in read_all(staged).items():
-        yield Buckets(**described, state=np.load(staged / f"{name}.npy"))
+        yield Buckets(**described, state=load_array(staged / f"{name}.npy"))
 
 
 def staged_late(staging: Staging) -> dict[int, int]:
