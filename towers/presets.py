@@ -18,7 +18,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "init_stddev": 0.03,
     }
 }
-# What goes beside them in `twotower train`: how they are trained, which `model.fit` is told.
+# How they are trained: further flags of `twotower train`; arguments of `compile` and `fit`.
 TRAINING: Mapping[str, Mapping[str, Any]] = {
     "best": {
         "optimizer": "adagrad",
