@@ -61,7 +61,9 @@ def epoch_dataset(
     dataset = numbers.flat_map(batches)
     if skipped == 0:
         dataset = dataset.apply(tf.data.experimental.assert_cardinality(steps))
-    return dataset.prefetch(2)
+    options = tf.data.Options()
+    options.autotune.enabled = False  # an iterator ends with its thread: up to a minute
+    return dataset.prefetch(2).with_options(options)
 
 
 def _key(seed: int, epoch: int) -> np.ndarray:

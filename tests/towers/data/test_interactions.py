@@ -171,6 +171,11 @@ def test_order_is_a_function_of_seed_and_epoch(data):
     assert second == list(zip(train["query_id"][order], train["candidate_id"][order], strict=True))
 
 
+def test_an_epoch_ends_without_waiting_for_the_thread_of_tf_data(data):
+    """An iterator that is dropped before its end waits for that thread's sleep, up to a minute."""
+    assert data.train(8).options().autotune.enabled is False
+
+
 @pytest.mark.parametrize("epochs", [0, 1])
 @pytest.mark.parametrize("steps", [0, 3])
 def test_first_step_goes_on_where_it_says(data, epochs, steps):
