@@ -138,11 +138,11 @@ class Reader:
 
     def __init__(self, folder, tools):
         self.folder, self.names, self.servers = folder, {}, []
-        self.ports = {"8501": free_port(), "8500": free_port()}
+        self.ports = {port: free_port() for port in ("8501", "8500", "8443", "8444")}
         tools.mkdir()
         flags = f"--rest_port {self.ports['8501']} --grpc_port {self.ports['8500']}"
         (tools / "twotower").write_text(
-            f'#!/bin/sh\n[ "$1" = serve ] && set -- "$@" {flags}\n'
+            f'#!/bin/sh\n[ "$1" = serve ] && shift && set -- serve {flags} "$@"\n'
             f'exec {sys.executable} -m twotower "$@"\n'
         )
         (tools / "twotower").chmod(0o755)
@@ -185,7 +185,7 @@ class Reader:
     def here(self, text):
         """A text with the ports of this reader."""
         for port, free in self.ports.items():
-            text = text.replace(f":{port}", f":{free}")
+            text = re.sub(rf"(?<=[: ]){port}\b", str(free), text)
         return text
 
     def bash(self, code):

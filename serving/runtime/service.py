@@ -288,7 +288,12 @@ class Service:
 
 
 def _refusal(error: Exception, request_id: str) -> ServiceError:
-    """What the client is told; a fault of ours is logged with its stack trace."""
+    """The error that the client gets for what a request raised.
+
+    A refusal stays as it is. A timeout becomes DEADLINE_EXCEEDED, text that is not Unicode
+    INVALID_ARGUMENT. All else is a fault of ours, INTERNAL: the log has the stack trace and the
+    request id, the client only learns that the service failed.
+    """
     if isinstance(error, ServiceError):
         return error
     if isinstance(error, TimeoutError):
