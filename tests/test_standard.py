@@ -20,8 +20,8 @@ TRAIN = sp.csr_matrix(np.random.default_rng(3).random((40, 12)) < 0.3, dtype=np.
 def test_the_last_rows_of_a_user_are_set_aside():
     users = np.array(["b"] * 4 + ["a"] * 25 + ["b"])
     expected = np.zeros(30, bool)
-    expected[[27, 28, 29]] = True  # round(.1 · 25) = 2 of a, one of b
-    np.testing.assert_array_equal(standard.last_tenth(users), expected)
+    expected[[24, 25, 26, 27, 28, 29]] = True  # .2 · 25 = 5 of a, one of b
+    np.testing.assert_array_equal(standard.last_fifth(users), expected)
 
 
 def test_ease_is_the_best_linear_map_without_its_diagonal():
