@@ -9,8 +9,8 @@ DIR of --data holds gowalla_lightgcn/train.parquet and test.parquet of LightGCN'
 user_id and item_id in the order of the published files, and tafeng/interactions.parquet. Test is
 nearest to the last train rows of a user in the first, as in a split by time: what is set aside for
 choosing is therefore the last fifth of each user's train rows, as test is the last fifth of all of
-them, in a directory of its own that holds no test rows. Of Ta-Feng the last fifth by time is test, and an eighth of the rest, by time, is set
-aside.
+them, in a directory of its own that holds no test rows. Of Ta-Feng the last fifth by time is test,
+and an eighth of the rest, by time, is set aside.
 
 --tune gives a row its TRIALS trials, by Recall@20 on what was set aside; a row with one setting has
 ONE_SETTING, a row without any has one. A killed command goes on. --test trains the best trial of a

@@ -72,7 +72,7 @@ def options(tmp_path_factory):
 
 def test_what_is_chosen_on_holds_no_test_rows(options):
     data = open_data(standard.prepared(options, "validation"))
-    assert [data.num_rows(split) for split in ("train", "validation", "test")] == [540, 60, 0]
+    assert [data.num_rows(split) for split in ("train", "validation", "test")] == [480, 120, 0]
     final = open_data(standard.prepared(options, "test"))
     assert [final.num_rows(split) for split in ("train", "validation", "test")] == [600, 0, 180]
 
