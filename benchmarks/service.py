@@ -64,6 +64,9 @@ def network(models: Path, ids: list[str], quick: bool, reloads: int = RELOADS) -
     def search(ids: list[str]) -> None:
         retriever.run(load.SIGNATURE, query_id=tf.constant(ids))
 
+    for call in (local, search):  # the first one builds ScaNN's searcher: not in four threads
+        call(ids[:BATCH])
+
     with (
         load.served(models) as server,
         load.by_grpc(server, NAME) as by_grpc,
