@@ -23,11 +23,11 @@ TRAINING: Mapping[str, Mapping[str, Any]] = {
     "best": {
         "optimizer": "adagrad",
         "learning_rate": 2.5,
-        "learning_rate_decay": 0.6,
+        "learning_rate_decay": 0.8,
         "decay_epochs": 1,
         "l2": 0.0,
         "batch_size": 1024,
-        "epochs": 4,
+        "epochs": 10,
     }
 }
 FLAGS = {name: {**model, **TRAINING[name]} for name, model in PRESETS.items()}
