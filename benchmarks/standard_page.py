@@ -161,17 +161,17 @@ kept, and no row below knows an order.
 
 `preset` is `--preset best` with its `popularity_power` and the correction of the positive chosen by
 the trials. It is behind GF-CF, which has no embeddings, and behind the best published towers: what
-was tried to get ahead stands below, and nothing has yet. It had 4
-epochs, multiplied by .6, at first: .1601 on what was set aside, and .1750 on test. 18 epochs,
-multiplied by .87, have not had their search.
+was tried to get ahead stands below, and nothing has yet. It had 4 epochs, multiplied by .6, at
+first: .1601 on what was set aside, and .1750 on test. 18 epochs, multiplied by .87, have not had
+their search.
 
 ± is the 95 % interval over users, in brackets the standard deviation between seeds. Coverage,
 novelty, Gini, and head and tail (recall of the 5 % of the items with most train rows, and of the
 others) are of the first 20; `beyond` in `benchmarks/standard.py` says how they are computed. CPU
 minutes are those of one training. Popularity is there to check the evaluation: BARS has .0416 and
 .0317 for it; recall, NDCG, precision, hit rate and MRR of a ranking for all users were those of
-ir-measures 0.4.3 to 12 digits. Rows that are missing, `ids`,
-`history`, SLIM and EASE, have not had their trials yet: some 1, 1, 1 and 2 CPU hours.
+ir-measures 0.4.3 to 12 digits. Rows that are missing, `ids`, `history`,
+SLIM and EASE, have not had their trials yet: some 1, 1, 1 and 2 CPU hours.
 """
 
 CUTS = """

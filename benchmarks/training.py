@@ -57,6 +57,10 @@ from towers.model.two_tower import TwoTower
 from towers.output.bundle import write_model
 
 BATCH, DIM, FIT_DIM = 2048, 64, 32
+VERSIONS = {
+    "exact_version": {"scann": False},
+    "version": {"scann_leaves": 1000, "target_recall": 0.8},
+}
 SPARSE = ("lazy_adam", "adagrad", "rowwise_adagrad")
 GOWALLA = (29_858, 40_988)
 
@@ -131,15 +135,11 @@ def sparse(setting: Setting) -> dict[str, Any]:
 
 
 def large(setting: Setting) -> dict[str, Any]:
-    """A table that hardly fits: steps, ranking, a bundle, and in a process of its own a version."""
+    """A table that hardly fits: steps, ranking, a bundle, versions in processes of their own."""
     size = 20_000_000 // (1000 if setting.quick else 1)
     found: dict[str, Any] = {"candidates": size}
     with tempfile.TemporaryDirectory() as place:
-        exact, trees = ({"scann": False}, {"scann_leaves": 1000, "target_recall": 0.8})
-        versions = (
-            partial(_publish_large, "exact_version", exact),
-            partial(_publish_large, "version", trees),
-        )
+        versions = [partial(_publish_large, name, kind) for name, kind in VERSIONS.items()]
         for part in (_train_large, *versions):  # each with the memory of a fresh process
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
                 found |= process.submit(part, place, size, setting.rounds).result()
