@@ -210,7 +210,7 @@ def compare_indexes(models: Path, queries: np.ndarray) -> tuple[dict[str, Any], 
 
 def _searching(retriever: Retriever, index: str) -> Search:
     """The signature `embedding_search` of a version, as the judge calls it."""
-    signature = retriever.model(index).signatures["embedding_search"]
+    signature = retriever.version.load(index).signatures["embedding_search"]
     tuned = {"leaves_to_search": tf.constant(0)} if index == "scann" else {}
 
     def search(batch: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

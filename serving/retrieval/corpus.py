@@ -114,10 +114,10 @@ class Base:
     def popularity(self) -> tuple[np.ndarray, np.ndarray]:
         counts = self._files / schema.BUNDLE_CANDIDATE_COUNTS
         if counts.is_file():
-            count = np.load(counts)
+            count = np.load(counts, mmap_mode="r")
         else:
-            count = np.bincount(self.seen[1], minlength=len(self.vectors))
-        return count, np.argsort(-count, kind="stable")
+            count = np.bincount(self.seen[1], minlength=len(self.vectors)).astype(np.int32)
+        return count, np.argsort(-count, kind="stable").astype(np.int32)
 
     @cached_property
     def query_row(self) -> dict[str, int]:
@@ -215,7 +215,7 @@ class Corpus:
 
     @cached_property
     def popularity(self) -> tuple[np.ndarray, np.ndarray]:
-        """Training rows of each candidate, int64 [N], and rows from the most to the least of it.
+        """Training rows of each candidate, [N], and rows from the most to the least of it.
 
         The counts of the bundle, and where it has none, how many seen lists name a candidate. Of
         equally popular ones the lower row comes first.
@@ -225,7 +225,9 @@ class Corpus:
         """
         self.check_popularity()
         count, by_popularity = self._base.popularity
-        added = np.zeros(len(self.added), np.int64)
+        if not len(self.added):
+            return count, by_popularity
+        added = np.zeros(len(self.added), count.dtype)
         moved, new_rows = self._moved
         added[new_rows - len(count)] = count[moved]
         order = np.argsort(-added, kind="stable")

@@ -103,6 +103,7 @@ class EncodedIds:
     def load(self) -> None:
         """Writes now what is otherwise written on first use."""
         _ = self._lookup, self._fields, self._lists
+        pa.default_memory_pool().release_unused()  # of what writing takes, as much again
 
     def string_val(self, rows: np.ndarray) -> memoryview:
         """The field `string_val` of a TensorProto with the ids of rows, int [...]."""
