@@ -67,12 +67,14 @@ class Ours:
       settings: fields of `TrainConfig` that are fixed.
       space: what is searched, as for `twotower tune --space`.
       epochs: at most; the best one on what was set aside is taken.
+      teacher: the row whose run of the same rows and seed is learned from and started from.
     """
 
     settings: Mapping[str, Any]
     space: Sequence[str]
     epochs: int = 20
     source: str = "ours"
+    teacher: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,7 +176,8 @@ _SPACE = (
     "popularity_power=linear:0:0.3",
 )
 _PRESET = {key: value for key, value in FLAGS["best"].items() if key != "popularity_power"}
-_EPOCHS = _PRESET.pop("epochs")
+_STUDENT = {key: value for key, value in FLAGS["student"].items() if key != "teacher_graph"}
+_EPOCHS, _STUDENT_EPOCHS = _PRESET.pop("epochs"), _STUDENT.pop("epochs")
 _KNN = {"top_k": "log:20:1000", "shrinkage": "linear:0:300", "feature_weighting": "NONE,BM_25"}
 _IALS = {"alpha0": "log:0.003:1", "reg": "log:1e-4:0.1", "train_epochs": "log:4:32"}
 ROWS: Mapping[str, Ours | Baseline] = {
@@ -191,6 +194,9 @@ ROWS: Mapping[str, Ours | Baseline] = {
     "ids": Ours(_COSINE, _SPACE),
     "history": Ours(_COSINE | {"tower": "fism"}, (*_SPACE, "history=10,20,50")),
     "preset": Ours(_PRESET, ("popularity_power=linear:0:0.15",), epochs=_EPOCHS),
+    "student": Ours(
+        _STUDENT, ("teacher_graph=log:0.03:0.3",), epochs=_STUDENT_EPOCHS, teacher="preset"
+    ),
 }
 
 
@@ -295,6 +301,8 @@ def tune_ours(row: Ours, data: str, place: Path) -> list[dict[str, Any]]:
     from towers.tune.settings import TuneConfig
     from towers.tune.study import tune as search
 
+    kept = (place.parent / row.teacher / "trials").glob("*") if row.teacher else ()
+    taught = learned_from(row, next(iter(kept), place))  # of a search the best run alone is kept
     config = TuneConfig(
         data=data,
         output=str(place),
@@ -303,9 +311,19 @@ def tune_ours(row: Ours, data: str, place: Path) -> list[dict[str, Any]]:
         metric=METRIC,
         space=list(row.space),
         **row.settings,
+        **taught,
     )
     names = ("number", "state", "value", "params", "seconds", "values")
     return [{key: trial.get(key) for key in names} for trial in search(config)["trials"]]
+
+
+def learned_from(row: Ours, run: Path) -> dict[str, str]:
+    """The settings by which a row learns from a run of its teacher; a LookupError without one."""
+    if not row.teacher:
+        return {}
+    if not (run / "training.json").is_file():
+        raise LookupError(f"{run} holds no run of {row.teacher}: --tune and --test that row first.")
+    return {"teacher": str(run), "init_from": str(run)}
 
 
 def tune_other(row: Baseline, data: str, place: Path) -> list[dict[str, Any]]:
@@ -400,7 +418,9 @@ def measured(options: argparse.Namespace, name: str, seed: int, place: Path) -> 
     data, epochs = open_data(path), 0
     if isinstance(row, Ours):
         epochs = 1 + int(np.argmax(trial["values"]))
-        ranking, held_out, seconds = rank_ours(row, trial["params"], epochs, seed, path, place)
+        teacher = Path(options.work) / "runs" / f"{options.dataset}-{row.teacher}-{seed}"
+        params = trial["params"] | learned_from(row, teacher)
+        ranking, held_out, seconds = rank_ours(row, params, epochs, seed, path, place)
     else:
         started = time.process_time()
         scores = row.fit(matrix(data), seed, **trial["params"])

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from towers.model.saved import load as load
     from towers.model.two_tower import TwoTower as TwoTower
     from towers.presets import PRESETS as PRESETS
-    from towers.training.earlier_run import soft_targets as soft_targets
+    from towers.training.teacher import soft_targets as soft_targets
 
 _HOMES = {
     "CoupledAdam": "towers.model.optimizers",
@@ -39,7 +39,7 @@ _HOMES = {
     "from_dataframe": "towers.data.dataframe",
     "load": "towers.model.saved",
     "open_data": "towers.data.interactions",
-    "soft_targets": "towers.training.earlier_run",
+    "soft_targets": "towers.training.teacher",
     "staircase_decay": "towers.model.optimizers",
 }
 __all__ = list(_HOMES)

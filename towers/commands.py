@@ -4,7 +4,7 @@ from pipeline.contract.flags import Command
 
 _OF_TRAINING = {
     "the method": "preset options frequency exclude_seen_negatives reduction teacher "
-    "teacher_candidates",
+    "teacher_candidates teacher_graph",
     "the towers": "query_inputs candidate_inputs hidden feature_dim history history_pooling "
     "share_items id_dropout text_buckets num_layers popularity_power init_stddev init_from",
     "the optimizer": "batch_size optimizer learning_rate learning_rate_decay decay_epochs l2 "

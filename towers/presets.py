@@ -16,7 +16,19 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "temperature": 0.1,
         "popularity_power": 0.05,
         "init_stddev": 0.03,
-    }
+    },
+    # learns the ranking of a run of `best`, and what the graph of train rows says besides
+    "student": {
+        "tower": "fism",
+        "share_items": False,
+        "method": "full_softmax",
+        "dim": 64,
+        "normalize": True,
+        "temperature": 0.05,
+        "popularity_power": 0.05,
+        "teacher_weight": 1.0,
+        "teacher_temperature": 1.0,
+    },
 }
 # How they are trained: further flags of `twotower train`; arguments of `compile` and `fit`.
 TRAINING: Mapping[str, Mapping[str, Any]] = {
@@ -28,6 +40,25 @@ TRAINING: Mapping[str, Mapping[str, Any]] = {
         "l2": 0.0,
         "batch_size": 1024,
         "epochs": 10,
-    }
+    },
+    "student": {
+        "teacher_graph": 0.1,
+        "optimizer": "adam",
+        "learning_rate": 0.005,
+        "learning_rate_decay": 0.8,
+        "decay_epochs": 1,
+        "l2": 0.0,
+        "batch_size": 512,
+        "epochs": 8,
+    },
 }
-FLAGS = {name: {**model, **TRAINING[name]} for name, model in PRESETS.items()}
+_OPTIONS = "teacher_weight", "teacher_temperature"  # of a method, which are no flags
+
+
+def _flags(name: str) -> dict[str, Any]:
+    settings = {**PRESETS[name], **TRAINING[name]}
+    options = tuple(f"{option}={settings.pop(option)}" for option in _OPTIONS if option in settings)
+    return settings | ({"options": options} if options else {})
+
+
+FLAGS = {name: _flags(name) for name in PRESETS}

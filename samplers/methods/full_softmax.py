@@ -11,7 +11,7 @@ import tensorflow as tf
 from samplers.candidates import Batch, Candidates, Encoders, at_least_float32, positive_scores
 from samplers.losses.streamed_softmax import Valid, dot_logsumexp
 from samplers.methods.method import Method, require
-from samplers.selection.seen import padded
+from samplers.selection.seen import Seen, padded
 from samplers.selection.validity import hit_filter, weigh_rows
 
 
@@ -89,6 +89,10 @@ class DistilledSoftmax(FullSoftmax):
     ranks nothing for has what it chose alone. Of that, one step looks at all where there are at
     most S, otherwise at S neighbours in `chosen` from a random place on, each as likely as any
     other. `seen` leaves nothing out: what a query chose is wanted.
+
+    With λ = 1 it is not: what a query chose is then left out of the sum over the corpus as well,
+    so that all of the vectors goes to the ranking of what is left, and a query is embedded from
+    all that it chose, as it is served.
     """
 
     targets: SoftTargets
@@ -112,6 +116,8 @@ class DistilledSoftmax(FullSoftmax):
         self._share = tf.constant(share.astype(np.float32))
         self._chosen = tf.constant(np.append(chosen, 0).astype(np.int64))
         self._offsets = tf.constant(offsets.astype(np.int64))
+        self._known = Seen(chosen, offsets) if self.teacher_weight == 1 else None
+        self._looked_at = self.num_chosen if self._known is None else 1
 
     def propose(self, query: tf.Tensor, batch: Batch, *, seed: tf.Tensor) -> Candidates:
         """The targets of some rows: ids [B, S + T], and log t as their log_q, -inf for none."""
@@ -120,9 +126,9 @@ class DistilledSoftmax(FullSoftmax):
         sizes = tf.gather(self._offsets, query_ids + 1) - first
         draws = tf.random.stateless_uniform(tf.shape(query_ids), seed, dtype=tf.float64)
         start = tf.cast(draws * tf.cast(sizes, tf.float64), tf.int64)  # below sizes
-        step = tf.range(self.num_chosen, dtype=tf.int64)
+        step = tf.range(self._looked_at, dtype=tf.int64)
         places = first[:, None] + (start[:, None] + step) % tf.maximum(sizes, 1)[:, None]
-        looked_at = tf.cast(tf.clip_by_value(sizes, 1, self.num_chosen), tf.float32)
+        looked_at = tf.cast(tf.clip_by_value(sizes, 1, self._looked_at), tf.float32)
         share = (tf.gather(self._share, query_ids) / looked_at)[:, None]
         weights = tf.where(step < sizes[:, None], share, 0.0)
         ids = tf.concat([tf.gather(self._chosen, places), tf.gather(self._ids, query_ids)], axis=1)
@@ -130,13 +136,30 @@ class DistilledSoftmax(FullSoftmax):
         return Candidates(ids, tf.math.log(all_weights))
 
     def with_seen(self, batch: Batch, proposed: Candidates | None) -> Batch:
-        return batch
+        if self._known is None:
+            return batch
+        return batch._replace(seen=padded(self._known.pairs(batch.query_ids)))
 
     def loss(
         self, encoders: Encoders, batch: Batch, proposed: Candidates | None, *, seed: tf.Tensor
     ) -> tf.Tensor:
         assert proposed is not None
-        query, targets = encoders.query, at_least_float32(encoders.candidates(proposed.ids))
+        corpus = encoders.corpus()
+        unseen = hit_filter(
+            batch, tf.range(tf.shape(corpus, tf.int64)[0]), mask_accidental_hits=False
+        )
+        query = encoders.query
+        if unseen is not None:
+            assert encoders.queries is not None
+            query = encoders.queries(batch.query_ids)
+        untaught = tf.gather(self._share, batch.query_ids)[:, None] > 0
+
+        def unseen_or_wanted(columns: tf.Tensor) -> tf.Tensor:
+            assert unseen is not None
+            return untaught | unseen(columns)
+
+        valid = None if unseen is None else unseen_or_wanted
+        targets = at_least_float32(encoders.candidates(proposed.ids))
         weights = tf.cast(tf.exp(proposed.log_q), targets.dtype)
         wanted = positive_scores(query, tf.linalg.matvec(targets, weights, transpose_a=True))
-        return weigh_rows(self._log_total(query, encoders.corpus(), None) - wanted, batch)
+        return weigh_rows(self._log_total(query, corpus, valid) - wanted, batch)

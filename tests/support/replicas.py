@@ -19,7 +19,7 @@ import towers
 from towers.legacy_keras import tf_keras, tfrs
 from towers.model.optimizers import LazyAdam, RowwiseAdagrad, SparseAdagrad
 from towers.model.two_tower import TwoTower
-from towers.training.earlier_run import soft_targets
+from towers.training.teacher import soft_targets
 
 BATCH = 61  # no multiple of a number of replicas
 ROUGH = {"rtol": 0.02, "atol": 0.01}  # for bfloat16

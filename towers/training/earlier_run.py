@@ -1,4 +1,4 @@
-"""What a run takes from an earlier one: its vectors by raw id, or its ranking as a teacher's."""
+"""What a run takes from an earlier one: its vectors by raw id."""
 
 from __future__ import annotations
 
@@ -13,11 +13,8 @@ import tensorflow as tf
 
 from pipeline.contract import schema, stores
 from pipeline.contract.files import written_aside
-from samplers.methods.full_softmax import SoftTargets
 from towers.data.interactions import RetrievalData, find_ids
 from towers.encoders.tower_config import SUMS
-from towers.metrics.ranking import rank_blocks, tie_order
-from towers.model.top_k import vectors
 from towers.model.two_tower import TwoTower
 from towers.training.run_directory import (
     CHECKPOINTS,
@@ -177,31 +174,3 @@ def _joined(
     if not known.all():
         log.info("train: %d of %d rows of a table are those of %s", known.sum(), len(known), root)
     return np.where(known[:, None], old[places], new)
-
-
-def soft_targets(model: TwoTower, data: RetrievalData, k: int) -> SoftTargets:
-    """What a model ranks highest for each query among what the query did not choose in train.
-
-    Held-out rows are not looked at: where the teacher ranks them high, it has found them.
-
-    Args:
-      model: the teacher, a trained model of the data.
-      data: whose train split the student is trained on too.
-      k: T, candidates of each query; fewer where the corpus is smaller.
-    """
-    chosen = data.positives("train")
-    blocks = rank_blocks(
-        model.query_embeddings(),
-        functools.partial(vectors, model, "candidate"),
-        np.arange(data.num_queries),
-        chosen,
-        k=k,
-        order=tie_order(data.candidate_vocabulary.fingerprints),
-    )
-    ids, scores = zip(*((ids.astype(np.int32), scores) for ids, scores in blocks), strict=True)
-    return SoftTargets(
-        np.concatenate(ids),
-        np.concatenate(scores),
-        chosen.candidate_ids.astype(np.int32),
-        chosen.offsets,
-    )

@@ -64,6 +64,9 @@ class TrainConfig(TowerConfig):
     # besides; an epoch then has one row for each query
     teacher: str = ""
     teacher_candidates: int = 100  # T, the first of that ranking which it learns, for each query
+    # beside the teacher's scores, both in standard deviations: weight of what a random walk and a
+    # low-pass filter on the graph of train rows say
+    teacher_graph: float = 0.0
     overwrite: bool = False  # delete what is in the run directory and start anew
     # compile steps with XLA; none: as the run began, a new one by a table of methods
     jit_compile: bool | None = None
@@ -91,7 +94,8 @@ class TrainConfig(TowerConfig):
         counts = ("dim", "epochs", "decay_epochs", "teacher_candidates")
         require_all(self, "must be at least 1", *counts)
         require_all(self, "must be at least 2", "batch_size")
-        require_all(self, "must be at least 0", "l2", "init_stddev", "seed", "patience", "devices")
+        names = "l2", "init_stddev", "seed", "patience", "devices", "teacher_graph"
+        require_all(self, "must be at least 0", *names)
         require_all(self, "must be above 0", "temperature", "learning_rate", "checkpoint_minutes")
         require_all(self, "must be in (0, 1]", "learning_rate_decay")
         known = self.reduction in ("mean", "sum")
@@ -121,6 +125,8 @@ class TrainConfig(TowerConfig):
             require(free, name, "must be left out with --time_xla", getattr(self, name))
         learns = not self.teacher or self.method == "full_softmax"
         require(learns, "teacher", "goes with --method full_softmax alone", self.teacher)
+        free = bool(self.teacher) or not self.teacher_graph
+        require(free, "teacher_graph", "must be 0 without --teacher", self.teacher_graph)
         if self.strategy == "multi_worker" and is_remote(self.run):
             raise ValueError("--strategy multi_worker needs a local run that all machines see.")
         parse_metric(self.validation_metric)

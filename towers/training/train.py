@@ -22,7 +22,7 @@ from towers.model.memory import fit_to_memory
 from towers.model.optimizers import make_optimizer, staircase_decay
 from towers.model.two_tower import TwoTower
 from towers.training.checkpoints import RunRecorder
-from towers.training.earlier_run import keep_vocabularies, soft_targets, start_from_run
+from towers.training.earlier_run import keep_vocabularies, start_from_run
 from towers.training.failures import (
     CheckData,
     MemoryIsFull,
@@ -42,6 +42,7 @@ from towers.training.run_directory import (
     refit_settings,
 )
 from towers.training.settings import TrainConfig, parse_metric
+from towers.training.teacher import soft_targets
 
 log = logging.getLogger(__name__)
 _STEPS_ON_A_GPU = 16  # that TensorFlow takes in a row
@@ -85,7 +86,8 @@ def train(config: TrainConfig, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
     if config.teacher:
         teacher, _ = open_run(stores.local_copy(config.teacher), prepared)
         log.info("train: the ranking of %s is read off", config.teacher)
-        targets, rows = soft_targets(teacher, data, config.teacher_candidates), data.by_query()
+        shown = config.teacher_candidates, config.teacher_graph
+        targets, rows = soft_targets(teacher, data, *shown), data.by_query()
     with strategy.scope():
         model = make_model(config, frequency.counted(data), targets)
         batch = min(config.batch_size, rows.num_rows("train"))

@@ -88,14 +88,16 @@ def test_of_many_chosen_a_step_looks_at_some_and_all_are_as_likely():
     )
 
 
-@pytest.mark.parametrize(("compiled", "block_size"), [(None, 4), (True, None)])
-def test_full_softmax_with_a_teacher_equals_its_equation(compiled, block_size):
+@pytest.mark.parametrize(
+    ("weight", "compiled", "block_size"), [(0.4, None, 4), (0.4, True, None), (1.0, None, 4)]
+)
+def test_full_softmax_with_a_teacher_equals_its_equation(weight, compiled, block_size):
     rng = np.random.default_rng(5)
     query = tf.Variable(rng.normal(size=(5, 3)).astype(np.float32))
     corpus = tf.Variable(rng.normal(size=(9, 3)).astype(np.float32))
     ids = np.array([3, 0, 2, 1, 0])
-    # `seen` holds what was chosen: sought, and so never left out.
-    options = {"seen": seen_by(CHOSEN), "teacher_weight": 0.4, "block_size": block_size}
+    # `seen` holds what was chosen: sought, and so never left out, unless the teacher is all.
+    options = {"seen": seen_by(CHOSEN), "teacher_weight": weight, "block_size": block_size}
     method = build("full_softmax", targets=targets(), **options)
     batch = samplers.Batch(
         tf.constant(ids),
@@ -103,14 +105,18 @@ def test_full_softmax_with_a_teacher_equals_its_equation(compiled, block_size):
         weight=tf.constant([1.0, 2.0, 0.5, 1.0, 0.0]),
     )
 
+    def summed(u):
+        alone = weight == 1 and u != 2  # for which the teacher ranks nothing
+        return [j for j in range(9) if not (alone and j in CHOSEN[u])]
+
     def losses(query, corpus):
         return tf.stack(
             [
                 batch.weight[b]
                 * (
-                    tf.reduce_logsumexp(tf.linalg.matvec(corpus, query[b]))
+                    tf.reduce_logsumexp(tf.linalg.matvec(tf.gather(corpus, summed(u)), query[b]))
                     - tf.tensordot(
-                        dense(u, weight=0.4, temperature=0.4).astype(np.float32),
+                        dense(u, weight=weight, temperature=0.4).astype(np.float32),
                         tf.linalg.matvec(corpus, query[b]),
                         1,
                     )
@@ -121,11 +127,13 @@ def test_full_softmax_with_a_teacher_equals_its_equation(compiled, block_size):
 
     def of_the_method():
         with tf.GradientTape() as tape:
+            without_the_positive = query * (0.0 if weight == 1 else 1.0)
             encoders = samplers.Encoders(
-                query=tf.identity(query),
+                query=without_the_positive,
                 positive=tf.gather(corpus, batch.candidate_ids),
                 candidates=lambda wanted: tf.gather(corpus, wanted),
                 corpus=lambda: tf.identity(corpus),
+                queries=lambda wanted: tf.identity(query),
             )
             found = method(encoders, batch, seed=SEED)
         by_query, by_corpus = tape.gradient(found, [query, corpus])

@@ -3,15 +3,16 @@ import shutil
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 
 from towers.data.interactions import open_data
 from towers.evaluation.evaluate import evaluate_run
 from towers.evaluation.settings import EvaluateConfig
 from towers.model.optimizers import CoupledAdam
 from towers.model.two_tower import TwoTower
-from towers.training.earlier_run import soft_targets
 from towers.training.run_directory import open_run
 from towers.training.settings import TrainConfig
+from towers.training.teacher import graph_scores, soft_targets
 from towers.training.train import train
 
 
@@ -68,6 +69,46 @@ def test_targets_are_the_top_of_the_teacher_without_what_was_chosen(data):
         expected = np.argsort(-scores[query])[:6]
         np.testing.assert_array_equal(found.ids[query], expected)
         np.testing.assert_allclose(found.scores[query], scores[query, expected], rtol=1e-5)
+
+
+def standard(scores):
+    return (scores - scores.mean(axis=1, keepdims=True)) / scores.std(axis=1, keepdims=True)
+
+
+def matrix(data):
+    """R of the train split, dense: what each query chose."""
+    rows, result = data.arrays("train"), np.zeros((data.num_queries, data.num_candidates))
+    result[rows["query_id"], rows["candidate_id"]] = 1
+    return result
+
+
+def test_the_graph_says_where_walks_end_and_what_passes_a_low_filter(data):
+    chose = matrix(data)
+    of_query, of_item = (np.maximum(chose.sum(axis=axis), 1) for axis in (1, 0))
+    walk = chose / of_item @ chose.T / of_query @ chose
+    scaled = chose / np.sqrt(of_query)[:, None] / np.sqrt(of_item)
+    right = np.linalg.svd(scaled, full_matrices=False)[2][: min(256, min(chose.shape) - 1)]
+    low = (chose / np.sqrt(of_item)) @ right.T @ right * np.sqrt(of_item)
+    found = graph_scores(sp.csr_matrix(chose.astype(np.float32)))(np.array([3, 0]))
+    expected = standard(walk) + 0.5 * standard(low)
+    np.testing.assert_allclose(found, expected[[3, 0]], rtol=1e-3, atol=1e-4)
+
+
+def test_targets_beside_the_graph_are_those_of_both(data):
+    model = TwoTower(data, 4, init_stddev=1.0)
+    found = soft_targets(model, data, 6, 0.7)
+    scores = standard(model.query_embeddings().numpy() @ model.candidate_embeddings().numpy().T)
+    chose = matrix(data)
+    graph = graph_scores(sp.csr_matrix(chose.astype(np.float32)))
+    scores += 0.7 * graph(np.arange(data.num_queries))
+    scores[chose > 0] = -np.inf
+    expected = np.sort(scores, axis=1)[:, ::-1][:, :6]
+    np.testing.assert_allclose(found.scores, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(np.take_along_axis(scores, found.ids, 1), expected, rtol=1e-4)
+    assert overlap(found.ids, soft_targets(model, data, 6).ids) < 0.95
+    everything = soft_targets(model, data, 1000, 0.7)
+    free = data.num_candidates - data.positives("train").sizes
+    np.testing.assert_array_equal((everything.ids >= 0).sum(axis=1), free)
 
 
 def test_by_query_has_a_row_for_each_query(data):
@@ -133,6 +174,8 @@ def test_what_cannot_be_a_teacher_is_told(student, tmp_path):
     for changes, text in (
         ({"method": "ssl_pop"}, "^teacher goes with --method full_softmax alone"),
         ({"teacher": student.run}, "^teacher must be another directory than run"),
+        ({"teacher_graph": -0.1}, "^teacher_graph must be at least 0"),
+        ({"teacher_graph": 0.1, "teacher": ""}, "^teacher_graph must be 0 without --teacher"),
         ({"teacher_candidates": 0}, "^teacher_candidates must be at least 1"),
     ):
         with pytest.raises(ValueError, match=text):
