@@ -10,6 +10,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from towers.presets import FLAGS
+
 Metrics = Mapping[str, float]
 
 
@@ -136,6 +138,7 @@ _DISTILLED = _COSINE | {
     "learning_rate_decay": 0.7,
     "init_stddev": 0.1,
 }
+_APART = "method", "options", "epochs"  # of presets: what a row has beside its settings
 _BEST = {
     32: {"recall@10": 0.1344, "recall@50": 0.3022, "ndcg@50": 0.1837},
     64: {"recall@20": 0.2121, "ndcg@20": 0.1709},
@@ -351,6 +354,18 @@ TABLES: Mapping[tuple[str, str], Table] = {
                 "full_softmax",
             )
             for dim, best in _BEST.items()
+        }
+        | {
+            f"preset {name}": Row(
+                {k: v for k, v in FLAGS[name].items() if k not in _APART} | extra,
+                FLAGS[name].get("options", {}),
+                _BEST[64],
+                FLAGS[name]["method"],
+            )
+            for name, extra in (
+                ("best", {}),
+                ("student", {"teacher": "preset best", "init_from": "preset best"}),
+            )
         },
     ),
     **{

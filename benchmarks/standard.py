@@ -453,11 +453,10 @@ def rank_ours(
     from towers.training.settings import TrainConfig
     from towers.training.train import train
 
-    options = [f"{k[7:]}={v}" for k, v in params.items() if k.startswith("method.")]
+    options = {k[7:]: v for k, v in params.items() if k.startswith("method.")}
     settings = {k: v for k, v in params.items() if not k.startswith("method.")}
     settings = {**row.settings, **settings, "patience": 0}
-    options = [*settings.pop("options", ()), *options]
-    settings |= {"epochs": epochs, "seed": seed, "options": tuple(options)}
+    settings |= {"epochs": epochs, "seed": seed, "options": settings.get("options", {}) | options}
     clock = CpuClock(place)
     train(TrainConfig(data=data, run=str(place), **settings), [clock.callback()])
     rows = open_data(data)

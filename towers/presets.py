@@ -57,7 +57,7 @@ _OPTIONS = "teacher_weight", "teacher_temperature"  # of a method, which are no 
 
 def _flags(name: str) -> dict[str, Any]:
     settings = {**PRESETS[name], **TRAINING[name]}
-    options = tuple(f"{option}={settings.pop(option)}" for option in _OPTIONS if option in settings)
+    options = {option: settings.pop(option) for option in _OPTIONS if option in settings}
     return settings | ({"options": options} if options else {})
 
 

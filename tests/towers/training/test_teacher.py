@@ -1,15 +1,18 @@
 import dataclasses
+import json
 import shutil
 
 import numpy as np
 import pytest
 import scipy.sparse as sp
 
+import twotower
 from towers.data.interactions import open_data
 from towers.evaluation.evaluate import evaluate_run
 from towers.evaluation.settings import EvaluateConfig
 from towers.model.optimizers import CoupledAdam
 from towers.model.two_tower import TwoTower
+from towers.presets import FLAGS
 from towers.training.run_directory import open_run
 from towers.training.settings import TrainConfig
 from towers.training.teacher import graph_scores, soft_targets
@@ -164,6 +167,21 @@ def test_a_student_is_used_without_its_teacher(prepared, teacher, student, tmp_p
     model, config = open_run(student.run, open_data(prepared))
     assert config.recorded()["teacher"] is True
     assert not hasattr(model.method, "targets")
+
+
+def test_a_student_learns_from_a_run_of_the_other_preset(prepared, tmp_path):
+    command = f"train --data {prepared} --dim 8 --batch_size 16 --epochs 1 --jit_compile false"
+    teacher, run = tmp_path / "teacher", tmp_path / "run"
+    assert twotower.main(f"{command} --run {teacher} --preset best".split()) == 0
+    learns = f"--preset student --teacher {teacher} --init_from {teacher}"
+    assert twotower.main(f"{command} --run {run} {learns}".split()) == 0
+    told = json.loads((run / "config.json").read_text())["configuration"]
+    assert (told["method"], told["teacher_graph"], told["share_items"]) == (
+        "full_softmax",
+        FLAGS["student"]["teacher_graph"],
+        False,
+    )
+    assert "teacher_weight=1.0" in told["options"]
 
 
 def test_what_cannot_be_a_teacher_is_told(student, tmp_path):
