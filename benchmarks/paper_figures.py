@@ -132,7 +132,7 @@ def points_of(table: Table, rows: list[dict[str, Any]]) -> list[tuple[float, dic
     found = [
         (float(row["method"].partition("=")[2]), row["metrics"])
         for row in rows
-        if row["method"] in table.rows and "=" in row["method"]
+        if row["method"] in table.rows and row["epochs"] == table.epochs and "=" in row["method"]
     ]
     return sorted(found, key=lambda point: point[0])
 
