@@ -421,6 +421,9 @@ def measured(options: argparse.Namespace, name: str, seed: int, place: Path) -> 
         teacher = Path(options.work) / "runs" / f"{options.dataset}-{row.teacher}-{seed}"
         params = trial["params"] | learned_from(row, teacher)
         ranking, held_out, seconds = rank_ours(row, params, epochs, seed, path, place)
+        if row.teacher:
+            of = key_of({"dataset": options.dataset, "row": row.teacher, "seed": seed})
+            seconds += sum(r["cpu_seconds"] for r in rows_of(KEPT) if key_of(r) == of)
     else:
         started = time.process_time()
         scores = row.fit(matrix(data), seed, **trial["params"])
