@@ -193,8 +193,8 @@ TIME = """
 The same rows, budget and measures, with the last 20 % of all rows by time as test and the 10 %
 before as what is set aside, which the training for test has, too. Users without a train row count:
 towers of ids or of stale histories, and the matrices of the baselines, know nothing of them,
-popularity does. `preset` does not carry over: found on Gowalla, with its `popularity_power` alone to
-be chosen, it is behind popularity. A student was not tried.
+popularity does. `preset` does not carry over: found on Gowalla, with its `popularity_power` and
+the correction of the positive alone to be chosen, it is behind popularity. A student was not tried.
 """
 
 CHOSEN = """
