@@ -10,9 +10,8 @@ import scipy.sparse as sp
 import tensorflow as tf
 from scipy.sparse.linalg import svds
 
-from pipeline.contract import schema
 from samplers.methods.full_softmax import SoftTargets
-from towers.data.interactions import RetrievalData
+from towers.data.interactions import Positives, RetrievalData
 from towers.metrics.ranking import MAX_SCORES, rank_blocks, tie_order
 from towers.model.top_k import vectors
 from towers.model.two_tower import TwoTower
@@ -39,7 +38,7 @@ def soft_targets(model: TwoTower, data: RetrievalData, k: int, graph: float = 0.
     chosen = data.positives("train")
     queries, order = np.arange(data.num_queries), tie_order(data.candidate_vocabulary.fingerprints)
     if graph:
-        blocks = _beside_graph(model, data, min(k, data.num_candidates), graph, order)
+        blocks = _beside_graph(model, chosen, min(k, data.num_candidates), graph, order)
     else:
         embed = functools.partial(vectors, model, "candidate")
         blocks = rank_blocks(model.query_embeddings(), embed, queries, chosen, k=k, order=order)
@@ -89,19 +88,18 @@ def graph_scores(train: sp.csr_matrix) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def _beside_graph(
-    model: TwoTower, data: RetrievalData, k: int, weight: float, order: np.ndarray
+    model: TwoTower, chosen: Positives, k: int, weight: float, order: np.ndarray
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """As `rank_blocks`, of the scores of the model and of the graph together."""
-    rows = data.arrays("train")
-    pairs = np.asarray(rows[schema.QUERY_ID]), np.asarray(rows[schema.CANDIDATE_ID])
-    ones = np.ones(len(pairs[0]), np.float32)
-    train = sp.csr_matrix((ones, pairs), shape=(data.num_queries, data.num_candidates))
-    train.data[:] = 1  # however often a pair is in the rows
+    shape, ones = (len(chosen.sizes), len(order)), np.ones(len(chosen.candidate_ids), np.float32)
+    train = sp.csr_matrix((ones, chosen.candidate_ids, chosen.offsets), shape=shape, copy=True)
+    train.sum_duplicates()
+    train.data[:] = 1  # however often a query chose a candidate
     of_graph = graph_scores(train)
     queries, corpus = model.query_embeddings().numpy(), model.candidate_embeddings().numpy()
-    size = max(1, MAX_SCORES // data.num_candidates)
-    for start in range(0, data.num_queries, size):
-        block = np.arange(start, min(start + size, data.num_queries))
+    size = max(1, MAX_SCORES // shape[1])
+    for start in range(0, shape[0], size):
+        block = np.arange(start, min(start + size, shape[0]))
         scores = _standard(queries[block] @ corpus.T) + weight * of_graph(block)
         scores[train[block].nonzero()] = -np.inf
         top = tf.math.top_k(scores[:, order], k)
