@@ -19,18 +19,17 @@ added to `standard_test.json`.
 --check does the same for a row that is kept, and fails where a metric leaves its interval.
 
 Baselines need `pip install "irspack>=0.5.2,<0.6" "fastprogress<1.1"` (MIT, Apache); EASE
-is computed here, so that one matrix of items by items (7 GB) is enough, and GF-CF.
+is computed here, from one matrix of users by users (3.6 GB), and GF-CF.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import datetime
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,165 +38,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import scipy.sparse as sp
 import tensorflow as tf
-from scipy.linalg import lapack
-from scipy.sparse.linalg import svds
 
 from benchmarks.paper_tables import RESULTS, CpuClock, commit, rows_of
 from benchmarks.record import command, processor, write
+from benchmarks.standard_rows import ROWS, Baseline, Ours, Scores
 from pipeline.contract import schema
 from towers.data.interactions import RetrievalData, open_data
 from towers.metrics.definitions import half_width, mean_metrics
 from towers.metrics.held_out import HeldOut, Ranking
 from towers.metrics.ranking import find_hits, tie_order
-from towers.presets import FLAGS
 
 TRIALS, ONE_SETTING, K, METRIC = 12, 6, 20, "recall@20"
 DATASETS = "gowalla", "tafeng"
 HEAD = 0.05  # share of the items, those with most train rows, that are the head
 _NAMES = "_trials", "", "_test", "_tried"
 SEARCHES, KEPT, TESTS, TRIED = (RESULTS / f"standard{name}.json" for name in _NAMES)
-Scores = Callable[[np.ndarray], np.ndarray]  # queries int64 [b] → scores [b, N], as `matrix` has N
-
-
-@dataclasses.dataclass(frozen=True)
-class Ours:
-    """A row that `twotower train` makes.
-
-    Attributes:
-      settings: fields of `TrainConfig` that are fixed.
-      space: what is searched, as for `twotower tune --space`.
-      epochs: at most; the best one on what was set aside is taken.
-      teacher: the row whose run of the same rows and seed is learned from and started from.
-    """
-
-    settings: Mapping[str, Any]
-    space: Sequence[str]
-    epochs: int = 20
-    source: str = "ours"
-    teacher: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
-class Baseline:
-    """A row of another library.
-
-    Attributes:
-      fit: train matrix, seed, and settings by name → scores.
-      space: name → range, as for `twotower tune --space`.
-      source: the library.
-      seeded: whether the seed changes anything.
-    """
-
-    fit: Callable[..., Scores]
-    space: Mapping[str, str]
-    source: str
-    seeded: bool = False
-
-
-def irspack(name: str, **fixed: Any) -> Callable[..., Scores]:
-    """A recommender of irspack, by its name there."""
-
-    def fit(train: sp.csr_matrix, seed: int, **settings: Any) -> Scores:
-        import irspack.recommenders as library
-
-        seeded = {"random_seed": seed} if name == "IALSRecommender" else {}
-        model = getattr(library, name)(train, **fixed, **settings, **seeded, n_threads=1)
-        return model.learn().get_score
-
-    return fit
-
-
-def ease(train: sp.csr_matrix, seed: int, *, reg: float) -> Scores:
-    """Steck, WWW 2019, arXiv 1905.03375: B = I - P / diag(P), P = (XᵀX + λI)⁻¹, in one matrix."""
-    del seed
-    size = train.shape[1]
-    gram = np.zeros((size, size), np.float32, order="F")
-    for start in range(0, size, 1024):
-        columns = train.T @ train[:, start : start + 1024]
-        gram[:, start : start + 1024] = columns.toarray()
-    gram[np.diag_indices(size)] += reg
-    factor, failed = lapack.spotrf(gram, lower=1, overwrite_a=1)
-    inverse, failed = lapack.spotri(factor, lower=1, overwrite_c=1) if not failed else (0, failed)
-    if failed:
-        raise ValueError(f"the Gram matrix is not positive definite with reg {reg}; raise it.")
-    for start in range(0, size, 1024):  # the lower triangle is all that LAPACK fills
-        stop = min(start + 1024, size)
-        inverse[start:stop, stop:] = inverse[stop:, start:stop].T
-        block = inverse[start:stop, start:stop]
-        block[:] = np.tril(block) + np.tril(block, -1).T
-    weights = inverse
-    weights /= -np.diag(inverse).copy()
-    weights[np.diag_indices(size)] = 0
-    return lambda queries: np.asarray(train[queries] @ weights)
-
-
-def graph_filter(train: sp.csr_matrix, seed: int, *, low_pass: float, rank: int = 256) -> Scores:
-    """GF-CF, Shen et al., CIKM 2021, arXiv 2108.07567: r (R̃ᵀR̃ + α D_i^-½ V Vᵀ D_i^½) for a row r.
-
-    R̃ = D_u^-½ R D_i^-½, D the train rows of users and of items, V the first right singular vectors.
-    """
-    by_user, by_item = (np.maximum(train.sum(axis=axis), 1).A1 ** -0.5 for axis in (1, 0))
-    scaled = (sp.diags(by_user) @ train @ sp.diags(by_item)).astype(np.float32).tocsr()
-    transposed, rank = scaled.T.tocsr(), min(rank, min(train.shape) - 1)
-    right = svds(scaled, k=rank, random_state=seed)[2].T
-    first, second = by_item[:, None] * right, low_pass * (right / by_item[:, None]).T
-    first, second = first.astype(np.float32), second.astype(np.float32)
-
-    def scores(queries: np.ndarray) -> np.ndarray:
-        rows = train[queries]
-        linear = (transposed @ (scaled @ rows.T.toarray())).T
-        return np.asarray(linear + (rows @ first) @ second)
-
-    return scores
-
-
-def popularity(train: sp.csr_matrix, seed: int) -> Scores:
-    """Train rows of an item."""
-    del seed
-    counts = np.asarray(train.sum(axis=0), np.float32)
-    return lambda queries: np.repeat(counts, len(queries), axis=0)
-
-
-_COSINE = {
-    "dim": 64,
-    "method": "ssl_pop",
-    "normalize": True,
-    "l2": 0.0,
-    "batch_size": 1024,
-    "optimizer": "adagrad",
-    "init_stddev": 0.03,
-    "learning_rate_decay": 0.85,
-    "decay_epochs": 1,
-    "patience": 3,
-}
-_SPACE = (
-    "learning_rate=log:0.5:5",
-    "temperature=log:0.05:0.2",
-    "popularity_power=linear:0:0.3",
-)
-_PRESET = {key: value for key, value in FLAGS["best"].items() if key != "popularity_power"}
-_STUDENT = {key: value for key, value in FLAGS["student"].items() if key != "teacher_graph"}
-_EPOCHS, _STUDENT_EPOCHS = _PRESET.pop("epochs"), _STUDENT.pop("epochs")
-_KNN = {"top_k": "log:20:1000", "shrinkage": "linear:0:300", "feature_weighting": "NONE,BM_25"}
-_IALS = {"alpha0": "log:0.003:1", "reg": "log:1e-4:0.1", "train_epochs": "log:4:32"}
-ROWS: Mapping[str, Ours | Baseline] = {
-    "popularity": Baseline(popularity, {}, "counts"),
-    "ItemKNN": Baseline(irspack("CosineKNNRecommender", normalize=True), _KNN, "irspack"),
-    "iALS": Baseline(irspack("IALSRecommender", n_components=64), _IALS, "irspack", True),
-    "SLIM": Baseline(
-        irspack("SLIMRecommender", n_iter=20),
-        {"alpha": "log:0.0001:0.1", "l1_ratio": "log:0.001:0.3"},
-        "irspack",
-    ),
-    "GF-CF": Baseline(graph_filter, {"low_pass": "log:0.03:3.0"}, "scipy"),
-    "EASE": Baseline(ease, {"reg": "log:30:3000"}, "scipy"),
-    "ids": Ours(_COSINE, _SPACE),
-    "history": Ours(_COSINE | {"tower": "fism"}, (*_SPACE, "history=10,20,50")),
-    "preset": Ours(_PRESET, ("popularity_power=linear:0:0.15",), epochs=_EPOCHS),
-    "student": Ours(
-        _STUDENT, ("teacher_graph=log:0.03:0.3",), epochs=_STUDENT_EPOCHS, teacher="preset"
-    ),
-}
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ import pytest
 import scipy.sparse as sp
 
 from benchmarks import standard, standard_page
+from benchmarks.standard_rows import Baseline, Ours, ease, graph_filter
 from towers.data.interactions import open_data
 from towers.metrics.held_out import HeldOut
 from towers.metrics.ranking import rank_corpus, tie_order
@@ -32,7 +33,7 @@ def test_ease_is_the_best_linear_map_without_its_diagonal():
         others = np.delete(np.arange(12), item)
         expected[others, item] = np.linalg.solve(gram[np.ix_(others, others)], gram[others, item])
         expected[item, item] = 0
-    found = standard.ease(TRAIN, 0, reg=reg)(np.arange(40))
+    found = ease(TRAIN, 0, reg=reg)(np.arange(40))
     np.testing.assert_allclose(found, dense @ expected, atol=1e-4)
 
 
@@ -43,7 +44,7 @@ def test_the_graph_filter_is_its_equation():
     vectors = np.linalg.svd(scaled)[2][:5]
     low = np.diag(items**-0.5) @ vectors.T @ vectors @ np.diag(items**0.5)
     expected = dense @ (scaled.T @ scaled + 0.3 * low)
-    scores = standard.graph_filter(TRAIN, 0, low_pass=0.3, rank=5)
+    scores = graph_filter(TRAIN, 0, low_pass=0.3, rank=5)
     np.testing.assert_allclose(scores(np.arange(40)), expected, atol=1e-4)
 
 
@@ -126,8 +127,8 @@ def test_nothing_is_measured_on_test_before_its_search_is_finished(options, resu
     assert not (results / "TESTS.json").exists()
 
 
-OTHER = standard.Baseline(standard.ease, {"reg": "log:1:100"}, "scipy")
-OURS = standard.Ours({"dim": 4, "normalize": True, "l2": 0.0}, ["temperature=log:0.1:1"], epochs=2)
+OTHER = Baseline(ease, {"reg": "log:1:100"}, "scipy")
+OURS = Ours({"dim": 4, "normalize": True, "l2": 0.0}, ["temperature=log:0.1:1"], epochs=2)
 
 
 @pytest.mark.parametrize("row", [OTHER, pytest.param(OURS, marks=pytest.mark.long)])
