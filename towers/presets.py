@@ -35,21 +35,21 @@ TRAINING: Mapping[str, Mapping[str, Any]] = {
     "best": {
         "optimizer": "adagrad",
         "learning_rate": 2.5,
-        "learning_rate_decay": 0.8,
+        "learning_rate_decay": 0.87,
         "decay_epochs": 1,
         "l2": 0.0,
         "batch_size": 1024,
-        "epochs": 10,
+        "epochs": 18,
     },
     "student": {
         "teacher_graph": 0.1,
         "optimizer": "adam",
         "learning_rate": 0.005,
-        "learning_rate_decay": 0.8,
+        "learning_rate_decay": 0.88,
         "decay_epochs": 1,
         "l2": 0.0,
         "batch_size": 512,
-        "epochs": 8,
+        "epochs": 14,
     },
 }
 _OPTIONS = "teacher_weight", "teacher_temperature"  # of a method, which are no flags

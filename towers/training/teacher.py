@@ -32,8 +32,8 @@ def soft_targets(model: TwoTower, data: RetrievalData, k: int, graph: float = 0.
       data: whose train split the student is trained on too.
       k: T, candidates of each query; fewer where the corpus is smaller.
       graph: w. Above 0 the scores are those of the model, in standard deviations over the corpus,
-        plus w times those of `graph_scores`; then B·N scores are made at a time, and as many steps
-        as there are train rows for each query.
+        plus w times those of `graph_scores`; then B·N scores are made at a time, and for each query
+        as many steps as there are train rows of whoever shares a candidate with it.
     """
     chosen = data.positives("train")
     queries, order = np.arange(data.num_queries), tie_order(data.candidate_vocabulary.fingerprints)
@@ -71,8 +71,7 @@ def graph_scores(train: sp.csr_matrix) -> Callable[[np.ndarray], np.ndarray]:
       A function: queries int64 [b] → float32 [b, N].
     """
     by_query, by_item = (np.maximum(train.sum(axis=axis).A1, 1) for axis in (1, 0))
-    away = (sp.diags(1 / by_query) @ train @ sp.diags(1 / by_item)).astype(np.float32).tocsr()
-    back = train.T.tocsr()
+    others = (sp.diags(1 / by_item) @ train.T @ sp.diags(1 / by_query)).astype(np.float32).tocsr()
     scaled = sp.diags(by_query**-0.5) @ train @ sp.diags(by_item**-0.5)
     rank = min(_RANK, min(train.shape) - 1)
     right = svds(scaled.astype(np.float32), k=rank, random_state=0)[2].T
@@ -81,7 +80,7 @@ def graph_scores(train: sp.csr_matrix) -> Callable[[np.ndarray], np.ndarray]:
 
     def scores(queries: np.ndarray) -> np.ndarray:
         rows = train[queries]
-        walk = (back @ (away @ rows.T.toarray())).T
+        walk = (rows @ others @ train).toarray()
         return _standard(walk) + 0.5 * _standard((rows @ first) @ last)
 
     return scores
