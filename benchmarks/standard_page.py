@@ -162,7 +162,7 @@ kept, and no row below knows an order.
 `preset` is `--preset best` with its `popularity_power` and the correction of the positive chosen by
 the trials. It was measured on test with fewer epochs before: 4, multiplied by .6, had .1601 on what
 was set aside and .1750 on test, 10, multiplied by .8, .1608 and .1779. So was `student`: 8 epochs
-from the preset of 10 had .1728 and .1890. In both, what was set aside asked for the longer training.
+from the preset of 10 had .1728 and .1890. In both, what was set aside asked for more epochs.
 
 `student` is `--preset student`: a second run that begins with the vectors of `preset` and learns
 its ranking beside what the graph of train rows says
@@ -170,15 +170,16 @@ its ranking beside what the graph of train rows says
 is ahead of every row here and of all published towers, and behind ChebyCF, which has no embeddings.
 The goal was .190 and .160: the three seeds have .18990, .18991 and .19006, and .1603 to .1607. The
 lead over the best published tower, .0008 and .0015, is within the interval over users. The gain is
-in the head: coverage and the recall of the tail are below those of `preset`, as GF-CF has them, too.
+in the head: coverage and the recall of the tail are below those of `preset`, as with GF-CF.
 
 ± is the 95 % interval over users, in brackets the standard deviation between seeds. Coverage,
 novelty, Gini, and head and tail (recall of the 5 % of the items with most train rows, and of the
 others) are of the first 20; `beyond` in `benchmarks/standard.py` says how they are computed. CPU
-minutes are those of one training, of a student with that of its teacher. Popularity is there to
-check the evaluation: BARS has .0416 and .0317 for it; recall, NDCG, precision, hit rate and MRR of
-a ranking for all users were those of ir-measures 0.4.3 to 12 digits. Rows that are missing, `ids`,
-`history`, SLIM and EASE, have not had their trials yet: some 1, 1, 3 and 1 CPU hours.
+minutes are those of one training, of a student with that of its teacher; these two ran beside other
+work on the second core. Popularity is there to check the evaluation: BARS has .0416 and .0317 for
+it; recall, NDCG, precision, hit rate and MRR of a ranking for all users were those of ir-measures
+0.4.3 to 12 digits. Rows that are missing, `ids`, `history`, SLIM and EASE, have not had their
+trials yet: some 1, 1, 3 and 1 CPU hours.
 """
 
 CUTS = """
