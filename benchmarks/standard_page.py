@@ -179,7 +179,7 @@ minutes are those of one training, of a student with that of its teacher; these 
 work on the second core. Popularity is there to check the evaluation: BARS has .0416 and .0317 for
 it; recall, NDCG, precision, hit rate and MRR of a ranking for all users were those of ir-measures
 0.4.3 to 12 digits. Rows that are missing, `ids`, `history`, SLIM and EASE, have not had their
-trials yet: some 1, 1, 3 and 1 CPU hours.
+trials yet: some 1, 1, 3 and .7 CPU hours.
 """
 
 CUTS = """
