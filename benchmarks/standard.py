@@ -18,8 +18,7 @@ finished search once more, on all train rows, and measures it on test; every suc
 added to `standard_test.json`.
 --check does the same for a row that is kept, and fails where a metric leaves its interval.
 
-Baselines need `pip install "irspack>=0.5.2,<0.6" "fastprogress<1.1"` (MIT, Apache); EASE
-is computed here, from one matrix of users by users (3.6 GB), and GF-CF.
+Baselines need `pip install "irspack>=0.5.2,<0.6" "fastprogress<1.1"` (MIT, Apache).
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     scores = popularity(train, 0)  # train: float32 [Q, N] of ones, a row for each query
     scores(np.arange(2)).shape  # (2, N)
 
-EASE and GF-CF are computed here, as no well-kept library has them for a matrix of this size.
+EASE, from one matrix of users by users (3.6 GB for Gowalla), and GF-CF are computed here.
 """
 
 from __future__ import annotations
