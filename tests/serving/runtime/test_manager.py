@@ -36,7 +36,7 @@ class LoadedAffine(LoadedVersion):
         assert int(outputs["amount"][0]) == self.number
 
 
-def until(condition, seconds=30):
+def until(condition, seconds=120):
     """Waits for what another thread does."""
     end = time.monotonic() + seconds
     while not (result := condition()):
@@ -114,12 +114,21 @@ def answer(manager, name="adder", version=None, label=None):
 
 
 def served(manager, name="adder"):
-    models = manager.served.models
-    return sorted(models[name].available) if name in models else []
+    with manager.served.lock:
+        models = manager.served.models
+        return sorted(models[name].available) if name in models else []
 
 
 def state(manager, version, name="adder"):
-    return manager.served.status(name, version)[0].state
+    with manager.served.lock:
+        found = manager.served.status(name)
+    return {status.version: status.state for status in found}.get(version)
+
+
+def ended(manager, version):
+    """The status of a version that has ended, False until then; it may be tried again later."""
+    [status] = manager.served.status("adder", version)
+    return status.state == State.END and status
 
 
 def test_the_newest_version_is_served_and_a_newer_one_replaces_it(put, start):
@@ -213,8 +222,7 @@ def test_broken_versions_are_reported_and_replace_nothing(start, library, models
         damage(broken)
         broken.rename(home / str(number))
         until(lambda n=number: n in manager.served.models["adder"].statuses)
-        until(lambda n=number: state(manager, n) == State.END)
-        [status] = manager.served.status("adder", number)
+        status = until(lambda n=number: ended(manager, n))
         assert status.error_code == "INTERNAL"
         assert status.error_message
         assert answer(manager) == 1
@@ -399,7 +407,7 @@ def test_policies_and_labels(put, start):
     manager = start(configs)
     assert manager.wait_until_ready(30)
     until(lambda: served(manager) == [1, 3, 4])  # the label keeps version 1
-    assert served(manager, "every") == [1, 2, 3]
+    until(lambda: served(manager, "every") == [1, 2, 3])  # ready once one of them is there
     assert answer(manager, label="stable") == 1
     assert answer(manager, version=3) == 3
     assert answer(manager) == 4
@@ -495,6 +503,8 @@ def test_a_reload_that_takes_too_long_goes_on(put, start):
     manager.wait_until_ready(30)
     try:
         pinned = ModelConfig("adder", specific=(1,))
+        manager.reload([pinned])
+        until(lambda: state(manager, 1) == State.LOADING)
         with pytest.raises(Unavailable, match="still being loaded"):
             manager.reload([pinned], wait_seconds=0.05)
         assert answer(manager) == 2
