@@ -41,8 +41,9 @@ class _Result(asyncio.Future):
     forget: Callable[[], None] | None = None  # while it waits: with its entry it is a cycle
 
     def cancel(self, msg: Any = None) -> bool:
-        if self.forget is not None:
-            self.forget()
+        forget = self.forget  # a thread that takes the entry drops it, at any time
+        if forget is not None:
+            forget()
         return super().cancel(msg)
 
 

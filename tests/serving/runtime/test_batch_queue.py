@@ -1,5 +1,6 @@
 import asyncio
 import gc
+import sys
 import threading
 import time
 import weakref
@@ -172,6 +173,38 @@ def test_what_is_cancelled_or_too_late_is_not_run(threads):
 
     assert run(main()) == [0, 6]
     assert recorder.batches == [[0], [3]]
+
+
+@pytest.mark.parametrize("steps", range(4))
+def test_what_is_cancelled_may_be_taken_by_a_thread_meanwhile(threads, steps):
+    """The thread takes the request after so many lines of its `cancel`."""
+    recorder = Recorder()
+    batcher = Batcher(threads(), recorder, BatchOptions(64, NEVER, 10))
+
+    async def main():
+        recorder.gate.clear()
+        first = batcher.submit(1, 1)
+        await entered(recorder)
+        future = batcher.submit(2, 1)
+        events = iter(range(4))
+
+        def step(frame, event, _):
+            if frame.f_code.co_name != "cancel":
+                return None
+            if event in ("call", "line") and next(events, None) == steps:
+                recorder.gate.set()
+                assert recorder.entered.acquire(timeout=30)
+            return step
+
+        sys.settrace(step)
+        try:
+            assert future.cancel()
+        finally:
+            sys.settrace(None)
+        recorder.gate.set()
+        return await first
+
+    assert run(main()) == 2
 
 
 def test_an_error_hits_only_the_request_at_fault(threads):
