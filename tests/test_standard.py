@@ -55,6 +55,17 @@ def test_gini_is_the_mean_difference_over_twice_the_mean():
     assert standard.gini(np.full(7, 4)) == pytest.approx(0)
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/results.md"])
+def test_the_pages_say_what_is_kept(page):
+    text, kept = (standard.RESULTS.parents[1] / page).read_text(), standard.rows_of(standard.KEPT)
+    for name in ("preset", "student"):
+        rows = [row for row in kept if (row["dataset"], row["row"]) == ("gowalla", name)]
+        value, width = (
+            np.mean([row[key]["recall@20"] for row in rows]) for key in ("metrics", "confidence_95")
+        )
+        assert f"{value:.4f} ± {width:.4f}".replace("0.", ".") in text
+
+
 @pytest.fixture(scope="module")
 def options(tmp_path_factory):
     """A split in time of 30 users who choose 6 of 60 items in a row."""
