@@ -180,9 +180,9 @@ minutes are those of one training, of a student with that of its teacher; these 
 work on the second core. Popularity is there to check the evaluation: BARS has .0416 and .0317 for
 it; recall, NDCG, precision, hit rate and MRR of a ranking for all users were those of ir-measures
 0.4.3 to 12 digits. Rows that are missing, `ids`, `history` and SLIM, have not had their trials yet:
-some 1 CPU hour each. SANSA,
-which makes EASE sparse, was not given its trials: with a thousandth of the weights, made by an
-incomplete factorization, it had .1385 on what was set aside, where EASE has .1590.
+some 1 CPU hour each. SANSA, which makes EASE sparse, was not given its trials: with a thousandth of
+the weights, made by an incomplete factorization, it had .1385 on what was set aside, where EASE has
+.1590.
 """
 
 CUTS = """

@@ -49,6 +49,14 @@ async def entered(recorder):
     assert await asyncio.to_thread(recorder.entered.acquire, timeout=30)
 
 
+async def held_up(batcher, recorder, item=0, rows=1):
+    """A request whose batch runs until the gate of the recorder is set."""
+    recorder.gate.clear()
+    future = batcher.submit(item, rows)
+    await entered(recorder)
+    return future
+
+
 def run(coroutine):
     return asyncio.run(asyncio.wait_for(coroutine, 60))
 
@@ -67,9 +75,7 @@ def test_what_comes_while_a_batch_runs_is_joined_in_order(threads):
     batcher = Batcher(threads(), recorder, BatchOptions(64, NEVER, 10))
 
     async def main():
-        recorder.gate.clear()
-        futures = [batcher.submit(0, 1)]
-        await entered(recorder)
+        futures = [await held_up(batcher, recorder)]
         futures += [batcher.submit(item, 1) for item in range(1, 6)]
         assert batcher.waiting_rows == 5
         recorder.gate.set()
@@ -85,9 +91,7 @@ def test_a_batch_is_no_larger_than_allowed_and_of_one_kind(threads):
     batcher = Batcher(threads(), recorder, BatchOptions(8, NEVER, 10))
 
     async def main():
-        recorder.gate.clear()
-        futures = [batcher.submit(0, 1)]
-        await entered(recorder)
+        futures = [await held_up(batcher, recorder)]
         kinds = [(1, 3, "a"), (2, 4, "a"), (3, 2, "a"), (4, 1, "b"), (5, 1, "b"), (6, 20, "b")]
         futures += [batcher.submit(item, rows, key=key) for item, rows, key in kinds]
         recorder.gate.set()
@@ -102,9 +106,7 @@ def test_a_full_batch_does_not_wait_for_the_one_that_runs(threads):
     batcher = Batcher(threads(2), recorder, BatchOptions(3, NEVER, 10))
 
     async def main():
-        recorder.gate.clear()
-        futures = [batcher.submit(0, 1)]
-        await entered(recorder)
+        futures = [await held_up(batcher, recorder)]
         futures += [batcher.submit(item, 1) for item in (1, 2)]
         assert recorder.batches == [[0]]
         futures += [batcher.submit(3, 1)]
@@ -121,9 +123,7 @@ def test_after_the_timeout_a_batch_runs_beside_another(threads):
     batcher = Batcher(threads(2), recorder, BatchOptions(64, 0.001, 10))
 
     async def main():
-        recorder.gate.clear()
-        futures = [batcher.submit(0, 1)]
-        await entered(recorder)
+        futures = [await held_up(batcher, recorder)]
         futures += [batcher.submit(1, 1)]
         await entered(recorder)  # although the first one has not ended
         recorder.gate.set()
@@ -138,9 +138,7 @@ def test_past_the_limit_a_request_is_refused_at_once(threads):
     batcher = Batcher(threads(), recorder, BatchOptions(2, NEVER, 3))
 
     async def main():
-        recorder.gate.clear()
-        running = batcher.submit(0, 1)
-        await entered(recorder)
+        running = await held_up(batcher, recorder)
         waiting = [batcher.submit(item, 2) for item in (1, 2, 3)]
         with pytest.raises(Overloaded, match="6 rows wait already, at most 6 may"):
             batcher.submit(4, 1)
@@ -159,9 +157,7 @@ def test_what_is_cancelled_or_too_late_is_not_run(threads):
     batcher = Batcher(threads(), recorder, BatchOptions(64, NEVER, 10))
 
     async def main():
-        recorder.gate.clear()
-        running = batcher.submit(0, 1)
-        await entered(recorder)
+        running = await held_up(batcher, recorder)
         late = batcher.submit(1, 1, deadline=time.monotonic())
         cancelled = batcher.submit(2, 1)
         good = batcher.submit(3, 1, deadline=time.monotonic() + NEVER)
@@ -182,9 +178,7 @@ def test_what_is_cancelled_may_be_taken_by_a_thread_meanwhile(threads, steps):
     batcher = Batcher(threads(), recorder, BatchOptions(64, NEVER, 10))
 
     async def main():
-        recorder.gate.clear()
-        first = batcher.submit(1, 1)
-        await entered(recorder)
+        first = await held_up(batcher, recorder, 1)
         future = batcher.submit(2, 1)
         events = iter(range(4))
 
@@ -307,9 +301,7 @@ def test_closing_refuses_what_waits_and_ends_the_threads(threads):
     batcher = Batcher(shared, recorder, BatchOptions(64, NEVER, 10))
 
     async def main():
-        recorder.gate.clear()
-        running = batcher.submit(0, 1)
-        await entered(recorder)
+        running = await held_up(batcher, recorder)
         waiting = batcher.submit(1, 1)
         closing = asyncio.create_task(asyncio.to_thread(shared.close))
         with pytest.raises(Unavailable, match="shutting down"):
@@ -333,9 +325,7 @@ def test_a_batch_is_measured(threads):
     )
 
     async def main():
-        recorder.gate.clear()
-        futures = [batcher.submit(0, 2)]
-        await entered(recorder)
+        futures = [await held_up(batcher, recorder, rows=2)]
         futures += [batcher.submit(item, 3) for item in (1, 2)]
         recorder.gate.set()
         await asyncio.gather(*futures)

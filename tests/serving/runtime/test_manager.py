@@ -119,16 +119,22 @@ def served(manager, name="adder"):
         return sorted(models[name].available) if name in models else []
 
 
-def state(manager, version, name="adder"):
+def status(manager, version, name="adder"):
+    """None before the version was looked at."""
     with manager.served.lock:
         found = manager.served.status(name)
-    return {status.version: status.state for status in found}.get(version)
+    return next((status for status in found if status.version == version), None)
+
+
+def state(manager, version, name="adder"):
+    found = status(manager, version, name)
+    return found and found.state
 
 
 def ended(manager, version):
-    """The status of a version that has ended, False until then; it may be tried again later."""
-    [status] = manager.served.status("adder", version)
-    return status.state == State.END and status
+    """The status of a version that has ended, None until then; it may be tried again later."""
+    found = status(manager, version)
+    return found if found and found.state == State.END else None
 
 
 def test_the_newest_version_is_served_and_a_newer_one_replaces_it(put, start):
@@ -221,10 +227,9 @@ def test_broken_versions_are_reported_and_replace_nothing(start, library, models
         broken = shutil.copytree(library / "2", home / ".broken")
         damage(broken)
         broken.rename(home / str(number))
-        until(lambda n=number: n in manager.served.models["adder"].statuses)
-        status = until(lambda n=number: ended(manager, n))
-        assert status.error_code == "INTERNAL"
-        assert status.error_message
+        found = until(lambda n=number: ended(manager, n))
+        assert found.error_code == "INTERNAL"
+        assert found.error_message
         assert answer(manager) == 1
         assert manager.ready
     assert {("adder", "failed"), ("adder", "waiting")} <= set(changes)
