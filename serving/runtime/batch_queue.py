@@ -141,12 +141,14 @@ class Batcher:
                 return self.threads.announce(self)
             batch = self.take(time.monotonic())
             self.running += 1
-        if batch:
-            self.run(batch, _set)
-        with self.threads.changed:
-            self.running -= 1
-            if self._waiting:  # they came from another event loop
-                self.threads.changed.notify()
+        try:
+            if batch:
+                self.run(batch, _set)
+        finally:
+            with self.threads.changed:
+                self.running -= 1
+                if self._waiting:  # they came from another event loop
+                    self.threads.changed.notify()
 
     def wait_until_idle(self) -> None:
         """Waits for the batches that run, also those whose requests have all gone away."""
@@ -186,7 +188,7 @@ class Batcher:
     def run(
         self, batch: list[_Entry], settle: Callable[[Sequence[_Outcome]], None] | None = None
     ) -> None:
-        """Runs a batch and hands out its results; raises what `on_batch` does."""
+        """Runs a batch and hands out its results."""
         start = time.monotonic()
         outcomes = self._outcomes(batch)
         seconds = time.monotonic() - start
@@ -194,7 +196,10 @@ class Batcher:
         waits, rows = [start - entry.since for entry in batch], sum(entry.rows for entry in batch)
         if rows == 1:
             self._row_seconds = seconds
-        self.on_batch(waits, rows, seconds)
+        try:
+            self.on_batch(waits, rows, seconds)
+        except Exception:  # the results are on their way
+            _log.exception("A batch could not be measured.")
 
     def _outcomes(self, batch: list[_Entry]) -> list[_Outcome]:
         try:
@@ -275,8 +280,6 @@ class BatchThreads:
             batcher, batch = taken
             try:
                 batcher.run(batch)
-            except Exception:  # of what measures: the results are on their way
-                _log.exception("A batch could not be measured.")
             finally:
                 with self.changed:
                     batcher.running -= 1

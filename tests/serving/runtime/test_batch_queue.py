@@ -463,3 +463,21 @@ def test_a_row_for_the_event_loop_may_leave_or_come_too_late(threads):
     run(main())
     assert not recorder.batches
     assert batcher.waiting_rows == batcher.running == 0
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_batch_that_cannot_be_measured_holds_nothing_up(alone, threads, caplog):
+    def measure(*_):
+        raise ValueError("no such bucket")
+
+    options = BatchOptions(64, NEVER, 10)
+    quick = {"max_running": 1, "may_be_quick": True, "_row_seconds": 0.0}
+    batcher = Batcher(threads(), Recorder(), options, on_batch=measure, **quick)
+
+    async def main():
+        for item in (1, 2, 3):
+            assert await batcher.submit(item, 1, alone=alone) == 2 * item
+            batcher._row_seconds = 0.0
+
+    run(main())
+    assert "no such bucket" in caplog.text
