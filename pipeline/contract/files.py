@@ -225,10 +225,14 @@ def write_text(path: str, text: str) -> None:
 
 @contextlib.contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
-    """A path to write to, which becomes `path` at the end; where writing fails, nothing does."""
+    """A path to write to, which becomes `path` at the end; where writing fails, it is removed."""
     aside = path.with_name(f".{path.name}.{secrets.token_hex(6)}")  # workers may share a disk
-    yield aside
-    os.replace(aside, path)
+    try:
+        yield aside
+        os.replace(aside, path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
 
 
 def describe_files(

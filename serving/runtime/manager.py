@@ -285,7 +285,8 @@ class ModelManager:
             self.configuration.keep(wanted.configs)
             wanted.to_keep = False
         except OSError as error:
-            _log.error("A reload is not kept for the next start: %s", error)
+            if not wanted.not_kept:  # it is tried at each look
+                _log.error("A reload is not kept for the next start yet: %s", error)
             why = error.strerror or type(error).__name__
             wanted.not_kept = f"The reload is in force, but not kept for the next start: {why}."
 

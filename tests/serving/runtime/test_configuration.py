@@ -8,11 +8,12 @@ import threading
 import time
 
 import pytest
+from full_disk import largest_file
 from google.protobuf import text_format
 from tensorflow_serving.config import model_server_config_pb2
 
 from pipeline.contract.files import write_atomically
-from serving.errors import Aborted, FailedPrecondition
+from serving.errors import Aborted, FailedPrecondition, Unavailable
 from serving.runtime.configuration import (
     KEPT,
     Configuration,
@@ -192,6 +193,23 @@ def test_a_reload_that_nobody_may_write_down_changes_nothing(root, monkeypatch):
             life.reload(pinned(1))
         wait_for_a_look(life)
         assert life.serves(3)
+
+
+def test_a_reload_that_finds_no_room_is_in_force_and_kept_once_there_is(root, caplog):
+    labels = {f"label{number}": 1 for number in range(400)}  # that fill more than the limit
+    with Life(root) as life:
+        assert life.serves(3)
+        with largest_file(8000):
+            text = "in force, but not kept for the next start: File too large"
+            with pytest.raises(Unavailable, match=text):
+                life.reload(pinned(1, **labels))
+            wait_for_a_look(life)
+            assert life.serves(1)
+        wait_for_a_look(life)
+    assert len([message for message in caplog.messages if "is not kept" in message]) == 1
+    assert sorted(path.name for path in (root / "models").iterdir()) == [KEPT, "adder"]
+    with Life(root) as life:
+        assert life.serves(1)
 
 
 def test_a_reload_is_kept_when_all_of_it_is_served_and_not_before(root):

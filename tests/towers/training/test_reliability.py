@@ -1,11 +1,9 @@
 """What a run survives, and what it leaves behind where it cannot go on."""
 
-import contextlib
 import dataclasses
 import functools
 import json
 import os
-import resource
 import shutil
 import subprocess
 from pathlib import Path
@@ -15,6 +13,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
+from full_disk import largest_file
 from tensorflow.python.framework import config as tf_config
 
 from pipeline.contract import schema
@@ -57,17 +56,6 @@ def one_epoch(prepared, finished, tmp_path):
     """The settings of a run of one epoch, which is there."""
     shutil.copytree(finished(1), tmp_path / "run")
     return config_for(prepared, tmp_path / "run", epochs=1)
-
-
-@contextlib.contextmanager
-def largest_file(size):
-    """No file may grow beyond so many bytes: real errors of real writers."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def content_of(checkpoint):
