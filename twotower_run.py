@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.contract import schema, stores
-from pipeline.contract.files import checksum, stamp_of, write_atomically
+from pipeline.contract.files import checksum, is_remote, stamp_of, write_atomically
 from pipeline.contract.flags import Command, as_flags, on_this_machine, parse, resolve
 
 COMMANDS = {
@@ -43,6 +43,7 @@ STAGES = {  # in their order → what shows in the working directory that one ha
     "evaluate": "run/metrics.json",
     "export": "models/*/*/manifest.json",
 }
+_ENDED = "training.json", schema.MANIFEST  # of a run, and of a snapshot or the counts of a log
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,21 +211,39 @@ def _run_stage(
     """Runs a stage, if it must be; whether it did."""
     record_path = work / "stages.json"
     record = json.loads(record_path.read_text()) if record_path.exists() else {}
-    key = _stage_key(stage, settings, work)
-    before = record.get(stage, {})
-    if before == {"key": key, "done": True} and any(work.glob(STAGES[stage])):
+    before = {"key": "", "done": True, "learned_from": []} | record.get(stage, {})
+    now = before | {"key": _stage_key(stage, settings, work)}
+    if stage == "train" and (before["done"] or now["key"] != before["key"]):
+        now["learned_from"] = _learned_from(settings)  # else it goes on with what it began with
+    if before["done"] and now == before and any(work.glob(STAGES[stage])):
         print(f"[{stage}] skipped: its inputs and settings are those of the last run.")
         return False
     print(f"[{stage}] starts.")
-    if stage == "prepare" or (stage == "train" and before.get("key") != key):
+    if stage == "prepare" or (stage == "train" and now != before):
         settings = dataclasses.replace(settings, overwrite=True)
-    write_atomically(record_path, json.dumps(record | {stage: {"key": key, "done": False}}))
+    write_atomically(record_path, json.dumps(record | {stage: now | {"done": False}}))
     call = resolve(command.call)
     with on_this_machine(command, settings) as local:
         call(local, beam_arguments) if command.on_beam else call(local)
-    record[stage] = {"key": key, "done": True}
+    record[stage] = now | {"done": True}
     write_atomically(record_path, json.dumps(record, indent=2))
     return True
+
+
+def _learned_from(settings: Any) -> list[Any]:
+    """What changes with the runs and the frequencies that a training takes something from."""
+    from towers.training.frequency import newest_snapshot
+
+    places = [settings.init_from, settings.teacher, settings.refit]
+    if frequency := settings.frequency.partition(":")[2]:
+        places.append(newest_snapshot(frequency))
+    return [
+        stores.finished_below(place)
+        if is_remote(place)
+        else [checksum(p) for p in map(Path(place).joinpath, _ENDED) if p.is_file()]
+        for place in places
+        if place
+    ]
 
 
 def _stage_key(stage: str, settings: Any, work: Path) -> str:

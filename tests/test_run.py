@@ -56,8 +56,9 @@ def workdir(tmp_path):
     return tmp_path
 
 
-def run(workdir, capsys, epochs, status=0):
+def run(workdir, capsys, epochs, status=0, train=""):
     text = CONFIG.format(workdir=workdir / "work", source=workdir / "log.csv", epochs=epochs)
+    text = text.replace("train:\n", f"train:\n{train}")
     (workdir / "run.yaml").write_text(text)
     assert twotower.main(["run", "--config", str(workdir / "run.yaml")]) == status
     return capsys.readouterr().out
@@ -144,6 +145,40 @@ def test_a_new_log_and_a_stage_that_did_not_end(workdir, capsys, stubs, monkeypa
         run(workdir, capsys, epochs=5, status=2)
     assert stages(run(workdir, capsys, epochs=5), "starts") == EVERYTHING[1:]
     assert not stubs[-3].overwrite  # a training that was interrupted goes on
+
+
+@pytest.mark.parametrize("name", ["init_from", "teacher", "refit", "frequency"])
+def test_a_training_begins_anew_once_what_it_learns_from_is_another(
+    workdir, capsys, stubs, monkeypatch, name
+):
+    source = workdir / "source"
+    changed = source / ("00000001/manifest.json" if name == "frequency" else "training.json")
+    train = f"  {name}: {'streaming:' * (name == 'frequency')}{source}\n"
+    train += "  method: full_softmax\n" * (name == "teacher")
+
+    def again(content=None):
+        if content:
+            changed.parent.mkdir(parents=True, exist_ok=True)
+            changed.write_text(content)
+        return stages(run(workdir, capsys, epochs=3, train=train), "starts")
+
+    assert again("one") == EVERYTHING
+    assert again() == []
+    assert again("two") == EVERYTHING[1:]
+    assert stubs[-3].overwrite
+
+    def fail(settings):
+        raise ValueError("the machine was switched off")
+
+    with monkeypatch.context() as failing:
+        failing.setattr(twotower_run, "resolve", lambda name: fail)
+        changed.write_text("three")
+        run(workdir, capsys, epochs=3, status=2, train=train)
+    assert again("four") == EVERYTHING[1:]
+    assert not stubs[-3].overwrite  # it goes on with what it began with
+    assert again() == EVERYTHING[1:]
+    assert stubs[-3].overwrite
+    assert again() == []
 
 
 @pytest.mark.parametrize("settings", [{}, {"tower": "fism"}], ids=["id", "fism"])
