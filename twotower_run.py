@@ -43,7 +43,6 @@ STAGES = {  # in their order → what shows in the working directory that one ha
     "evaluate": "run/metrics.json",
     "export": "models/*/*/manifest.json",
 }
-_ENDED = "training.json", schema.MANIFEST  # of a run, and of a snapshot or the counts of a log
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,10 +210,10 @@ def _run_stage(
     """Runs a stage, if it must be; whether it did."""
     record_path = work / "stages.json"
     record = json.loads(record_path.read_text()) if record_path.exists() else {}
-    before = {"key": "", "done": True, "learned_from": []} | record.get(stage, {})
+    before = {"key": "", "done": True, "starts_with": ["", ""]} | record.get(stage, {})
     now = before | {"key": _stage_key(stage, settings, work)}
     if stage == "train" and (before["done"] or now["key"] != before["key"]):
-        now["learned_from"] = _learned_from(settings)  # else it goes on with what it began with
+        now["starts_with"] = _starts_with(settings)  # else it goes on
     if before["done"] and now == before and any(work.glob(STAGES[stage])):
         print(f"[{stage}] skipped: its inputs and settings are those of the last run.")
         return False
@@ -230,20 +229,20 @@ def _run_stage(
     return True
 
 
-def _learned_from(settings: Any) -> list[Any]:
-    """What changes with the runs and the frequencies that a training takes something from."""
+def _starts_with(settings: Any) -> list[Any]:
+    """What changes with the run and the frequencies that a training takes at its first step."""
     from towers.training.frequency import newest_snapshot
 
-    places = [settings.init_from, settings.teacher, settings.refit]
-    if frequency := settings.frequency.partition(":")[2]:
-        places.append(newest_snapshot(frequency))
-    return [
-        stores.finished_below(place)
-        if is_remote(place)
-        else [checksum(p) for p in map(Path(place).joinpath, _ENDED) if p.is_file()]
-        for place in places
-        if place
-    ]
+    path = settings.frequency.partition(":")[2]
+    return [_content_of(settings.init_from), _content_of(path and newest_snapshot(path))]
+
+
+def _content_of(place: str) -> Any:
+    """What changes with a finished run, a snapshot or the counts of a log; "" for none."""
+    if is_remote(place):
+        return stores.finished_below(place)
+    ended = [Path(place, name) for name in ("training.json", schema.MANIFEST)] if place else []
+    return "".join(checksum(path) for path in ended if path.is_file())
 
 
 def _stage_key(stage: str, settings: Any, work: Path) -> str:
@@ -257,6 +256,8 @@ def _stage_key(stage: str, settings: Any, work: Path) -> str:
         parts += [(p, *stamp_of(p)[:2]) for p in files]
     else:
         parts.append(schema.read_manifest(work / "prepared", "prepared").fingerprint)
+    if stage == "train":
+        parts += [_content_of(run) for run in (settings.teacher, settings.refit) if run]
     if stage in ("evaluate", "export"):
         parts.append(checksum(work / "run" / "training.json"))
     text = json.dumps(parts, sort_keys=True, default=str)

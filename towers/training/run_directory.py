@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from pipeline.contract import stores
-from pipeline.contract.files import did_you_mean_directory, held, write_atomically
+from pipeline.contract.files import checksum, did_you_mean_directory, held, write_atomically
 from samplers.methods.full_softmax import SoftTargets
 from towers.data.interactions import RetrievalData
 from towers.model.saved import layers_of
@@ -53,22 +53,33 @@ def claim(config: TrainConfig, data: RetrievalData) -> None:
         for name in (CONFIG, TRAINING, VOCABULARIES, DIVERGED, METRICS, BREAKDOWN, HITS, REPORT):
             (run / name).unlink(missing_ok=True)
     run.mkdir(parents=True, exist_ok=True)
-    record_settings(run / CONFIG, config, data.fingerprint, "run", "a new --run", _FREE)
+    record_settings(run / CONFIG, config, data, "run", "a new --run", _FREE)
 
 
 def record_settings(
-    path: Path, config: TrainConfig, fingerprint: str, what: str, remedy: str, free: Sequence[str]
+    path: Path,
+    config: TrainConfig,
+    data: RetrievalData,
+    what: str,
+    remedy: str,
+    free: Sequence[str],
 ) -> None:
-    """Writes the settings of a run or a study, and the fingerprint of its data, to a file.
+    """Writes the settings of a run or a study, and what tells its data and teacher, to a file.
 
     A ValueError where it holds others, and not only fields that are `free`, or more epochs, differ.
     """
+    content = {"data": data.fingerprint}
+    if config.teacher:
+        teacher = stores.local_copy(config.teacher)
+        read_run(teacher)  # raises where there is none
+        content["teacher"] = checksum(teacher / TRAINING)
     if path.exists():
         record = read_json(path)
         before = record["configuration"]
         differing = _differing(before, config, free)
-        if record["data_fingerprint"] != fingerprint:
-            differing.append("the content of the data")
+        for name, fingerprint in content.items():
+            if record.get(f"{name}_fingerprint", fingerprint) != fingerprint:
+                differing.append(f"the content of the {name}")
         if "epochs" in free and config.epochs < before["epochs"]:
             differing.append(f"epochs {before['epochs']} → {config.epochs}")
         if differing:
@@ -76,8 +87,8 @@ def record_settings(
                 f"{path.parent} holds a {what} with another configuration: "
                 f"{', '.join(differing)}. Give {remedy}, or --overwrite to delete it."
             )
-    record = {"configuration": dataclasses.asdict(config), "data_fingerprint": fingerprint}
-    write_json(path, record)
+    fingerprints = {f"{name}_fingerprint": fingerprint for name, fingerprint in content.items()}
+    write_json(path, {"configuration": dataclasses.asdict(config)} | fingerprints)
 
 
 def fixed_settings(config: TrainConfig, free: Sequence[str] = _FREE) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 from pipeline.contract import schema
 from pipeline.contract.files import held
 from samplers.methods.by_name import METHODS
-from towers.data.interactions import open_data
+from towers.data.interactions import RetrievalData, open_data
 from towers.legacy_keras import tf_keras
 from towers.metrics.held_out import HeldOut
 from towers.metrics.ranking import Diverged
@@ -58,7 +58,7 @@ def tune(config: TuneConfig) -> dict[str, Any]:
     HeldOut(data, "validation")  # refuses data without one
     busy = f"another process tunes in {config.output}: wait for it, or give another --output."
     with held(Path(config.output) / _LOCK, busy):
-        _claim(config, data.fingerprint)
+        _claim(config, data)
         del data
         study = _open_study(config, space)
         result = _search(config, study, space)
@@ -71,7 +71,7 @@ def tune(config: TuneConfig) -> dict[str, Any]:
     return result
 
 
-def _claim(config: TuneConfig, fingerprint: str) -> None:
+def _claim(config: TuneConfig, data: RetrievalData) -> None:
     """Begins a study, or checks that the one that is there is the same."""
     output = Path(config.output)
     if config.overwrite or not (output / STUDY).exists():
@@ -79,7 +79,7 @@ def _claim(config: TuneConfig, fingerprint: str) -> None:
         for name in (STUDY, STORAGE, *REPORTS):
             (output / name).unlink(missing_ok=True)
     what = "study", "another --output"
-    record_settings(output / STUDY, config, fingerprint, *what, _FREE)
+    record_settings(output / STUDY, config, data, *what, _FREE)
 
 
 def _remove_runs(config: TuneConfig, result: dict[str, Any]) -> None:

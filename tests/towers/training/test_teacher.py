@@ -169,6 +169,19 @@ def test_a_student_is_used_without_its_teacher(prepared, teacher, student, tmp_p
     assert not hasattr(model.method, "targets")
 
 
+def test_a_student_does_not_go_on_with_another_teacher(prepared, teacher, student, tmp_path):
+    copy = tmp_path / "teacher"
+    shutil.copytree(teacher, copy)
+    student = dataclasses.replace(student, teacher=str(copy), epochs=1)
+    train(student)
+    training = json.loads((copy / "training.json").read_text())
+    (copy / "training.json").write_text(json.dumps(training | {"seconds": 1.5}))  # trained again
+    more = dataclasses.replace(student, epochs=2)
+    with pytest.raises(ValueError, match="another configuration: the content of the teacher"):
+        train(more)
+    assert train(dataclasses.replace(more, overwrite=True))["steps"]
+
+
 def test_a_student_learns_from_a_run_of_the_other_preset(prepared, tmp_path):
     command = f"train --data {prepared} --dim 8 --batch_size 16 --epochs 1 --jit_compile false"
     teacher, run = tmp_path / "teacher", tmp_path / "run"
