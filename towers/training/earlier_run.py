@@ -18,7 +18,6 @@ from towers.encoders.tower_config import SUMS
 from towers.model.two_tower import TwoTower
 from towers.training.run_directory import (
     CHECKPOINTS,
-    CONFIG,
     TRAINING,
     VOCABULARIES,
     counts_of_run,
@@ -68,21 +67,42 @@ def start_from_run(config: TrainConfig, model: TwoTower, data: RetrievalData) ->
             raise ValueError(
                 f"{root} holds no trained run: there is no {name} in it; change --init_from."
             )
-    record = read_json(root / CONFIG)
-    tower = record["configuration"]["tower"]
-    if "features" in (config.tower, tower):
+    earlier, fingerprint = read_run(root)
+    check_held_out("init_from", config, earlier, same_data=fingerprint == data.fingerprint)
+    if "features" in (config.tower, earlier.tower):
         raise ValueError(
             "init_from starts from vectors of ids, and --tower features makes them of attributes, "
             "whose codes are those of one preparation: leave out --init_from."
         )
     _take_weights(root, root / CHECKPOINTS / read_json(root / TRAINING)["weights"], model, data)
-    if tower not in SUMS or config.tower in SUMS:
+    if earlier.tower not in SUMS or config.tower in SUMS:
         return
-    if record["data_fingerprint"] != data.fingerprint:
+    if fingerprint != data.fingerprint:
         log.warning("train: queries start anew: %s made theirs of the rows of other data", root)
         return
-    earlier, _ = open_run(root, data)
-    model.query_tower.table.assign(earlier.query_embeddings() * earlier.temperature)
+    trained, _ = open_run(root, data)
+    model.query_tower.table.assign(trained.query_embeddings() * trained.temperature)
+
+
+def check_held_out(
+    name: str, config: TrainConfig, earlier: TrainConfig, *, same_data: bool
+) -> None:
+    """Whether a run that another takes something from, its `name`, may know held-out rows.
+
+    A ValueError where it surely does: a measure of the other would be none. Where it is of other
+    data nobody can say, and a log tells.
+    """
+    if config.refit:  # nothing is held out
+        return
+    place = getattr(config, name)
+    if not same_data:
+        text = "train: %s is of other data: if it knows rows that are held out now, which a split "
+        log.warning(text + "by time avoids, validation and test say too much", place)
+    elif earlier.refit:
+        raise ValueError(
+            f"{name} must not be a refit of the same data, got {place}, which knows the rows that "
+            f"are held out: give {earlier.refit}."
+        )
 
 
 def open_to_serve(

@@ -22,7 +22,7 @@ from towers.model.memory import fit_to_memory
 from towers.model.optimizers import make_optimizer, staircase_decay
 from towers.model.two_tower import TwoTower
 from towers.training.checkpoints import RunRecorder
-from towers.training.earlier_run import keep_vocabularies, start_from_run
+from towers.training.earlier_run import check_held_out, keep_vocabularies, start_from_run
 from towers.training.failures import (
     CheckData,
     MemoryIsFull,
@@ -84,7 +84,8 @@ def train(config: TrainConfig, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
     config, frequency = open_frequency(config, data)
     targets, rows = None, data  # rows: whose train rows make up an epoch
     if config.teacher:
-        teacher, _ = open_run(stores.local_copy(config.teacher), prepared)
+        teacher, earlier = open_run(stores.local_copy(config.teacher), prepared)
+        check_held_out("teacher", config, earlier, same_data=True)
         log.info("train: the ranking of %s is read off", config.teacher)
         shown = config.teacher_candidates, config.teacher_graph
         targets, rows = soft_targets(teacher, data, *shown), data.by_query()

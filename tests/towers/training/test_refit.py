@@ -102,6 +102,15 @@ def test_a_refit_has_nothing_to_be_evaluated_on(refitted, chosen):
         evaluate_run(config)
 
 
+@pytest.mark.parametrize("name", ["init_from", "teacher"])
+def test_what_knows_the_held_out_rows_teaches_nothing(chosen, refitted, tmp_path, name):
+    (first, _), takes = chosen, {"method": "full_softmax", name: refitted[0].run}
+    config = dataclasses.replace(first, run=str(tmp_path / "new"), epochs=1, patience=0, **takes)
+    with pytest.raises(ValueError, match=f"{name} must not be a refit .*: give {first.run}"):
+        train(config)
+    train(dataclasses.replace(config, **{name: first.run}))
+
+
 def test_other_settings_and_unfinished_runs_are_refused(chosen, tmp_path):
     config = TrainConfig(data=chosen[0].data, run=str(tmp_path / "new"), refit=chosen[0].run)
     with pytest.raises(

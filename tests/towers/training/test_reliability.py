@@ -292,7 +292,7 @@ def grown(pairs):
     "tower", ["gmf", *(pytest.param(name, marks=pytest.mark.long) for name in ("id", "svdpp"))]
 )
 def test_a_run_starts_from_the_vectors_of_another_by_raw_id(
-    prepared, pairs, make_prepared, tmp_path, tower
+    prepared, pairs, make_prepared, tmp_path, tower, caplog
 ):
     old = config_for(prepared, tmp_path / "old", epochs=1, tower=tower)
     train(old)
@@ -301,6 +301,7 @@ def test_a_run_starts_from_the_vectors_of_another_by_raw_id(
     data, before = open_data(later), open_data(prepared)
     model, drawn = make_model(config, data), make_model(config, data)
     start_from_run(config, model, data)
+    assert f"{old.run} is of other data" in caplog.text
     known, _ = open_run(old.run, before)
     new_ids = 0
     for side in schema.SIDES:
