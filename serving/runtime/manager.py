@@ -231,8 +231,10 @@ class ModelManager:
             message = model.failed(files, f"{type(error).__name__}: {error}"[:_MAX_ERROR])
             self._report(model, "failed", number, time.monotonic() - start, message)
             return
-        self.served.serve(model, number, servable)
-        self._report(model, "loaded", number, time.monotonic() - start)
+        try:  # before it answers: whoever waits for it may say so at once, and last
+            self._report(model, "loaded", number, time.monotonic() - start)
+        finally:
+            self.served.serve(model, number, servable)
 
     def _free(self) -> None:
         unused = self.served.take_unused()

@@ -213,6 +213,23 @@ BREAK = {
 }
 
 
+def test_a_version_is_told_before_it_answers(put, start):
+    told = []
+
+    def tell(name, change, seconds):
+        told.append((change, manager.ready, served(manager)))
+        if change == "loaded":
+            raise OSError("no room for metrics")  # which does not keep it from answering
+
+    put(1)
+    asked = threading.Event()
+    manager = start(on_change=tell, load=lambda name, files: asked.wait(60) and Loaded(files))
+    asked.set()  # `manager` has its name
+    until(lambda: manager.ready)
+    assert answer(manager) == 1
+    assert told[0] == ("loaded", False, [])
+
+
 def test_broken_versions_are_reported_and_replace_nothing(start, library, models):
     """Each kind of damage, while the good version answers on."""
     home = models / "adder"
