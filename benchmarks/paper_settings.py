@@ -255,6 +255,9 @@ TABLES: Mapping[tuple[str, str], Table] = {
             "bpr": Row({}, {"num_negatives": 5}, _hard(0.1985, 0.1214)),
             "aobpr": Row({}, {}, _hard(0.2369, 0.1385)),
             "warp": Row({}, {}, _hard(0.2240, 0.1248)),
+            "warp, 10 draws, margin 1": Row(
+                {}, {"num_negatives": 10, "margin": 1.0}, _hard(0.2240, 0.1248), "warp"
+            ),
             "dns": Row({}, {}, _hard(0.1839, 0.1412)),
             "pris_u": Row({}, {}, _hard(0.2217, 0.1334)),
             "pris_p": Row({}, {}, _hard(0.2282, 0.1385)),
