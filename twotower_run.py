@@ -231,10 +231,11 @@ def _run_stage(
 
 def _starts_with(settings: Any) -> list[Any]:
     """What changes with the run and the frequencies that a training takes at its first step."""
-    from towers.training.frequency import newest_snapshot
+    if path := settings.frequency.partition(":")[2]:
+        from towers.training.frequency import newest_snapshot  # takes seconds to import
 
-    path = settings.frequency.partition(":")[2]
-    return [_content_of(settings.init_from), _content_of(path and newest_snapshot(path))]
+        path = newest_snapshot(path)
+    return [_content_of(settings.init_from), _content_of(path)]
 
 
 def _content_of(place: str) -> Any:

@@ -71,7 +71,7 @@ def record_settings(
     content = {"data": data.fingerprint}
     if config.teacher:
         teacher = stores.local_copy(config.teacher)
-        read_run(teacher)  # raises where there is none
+        read_run(teacher)  # refuses a directory without a trained run
         content["teacher"] = checksum(teacher / TRAINING)
     if path.exists():
         record = read_json(path)
