@@ -82,6 +82,7 @@ _SFX = _TWICE | {"published_start": True, "published_buckets": True}
 _DRAWN = {"redraw": "drawn"}
 _PUBLISHED_W = {"add_log_weights": True, "count_below": True}
 LIGHT_FM = {"num_negatives": 10, "margin": 1.0}  # whose WARP is that of the AdaSIR paper
+_NO_MARGIN = {"num_negatives": 100, "margin": 0.0}
 
 
 def _bmns(r10: float, r20: float, r50: float, n10: float, n50: float | None) -> Metrics:
@@ -255,7 +256,7 @@ TABLES: Mapping[tuple[str, str], Table] = {
         {
             "bpr": Row({}, {"num_negatives": 5}, _hard(0.1985, 0.1214)),
             "aobpr": Row({}, {}, _hard(0.2369, 0.1385)),
-            "warp": Row({}, {}, _hard(0.2240, 0.1248)),
+            "warp": Row({}, _NO_MARGIN, _hard(0.2240, 0.1248)),
             "warp, 10 draws, margin 1": Row({}, LIGHT_FM, _hard(0.2240, 0.1248), "warp"),
             "dns": Row({}, {}, _hard(0.1839, 0.1412)),
             "pris_u": Row({}, {}, _hard(0.2217, 0.1334)),

@@ -43,7 +43,7 @@ OPTIONS = dict.fromkeys(_FIXED_OPTIONS.split(), FIXED) | {
     "sl_at_k.num_negatives": "log:250:4000",
     "soft_bpr.num_negatives": "log:2:64",
     "softmax_v.num_negatives": "log:32:400",
-    "warp.num_negatives": "log:20:400",
+    "warp.num_negatives": "log:5:100",
     "num_uniform": "none,256,1024,4096",
     "pool_size": "log:50:400",
     "positive_correction": "false,true",

@@ -40,7 +40,7 @@ CASES = [
     ("adasir_u", {"add_log_weights": True, "pool_size": 9}),
     ("adasir_w", {"count_below": True, "pool_size": 9}),
     ("warp", {"num_negatives": 3}),
-    ("warp", {"num_negatives": 3, "margin": 1.0}),
+    ("warp", {"num_negatives": 3, "margin": 0.0}),
     ("aobpr", {"num_negatives": 4, "rank_scale": 2.0}),
     ("kernel", {"alpha": 100.0, "leaf_size": 2, "num_negatives": 6}),
     ("softmax_v", {"num_negatives": 10, "group_size": 2}),
