@@ -68,6 +68,7 @@ def stages(out, word):
     return [line.split("]")[0].strip("[") for line in out.splitlines() if f"] {word}" in line]
 
 
+@pytest.mark.long
 def test_the_whole_path_then_only_what_changed(workdir, capsys):
     assert stages(run(workdir, capsys, epochs=3), "starts") == EVERYTHING
     metrics = json.loads((workdir / "work" / "run" / "metrics.json").read_text())
@@ -181,7 +182,10 @@ def test_a_training_begins_anew_once_what_it_learns_from_is_another(
     assert again() == []
 
 
-@pytest.mark.parametrize("settings", [{}, {"tower": "fism"}], ids=["id", "fism"])
+@pytest.mark.parametrize(
+    "settings",
+    [pytest.param({}, id="id"), pytest.param({"tower": "fism"}, id="fism", marks=pytest.mark.long)],
+)
 def test_a_model_becomes_the_version_that_answers_as_it_does(tmp_path, settings):
     rng = np.random.default_rng(4)
     log = pd.DataFrame({"user": rng.integers(0, 30, 400), "item": rng.integers(0, 25, 400)})

@@ -82,6 +82,7 @@ def options(tmp_path_factory):
     return argparse.Namespace(data=str(root), work=work, commit="c", dataset="gowalla")
 
 
+@pytest.mark.long
 def test_what_is_chosen_on_holds_no_test_rows(options):
     data = open_data(standard.prepared(options, "validation"))
     assert [data.num_rows(split) for split in ("train", "validation", "test")] == [480, 120, 0]
@@ -165,6 +166,7 @@ def test_a_row_is_tuned_measured_logged_and_checked(row, options, results, monke
     assert "| gowalla | EASE | 2 | " in standard_page.chosen(study)
 
 
+@pytest.mark.long
 def test_ta_feng_is_parted_by_a_date(options, tmp_path):
     day = np.tile(np.arange(40), 30) * 86_400 + 979_344_000  # from 2001-01-13 on
     rows = {"user_id": np.repeat(np.arange(30), 40), "item_id": np.tile(np.arange(40), 30)}

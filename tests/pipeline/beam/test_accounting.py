@@ -169,7 +169,6 @@ def outcomes(job, work, tmp_path, copies=0, at_end=False, every=1):
 @pytest.mark.parametrize(
     ("job", "every"),
     [
-        pytest.param("prepare", 70, id="prepare"),
         pytest.param("count", 12, id="count"),
         *(pytest.param(job, 4, marks=pytest.mark.long) for job in JOBS),
         *(pytest.param(job, 1, marks=pytest.mark.soak) for job in JOBS),

@@ -114,6 +114,7 @@ def test_key_ranges_do_not_matter(source, expected, tmp_path, monkeypatch):
     assert digest(tmp_path / "out") == digest(expected)
 
 
+@pytest.mark.long
 def test_shards_are_ranges_of_one_table(expected, source, tmp_path, monkeypatch):
     monkeypatch.setattr(merge, "ITEMS_PER_SHARD", 2)  # so small that some shards are empty
     manifest = run(source, tmp_path / "out")
@@ -138,6 +139,7 @@ def test_workers_do_not_matter(source, expected, tmp_path, mode):
 # --- from day to day -------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_without_decay_days_add_up_to_the_whole_log(log, expected, tmp_path):
     previous = ""
     for day, first in enumerate((0, 700, 1900)):
@@ -262,6 +264,7 @@ def test_an_earlier_run_that_is_none(source, expected, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.long
 def test_a_tensorflow_dataset_is_known_by_its_files(tmp_path):
     from pipeline.job import prepare
     from pipeline.prepare.settings import PrepareConfig

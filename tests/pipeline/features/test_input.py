@@ -201,6 +201,7 @@ def test_a_text_file_shows_which_columns_hold_numbers(config, tmp_path):
     assert feature_files(config()) == [str(path)]
 
 
+@pytest.mark.long
 def test_the_three_files_of_recbole(tmp_path, caplog):
     """Their headers say the kinds, and `--source DIR` reads the log alone."""
     (tmp_path / "ml.inter").write_text("user_id:token\titem_id:token\nu\ta\nu\tb\nv\ta\n")
@@ -252,6 +253,7 @@ def test_files_of_one_table_agree(config, tmp_path):
         find_tables(config())
 
 
+@pytest.mark.long
 def test_bad_rows_go_to_dead_letters_and_their_ids_hold_nothing(config, tmp_path):
     (tmp_path / "items" / "a.csv").write_bytes(
         b"item_id,price,name\na,1.5,x\nb,cheap,y\n,1,z\nd,2.5,\xff\ne,1\nz,3.5,x\n"

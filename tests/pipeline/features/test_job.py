@@ -218,6 +218,7 @@ def test_different_rows_of_an_id_are_an_error(run, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out-items"]
 
 
+@pytest.mark.long
 def test_the_command_reads_text_tables_of_both_sides(out, source, tmp_path, caplog):
     """The same features from a file without types; users by another column and delimiter."""
     lines = ["sku;price;brand;sub;new;tags;title;notes"]

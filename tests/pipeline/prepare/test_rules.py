@@ -72,6 +72,7 @@ def test_a_k_core_that_needs_many_passes(tmp_path):
     assert (manifest.counts["rows"], manifest.counts["k_core"]) == (len(square), len(path))
 
 
+@pytest.mark.long
 def test_rows_of_a_frequent_item_never_meet(tmp_path):
     users = [f"u{n}" for n in range(200)]
     items = ["everywhere"] * 200 + [f"i{n % 40}" for n in range(200)]

@@ -164,6 +164,7 @@ def run(capsys, *arguments):
     return status, capsys.readouterr().err.strip()
 
 
+@pytest.mark.long
 def test_bad_rows_do_not_pile_up_in_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(readers, "BLOCK_BYTES", 10_000)
     (tmp_path / "log.csv").write_bytes(HEADER + GOOD + b"u,i,3,5,one too many\n" * 50_000)

@@ -237,6 +237,7 @@ def test_integer_ids_become_their_decimal_strings(tmp_path):
     assert found == [(b"3", b"7"), (b"3", b"8"), (b"10", b"7")]
 
 
+@pytest.mark.long
 def test_tfds_builder(log, tmp_path, monkeypatch):
     import tensorflow as tf
     import tensorflow_datasets as tfds

@@ -51,6 +51,7 @@ def arrivals(monkeypatch):
     return calls
 
 
+@pytest.mark.long
 def test_following_equals_one_run(tmp_path, parts, arrivals):
     """Files come between looks; of those of one look the rows may be in any order."""
     source = tmp_path / "log"
@@ -228,6 +229,7 @@ def test_settings_that_do_not_go_together(tmp_path, parts, settings, problem):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.long
 def test_a_bounded_run_does_not_go_on_from_an_unbounded_one(tmp_path, parts):
     """Its snapshots know no files: their rows would be counted again."""
     out = tmp_path / "out"

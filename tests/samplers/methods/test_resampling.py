@@ -169,6 +169,7 @@ def test_bir_leaves_out_hits_and_padding(problem, log_popularity, block_size):
     p.check(method, losses, batch=batch)
 
 
+@pytest.mark.long
 def test_bir_in_blocks_draws_the_same_for_a_large_batch():
     rng = np.random.default_rng(0)
     rows = [(rng.normal(size=(1024, 16)) / 2).astype(np.float32) for _ in range(2)]

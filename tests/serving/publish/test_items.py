@@ -298,6 +298,7 @@ def test_all_but_the_delta_is_linked_and_described(shop):
     assert not [path for path in home.iterdir() if path.name.startswith(".partial")]
 
 
+@pytest.mark.long
 def test_a_large_delta_is_built_anew(tmp_path, shop_bundle, caplog):
     shop = changed_twice(tmp_path, *shop_bundle, scann=False)
     sample = shop.sample
@@ -384,6 +385,7 @@ def test_an_id_tower_asks_for_embeddings_and_everything_cannot_go(without_scann,
     assert not (tmp_path / "twotower").exists()
 
 
+@pytest.mark.long
 def test_the_next_export_names_what_it_lacks(tmp_path, shop_bundle, caplog):
     shop = changed_twice(tmp_path, *shop_bundle, scann=False)
     publish(shop_bundle[1], shop.models, k=K, scann=False)
@@ -500,6 +502,7 @@ def shares(tmp_path_factory, request):
     retriever.close()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("few_chosen", [0, 20_000])
 @pytest.mark.parametrize("index", ["exact", "scann"])
 def test_a_small_share_of_the_corpus_gives_its_k_best(shares, index, few_chosen, monkeypatch):

@@ -97,6 +97,7 @@ def test_any_filters_give_what_a_loop_gives(retriever, small, index, few_chosen,
     assert any(length == 0 for length, k in lengths)
 
 
+@pytest.mark.long
 def test_a_tree_gives_k_good_results_whatever_the_filters(tree, clustered):
     sample, hits, total = clustered.sample, 0, 0
     for seed in range(16):

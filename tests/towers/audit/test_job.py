@@ -284,6 +284,7 @@ def found(config):
     return json.loads((Path(config.run) / "audit" / RECORD).read_text())
 
 
+@pytest.mark.long
 def test_the_command_from_end_to_end(config, found):
     assert list(found["methods"]) == list(config.methods)
     assert abs(found["methods"]["full_softmax"]["bias"]["value"]) < 1e-5

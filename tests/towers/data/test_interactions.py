@@ -252,6 +252,7 @@ def test_unseen_queries_have_test_rows_alone(data):
     assert data.positives("train").sizes[unseen].all()  # which stays as it was
 
 
+@pytest.mark.long
 def test_the_attributes_of_some_ids_stay_with_them(attributed):
     data = open_data(attributed)
     queries = np.arange(data.num_queries) % 3 > 0

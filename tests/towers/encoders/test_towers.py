@@ -220,6 +220,7 @@ def trained(request, attributed, tmp_path_factory):
     return request.param, run
 
 
+@pytest.mark.long
 def test_a_run_that_goes_on_is_one_that_never_stopped(trained, attributed, tmp_path):
     name, whole = trained
     config = config_for(attributed, tmp_path / "parts", name, epochs=1)
@@ -281,6 +282,7 @@ def test_mistakes_are_told_in_one_line(attributed, prepared, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.long
 def test_what_is_exported_scores_as_the_model(trained, attributed, tmp_path):
     name, run = trained
     data = open_data(attributed)

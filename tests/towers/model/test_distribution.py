@@ -52,6 +52,7 @@ def run(cases, *arguments, replicas=2):
     assert done.stdout.count("equal:") == len(cases)
 
 
+@pytest.mark.long
 def test_replicas_are_one_with_the_joined_batch():
     run(QUICK)
 

@@ -157,6 +157,7 @@ USER = st.fixed_dictionaries(
 SLOW = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 
 
+@pytest.mark.long
 @SLOW
 @given(rows=st.lists(ITEM, min_size=1, max_size=8))
 def test_a_new_candidate_is_embedded_as_prepared(data, encoders, rows):

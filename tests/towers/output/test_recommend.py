@@ -232,6 +232,7 @@ def test_killed_in_the_middle_then_again(config, tmp_path):
     assert_rows(rows_of(tmp_path / "out"), list(expected_rows(config)))
 
 
+@pytest.mark.long
 def test_from_the_command_line_exact_and_scann(config, tmp_path, capsys, caplog):
     places = ["--data", config.data, "--run", config.run]
     models = ["--models", str(tmp_path / "models"), "--name", "shop"]

@@ -212,6 +212,7 @@ def test_a_refit_is_exported_with_a_later_preparation(refitted, later, tmp_path)
     assert seen & pairs_by_raw_id(rows, "test")
 
 
+@pytest.mark.long
 def test_a_run_of_attributes_or_of_other_ids_is_refused(
     prepared, attributed, make_prepared, tmp_path
 ):

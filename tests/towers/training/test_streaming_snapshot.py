@@ -274,6 +274,7 @@ class AtTheEnd(tf_keras.callbacks.Callback):
             self.function()
 
 
+@pytest.mark.long
 def test_each_epoch_begins_with_the_newest_snapshot(prepared, log, tmp_path, caplog):
     """One that `--watch` writes while the run trains; then the stream begins anew elsewhere."""
     source, stream = tmp_path / "log", tmp_path / "stream"

@@ -182,6 +182,7 @@ def test_a_student_does_not_go_on_with_another_teacher(prepared, teacher, studen
     assert train(dataclasses.replace(more, overwrite=True))["steps"]
 
 
+@pytest.mark.long
 def test_a_student_learns_from_a_run_of_the_other_preset(prepared, tmp_path):
     command = f"train --data {prepared} --dim 8 --batch_size 16 --epochs 1 --jit_compile false"
     teacher, run = tmp_path / "teacher", tmp_path / "run"

@@ -111,6 +111,7 @@ def test_a_run_that_times_xla_is_the_run_that_was_told_so(prepared, tmp_path, ca
     assert_same_run(tmp_path / "timed", tmp_path / "told")
 
 
+@pytest.mark.long
 def test_killed_and_resumed_is_never_interrupted(prepared, whole, tmp_path):
     run = tmp_path / "killed"
     fields = json.dumps(dataclasses.asdict(whole))
@@ -123,6 +124,7 @@ def test_killed_and_resumed_is_never_interrupted(prepared, whole, tmp_path):
     assert_same_run(Path(whole.run), run)
 
 
+@pytest.mark.long
 def test_interrupted_between_the_last_step_and_the_end_of_an_epoch(whole, tmp_path, monkeypatch):
     cut = dataclasses.replace(whole, run=str(tmp_path / "cut"), checkpoint_minutes=1e-9)
     measure, calls = HeldOut.measure, []

@@ -226,6 +226,7 @@ def test_what_is_hopeless_is_ended_early(config, make_prepared):
     assert all(one["state"] == "pruned" and one["epochs"] == 1 for one in others)
 
 
+@pytest.mark.long
 def test_a_trial_that_diverges_is_told_and_the_study_goes_on(config):
     space = ["learning_rate=0.01,1e30,2e30,3e30,4e30", "method.num_negatives=10"]
     result = tune(dataclasses.replace(config, space=space, trials=2, epochs=1))
@@ -239,6 +240,7 @@ def test_a_trial_that_diverges_is_told_and_the_study_goes_on(config):
     assert others[0]["reason"] in html.unescape((Path(config.output) / "tune.html").read_text())
 
 
+@pytest.mark.long
 def test_a_trial_that_fills_the_memory_is_told_and_the_study_goes_on(config, monkeypatch):
     fit, calls = TwoTower.fit, []
 
