@@ -90,8 +90,8 @@ def _whole_lines(file: BinaryIO | pa.NativeFile) -> Iterator[bytes]:
     yield rest if names_came else b""
 
 
-def _repair(lines: bytes, broken: list[str]) -> bytes:
-    """Puts a field with a marker in the place of each line that is not UTF-8.
+def _repair(lines: bytes, broken: list[str], more_delimiters: str) -> bytes:
+    """Puts a marker, with a column more than the file has, in the place of each line not UTF-8.
 
     The parser hands a row with a wrong number of columns to a callback, but stops at one that is
     not UTF-8. `broken` takes these lines, their bad bytes escaped.
@@ -101,7 +101,7 @@ def _repair(lines: bytes, broken: list[str]) -> bytes:
     repaired = lines.splitlines(keepends=True)
     for place, line in enumerate(repaired):
         if not is_utf8(line):
-            repaired[place] = f"{_BROKEN}{len(broken)}\n".encode()
+            repaired[place] = f"{_BROKEN}{len(broken)}{more_delimiters}\n".encode()
             broken.append(line.rstrip(b"\r\n").decode("utf-8", "backslashreplace"))
     return b"".join(repaired)
 
@@ -128,7 +128,8 @@ def text_batches(piece: Piece, columns: list[str], delimiter: str, header: list[
         reason = f"expected {invalid.expected_columns} columns, found {invalid.actual_columns}"
         text = invalid.text
         if text.startswith(_BROKEN):
-            reason, text = "the line is not UTF-8", broken[int(text.removeprefix(_BROKEN))]
+            number = text.removeprefix(_BROKEN).rstrip(delimiter)
+            reason, text = "the line is not UTF-8", broken[int(number)]
         wrong.append(DeadLetter(piece.number, row + invalid.number, piece.path, reason, text))
         return "skip"
 
@@ -141,7 +142,7 @@ def text_batches(piece: Piece, columns: list[str], delimiter: str, header: list[
             if not lines.strip(b"\r\n"):
                 continue
             wrong, broken = [], []
-            source = pa.BufferReader(_repair(lines, broken))
+            source = pa.BufferReader(_repair(lines, broken, delimiter * len(header)))
             size = source.size() + 1
             read = pa_csv.ReadOptions(use_threads=False, block_size=size, column_names=header)
             # Not a reader of the whole file: it would collect what is wrong until a row is right.

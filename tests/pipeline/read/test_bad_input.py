@@ -10,6 +10,8 @@ import pytest
 from prepared import raw_pairs
 
 import twotower
+from pipeline.counts.job import count
+from pipeline.counts.settings import FrequenciesConfig
 from pipeline.job import prepare
 from pipeline.prepare.settings import PrepareConfig
 from pipeline.read import log, readers
@@ -54,6 +56,20 @@ def test_bad_lines_go_to_the_dead_letters_with_their_row_numbers(tmp_path):
     bad = 2 * len(reasons) + 1
     assert (manifest.counts["read"], manifest.counts["bad"]) == (20 + bad, bad)
     assert manifest.counts["rows"] == 20
+
+
+def test_a_line_that_is_not_utf8_is_no_item_in_a_file_of_one_column(tmp_path):
+    (tmp_path / "log.csv").write_bytes(b"item_id\ntea\nbr\xe9ad\nmilk\nc\xe9leri\n")
+    manifest = count(
+        FrequenciesConfig(
+            source=str(tmp_path / "log.csv"), output=str(tmp_path / "out"), max_bad_share=1
+        )
+    )
+    assert sorted(pq.read_table(tmp_path / "out")["raw_id"].to_pylist()) == ["milk", "tea"]
+    assert manifest.counts["bad"] == 2
+    lines = (tmp_path / "out" / "_dead_letters.jsonl").read_text().splitlines()
+    found = [(letter["row"], letter["content"]) for letter in map(json.loads, lines)]
+    assert found == [(2, "br\\xe9ad"), (4, "c\\xe9leri")]
 
 
 def test_bad_values_in_parquet(tmp_path):
