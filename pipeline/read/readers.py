@@ -79,15 +79,30 @@ def _batches(
     return text_batches(piece, columns, delimiter_of(piece.path, config), names)
 
 
-def _whole_lines(file: BinaryIO | pa.NativeFile) -> Iterator[bytes]:
-    """A text file in blocks of whole lines, without the first one, which names the columns."""
+def _whole_rows(file: BinaryIO | pa.NativeFile) -> Iterator[bytes]:
+    """A text file in blocks of whole rows, without the first line, which names the columns."""
     rest, names_came = b"", False
     while chunk := file.read(BLOCK_BYTES):
-        lines, newline, rest = (rest + chunk).rpartition(b"\n")
-        lines += newline
+        rest += chunk
+        end = _end_of_rows(rest)
+        lines, rest = rest[:end], rest[end:]
         yield lines if names_came else lines.partition(b"\n")[2]
-        names_came |= bool(newline)
+        names_came |= bool(lines)
     yield rest if names_came else b""
+
+
+def _end_of_rows(lines: bytes) -> int:
+    """Behind the last line end with an even number of quotes before it: it is in no quoted cell.
+
+    Behind the last line end of all where there is none: some cell has a quote but is not quoted.
+    """
+    last = end = lines.rfind(b"\n") + 1
+    odd = lines.count(b'"', 0, end) % 2
+    while odd and end:
+        start = lines.rfind(b"\n", 0, end - 1) + 1
+        odd ^= lines.count(b'"', start, end) % 2
+        end = start
+    return end or last
 
 
 def _repair(lines: bytes, broken: list[str], more_delimiters: str) -> bytes:
@@ -138,7 +153,7 @@ def text_batches(piece: Piece, columns: list[str], delimiter: str, header: list[
         include_columns=columns, column_types=dict.fromkeys(columns, pa.binary())
     )
     with open_text(piece.path) as file:
-        for lines in _whole_lines(file):
+        for lines in _whole_rows(file):
             if not lines.strip(b"\r\n"):
                 continue
             wrong, broken = [], []

@@ -1,5 +1,6 @@
 """Bad rows are counted and kept aside; bad sources are one clear line, and nothing is left."""
 
+import csv
 import json
 import tracemalloc
 
@@ -173,6 +174,28 @@ def test_different_users_do_not_become_one(tmp_path, capsys):
         capsys, "--source", str(tmp_path / "log.parquet"), "--output", str(tmp_path / "out")
     )
     assert (status, "write ids as text or integers" in error, "\n" in error) == (2, True, False)
+
+
+def read_text(path, **settings):
+    """The good rows of a text file, (user, item) in order, and its dead letters."""
+    config, pairs, bad = PrepareConfig(source=str(path), output="out", **settings), [], []
+    for block, letters, _ in log.read_blocks(find_pieces(config)[0], config):
+        names = [dict(zip(prints.tolist(), raw, strict=True)) for prints, raw in block.ids.values()]
+        for row in block.rows:
+            pair = (names[0][row["query"]], names[1][row["candidate"]])
+            pairs.append(tuple(raw.decode() for raw in pair))
+        bad += letters
+    return pairs, bad
+
+
+@pytest.mark.parametrize("block_bytes", [*range(32, 80, 7), 1000])
+def test_a_text_of_several_lines_is_whole_wherever_a_block_ends(tmp_path, monkeypatch, block_bytes):
+    texts = ["soft", "two\nlines", 'a "quote"\n', "\n", "c,o,m\nm,a,s\n\n", '"', "end\r\nx"]
+    rows = [(f"u{n}", text, f"i{n}") for n, text in enumerate(texts * 3)]
+    with open(tmp_path / "log.csv", "w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("user_id", "review", "item_id"), *rows])
+    monkeypatch.setattr(readers, "BLOCK_BYTES", block_bytes)
+    assert read_text(tmp_path / "log.csv") == ([(user, item) for user, _, item in rows], [])
 
 
 def run(capsys, *arguments):
