@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from typing import BinaryIO, NamedTuple, TypeVar
 
@@ -17,7 +18,7 @@ from pipeline.read.settings import SourceConfig
 
 BLOCK_ROWS = 262_144
 BLOCK_BYTES = 16 << 20  # of a text file
-_BROKEN = "\x00not UTF-8\x00"
+_BROKEN = b"\x00broken\x00"
 
 
 class DeadLetter(NamedTuple):
@@ -105,20 +106,49 @@ def _end_of_rows(lines: bytes) -> int:
     return end or last
 
 
-def _repair(lines: bytes, broken: list[str], more_delimiters: str) -> bytes:
+def _repair(lines: bytes, broken: list[tuple[str, str]], more_delimiters: bytes) -> bytes:
     """Puts a marker, with a column more than the file has, in the place of each line not UTF-8.
 
     The parser hands a row with a wrong number of columns to a callback, but stops at one that is
-    not UTF-8. `broken` takes these lines, their bad bytes escaped.
+    not UTF-8. `broken` takes what is wrong, and these lines, their bad bytes escaped.
     """
     if is_utf8(lines):
         return lines
     repaired = lines.splitlines(keepends=True)
     for place, line in enumerate(repaired):
         if not is_utf8(line):
-            repaired[place] = f"{_BROKEN}{len(broken)}{more_delimiters}\n".encode()
-            broken.append(line.rstrip(b"\r\n").decode("utf-8", "backslashreplace"))
+            repaired[place] = _marker(line, "the line is not UTF-8", broken, more_delimiters)
     return b"".join(repaired)
+
+
+def _without_open_quotes(
+    lines: bytes, broken: list[tuple[str, str]], more_delimiters: bytes
+) -> bytes:
+    """As `_repair`, for each row with a cell that begins with a quote and does not end with one.
+
+    The parser takes all that follows for a part of that cell, up to the next quote, however far.
+    """
+    border = rb"[\r\n" + re.escape(more_delimiters[:1]) + rb"]"
+    quoted = re.compile(
+        rb"(?:\A|(?<=" + border + rb'))"[^"]*+(?:""[^"]*+)*+("(?=' + border + rb"|\Z))?"
+    )
+    kept, done, row, place = [], 0, 0, 0  # places: of what is not kept yet, a row, the next cell
+    while cell := quoted.search(lines, place):
+        row = max(row, lines.rfind(b"\n", place, cell.start()) + 1)
+        place = cell.end()
+        if not cell[1] and b"\n" in cell[0]:
+            place = lines.index(b"\n", cell.start()) + 1
+            marker = _marker(lines[row:place], "a quote is not closed", broken, more_delimiters)
+            kept += [lines[done:row], marker]
+            done = row = place
+    return b"".join([*kept, lines[done:]])
+
+
+def _marker(
+    line: bytes, reason: str, broken: list[tuple[str, str]], more_delimiters: bytes
+) -> bytes:
+    broken.append((reason, line.rstrip(b"\r\n").decode("utf-8", "backslashreplace")))
+    return _BROKEN + b"%d" % (len(broken) - 1) + more_delimiters + b"\n"
 
 
 def parquet_batches(piece: Piece, columns: list[str]) -> Batches:
@@ -133,18 +163,18 @@ def parquet_batches(piece: Piece, columns: list[str]) -> Batches:
 def text_batches(piece: Piece, columns: list[str], delimiter: str, header: list[str]) -> Batches:
     """The batches of a text file, all cells as bytes.
 
-    A row with another number of columns than `header` has, or that is not UTF-8, is a dead letter.
+    A row with another number of columns than `header` has, that is not UTF-8, or with a quote that
+    nothing closes is a dead letter.
     """
     wrong: list[DeadLetter] = []
-    broken: list[str] = []
-    row = 0
+    broken: list[tuple[str, str]] = []
+    row, more_delimiters = 0, delimiter.encode() * len(header)
 
     def collect(invalid: pa_csv.InvalidRow) -> str:
         reason = f"expected {invalid.expected_columns} columns, found {invalid.actual_columns}"
         text = invalid.text
-        if text.startswith(_BROKEN):
-            number = text.removeprefix(_BROKEN).rstrip(delimiter)
-            reason, text = "the line is not UTF-8", broken[int(number)]
+        if text.startswith(_BROKEN.decode()):
+            reason, text = broken[int(text[len(_BROKEN) :].rstrip(delimiter))]
         wrong.append(DeadLetter(piece.number, row + invalid.number, piece.path, reason, text))
         return "skip"
 
@@ -152,16 +182,24 @@ def text_batches(piece: Piece, columns: list[str], delimiter: str, header: list[
     convert = pa_csv.ConvertOptions(
         include_columns=columns, column_types=dict.fromkeys(columns, pa.binary())
     )
+
+    def table_of(lines: bytes) -> pa.Table:
+        read = pa_csv.ReadOptions(use_threads=False, block_size=len(lines) + 1, column_names=header)
+        # Not a reader of the whole file: it would collect what is wrong until a row is right.
+        return pa_csv.read_csv(pa.BufferReader(lines), read, parse, convert).combine_chunks()
+
     with open_text(piece.path) as file:
         for lines in _whole_rows(file):
             if not lines.strip(b"\r\n"):
                 continue
             wrong, broken = [], []
-            source = pa.BufferReader(_repair(lines, broken, delimiter * len(header)))
-            size = source.size() + 1
-            read = pa_csv.ReadOptions(use_threads=False, block_size=size, column_names=header)
-            # Not a reader of the whole file: it would collect what is wrong until a row is right.
-            table = pa_csv.read_csv(source, read, parse, convert).combine_chunks()
+            lines = _repair(lines, broken, more_delimiters)
+            table = table_of(lines)
+            text = lines.rstrip(b"\r\n")
+            odd = text.count(b'"', text.rfind(b"\n") + 1) % 2  # quotes in the last line
+            if odd or len(table) + len(wrong) <= text.count(b"\n"):  # or a row has several lines
+                wrong = []
+                table = table_of(_without_open_quotes(lines, broken, more_delimiters))
             arrays = [table[name].combine_chunks() for name in columns]
             numbers = np.arange(row + 1, row + 1 + len(table) + len(wrong))
             row += len(numbers)

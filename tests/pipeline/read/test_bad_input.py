@@ -198,6 +198,30 @@ def test_a_text_of_several_lines_is_whole_wherever_a_block_ends(tmp_path, monkey
     assert read_text(tmp_path / "log.csv") == ([(user, item) for user, _, item in rows], [])
 
 
+@pytest.mark.parametrize("block_bytes", [60, 10_000])
+@pytest.mark.parametrize("delimiter", [",", "\t"])
+def test_a_quote_that_is_not_closed_takes_no_other_row_with_it(
+    tmp_path, monkeypatch, block_bytes, delimiter
+):
+    notes = [f"n{n}" for n in range(30)]
+    notes[3] = '"Weird Al'
+    notes[7] = '"Great" as they say'  # no quoted cell, but no harm either
+    notes[12] = '"two\nlines"'
+    notes[20:24] = '7" vinyl', '"', '"in quotes"', '"Heroes'
+    notes[29] = '"the last'
+    lines = [("user_id", "note", "item_id")]
+    lines += [(f"u{n}", note, f"i{n}") for n, note in enumerate(notes)]
+    text = "".join(delimiter.join(line) + "\n" for line in lines)
+    (tmp_path / "log.csv").write_text(text)
+    monkeypatch.setattr(readers, "BLOCK_BYTES", block_bytes)
+    pairs, bad = read_text(tmp_path / "log.csv", delimiter=delimiter)
+    lost = (3, 21, 23, 29)
+    assert [(letter.row, letter.reason, letter.content) for letter in bad] == [
+        (n + 1, "a quote is not closed", delimiter.join(lines[n + 1])) for n in lost
+    ]
+    assert pairs == [(f"u{n}", f"i{n}") for n in range(30) if n not in lost]
+
+
 def run(capsys, *arguments):
     status = twotower.main(["prepare", *arguments])
     return status, capsys.readouterr().err.strip()
