@@ -121,7 +121,7 @@ class FeatureSpec:
 
     - categorical: int32, 0 where the value is missing or unknown, else its code;
     - multi: list<int32>, the codes of the known values, each once; empty if no value is known;
-    - numeric: float32, (value - mean) / std, 0 where it is missing;
+    - numeric: float32, (value - mean) / std; missing is 0 if `presence` follows, else null;
     - text: string, empty where it is missing.
     """
 

@@ -92,7 +92,9 @@ def encode(
     unknown = np.zeros(len(values), np.int64)
     if spec.kind == "numeric":
         scaled = (values.to_numpy(zero_copy_only=False) - spec.mean) / spec.std  # null as NaN
-        encoded = pa.array(np.nan_to_num(scaled, nan=0.0).astype(np.float32))
+        missing = np.isnan(scaled)
+        scaled = np.where(missing, 0.0, scaled).astype(np.float32)
+        encoded = pa.array(scaled, mask=None if spec.has_presence else missing)
     elif spec.kind == "text":
         encoded = values.fill_null("").cast(pa.string())
     elif spec.kind == "categorical":

@@ -132,7 +132,7 @@ def _raw(table: pa.Table, spec: schema.FeatureSpec, values: Mapping[str, pa.Arra
     if spec.kind == "multi":
         flat = values[spec.name].take(pc.subtract(pc.list_flatten(column), 1))
         return with_values(column, flat)
-    scaled = column.to_numpy().astype(np.float64)
+    scaled = column.fill_null(0).to_numpy().astype(np.float64)
     numbers = scaled * spec.std + spec.mean
     # As many decimals as float32 kept: 20 is 20 again, and not 20.0000003, which is above it.
     kept = -np.log10(np.maximum(np.abs(scaled), 1e-7) * spec.std * 2**-23)
@@ -140,11 +140,8 @@ def _raw(table: pa.Table, spec: schema.FeatureSpec, values: Mapping[str, pa.Arra
     for places in np.unique(decimals):
         rows = decimals == places
         numbers[rows] = np.round(numbers[rows], places)
-    if spec.has_presence:
-        missing = ~table[spec.presence].to_numpy()
-    else:  # ids of training have it all; of others, what is missing was set to the mean
-        missing = (scaled == 0) & (spec.missing > 0)
-    return pa.array(numbers, mask=missing)
+    present = table[spec.presence] if spec.has_presence else pc.is_valid(column)
+    return pa.array(numbers, mask=~present.to_numpy(zero_copy_only=False))
 
 
 def _values(table: pa.Table, spec: schema.FeatureSpec, text_buckets: int) -> Any:
@@ -156,7 +153,7 @@ def _values(table: pa.Table, spec: schema.FeatureSpec, text_buckets: int) -> Any
         return Lists.of(pc.list_flatten(column).to_numpy(), sizes)
     if spec.kind == "categorical":
         return column.to_numpy().astype(np.int64)
-    numbers = np.clip(column.to_numpy().astype(np.float32), -_LARGEST, _LARGEST)
+    numbers = np.clip(column.fill_null(0).to_numpy().astype(np.float32), -_LARGEST, _LARGEST)
     present = table[spec.presence].to_numpy() if spec.has_presence else np.ones(len(numbers), bool)
     return np.stack([numbers, present.astype(np.float32)], axis=1)
 

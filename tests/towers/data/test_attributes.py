@@ -223,6 +223,30 @@ def test_a_price_is_what_it_was_not_a_little_above():
     assert got["price"].to_pylist() == prices.tolist()
 
 
+@pytest.mark.parametrize("price_of_new", [None, 25.0])
+def test_a_price_that_is_missing_is_not_the_mean_and_the_mean_is_not_missing(price_of_new):
+    """All items of train have a price; `new` has rows in test alone, `cold` has none."""
+    log = pd.DataFrame({"u": [*"abc", "a"], "i": ["low", "mean", "high", "new"], "t": [1, 2, 3, 9]})
+    prices = {"low": 10.0, "mean": 20.0, "high": 30.0, "cold": None, "paid": 20.0}
+    prices["new"] = price_of_new
+    data = from_dataframe(
+        log,
+        user="u",
+        item="i",
+        timestamp="t",
+        split="global_time",
+        test_from="1970-01-01T00:00:05",
+        item_features=pd.DataFrame({"i": list(prices), "price": list(prices.values())}),
+    )
+    features = data.features("candidate")
+    ids = data.candidate_vocabulary.raw_ids.to_pylist() + features.cold[schema.RAW_ID].to_pylist()
+    got = raw_values(features, ["price"])["price"].to_pylist()
+    assert dict(zip(ids, got, strict=True)) == prices
+    columns, arrays = columns_of(features, BUCKETS)
+    found = read(columns, arrays, range(len(ids)))["price"].numpy()
+    assert found[[ids.index(name) for name in ("cold", "mean")]].tolist() == [[0, 1]] * 2
+
+
 def test_filter_columns_are_categories_lists_and_numbers(attributed_data):
     features = attributed_data.features("candidate")
     with pytest.raises(ValueError, match="must be among price, brand, sub, new, tags, got title"):
