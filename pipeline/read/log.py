@@ -62,8 +62,10 @@ def read_blocks(
             if latest is not None:
                 checks.fail(rows["timestamp"] > latest, f"{name} {IN_THE_FUTURE}")
         if name := columns.weight:
-            rows["weight"] = numbers_of(batch[name], name, checks)
-            checks.fail(rows["weight"] < 0, f"{name} is negative")
+            weights = numbers_of(batch[name], name, checks)
+            checks.fail(weights < 0, f"{name} is negative")
+            checks.fail(weights > np.finfo(np.float32).max, f"{name} is out of range")
+            rows["weight"] = np.where(checks.good, weights, 0)
         keep = np.ones(len(batch), bool)
         if name := columns.rating:
             keep = numbers_of(batch[name], name, checks) >= config.rating_threshold

@@ -179,7 +179,10 @@ def _distinct_pairs(
     if timestamp is not None:
         columns[schema.TIMESTAMP] = times[first]
     if weight is not None:
-        columns[schema.WEIGHT] = df[weight].to_numpy(np.float32)[first]
+        weights = df[weight].to_numpy(np.float32, na_value=np.nan)
+        wrong = ~((weights >= 0) & np.isfinite(weights))
+        _check_whole(wrong, weight, "a weight of 0 or more")
+        columns[schema.WEIGHT] = weights[first]
     return columns
 
 

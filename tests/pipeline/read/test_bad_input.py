@@ -106,6 +106,13 @@ def test_bad_values_in_parquet(tmp_path):
     assert raw_pairs(tmp_path / "out", "train") == [("a", "x")]
 
 
+def test_a_weight_that_float32_cannot_hold_is_bad(tmp_path):
+    (tmp_path / "log.csv").write_text("user_id,item_id,w\na,x,3e38\na,y,4e38\nb,x,0\n")
+    pairs, bad = read_text(tmp_path / "log.csv", weight_column="w")
+    assert pairs == [("a", "x"), ("b", "x")]
+    assert [(letter.row, letter.reason) for letter in bad] == [(2, "w is out of range")]
+
+
 def test_a_day_that_no_calendar_has_is_bad():
     """Arrow takes 30 February for 1 March."""
     days = ["2024-02-29", "2024-02-30", "2023-02-29", "2024-03-01", "2024-04-31", "x", None]

@@ -97,6 +97,14 @@ def test_a_missing_time_is_an_error(times):
         from_dataframe(df, user="u", item="i", timestamp="t")
 
 
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -1.0, pd.NA])
+def test_a_weight_that_prepare_takes_for_bad_is_an_error(wrong):
+    """A negative one would train away from what was chosen, without a word."""
+    df = pd.DataFrame({"u": [1, 1], "i": [2, 3], "w": pd.array([0.0, wrong], "Float64")})
+    with pytest.raises(ValueError, match="column 'w' must have a weight of 0 or more in every row"):
+        from_dataframe(df, user="u", item="i", weight="w")
+
+
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory):
     """A log with ratings and times, and tables of both sides, in pandas and as Parquet files."""
