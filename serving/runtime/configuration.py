@@ -172,17 +172,24 @@ class Configuration:
                 "edit its config_file, or start it with another state_dir."
             )
 
-    def note_file(self) -> None:
-        """Notes what the file says now: a reload that comes after it is the later decision."""
+    def note_earlier(self) -> None:
+        """Notes what file and kept reload say now: a reload that comes after is the later one."""
         with contextlib.suppress(OSError):
+            self._reload = self._read_reload()
             self._digest = _digest(self._read())
 
-    def keep(self, configs: Sequence[ModelConfig]) -> None:
-        """Writes a reload for the next start, all of it or nothing, or raises OSError."""
+    def keep(self, configs: Sequence[ModelConfig]) -> bool:
+        """Writes a reload for the next start, all of it or nothing, or raises OSError.
+
+        False, and nothing is written, where another process has kept one since `note_earlier`.
+        """
+        if self._read_reload() != self._reload:
+            return False
         models = [dataclasses.asdict(config) for config in configs]
         text = json.dumps({"after": self._digest, "models": models}, indent=2) + "\n"
         write_atomically(self._kept, text)
         self._reload = text.encode()
+        return True
 
     def _forget_reload(self) -> None:
         self._reload = b""

@@ -109,7 +109,7 @@ class ModelManager:
             self.configuration.check(config)
         self.configuration.check_writable()
         with self._looked:
-            self.configuration.note_file()
+            self.configuration.note_earlier()
             self._wanted = reload = _Wanted(configs, to_keep=True)
             self._looked.notify_all()  # whoever waits for an earlier one
             self.served.attention.set()
@@ -284,8 +284,7 @@ class ModelManager:
         if not wanted.to_keep or set(self._outcomes(wanted)) - {(True, "")}:
             return
         try:
-            self.configuration.keep(wanted.configs)
-            wanted.to_keep = False
+            wanted.to_keep = not self.configuration.keep(wanted.configs)  # the next look adopts it
         except OSError as error:
             if not wanted.not_kept:  # it is tried at each look
                 _log.error("A reload is not kept for the next start yet: %s", error)

@@ -290,6 +290,38 @@ def test_services_with_one_state_follow_each_others_reloads(root):
         assert life.serves(2)
 
 
+def test_a_later_reload_of_another_service_wins_while_an_earlier_one_is_loaded(root):
+    gate, loads, outcome = threading.Event(), threading.Event(), []
+
+    def load(name, files):
+        if files.number == 1:
+            loads.set()
+            assert gate.wait(SECONDS)
+        return Loaded()
+
+    def earlier():
+        try:
+            life.reload(pinned(1))
+        except Aborted as error:
+            outcome.append(error)
+
+    with Life(root, load) as life, Life(root) as other:
+        assert life.serves(3)
+        assert other.serves(3)
+        waiting = threading.Thread(target=earlier)
+        waiting.start()
+        assert loads.wait(SECONDS)
+        other.reload(pinned(2))
+        gate.set()
+        waiting.join(SECONDS)
+        assert life.serves(2)
+        wait_for_a_look(other)
+        assert other.serves(2)
+        assert outcome
+    with Life(root) as life:
+        assert life.serves(2)
+
+
 def test_a_reload_that_is_taken_back_leaves_what_is_discovered(root):
     with Life(root) as life:
         life.reload(pinned(1))
