@@ -174,7 +174,7 @@ def _write_anew(path: Path, version: Version, base_ids: pa.Array, delta: Delta) 
     stays = np.ones(num_base, bool)
     stays[delta.excluded] = False
     row = np.where(stays, np.cumsum(stays) - 1, -1)  # [N], in the new order
-    moved = pc.index_in(base_ids, pa.array(delta.ids)).fill_null(-1).to_numpy()
+    moved = pc.index_in(base_ids, pa.array(delta.ids, pa.string())).fill_null(-1).to_numpy()
     row = np.where(moved >= 0, stays.sum() + moved, row)
     vectors = np.load(retrieval / schema.BUNDLE_VECTORS, mmap_mode="r")
     options: dict[str, Any] = {}

@@ -339,6 +339,15 @@ def test_a_large_delta_is_built_anew(tmp_path, shop_bundle, caplog):
     assert [r.candidate_ids for r in results] == [shop.best(q)[:30] for q in range(20)]
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("number", [20, 270])  # of 300; fewer than K are left of the latter
+def test_many_are_removed_and_none_comes(tmp_path, shop_bundle, number):
+    shop = Shop(tmp_path, *shop_bundle, scann=False)
+    shop.change(remove=shop.sample.best_ids(0)[:number])
+    results = Retriever.load(shop.models).top_k(shop.sample.query_ids, 30)
+    assert [r.candidate_ids for r in results] == [shop.best(q)[:30] for q in range(20)]
+
+
 @pytest.mark.parametrize(
     ("add", "remove", "message"),
     [
