@@ -18,7 +18,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -225,11 +225,12 @@ def numbered(names: Iterable[str]) -> dict[int, str]:
     return {int(name): name for name in names if name.isascii() and name.isdecimal()}
 
 
-def follow_versions(place: str, keep: int) -> Path:
+def follow_versions(place: str, keep: int, named: Collection[str] = ()) -> Path:
     """Makes a local directory like a directory of models in a store, and returns it.
 
-    It has the newest `keep` finished versions of each model. One that is new appears whole, by a
-    rename; one that is gone from the store, or another now, goes. Older ones stay where they are.
+    It has the newest `keep` finished versions of each model, and the `named` ones, such as
+    "twotower/3". One that is new appears whole, by a rename; one that is gone from the store, or
+    another now, goes. Older ones stay where they are.
 
     Raises:
       ValueError: the store fails, or a version is not what its manifest says; the others are there.
@@ -246,7 +247,8 @@ def follow_versions(place: str, keep: int) -> Path:
         of_model: dict[str, list[str]] = {}
         for name in sorted(there, key=lambda name: -int(name.partition("/")[2])):
             of_model.setdefault(name.partition("/")[0], []).append(name)
-        for name in (name for names in of_model.values() for name in names[:keep]):
+        kept = [name for names in of_model.values() for name in names[:keep]]
+        for name in [*sorted(there.keys() & {*named}), *kept]:
             if name in held and (home / name).is_dir():
                 continue
             try:

@@ -140,6 +140,14 @@ class Configuration:
             return Path(os.path.abspath(self.root / config.base_path))
         return self._placed.get(config.name, self.root / config.name)
 
+    def named(self, configs: Sequence[ModelConfig]) -> set[str]:
+        """The versions that these name, such as "twotower/3", where `root` has them or may."""
+        return {
+            os.path.relpath(self.path(config) / str(number), self.root)
+            for config in configs
+            for number in (*config.specific, *config.labels.values())
+        }
+
     def discover(self) -> Iterator[tuple[str, Path]]:
         """The models that have a version on disk, finished or not."""
         for path in sorted(self.root.iterdir()):

@@ -135,7 +135,9 @@ class ModelManager:
         seconds = 0.0
         while not self._closed.wait(seconds):
             try:
-                stores.follow_versions(self.configuration.store, self.prune_versions)
+                wanted = self._wanted
+                named = self.configuration.named(wanted.configs if wanted else ())
+                stores.follow_versions(self.configuration.store, self.prune_versions, named)
                 seconds = self.poll_seconds
             except (ValueError, OSError) as error:
                 seconds = min(max(2 * seconds, self.poll_seconds), _MAX_SECONDS)

@@ -120,7 +120,8 @@ class ModelVersions:
         """
         on_disk = numbered_directories(self.base_path)
         finished = sorted((n for n in on_disk if is_finished(on_disk[n])), reverse=True)
-        needed = {*self.available, *self._wanted, *self.config.labels.values()}
+        named = *self.config.specific, *self.config.labels.values()
+        needed = {*self.available, *self._wanted, *named}
         newest = max(self.available, default=0)
         return [on_disk[n] for n in finished[keep:] if n not in needed and n < newest]
 

@@ -235,3 +235,27 @@ def test_a_store_that_cannot_be_reached_is_one_line(store, gate, capsys):
     error = capsys.readouterr().err.splitlines()[-1]
     assert f"{MODELS} cannot be reached" in error
     assert SECRET not in error
+
+
+def test_a_version_that_is_named_is_copied_however_old(store, without_scann, tmp_path):
+    """As after a rollback, on a machine that has no cache yet."""
+    for _ in range(4):
+        export(without_scann.bundle)
+    file = tmp_path / "models.config"
+
+    def name(version, labelled):
+        policy = f"model_version_policy {{ specific {{ versions: {version} }} }}"
+        labels = f'version_labels {{ key: "stable" value: {labelled} }}'
+        text = f'model_config_list {{ config {{ name: "twotower" {policy} {labels} }} }}'
+        file.write_text(text)
+
+    name(2, labelled=2)
+    with running(MODELS, poll_seconds=0.05, config_file=str(file)) as place:
+        assert served(place) == 2
+        until(lambda: cached() == [2, 3, 4])
+        name(2, labelled=1)
+        until(lambda: place.get("/v1/models/twotower/labels/stable").status == 200)
+        until(lambda: cached() == [1, 2, 3, 4])
+        name(4, labelled=4)
+        until(lambda: served(place) == 4)
+        until(lambda: cached() == [3, 4])
