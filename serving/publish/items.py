@@ -18,7 +18,7 @@ from pipeline.contract import schema
 from pipeline.contract.attributes import as_attributes
 from pipeline.contract.bundle import SeenLists, read_bundle, read_raw_ids, write_bundle
 from pipeline.contract.files import describe_files
-from serving.publish.publish import PARTIAL, new_version, write_version
+from serving.publish.publish import PARTIAL, NumberTakenError, new_version, write_version
 from serving.publish.settings import ItemsConfig, VersionOptions
 from serving.version.delta import (
     ADDED_BEFORE,
@@ -59,8 +59,16 @@ def change_items(config: ItemsConfig) -> Path | str:
       ValueError: a table cannot be read, has candidates that cannot be embedded, or the newest
         version cannot have a delta. Nothing is left.
     """
-    find_version(config.models, config.name)  # no lock is made where there is no model
-    with new_version(config.models, config.name) as new:
+    while True:
+        find_version(config.models, config.name)  # no lock is made where there is no model
+        try:
+            return _change_newest(config)
+        except NumberTakenError:
+            _log.warning("Another machine has published a version meanwhile: changing that one.")
+
+
+def _change_newest(config: ItemsConfig) -> Path | str:
+    with new_version(config.models, config.name, on_newest=True) as new:
         version = find_version(config.models, config.name)
         file = version.path / RETRIEVAL / schema.BUNDLE_CANDIDATE_IDS
         ids = pq.read_table(file, columns=[schema.RAW_ID])[schema.RAW_ID]

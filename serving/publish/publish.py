@@ -85,12 +85,19 @@ class NewVersion:
     finished: Path | str
 
 
+class NumberTakenError(Exception):
+    """Another machine has published under the number of a version that was being written."""
+
+
 @contextlib.contextmanager
-def new_version(models: str | Path, name: str, version: int = 0) -> Iterator[NewVersion]:
+def new_version(
+    models: str | Path, name: str, version: int = 0, *, on_newest: bool = False
+) -> Iterator[NewVersion]:
     """A path for a version, which gets its place at the end; where writing fails, it does not.
 
     One process of a machine at a time has it, the others wait. `version` 0 is the next free number;
-    in a store, one that another machine has taken by then gives way to the next.
+    in a store, one that another machine has taken by then gives way to the next. One that is made
+    of the newest version, `on_newest`, would then undo the other: it raises NumberTakenError.
     """
     place = f"{str(models).rstrip('/')}/{name}" if is_remote(models) else ""
     home = stores.local_place(place) if place else Path(models) / name
@@ -104,7 +111,7 @@ def new_version(models: str | Path, name: str, version: int = 0) -> Iterator[New
         try:
             yield new
             if place:
-                new.finished = _upload(new.partial, place, number, version)
+                new.finished = _upload(new.partial, place, number, version, on_newest)
             else:
                 os.rename(new.partial, new.finished)
         except BaseException:
@@ -112,13 +119,15 @@ def new_version(models: str | Path, name: str, version: int = 0) -> Iterator[New
             raise
 
 
-def _upload(partial: Path, home: str, number: int, version: int) -> str:
+def _upload(partial: Path, home: str, number: int, version: int, on_newest: bool) -> str:
     """Uploads a version under the first number from `number` on that nobody has taken."""
     with stores.kept_on_failure(partial, partial.with_name("kept")):
         while True:
             try:
                 copy = stores.upload(partial, f"{home}/{number}", new=True)
-            except FileExistsError:
+            except FileExistsError as error:
+                if on_newest:
+                    raise NumberTakenError from error
                 number = _free_number(home, version)
                 continue
             if not copy.exists():

@@ -12,7 +12,9 @@ from running_server import running
 
 import twotower
 from pipeline.contract import schema, stores
+from serving.publish.items import change_items
 from serving.publish.publish import publish
+from serving.publish.settings import ItemsConfig
 from serving.retrieval.retriever import Retriever
 
 pytestmark = pytest.mark.long
@@ -164,6 +166,35 @@ def test_items_of_a_model_in_a_store(store, without_scann, tmp_path, write_ids):
     assert versions(store) == [1, 2]
     assert top(MODELS)[:4] == best[1:]
     assert top(MODELS, 1) == best
+
+
+def test_items_that_another_machine_changes_meanwhile_are_all_changed(
+    store, gate, without_scann, tmp_path, write_ids
+):
+    """The other one's version comes while the files of this one are on their way."""
+    export(without_scann.bundle)
+    best = top(MODELS)
+    for number, name in enumerate(best[:2]):
+        write_ids(tmp_path / f"{number}.parquet", [name])
+
+    def remove(models, number):
+        gone = {"remove": str(tmp_path / f"{number}.parquet"), "id_column": "raw_id"}
+        return change_items(ItemsConfig(str(models), **gone))
+
+    publish(without_scann.bundle, tmp_path / "models", k=5, scann=False)
+    other, taken = remove(tmp_path / "models", 0), []
+
+    def judge(method, path):
+        if method == "PUT" and "/2/run-" in path and not taken:
+            taken.append(path)
+            stores.upload(other, f"{MODELS}/twotower/2", new=True)
+        return 0
+
+    gate.judge = judge
+    assert remove(MODELS, 1) == f"{MODELS}/twotower/3"
+    assert taken
+    assert versions(store) == [1, 2, 3]
+    assert top(MODELS)[:3] == best[2:]
 
 
 def test_a_server_follows_the_store(store, gate, without_scann, tmp_path):
