@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
+import fcntl
 import json
 import logging
 import multiprocessing
@@ -81,6 +82,9 @@ def _supervise(config: ServeConfig, announce: Announce) -> int:
     """Keeps the workers alive until a signal; the exit status."""
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="twotower-")))
+        locked = os.open(folder, os.O_RDONLY)
+        stack.callback(os.close, locked)
+        fcntl.flock(locked, fcntl.LOCK_SH)  # systemd-tmpfiles leaves alone what is locked
         ports = {}
         for flag in ("rest_port", "grpc_port"):
             if port := getattr(config, flag):  # workers could share it with those of another one

@@ -1,6 +1,7 @@
 """Several workers on the same ports, each a process: deaths, reloads, metrics, the end."""
 
 import contextlib
+import fcntl
 import json
 import os
 import signal
@@ -163,6 +164,21 @@ def counted(pid):
         return {path for path in paths if path.endswith(f"counter_{pid}.db")}
     text = Path(f"/proc/{pid}/maps").read_text()
     return {line.split()[-1] for line in text.splitlines() if f"counter_{pid}.db" in line}
+
+
+@pytest.mark.long
+@pytest.mark.clock
+def test_cleaners_of_temporary_files_find_the_folder_of_the_workers_locked(shared):
+    """They remove what nobody touches for days, such as the files that say who is ready."""
+    pid = shared.pids()[0]
+    lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    [counts] = {line.split()[-1] for line in lines if line.endswith(f"/counter_{pid}.db")}
+    folder = os.open(Path(counts).parent, os.O_RDONLY)
+    try:
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        os.close(folder)
 
 
 @pytest.mark.long
