@@ -242,6 +242,9 @@ def follow_versions(place: str, keep: int, named: Collection[str] = ()) -> Path:
         there = {k: v for k, v in finished_below(place).items() if _VERSION.fullmatch(k)}
         held = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
         for name in [name for name in held if held[name] != there.get(name)]:
+            if name in there and _is_copy(home / name, f"{place}/{name}"):
+                held[name] = there[name]  # such as of another storage class
+                continue
             _remove(home / name)
             del held[name]
         of_model: dict[str, list[str]] = {}
@@ -296,6 +299,14 @@ def working_copy(place: str, *, may_be_new: bool) -> Iterator[Path]:
             write_atomically(stamp, json.dumps(after))
             _log.info("%s is complete.", place)
         (home / _DONE).touch()
+
+
+def _is_copy(directory: Path, place: str) -> bool:
+    """Whether a local directory has the manifest of a place in a store."""
+    manifest = _find_manifest(place) or {}
+    manifest.pop(_FOLDER, None)
+    file = directory / schema.MANIFEST
+    return file.is_file() and file.read_text(encoding="utf-8") == _text_of(manifest) + "\n"
 
 
 def _files_at(place: str) -> Any:

@@ -290,3 +290,23 @@ def test_a_version_that_is_named_is_copied_however_old(store, without_scann, tmp
         name(4, labelled=4)
         until(lambda: served(place) == 4)
         until(lambda: cached() == [3, 4])
+
+
+def test_a_manifest_that_is_written_again_leaves_what_is_served(store, gate, without_scann):
+    export(without_scann.bundle)
+    manifest, read = "shop/models/twotower/1/manifest.json", []
+    with running(MODELS, poll_seconds=0.05) as place:
+        assert served(place) == 1
+        record = next(stores.cache_directory("models").glob("*/.held.json"))
+        before = record.read_text()
+
+        def judge(method, path):
+            read.extend([path] if method == "GET" and "/run-" in path else [])
+            return 403 if read else 0
+
+        gate.judge = judge
+        time.sleep(1)  # times in a store are whole seconds
+        store.pipe(manifest, store.cat(manifest))
+        until(lambda: record.read_text() != before or read)
+        assert served(place) == 1
+        assert not read
