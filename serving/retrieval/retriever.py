@@ -27,6 +27,7 @@ from serving.retrieval.search import (
     Hits,
     IndexSearch,
     best_of_known,
+    destroy_tables,
     load_exact,
     results,
 )
@@ -64,10 +65,14 @@ class Retriever:
         self.input: str = version.manifest.details["input"]
         self._base = Base.of(version, self)
         self.joins = bool(self._base.models)
-        self.corpus = Corpus(self._base, version)
         self._indexes: dict[str, IndexSearch] = {}
         self._functions: dict[str, Any] = {}  # of signatures without a delta
-        self.query_inputs = QueryInputs(self.model("exact").signatures)
+        try:
+            self.corpus = Corpus(self._base, version)
+            self.query_inputs = QueryInputs(self.model("exact").signatures)
+        except BaseException:
+            self.close()  # a service tries a damaged version again and again
+            raise
 
     @classmethod
     def load(cls, models: str | Path, name: str = "twotower", version: int = 0) -> Retriever:
@@ -244,10 +249,14 @@ class Retriever:
         """The signature of exact search, of the base."""
         return self._index("exact").signature
 
-    def close(self) -> list[Any]:
-        """Frees what ScaNN holds, after the last query; the SavedModels that nobody else uses."""
+    def close(self) -> None:
+        """Frees what its SavedModels hold outside Python, where nobody else uses them.
+
+        Call it after the last query.
+        """
         self._indexes, self._functions = {}, {}
-        return self._base.leave(self)
+        for model in self._base.leave(self):
+            destroy_tables(model)
 
     def _index(self, name: str) -> IndexSearch:
         name = self.default_index if name == "default" else name

@@ -146,8 +146,20 @@ def load_exact(path: Path) -> Any:
     options = tf.saved_model.LoadOptions(experimental_skip_checkpoint=True)
     model = tf.saved_model.load(str(path), options=options)
     encoder = tf.train.Checkpoint(encoder=model.encoder)
-    encoder.read(str(path / "variables" / "variables")).expect_partial()
+    try:
+        encoder.read(str(path / "variables" / "variables")).expect_partial()
+    except BaseException:
+        destroy_tables(model)
+        raise
     return model
+
+
+def destroy_tables(model: Any) -> None:
+    """Frees the lookup tables of a SavedModel: TensorFlow keeps them when the model is gone."""
+    for part in tf.train.TrackableView(model).descendants():
+        handle = getattr(part, "resource_handle", None)
+        if handle is not None and not isinstance(part, tf.Variable):
+            tf.raw_ops.DestroyResourceOp(resource=handle, ignore_lookup_error=True)
 
 
 def _exact_search(vectors: np.ndarray, k: int) -> Any:

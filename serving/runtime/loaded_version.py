@@ -16,6 +16,7 @@ from serving.errors import FailedPrecondition, InvalidRequest, OutOfMemory, Serv
 from serving.retrieval.encoded_ids import EncodedIds
 from serving.retrieval.requests import MAX_NUMBER
 from serving.retrieval.retriever import Retriever
+from serving.retrieval.search import destroy_tables
 from serving.runtime.signature import Signature
 from serving.version import warmup_requests
 from serving.version.served_model import (
@@ -183,13 +184,12 @@ class LoadedVersion:
 
     def close(self) -> None:
         """Frees it; call it after the last request."""
-        models = [] if self._foreign is None else [self._foreign]
         if self.retriever is not None:
-            models = self.retriever.close()
+            self.retriever.close()
+        if self._foreign is not None:
+            destroy_tables(self._foreign)
         self.retriever = self._foreign = None
         self._functions = {}
-        for model in models:
-            _destroy_tables(model)
 
 
 def join(parts: Sequence[Arrays]) -> Arrays:
@@ -210,14 +210,6 @@ def split(outputs: Arrays, rows: Sequence[int]) -> list[dict[str, np.ndarray]]:
         {name: array[end - count : end] for name, array in outputs.items()}
         for count, end in zip(rows, ends, strict=True)
     ]
-
-
-def _destroy_tables(model: Any) -> None:
-    """Frees the lookup tables of a SavedModel: TensorFlow keeps them when the model is gone."""
-    for part in tf.train.TrackableView(model).descendants():
-        handle = getattr(part, "resource_handle", None)
-        if handle is not None and not isinstance(part, tf.Variable):
-            tf.raw_ops.DestroyResourceOp(resource=handle, ignore_lookup_error=True)
 
 
 def _dense_signatures(path: Path) -> dict[str, meta_graph_pb2.SignatureDef]:

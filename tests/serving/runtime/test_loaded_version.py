@@ -218,21 +218,33 @@ def test_lookup_tables_go_with_the_version_and_only_with_it(small, unshared):
     assert outputs["known"].all()
 
 
-def test_what_was_loaded_halfway_is_freed(small, tmp_path, monkeypatch, unshared):
-    """A version whose ScaNN part cannot be read: the tables of its exact part are destroyed."""
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        "assets.extra/scann/variables/variables.data-00000-of-00001",
+        "variables/variables.index",
+        "assets.extra/retrieval/candidate_vectors.npy",
+    ],
+)
+def test_what_was_loaded_halfway_is_freed(small, tmp_path, monkeypatch, unshared, damaged):
+    """A version that cannot be read whole: the tables of its exact part are destroyed."""
     unshared()
     path = shutil.copytree(small.version, tmp_path / "1")
     files = look_at(1, path)
-    shutil.rmtree(path / "assets.extra" / "scann" / "variables")
+    if damaged.endswith(".npy"):
+        np.save(path / damaged, np.load(path / damaged).astype(np.int32))
+    else:
+        (path / damaged).write_bytes(bytes((path / damaged).stat().st_size))
     models, read = [], tf.saved_model.load
     monkeypatch.setattr(
         tf.saved_model, "load", lambda *a, **k: models.append(read(*a, **k)) or models[-1]
     )
-    with pytest.raises((OSError, tf.errors.OpError)):
+    with pytest.raises((OSError, TypeError, tf.errors.OpError)):
         LoadedVersion(files, "scann")
     [exact] = models
-    with pytest.raises(tf.errors.OpError):
-        exact.signatures["query_embedding"](query_id=tf.constant(["query 3"]))
+    [table] = tables(exact)
+    with pytest.raises(tf.errors.NotFoundError):
+        tf.raw_ops.LookupTableSizeV2(table_handle=table)
 
 
 def test_what_is_closed_is_gone(small, unshared):
