@@ -115,7 +115,8 @@ class RetrievalTask(tfrs.tasks.Retrieval):
           query_embeddings, candidate_embeddings: [B, D], each query and its positive.
           sample_weight: float32 [B], multiplies the loss of the row.
           candidate_sampling_probability: [B], of the positives, where `frequency` was not given.
-          candidate_ids: integer [B], dense ids; text is hashed and tells equal ids apart only.
+          candidate_ids: integer [B], dense ids; text is hashed and tells equal ids apart only, so
+            not where `frequency`, `num_candidates` or `seen` go by dense ids.
           compute_metrics, compute_batch_metrics: as in TFRS.
           query_ids: integer [B], dense ids.
           training: whether the method remembers the batch and draws anew; None: where the loss
@@ -125,7 +126,7 @@ class RetrievalTask(tfrs.tasks.Retrieval):
           A scalar.
 
         Raises:
-          ValueError: the method needs an argument that is missing.
+          ValueError: the method needs an argument that is missing, or dense ids and got text.
         """
         given = (sample_weight, candidate_sampling_probability, candidate_ids, query_ids)
         batch = self._batch(candidate_embeddings, *given)
@@ -186,6 +187,8 @@ class RetrievalTask(tfrs.tasks.Retrieval):
         if self.method.num_queries is not None or has_seen:
             self._needed(query_ids, "query_ids= at the call")
         if candidate_ids is not None and candidate_ids.dtype == tf.string:
+            rule = "dense where frequency=, num_candidates= or seen= go by them: look text up first"
+            require(not by_id, "candidate_ids", rule, "text")
             candidate_ids = tf.strings.to_hash_bucket_fast(candidate_ids, 2**62)
         return Batch(
             query_ids=rows if query_ids is None else tf.cast(query_ids, tf.int64),

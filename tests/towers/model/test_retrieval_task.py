@@ -226,6 +226,24 @@ def test_what_is_missing_is_named(name, construction, call, missing):
         RetrievalTask(name, **construction)(q, c, **ids)
 
 
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("ssl", {"seen": seen_by([[0, 1], [0, 2]])}),
+        ("bpr", {"num_candidates": 6, "remove_accidental_hits": True}),
+        ("ssl_pop", {"frequency": np.ones(6)}),
+    ],
+)
+def test_text_is_refused_where_ids_are_looked_up(name, given):
+    """Its hashes are no dense ids: a mask of what was seen would leave nothing out."""
+    q, c = embeddings()
+    ids = tf.constant([0, 1, 0, 1, 0, 1])
+    task = RetrievalTask(name, candidate_encoder=lambda ids: tf.gather(c, ids), **given)
+    assert np.isfinite(task(q, c, candidate_ids=ids, query_ids=ids))
+    with pytest.raises(ValueError, match=r"candidate_ids must be dense .* look text up first, got"):
+        task(q, c, candidate_ids=tf.strings.as_string(ids), query_ids=ids)
+
+
 def test_draws_change_from_call_to_call_and_repeat_with_the_seed():
     q, c = embeddings()
     probability = tf.fill([6], 1 / 6)
