@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from functools import partial
@@ -19,7 +20,9 @@ from towers.model.encoder import save_encoder
 from towers.model.top_k import all_ids, vectors
 from towers.model.two_tower import TwoTower
 from towers.training.earlier_run import open_to_serve
-from towers.training.run_directory import METRICS, read_json
+from towers.training.run_directory import METRICS, TRAINING, read_json
+
+log = logging.getLogger(__name__)
 
 _SAMPLES = 1_000  # query vectors to measure an index with
 _SAMPLES_SEED = 0
@@ -34,6 +37,8 @@ def export_bundle(
 ) -> Path:
     """Writes the bundle of a trained run; `pipeline.contract.schema` describes what is in it.
 
+    The metrics of the run go with it where they are those of its weights.
+
     Args:
       data_dir, run_dir, bundle_dir: prepared data, the run on it or on an earlier preparation,
         and what is written.
@@ -45,11 +50,17 @@ def export_bundle(
         do not have a column.
     """
     model, config, data = open_to_serve(run_dir, open_data(data_dir))
-    metrics = Path(run_dir) / METRICS
+    path, metrics = Path(run_dir) / METRICS, None
+    if path.is_file():
+        metrics, weights = read_json(path), read_json(Path(run_dir) / TRAINING)["weights"]
+        if metrics.get("weights") != weights:
+            text = "%s was trained on after its evaluation: %s is left out; evaluate it again"
+            log.warning(text, run_dir, METRICS)
+            metrics = None
     return write_model(
         *(data, model, bundle_dir, filter_columns, text_columns),
         configuration=config.recorded(),
-        metrics=read_json(metrics) if metrics.is_file() else None,
+        metrics=metrics,
     )
 
 

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import shutil
 
@@ -12,7 +13,8 @@ from towers.data.interactions import open_data
 from towers.evaluation.evaluate import evaluate_run
 from towers.evaluation.settings import EvaluateConfig
 from towers.output.bundle import export_bundle
-from towers.training.run_directory import open_run
+from towers.training.run_directory import open_run, read_json
+from towers.training.train import train
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +74,18 @@ def test_manifest(bundle, prepared, run):
     assert str(run) not in text
     for name, described in manifest.files.items():
         assert checksum(bundle / name) == described["checksum"]
+
+
+def test_metrics_of_other_weights_are_left_out(bundle, prepared, trained, run, tmp_path, caplog):
+    assert "metrics" in schema.read_manifest(bundle, "bundle").details
+    longer = shutil.copytree(run, tmp_path / "run")
+    train(dataclasses.replace(trained[0], run=str(longer), epochs=3))
+    later = export_bundle(prepared, longer, tmp_path / "bundle")
+    assert "metrics" not in schema.read_manifest(later, "bundle").details
+    assert f"{longer} was trained on after its evaluation" in caplog.text
+    evaluate_run(EvaluateConfig(data=str(prepared), run=str(longer), ks=(5,)))
+    details = schema.read_manifest(export_bundle(prepared, longer, later), "bundle").details
+    assert details["metrics"]["weights"] == read_json(longer / "training.json")["weights"]
 
 
 def test_a_bundle_is_replaced_at_once(prepared, run, tmp_path):
