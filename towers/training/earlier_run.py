@@ -44,12 +44,12 @@ _TABLES = (
 
 
 def keep_vocabularies(run: str | os.PathLike[str], data: RetrievalData) -> None:
-    """Writes which row of the tables is which id, for runs that start from this one."""
+    """Writes which row of the tables is which id, and its train rows, for what takes this run."""
     if (Path(run) / VOCABULARIES).exists():
         return
     with written_aside(Path(run) / VOCABULARIES) as aside, open(aside, "wb") as file:
         prints: dict[str, Any] = {side: _fingerprints(data, side) for side in schema.SIDES}
-        np.savez(file, **prints)
+        np.savez(file, counts=data.train_counts, **prints)
 
 
 def start_from_run(config: TrainConfig, model: TwoTower, data: RetrievalData) -> None:
@@ -127,6 +127,7 @@ def open_to_serve(
         )
     counts, kept = counts_of_run(run, config), []
     with np.load(vocabularies) as known:
+        counts = known.get("counts") if counts is None else counts  # older runs have none
         for side in schema.SIDES:
             places, there = find_ids(_fingerprints(data, side), known[side])
             if not there.any():

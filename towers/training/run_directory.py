@@ -25,7 +25,7 @@ from towers.training.settings import RUNNING, TrainConfig
 CONFIG = "config.json"  # the configuration, and the fingerprint of the data
 TRAINING = "training.json"  # steps, seconds, history, and which weights to use
 METRICS = "metrics.json"  # what `twotower evaluate` measured
-VOCABULARIES = "vocabularies.npz"  # the fingerprints of the ids of each side, by dense id
+VOCABULARIES = "vocabularies.npz"  # by dense id: fingerprints of each side, counts of candidates
 FREQUENCY = "frequency.npz"  # what a method began with, see `towers.training.frequency`
 BREAKDOWN = "breakdown.json"  # recall by popularity and activity, see `towers.evaluation`
 HITS = "hits_by_query.parquet"  # of an evaluation, see `towers.evaluation.hits_by_query`

@@ -191,12 +191,15 @@ def test_an_older_run_exports_with_a_later_preparation(
     assert f"{run} does not know 2 of {sizes[1]} candidate ids of the data, such as " in text
 
 
-def test_counts_of_a_log_follow_their_candidates(prepared, data, later, tmp_path, monkeypatch):
+@pytest.mark.parametrize("of_log", [False, True])
+def test_counts_follow_their_candidates(prepared, data, later, tmp_path, monkeypatch, of_log):
     """Lengths by `popularity_power` are made of the counts that the run began with."""
     run = train_one(tmp_path, prepared, normalize=True, popularity_power=0.5)
     directory, _ = later
-    counts = np.arange(1.0, data.num_candidates + 1)
-    monkeypatch.setattr("towers.training.earlier_run.counts_of_run", lambda run, config: counts)
+    counts = np.maximum(data.train_counts, 1)
+    if of_log:
+        counts = np.arange(1.0, data.num_candidates + 1)
+        monkeypatch.setattr("towers.training.earlier_run.counts_of_run", lambda run, config: counts)
     model, _, left = open_to_serve(run, open_data(directory))
     names = left.candidate_vocabulary.raw_ids.to_pylist()
     of_each = counts[[data.candidate_vocabulary.raw_ids.to_pylist().index(name) for name in names]]
