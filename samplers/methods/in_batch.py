@@ -179,10 +179,9 @@ class Cbns(Ssl):
         log_q = tf.where(ids < 0, -float("inf"), self._popularity.of_ids(tf.maximum(ids, 0)))
         own = without_padding(self._popularity.of_batch(whole), whole)
         columns = at_least_float32(encoders.columns)
-        cached = tf.reshape(tf.convert_to_tensor(self._cached), [-1, columns.shape[1]])
         losses = in_batch_softmax_loss(
             encoders.query,
-            tf.concat([columns, tf.stop_gradient(tf.cast(cached, columns.dtype))], axis=0),
+            tf.concat([columns, tf.cast(self.queued(encoders), columns.dtype)], axis=0),
             tf.concat([own, log_q], axis=0),
             positive=encoders.positive,
             first=batch.first,
@@ -195,6 +194,11 @@ class Cbns(Ssl):
             block_size=self.block_size,
         )
         return weigh_rows(losses, batch)
+
+    def queued(self, encoders: Encoders) -> tf.Tensor:
+        """The embeddings of the queue, as they were in their own step: [Q, D], no gradient."""
+        cached = tf.reshape(tf.convert_to_tensor(self._cached), [-1, encoders.columns.shape[1]])
+        return tf.stop_gradient(cached)
 
     def update(self, batch: Batch) -> None:
         latest = tf.convert_to_tensor(self._latest)

@@ -9,6 +9,7 @@ loss of pair a puts on candidate j. One backward pass gives all of them, for any
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import statistics
 import time
@@ -19,6 +20,7 @@ import tensorflow as tf
 
 from samplers.candidates import Batch, Candidates, Encoders
 from samplers.methods.adaptive import AdaSirU
+from samplers.methods.in_batch import Cbns
 from samplers.methods.method import Method
 from samplers.random_numbers import split_seed
 
@@ -71,6 +73,14 @@ class Batches:
         return tf.constant([self.seed, (number << 32) + draw], tf.int64)
 
 
+class QueueOfNow(Cbns):
+    """Cbns whose queue holds what its candidates are now, so that its weights can be told."""
+
+    def queued(self, encoders: Encoders) -> tf.Tensor:
+        """As `Cbns.queued`, with the gradient of the frozen towers."""
+        return encoders.candidates(tf.maximum(self._cached_ids, 0))
+
+
 class Subject:
     """A method with its state, on frozen towers.
 
@@ -85,6 +95,11 @@ class Subject:
 
     def __init__(self, method: Method, frozen: Frozen, batches: Batches) -> None:
         self.method, self._frozen, self._batches = method, frozen, batches
+        self._measured = method
+        if isinstance(method, Cbns):
+            method.warm_up = 0  # or its queue would be empty
+            self._measured = copy.copy(method)  # of the same state
+            self._measured.__class__ = QueueOfNow
         audited = frozen.query_ids[batches.pairs.reshape(-1)]
         self._query = tf.constant(frozen.query[audited] if method.row_by_row else frozen.query)
         self._candidate = tf.constant(frozen.candidate)
@@ -149,7 +164,7 @@ class Subject:
         zeros = tf.zeros([self._candidate.shape[0], self._num_audited])
         with tf.GradientTape() as tape:
             tape.watch(zeros)
-            losses = self.method.loss(self._marked(batch, zeros), batch, proposed, seed=second)
+            losses = self._measured.loss(self._marked(batch, zeros), batch, proposed, seed=second)
             total = tf.reduce_sum(losses)
         gradient = tape.gradient(total, zeros, unconnected_gradients="zero")
         return tf.transpose(tf.convert_to_tensor(gradient))

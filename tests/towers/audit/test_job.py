@@ -24,7 +24,7 @@ from towers.audit.measures import (
 )
 from towers.audit.report import PAGE, RECORD
 from towers.audit.settings import AuditConfig, Spec, Target
-from towers.audit.subjects import Batches, Frozen, Subject
+from towers.audit.subjects import Batches, Frozen, Stopwatch, Subject
 from towers.data.interactions import Positives
 from towers.training.settings import TrainConfig
 from towers.training.train import train
@@ -107,8 +107,22 @@ def test_weights_of_ssl_pop_by_a_loop_over_columns(frozen, eagerly):
         np.testing.assert_allclose(weights[a], expected, atol=2e-6)
 
 
-QUICK = ("bmns", "dns_mn")
-SMALL = {"xir": {"cache_size": 32}, "adasir_w": {"pool_size": 16}, "dns_mn": {"num_negatives": 20}}
+def test_the_queue_of_cbns_has_weights(frozen, eagerly):
+    batches = Batches.of(4000, batches=2, pairs=4, batch_size=32, seed=0)
+    subject = make_subject(frozen, batches, "cbns", num_cached=40)
+    weights = subject.weights(1, 0)
+    outside = np.setdiff1d(np.arange(N), frozen.candidate_ids[batches.rows(1, 0)])
+    assert (weights[:, outside].sum(axis=1) > 0.1).all()
+    assert Stopwatch(subject, batches).seconds(0) > 0  # of a step that embeds no queue
+
+
+QUICK = ("bmns", "dns_mn", "cbns")
+SMALL = {
+    "xir": {"cache_size": 32},
+    "cbns": {"warm_up": 1, "num_cached": 24},
+    "adasir_w": {"pool_size": 16},
+    "dns_mn": {"num_negatives": 20},
+}
 
 
 @pytest.mark.parametrize(
