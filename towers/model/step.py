@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from pipeline.contract import schema
 from samplers.candidates import Batch, Candidates
-from samplers.methods.method import Method, without_gradient
+from samplers.methods.method import Method, require, without_gradient
 from samplers.random_numbers import HOST, split_seed, step_seed
 from samplers.selection.validity import weigh_rows
 from samplers.state import state_variable
@@ -217,10 +217,16 @@ class EndOfEpoch(tf_keras.callbacks.Callback):
 
 def _as_batch(inputs: Mapping[str, tf.Tensor]) -> Batch:
     return Batch(
-        inputs[schema.QUERY_ID],
-        inputs[schema.CANDIDATE_ID],
+        *(_dense_ids(inputs, f"{side}_id") for side in schema.SIDES),
         *(inputs.get(name) for name in (schema.WEIGHT, "valid")),
     )
+
+
+def _dense_ids(inputs: Mapping[str, tf.Tensor], name: str) -> tf.Tensor:
+    ids = tf.convert_to_tensor(inputs[name])
+    rule = "whole numbers, as encode_queries and encode_candidates of the data give them"
+    require(ids.dtype.is_integer, name, rule, ids.dtype.name)
+    return tf.cast(ids, tf.int64)
 
 
 def _drop_seed(seed: tf.Tensor) -> tf.Tensor:

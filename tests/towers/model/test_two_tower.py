@@ -140,6 +140,25 @@ def test_short_batches_down_to_one_row(data):
     assert int(model.iteration) == int(model.optimizer.iterations) == -(-rows // size)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [{"tower": "fism"}, {"method": "adasir_u"}, {"exclude_seen_negatives": True}],
+    ids=lambda settings: next(iter(settings.values())),
+)
+def test_a_plain_data_set_has_whole_numbers_of_any_size(data, settings):
+    names, losses = ("query_id", "candidate_id"), []
+    model = TwoTower(data, 4, jit_compile=False, **settings)
+    for dtype in (tf.int64, tf.int32, tf.uint16):
+        batch = {name: tf.cast(data.arrays("train")[name][:40], dtype) for name in names}
+        losses.append(float(model.compute_loss(batch)))
+    assert losses == losses[:1] * 3
+    model.compile(optimizer=towers.CoupledAdam(0.01))
+    model.fit(tf.data.Dataset.from_tensors(batch), verbose=0)
+    batch["candidate_id"] = tf.strings.as_string(batch["candidate_id"])
+    with pytest.raises(ValueError, match=r"candidate_id must be whole numbers.*encode_.*string"):
+        model.fit(tf.data.Dataset.from_tensors(batch), verbose=0)
+
+
 def test_counters_stay_in_step_with_the_data_in_a_part_of_an_epoch(data):
     model = TwoTower(data, 4, jit_compile=False)
     model.compile(optimizer=towers.CoupledAdam(0.01))
