@@ -25,7 +25,9 @@ class RetrievalTask(tfrs.tasks.Retrieval):
     In-batch methods need only what `tfrs.tasks.Retrieval` takes. What others need beyond it:
     methods that embed further candidates `candidate_encoder` and `num_candidates` here, methods
     with state for each query `query_ids` at the call and `num_queries` here. What is missing is
-    named in a `ValueError`. The loss is summed over the batch, as TFRS does.
+    named in a `ValueError`. The loss is summed over the batch, as TFRS does. What
+    `adasir_*`, `kernel` and `sl_at_k` keep is renewed by `end_epoch`, which a callback is to call
+    after each epoch: `tf_keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: task.end_epoch())`.
 
     Embeddings are scored by their dot product over the temperature; normalise them in the towers
     for cosines. A sampling probability is not floored at 1e-6, as it is in TFRS.

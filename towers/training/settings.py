@@ -127,6 +127,9 @@ class TrainConfig(TowerConfig):
         require(learns, "teacher", "goes with --method full_softmax alone", self.teacher)
         free = bool(self.teacher) or not self.teacher_graph
         require(free, "teacher_graph", "must be 0 without --teacher", self.teacher_graph)
+        taught = {"teacher_weight", "teacher_temperature", "num_chosen"} & {*self.method_options}
+        rule = f"must not have {', '.join(sorted(taught))} without --teacher"
+        require(bool(self.teacher) or not taught, "options", rule, self.options)
         if self.strategy == "multi_worker" and is_remote(self.run):
             raise ValueError("--strategy multi_worker needs a local run that all machines see.")
         parse_metric(self.validation_metric)

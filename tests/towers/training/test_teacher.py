@@ -208,6 +208,7 @@ def test_what_cannot_be_a_teacher_is_told(student, tmp_path):
         ({"teacher": student.run}, "^teacher must be another directory than run"),
         ({"teacher_graph": -0.1}, "^teacher_graph must be at least 0"),
         ({"teacher_graph": 0.1, "teacher": ""}, "^teacher_graph must be 0 without --teacher"),
+        ({"options": ("teacher_weight=1",), "teacher": ""}, "teacher_weight without --teacher"),
         ({"teacher_candidates": 0}, "^teacher_candidates must be at least 1"),
     ):
         with pytest.raises(ValueError, match=text):
