@@ -309,15 +309,13 @@ TABLES: Mapping[tuple[str, str], Table] = {
         epochs=200,
     ),
     ("draws", "gowalla"): Table(
-        "Draws of BIR and XIR rounded, systematic or expected, Gowalla",
+        "Draws of BIR rounded or expected, Gowalla",
         "nothing, it draws independently; 20 epochs compare the draws",
         _MEAN,
         ("recall@10", "recall@20", "recall@50", "ndcg@20"),
         {
-            f"{name}, {draws} draws": Row({}, options | {"draws": draws}, {}, name)
-            for name, options in (("bir", {}), ("xir", _DRAWN))
-            for draws in ("rounded", "systematic", "expected")
-            if (name, draws) != ("xir", "expected")
+            f"bir, {draws} draws": Row({}, {"draws": draws}, {}, "bir")
+            for draws in ("rounded", "expected")
         },
         epochs=20,
     ),

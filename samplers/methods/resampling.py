@@ -38,7 +38,7 @@ class Bir(Method):
     """
 
     num_resampled: int | None = None  # m, draws for each row; none: as many as rows
-    draws: str = "rounded"  # or systematic, independent (several times slower), expected
+    draws: str = "rounded"  # or independent (several times slower), expected
     weights: str = "published"  # of the draws: published, eq. (3); equal; or importance
     mask_accidental_hits: bool = False  # draw no column that holds the row's positive
     block_size: int | None = None  # candidates scored at once, to save memory; none: all

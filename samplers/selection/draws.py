@@ -12,7 +12,7 @@ import tensorflow as tf
 from samplers.candidates import Part
 from samplers.random_numbers import for_rows, split_seed_in_step, uniform_bits, uniform_numbers
 
-DRAWS = ("rounded", "systematic", "independent", "expected")
+DRAWS = ("rounded", "independent", "expected")
 DRAWS_IN_BLOCKS = ("rounded", "expected")  # without a sum over all columns before each
 _RANGE = 2.0**30  # the masses of a row add up to at most this plus the number of columns
 
@@ -41,15 +41,10 @@ def resample(
     All have E[count_bj] = n · w_bj.
     - "rounded": n · w_bj rounded down or up, see `rounded_counts`. Elementwise, so the cheapest
       one; a row has n draws only on average, with a standard deviation of at most √C / 2.
-    - "systematic": the points (i + u) / n, i = 0 .. n - 1, with one uniform u for each row, fall
-      into the intervals of lengths w_bj. Rounded down or up, too, and n in each row, by a
-      cumulative sum.
-    - "independent": n multinomial draws, by a binary search for each.
+    - "independent": n multinomial draws, by a binary search for each in a cumulative sum. There the
+      weights become integers, rounded at random, or columns of very small weight would never be
+      drawn. So the sum is exact on every device, and no column of weight 0 is drawn.
     - "expected": n · w_bj itself, without randomness.
-
-    The weights of a cumulative sum become integers, rounded at random, or columns of very small
-    weight would never be drawn. So the sum is exact on every device: no count is negative, and no
-    column of weight 0 is drawn. What is left is the rounding of points, about n · 1e-7.
 
     Args:
       scores: [B, C]; -inf where a column must not be drawn.
@@ -87,10 +82,7 @@ def resample(
         weights = tf.math.divide_no_nan(weights, tf.reduce_max(weights, axis=1, keepdims=True))
         scale = _RANGE / tf.cast(tf.size(log_q), tf.float32)  # so that the sum fits an int32
         cumulative = tf.cumsum(tf.cast(weights * scale + for_columns, tf.int32), axis=1)
-        if draws == "systematic":
-            counts = systematic_counts(cumulative, n, first_points(scores, seeds[1], part))
-        else:
-            counts = _multinomial(cumulative, n, seeds[1], part)
+        counts = _multinomial(cumulative, n, seeds[1], part)
     return Draw(counts, powers, level, factors, total)
 
 
@@ -113,24 +105,6 @@ def rounded_counts(expected: tf.Tensor, rows: tf.Tensor, columns: tf.Tensor) -> 
 def first_points(like: tf.Tensor, seed: tf.Tensor, part: Part | None = None) -> tf.Tensor:
     """The uniform number of each row: [B, ...] → [B]."""
     return for_rows(lambda rows: uniform_numbers([rows], seed), tf.shape(like)[0], part)
-
-
-def systematic_counts(cumulative: tf.Tensor, n: tf.Tensor | int, first: tf.Tensor) -> tf.Tensor:
-    """How many of the points (i + u) / n, i < n, fall into each column: float32 [B, C].
-
-    Args:
-      cumulative: int32 [B, C], the sum of the masses up to and with each column.
-      n: the number of points.
-      first: [B], u.
-    """
-    draws, total = tf.cast(n, tf.float32), cumulative[:, -1:]
-    for_each = tf.math.divide_no_nan(draws, tf.cast(total, tf.float32))
-    # All steps are monotonic, in float32 too, so that no count is negative. As u < 1, the first
-    # one is 0.
-    below = tf.math.ceil(tf.cast(cumulative, tf.float32) * for_each - first[:, None])
-    below = tf.where(cumulative == total, draws, tf.minimum(below, draws))
-    below = tf.where(total > 0, below, tf.zeros_like(below))
-    return below - tf.concat([tf.zeros_like(below[:, :1]), below[:, :-1]], axis=1)
 
 
 def _multinomial(

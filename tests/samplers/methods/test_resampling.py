@@ -126,7 +126,6 @@ def test_bir_of_a_row_without_draws_is_0(problem, weights):
     [
         {},
         {"num_resampled": 3},
-        {"draws": "systematic"},
         {"draws": "independent"},
         {"draws": "expected"},
         {"block_size": 3},
@@ -191,7 +190,7 @@ def test_bir_in_blocks_draws_the_same_for_a_large_batch():
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
-@pytest.mark.parametrize("draws", ["rounded", "systematic", "independent"])
+@pytest.mark.parametrize("draws", ["rounded", "independent"])
 def test_bir_draws_follow_the_softmax_over_the_corpus(draws):
     rng = np.random.default_rng(1)
     corpus, pop = rng.normal(size=(12, 3)).astype(np.float32), rng.dirichlet(np.ones(12))
@@ -393,8 +392,8 @@ def test_seeds_make_different_draws(problem):
     ("name", "options", "text"),
     [
         ("bir", {"num_resampled": 0}, "num_resampled must be at least 1"),
-        ("bir", {"draws": "some"}, "draws must be one of rounded, systematic, independent"),
-        ("bir", {"block_size": 8, "draws": "systematic"}, "draws must be rounded or expected with"),
+        ("bir", {"draws": "some"}, "draws must be one of rounded, independent, expected"),
+        ("bir", {"block_size": 8, "draws": "independent"}, "draws must be rounded or expected"),
         ("xir", {"draws": "expected"}, "draws must be whole, for the cache counts them"),
         ("bir", {"weights": "none"}, "weights must be one of published, equal, importance"),
         ("bir", {"block_size": 8, "weights": "equal"}, "weights must be published with block_size"),

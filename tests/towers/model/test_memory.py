@@ -52,7 +52,7 @@ def test_a_step_that_does_not_fit_is_split_into_blocks(data, method, monkeypatch
     [
         ("softmax_v", {}, "lower batch_size, such as to 1024, or num_negatives"),
         ("ssl_pop", {"block_size": 2048}, "lower batch_size, such as to 1024."),
-        ("bir", {"draws": "systematic"}, "lower batch_size, such as to 1024."),
+        ("bir", {"draws": "independent"}, "lower batch_size, such as to 1024."),
     ],
 )
 def test_a_step_that_cannot_be_split_is_refused(data, method, options, message, monkeypatch):
