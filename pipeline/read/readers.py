@@ -95,7 +95,7 @@ def _whole_rows(file: BinaryIO | pa.NativeFile) -> Iterator[bytes]:
 def _end_of_rows(lines: bytes) -> int:
     """Behind the last line end with an even number of quotes before it: it is in no quoted cell.
 
-    Behind the last line end of all where there is none: some cell has a quote but is not quoted.
+    Where no line end has that, it is behind the last one: a cell has a quote but is not quoted.
     """
     last = end = lines.rfind(b"\n") + 1
     odd = lines.count(b'"', 0, end) % 2

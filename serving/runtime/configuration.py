@@ -41,6 +41,11 @@ class ModelConfig:
         check_name(self.name)
         object.__setattr__(self, "specific", tuple(self.specific))
 
+    @property
+    def named(self) -> set[int]:
+        """The versions that it names, by number or with a label."""
+        return {*self.specific, *self.labels.values()}
+
     def choose(self, numbers: Collection[int], usable: Callable[[int], bool]) -> list[int]:
         """Those of the versions on disk that are to be served, newest first.
 
@@ -145,7 +150,7 @@ class Configuration:
         return {
             os.path.relpath(self.path(config) / str(number), self.root)
             for config in configs
-            for number in (*config.specific, *config.labels.values())
+            for number in config.named
         }
 
     def discover(self) -> Iterator[tuple[str, Path]]:

@@ -84,8 +84,7 @@ class ModelVersions:
 
     def outcome(self) -> tuple[bool, str]:
         """Whether a reload of the configuration is over, and what is missing, "" for nothing."""
-        named = {*self.config.specific, *self.config.labels.values()}
-        missing = named - self.available.keys()
+        missing = self.config.named - self.available.keys()
         if self.available and not missing:
             return True, ""
         for number, status in self.statuses.items():
@@ -120,8 +119,7 @@ class ModelVersions:
         """
         on_disk = numbered_directories(self.base_path)
         finished = sorted((n for n in on_disk if is_finished(on_disk[n])), reverse=True)
-        named = *self.config.specific, *self.config.labels.values()
-        needed = {*self.available, *self._wanted, *named}
+        needed = {*self.available, *self._wanted, *self.config.named}
         newest = max(self.available, default=0)
         return [on_disk[n] for n in finished[keep:] if n not in needed and n < newest]
 

@@ -95,18 +95,24 @@ def test_a_version_of_a_store_is_that_of_the_disk(store, without_scann, capsys):
         assert SECRET.encode() not in store.cat(path)
 
 
-def test_a_number_that_another_machine_takes_gives_way(store, gate, without_scann, tmp_path):
-    """The other one's manifest comes while the files of this one are on their way."""
-    other = publish(without_scann.bundle, tmp_path / "models", k=5, scann=False)
+def taken_by_another(gate, number, version):
+    """The paths at which another machine publishes its version, once: while files are uploaded."""
     taken = []
 
     def judge(method, path):
-        if method == "PUT" and "/1/run-" in path and not taken:
+        if method == "PUT" and f"/{number}/run-" in path and not taken:
             taken.append(path)
-            stores.upload(other, f"{MODELS}/twotower/1", new=True)
+            stores.upload(version, f"{MODELS}/twotower/{number}", new=True)
         return 0
 
     gate.judge = judge
+    return taken
+
+
+def test_a_number_that_another_machine_takes_gives_way(store, gate, without_scann, tmp_path):
+    """The other one's manifest comes while the files of this one are on their way."""
+    other = publish(without_scann.bundle, tmp_path / "models", k=5, scann=False)
+    taken = taken_by_another(gate, 1, other)
     assert export(without_scann.bundle) == f"{MODELS}/twotower/2"
     assert taken
     assert versions(store) == [1, 2]
@@ -182,15 +188,7 @@ def test_items_that_another_machine_changes_meanwhile_are_all_changed(
         return change_items(ItemsConfig(str(models), **gone))
 
     publish(without_scann.bundle, tmp_path / "models", k=5, scann=False)
-    other, taken = remove(tmp_path / "models", 0), []
-
-    def judge(method, path):
-        if method == "PUT" and "/2/run-" in path and not taken:
-            taken.append(path)
-            stores.upload(other, f"{MODELS}/twotower/2", new=True)
-        return 0
-
-    gate.judge = judge
+    taken = taken_by_another(gate, 2, remove(tmp_path / "models", 0))
     assert remove(MODELS, 1) == f"{MODELS}/twotower/3"
     assert taken
     assert versions(store) == [1, 2, 3]

@@ -229,6 +229,20 @@ def test_a_reload_is_kept_when_all_of_it_is_served_and_not_before(root):
         assert (root / "models" / KEPT).exists()
 
 
+def aborted_reload(life, outcome):
+    """A thread in which a reload of version 1 waits, and notes that it is aborted."""
+
+    def reload():
+        try:
+            life.reload(pinned(1))
+        except Aborted as error:
+            outcome.append(error)
+
+    waiting = threading.Thread(target=reload)
+    waiting.start()
+    return waiting
+
+
 def test_a_later_reload_takes_the_place_of_one_that_waits(root):
     gate, outcome = threading.Event(), []
 
@@ -236,16 +250,9 @@ def test_a_later_reload_takes_the_place_of_one_that_waits(root):
         assert files.number != 1 or gate.wait(SECONDS)
         return Loaded()
 
-    def earlier():
-        try:
-            life.reload(pinned(1))
-        except Aborted as error:
-            outcome.append(error)
-
     with Life(root, load) as life:
         life.serves(3)
-        waiting = threading.Thread(target=earlier)
-        waiting.start()
+        waiting = aborted_reload(life, outcome)
         while life.manager._wanted is None:
             time.sleep(0.001)
         life.manager.reload([pinned(2)])
@@ -299,17 +306,10 @@ def test_a_later_reload_of_another_service_wins_while_an_earlier_one_is_loaded(r
             assert gate.wait(SECONDS)
         return Loaded()
 
-    def earlier():
-        try:
-            life.reload(pinned(1))
-        except Aborted as error:
-            outcome.append(error)
-
     with Life(root, load) as life, Life(root) as other:
         assert life.serves(3)
         assert other.serves(3)
-        waiting = threading.Thread(target=earlier)
-        waiting.start()
+        waiting = aborted_reload(life, outcome)
         assert loads.wait(SECONDS)
         other.reload(pinned(2))
         gate.set()
