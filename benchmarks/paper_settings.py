@@ -536,6 +536,7 @@ FIGURES: Mapping[tuple[str, str], Table] = {
         ("pool", "pool of AdaSIR", "adasir_u", "pool_size", (10, 50, 100, 200, 400, 1000, 2000)),
         ("kept", "M of DNS(M, N), N = 200", "dns_mn", "num_kept", (1, 2, 5, 20)),
         ("of", "N of DNS(M, N), M = 5", "dns_mn", "num_negatives", (20, 50, 200, 500)),
+        ("dro", "β of the DRO loss, N = 200", "dns_mn", "dro", (0.01, 0.0125, 0.025)),
         ("rho", "ρ of Softmax-v, N = 200", "softmax_v", "rho", (0.1, 1, 3)),
         ("soft", "1 − α of soft BPR", "soft_bpr", "soft_factor", (0.05, 0.2, 0.7)),
         ("drawn", "H of soft BPR", "soft_bpr", "num_negatives", (4, 16, 64)),
