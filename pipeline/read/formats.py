@@ -66,9 +66,8 @@ def open_text(path: str) -> BinaryIO | pa.NativeFile:
     archive, name = _archive_and_name(path)
     if name:
         return io.BufferedReader(zipfile.ZipFile(readable_file(archive)).open(name))
-    file = readable_file(path)
-    packed = "detect" if isinstance(file, str) else COMPRESSIONS.get(Path(path).suffix.lower())
-    return pa.input_stream(file, compression=packed)
+    packed = COMPRESSIONS.get(Path(path).suffix.lower())
+    return pa.input_stream(readable_file(path), compression=packed)
 
 
 def files_in(path: str) -> list[str]:
