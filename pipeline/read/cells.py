@@ -123,7 +123,10 @@ def seconds_of(column: pa.Array, name: str, config: SourceConfig, checks: Checks
             checks.fail(np.abs(values) >= 2**63, f"{name} is out of range")
             return np.where(np.abs(values) < 2**63, values, 0).astype(np.int64)
     checks.fail(_true(pc.is_null(column)), f"{name} is not a time")
-    return column.fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64) // ticks
+    values = column.fill_null(0).to_numpy(zero_copy_only=False)
+    too_large = values > np.iinfo(np.int64).max  # half of what uint64 holds
+    checks.fail(too_large, f"{name} is out of range")
+    return np.where(too_large, 0, values).astype(np.int64) // ticks
 
 
 def _full_times(texts: pa.Array) -> pa.Array:

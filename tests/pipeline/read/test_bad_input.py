@@ -125,6 +125,15 @@ def test_a_day_that_no_calendar_has_is_bad():
     assert [seconds[0], seconds[3]] == [1_709_164_800, 1_709_251_200]
 
 
+@pytest.mark.parametrize("kind", ["uint64", "float64"])
+def test_a_time_that_int64_cannot_hold_is_bad(kind):
+    checks = Checks(3)
+    column = pa.array(np.array([7, 2**63, 8], kind))
+    config = PrepareConfig(source="log.parquet", output="out")
+    assert seconds_of(column, "when", config, checks).tolist() == [7, 0, 8]
+    assert checks.failures() == [(1, "when is out of range")]
+
+
 def test_times_of_iso_8601():
     """Fractions are cut off, zones count, and a day that no calendar has is bad in every zone."""
     good = {
