@@ -168,10 +168,12 @@ def _check_counts(
         raise ValueError(f"no row of {config.source} is left: {counts}; check --rating_threshold.")
     if previous and counts[LATE] > config.max_late_share * counts["read"]:
         newest = np.datetime64(previous.position.newest, "s")
+        elsewhere = " and another --output" if config.watch else ""  # in its own, --previous is idle
         raise ValueError(
             f"{counts[LATE]} of {counts['read']} rows are late, more than --max_late_share "
             f"{config.max_late_share:g}: the stream has seen a row of {newest}; if that time is "
-            "wrong, go on from an earlier snapshot with --previous, else raise the share."
+            f"wrong, go on from an earlier snapshot with --previous{elsewhere}, else raise the "
+            "share."
         )
 
 

@@ -215,15 +215,26 @@ def test_a_time_in_the_future_does_not_move_the_stream(tmp_path):
     assert {json.loads(line)["reason"] for line in letters} == {"timestamp is in the future"}
 
 
-def test_more_late_rows_than_the_share_is_an_error(tmp_path):
-    write(tmp_path / "1.parquet", [("a", 1005), ("b", 50_000)])
-    write(tmp_path / "2.parquet", [("c", 1015), ("d", 1025), ("e", 50_001)])
-    out, mode = tmp_path / "out", {"step_seconds": 10}
-    estimate(config_for(tmp_path / "1.parquet", out, **mode))
-    again = config_for(tmp_path / "2.parquet", out, **mode, previous=out)
-    with pytest.raises(ValueError, match=r"2 of 3 rows are late, .* 0.5: .* 1970-01-01T13:53:20"):
-        estimate(again)
-    assert len(schema.snapshot_directories(out)) == 1
+@pytest.mark.parametrize(
+    ("mode", "remedy"),
+    [({}, "--previous, else"), ({"watch": True, "max_polls": 1}, "--previous and another --output")],
+)
+def test_more_late_rows_than_the_share_is_an_error(tmp_path, mode, remedy):
+    late = [("c", 1015), ("d", 1025), ("e", 50_001)]
+    for number, rows in enumerate(([("z", 1000)], [("a", 1005), ("b", 50_000)], late), 1):
+        write(tmp_path / f"{number}.parquet", rows)
+    out, mode = tmp_path / "out", mode | {"step_seconds": 10}
+    estimate(config_for(tmp_path / "1.parquet", out, step_seconds=10))
+    estimate(config_for(tmp_path / "2.parquet", out, step_seconds=10, previous=out))
+    source = tmp_path / ("*.parquet" if "watch" in mode else "3.parquet")
+    with pytest.raises(ValueError, match=r"2 of 3 rows are late, .* 1970-01-01T13:53:20") as error:
+        estimate(config_for(source, out, **mode, previous=out))
+    assert remedy in str(error.value)
+    assert len(schema.snapshot_directories(out)) == 2
+    (tmp_path / "2.parquet").unlink()  # as the error says
+    other = tmp_path / "other" if "watch" in mode else out
+    manifest = estimate(config_for(source, other, **mode, previous=out / "00000001"))
+    assert (manifest.counts["applied"], manifest.counts["late"]) == (3, 0)
 
 
 # --- bad input ------------------------------------------------------------------------------
