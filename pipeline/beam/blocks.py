@@ -61,7 +61,8 @@ def begins(*columns: np.ndarray) -> np.ndarray:
 def drop_duplicates(rows: np.ndarray, weights: str = "first") -> np.ndarray:
     """Keeps the earliest row of each (query, candidate), by split, time, then source order.
 
-    The weight of a pair is the `first` of its rows in that split, or their `sum` or `max`.
+    The weight of a pair is the `first` of its rows in that split, or their `sum` or `max`; infinity
+    where the sum is more than float32 holds.
     """
     by_pair = np.lexsort(
         (rows["order"], rows["timestamp"], rows["split"], rows["candidate"], rows["query"])
@@ -73,5 +74,6 @@ def drop_duplicates(rows: np.ndarray, weights: str = "first") -> np.ndarray:
         same_split = rows["split"] == kept["split"][np.cumsum(new) - 1]
         known = np.where(same_split, rows["weight"].astype(np.float64), 0)  # no weight is below 0
         combine = np.add if weights == "sum" else np.maximum
-        kept["weight"] = combine.reduceat(known, np.flatnonzero(new))
+        with np.errstate(over="ignore"):
+            kept["weight"] = combine.reduceat(known, np.flatnonzero(new))
     return kept

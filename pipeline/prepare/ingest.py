@@ -46,7 +46,8 @@ def _stage_distinct(
 ) -> str:
     rows = join(blocks)
     kept = drop_duplicates(rows, weights)
-    tally = {"duplicates": len(rows) - len(kept), "rows": len(kept)}
+    infinite = int(np.isinf(kept["weight"]).sum())
+    tally = {"duplicates": len(rows) - len(kept), "rows": len(kept), "infinite": infinite}
     write_json(out["tally"], f"distinct-{part:05d}", tally)
     return write_block(out["rows"], f"{part:05d}", kept)
 
@@ -64,10 +65,16 @@ def check_ingested(config: PrepareConfig, staging: Staging) -> dict[str, Any]:
     """As `check_read`, after `ingest` has run, with the counts `duplicates` and `rows`.
 
     But `ids` are the numbers of different ids in the good rows, by side. ValueError, too: no row is
-    left; AccountingError: rows or ids were lost or made twice.
+    left, or a sum of weights is too large; AccountingError: rows or ids were lost or made twice.
     """
     read, tally = check_read(config, staging), staging.stage("tally")
     counts = read["counts"] | {"duplicates": 0, "rows": 0} | add_up(tally, "distinct-*")
+    if infinite := counts.pop("infinite", 0):
+        raise ValueError(
+            f"{infinite} pair(s) of {config.source} have weights whose sum is more than float32 "
+            f"holds, {np.finfo(np.float32).max:.3g}; divide {config.weight_column!r} by a constant "
+            "first, or choose --duplicates max."
+        )
     drops = ("bad", "below_threshold", "duplicates")
     check_sum("reading the log", counts["read"], counts, (*drops, "rows"))
     came = add_up(tally, "ids-*")

@@ -117,6 +117,13 @@ def test_the_earliest_duplicate_stays(duplicates, combined):
         assert kept["weight"].tolist() == [combined, 16 if duplicates == "sum" else 8]
 
 
+def test_a_sum_of_weights_that_float32_cannot_hold_is_an_error(tmp_path):
+    log = pa.table({"user_id": ["a", "a", "b"], "item_id": ["x"] * 3, "w": [3e38, 3e38, 1.0]})
+    with pytest.raises(ValueError, match=r"1 pair.s. of .* 3.4e\+38; divide 'w' by .* --duplicates max"):
+        run(log, tmp_path, duplicates="sum", weight_column="w")
+    assert run(log, tmp_path, duplicates="max", weight_column="w")[0].counts["rows"] == 2
+
+
 def test_weights_of_another_split_do_not_count():
     rows = np.zeros(3, ROW)
     rows["weight"], rows["split"], rows["order"] = [1, 2, 4], [0, 2, 0], [0, 1, 2]
