@@ -236,11 +236,11 @@ class ModelManager:
         try:  # before it answers: whoever waits for it may say so at once, and last
             self._report(model, "loaded", number, time.monotonic() - start)
         finally:
-            self.served.serve(model, number, servable)
+            self.served.serve(model, files, servable)
 
     def _free(self) -> None:
         unused = self.served.take_unused()
-        freed = [(version.model, version.number) for version in unused]
+        freed = [(version.model, version.files.number) for version in unused]
         start = time.monotonic()
         while unused:
             try:
@@ -250,7 +250,8 @@ class ModelManager:
         if freed:
             gc.collect()  # the graphs are full of cycles, which hold the variables
         for model, number in freed:
-            model.report(number, State.END)
+            if number not in model.available:  # published anew
+                model.report(number, State.END)
             self._report(model, "unloaded", number, time.monotonic() - start)
 
     def _prune(self, model: ModelVersions) -> None:

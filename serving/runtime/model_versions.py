@@ -24,7 +24,7 @@ class PinnedVersion:
     """A loaded version and how many requests use it now."""
 
     model: ModelVersions
-    number: int
+    files: VersionFiles
     servable: BatchedVersion
     pins: int = 0
     retired: bool = False
@@ -54,11 +54,11 @@ class ModelVersions:
         looked_at: dict[int, VersionFiles | None] = {}
 
         def usable(number: int) -> bool:
-            if number in self.available:
+            if number in self.available and not self._is_replaced(number, on_disk[number]):
                 return True
             if number not in looked_at:
                 looked_at[number] = self._look_at(number, on_disk[number])
-            return looked_at[number] is not None
+            return looked_at[number] is not None or number in self.available
 
         labelled = [number for number in self.config.labels.values() if number in on_disk]
         named = self.config.specific
@@ -138,6 +138,11 @@ class ModelVersions:
         self._stamps = {n: stamp for n, stamp in self._stamps.items() if n in on_disk}
         self._failed = {n: failure for n, failure in self._failed.items() if n in on_disk}
 
+    def _is_replaced(self, number: int, path: Path) -> bool:
+        """Whether what is served was published anew with other content, under its number."""
+        manifest = self.available[number].files.manifest
+        return manifest is not None and look_at(number, path).manifest not in (None, manifest)
+
     def _look_at(self, number: int, path: Path) -> VersionFiles | None:
         """A version that can be loaded; None, with a status, where it cannot."""
         files = look_at(number, path, self._stamps.get(number))
@@ -199,19 +204,25 @@ class ServedModels:
             raise NotFound(f"Could not find any {_which(number)} of model {name!r}.")
         return [statuses[number] for number in chosen]
 
-    def serve(self, model: ModelVersions, number: int, servable: BatchedVersion) -> None:
+    def serve(self, model: ModelVersions, files: VersionFiles, servable: BatchedVersion) -> None:
+        """Gives a version to requests, in place of the one that had its number, if any."""
         with self.lock:
-            model.available[number] = PinnedVersion(model, number, servable)
-            model.report(number, State.AVAILABLE)
+            if files.number in model.available:
+                self._retire(model, files.number)
+            model.available[files.number] = PinnedVersion(model, files, servable)
+            model.report(files.number, State.AVAILABLE)
 
     def retire(self, model: ModelVersions, numbers: Sequence[int]) -> None:
         """Takes versions out of service; requests that have pinned one keep it."""
         with self.lock:
             for number in numbers:
-                version = model.available.pop(number)
-                version.retired = True
-                model.report(number, State.UNLOADING)
-                self._retired.append(version)
+                self._retire(model, number)
+
+    def _retire(self, model: ModelVersions, number: int) -> None:
+        version = model.available.pop(number)
+        version.retired = True
+        model.report(number, State.UNLOADING)
+        self._retired.append(version)
 
     def take_unused(self) -> list[PinnedVersion]:
         """The retired versions that no request uses any more, each once; they may be freed."""

@@ -1,5 +1,6 @@
 """The manager over versions that are directories; broken ones are real SavedModels."""
 
+import contextlib
 import gc
 import os
 import shutil
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from saved_models import write_affine, write_config
 
+from pipeline.contract.schema import Manifest
 from serving.errors import InvalidRequest, NotFound, Unavailable
 from serving.runtime.configuration import Configuration, ModelConfig
 from serving.runtime.loaded_version import LoadedVersion
@@ -325,6 +327,44 @@ def test_a_deleted_version_gives_way_only_where_another_can_answer(put, start):
     assert answer(manager) == 2
     shutil.rmtree(home / "2")
     until(lambda: served(manager) == [1])
+
+
+@pytest.mark.parametrize("is_served", [True, False])
+def test_a_version_published_anew_while_another_one_is_loaded_is_loaded(put, start, is_served):
+    """Removed and there again under its number: before it is served, or once it is."""
+    goes_on, loading, changes = threading.Event(), [], []
+
+    def publish(content):
+        shutil.rmtree(put() / "1", ignore_errors=True)
+        files = {"saved_model.pb": {"bytes": 0}}
+        aside = put(name="aside") / "1"
+        aside.mkdir()
+        (aside / "saved_model.pb").write_bytes(b"")
+        Manifest("version", content, {}, {}, files).write(aside)
+        aside.rename(put() / "1")
+
+    def load(name, files):
+        loading.append(name)
+        assert name != ("other" if is_served else "adder") or goes_on.wait(60)
+        loaded = Loaded(files)
+        loaded.number = files.manifest.source if files.manifest else files.number
+        return loaded
+
+    publish("first")
+    put(1, name="other")
+    manager = start(load=load, on_change=lambda *change: changes.append(change[:2]))
+    try:
+        until(lambda: ("other" if is_served else "adder") in loading)
+        publish("second")
+    finally:
+        goes_on.set()
+    with manager.served.pinned("adder") if is_served else contextlib.nullcontext() as first:
+        until(lambda: served(manager) and answer(manager) == "second")
+        assert first is None or not first.is_closed
+    until(lambda: ("adder", "unloaded") in changes)
+    assert first is None or first.is_closed
+    assert state(manager, 1) == State.AVAILABLE
+    until(lambda: sorted(loading) == ["adder", "adder", "other"])
 
 
 @pytest.mark.parametrize("configured", [False, True])
