@@ -6,13 +6,14 @@ is freed after the last of them. What is served goes away only when all that is 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
 import logging
 import shutil
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from pipeline.contract import stores
 from serving.errors import Aborted, InvalidRequest, Unavailable
@@ -70,6 +71,7 @@ class ModelManager:
         self._stopping = self._was_ready = False
         self._thread = threading.Thread(target=self._watch, name="versions", daemon=True)
         self._closed = threading.Event()
+        self._problems: dict[str, str] = {}  # what was logged last, of those that are not over
         if self.configuration.store and not self.prune_versions:
             self.prune_versions = _COPIES
 
@@ -148,10 +150,8 @@ class ModelManager:
     def _watch(self) -> None:
         while not self._stopping:
             wanted = self._wanted
-            try:
+            with self._told_once("models"):
                 self._look()
-            except Exception:  # what cannot be read now may be readable the next time
-                _log.exception("Looking for versions in %s failed.", self.configuration.root)
             with self._looked:
                 if wanted is not None and wanted is self._wanted:
                     wanted.was_tried = True
@@ -163,11 +163,21 @@ class ModelManager:
     def _look(self) -> None:
         self._adopt()
         for name, model in self.served.models.items():
-            try:
+            with self._told_once(repr(name)):
                 self._attend(model)
-            except OSError as error:
-                _log.warning("Looking for versions of %s failed: %s", name, error)
         self._free()
+
+    @contextlib.contextmanager
+    def _told_once(self, whose: str) -> Iterator[None]:
+        """Logs what fails inside, not at each look: what cannot be read may be readable later."""
+        try:
+            yield
+            self._problems.pop(whose, None)
+        except Exception as error:
+            is_ours = not isinstance(error, OSError)
+            if self._problems.get(whose) != str(error):
+                _log.error("Looking for versions of %s failed: %s", whose, error, exc_info=is_ours)
+            self._problems[whose] = str(error)
 
     def _attend(self, model: ModelVersions) -> None:
         while (wanted := self._find(model)) and not self._stopping:

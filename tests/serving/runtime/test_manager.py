@@ -405,6 +405,29 @@ def test_a_disk_that_is_away_unloads_nothing(put, start, models, caplog, configu
     assert manager.alive
 
 
+@pytest.mark.parametrize("configured", [False, True])
+def test_a_folder_that_cannot_be_listed_is_told_once(put, start, models, caplog, configured):
+    looks = []
+
+    def fail(*args):
+        looks.append(args)
+        raise PermissionError(13, "Permission denied", "one" if len(looks) < 20 else "two")
+
+    put(1)
+    manager = start([ModelConfig("adder")] if configured else None)
+    manager.wait_until_ready(30)
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("configuration", "model_versions"):
+            patch.setattr(f"serving.runtime.{module}.numbered_directories", fail)
+        until(lambda: len(looks) > 40)
+        assert answer(manager) == 1
+    told = [line for line in caplog.messages if "Looking for versions of" in line]
+    assert ["'one'" in line for line in told] == [True, False]
+    assert all("Permission denied" in line for line in told)
+    put(2)
+    until(lambda: served(manager) == [2])
+
+
 def test_a_wanted_version_that_is_not_there_yet_unloads_nothing(put, start, tmp_path):
     put(1)
     manager = start([ModelConfig("adder")])
