@@ -87,11 +87,11 @@ class Configuration:
         self._file = config_file
         self._kept = Path(state_dir or models) / KEPT
         self._problem = ""
-        self._reload = self._read_reload()
         try:
-            content = self._read()
+            self._reload, content = self._read_reload(), self._read()
         except OSError as error:
-            raise ValueError(f"config_file {config_file} cannot be read: {error}.") from error
+            what = f"{error.filename} cannot be read: {error.strerror}"
+            raise ValueError(f"config_file or state_dir: {what}.") from error
         self._digest = _digest(content)
         self._of_file = read_config(content, config_file) if config_file else None
         self._placed: dict[str, Path] = {}
@@ -122,10 +122,11 @@ class Configuration:
 
     def has_changed(self) -> bool:
         """Whether the file was edited, and is valid, or another process has kept a reload."""
-        kept = self._read_reload()  # first: an edit of the file is there before it ends a reload
         try:
+            kept = self._read_reload()  # first: an edit is there before it ends a reload
             content = self._read()
             if _digest(content) == self._digest and kept == self._reload:
+                self._problem = ""
                 return False
             self._of_file = read_config(content, self._file) if self._file else None
         except (OSError, ValueError) as error:

@@ -179,10 +179,14 @@ def test_an_edit_that_cannot_be_used_is_told_once_and_changes_nothing(root, dama
         life.file.unlink()
         wait_for_a_look(life)
         assert life.serves(3)
+        life.write(text(3))  # as it was; then the same mistake once more
+        wait_for_a_look(life)
+        life.file.unlink()
+        wait_for_a_look(life)
         life.write(text(2))
         assert life.serves(2)
     told = [message for message in caplog.messages if "stays as it is" in message]
-    assert len(told) == 2
+    assert len(told) == 3
 
 
 def test_a_reload_that_nobody_may_write_down_changes_nothing(root, monkeypatch):
@@ -275,6 +279,20 @@ def test_a_reload_that_an_earlier_version_kept_is_in_force(root):
 def test_what_was_kept_and_cannot_be_read_is_told(root):
     (root / "models" / KEPT).write_text('{"after": ')
     with pytest.raises(ValueError, match=r"must hold the last reload, .* delete it"):
+        Life(root)
+
+
+def test_a_reload_that_cannot_be_read_any_more_holds_up_no_version(root, caplog):
+    with Life(root) as life:
+        assert life.serves(3)
+        (root / "models" / KEPT).mkdir()
+        (root / "models" / "adder" / "3").rename(root / "models" / "adder" / "4")
+        assert life.serves(4)
+        wait_for_a_look(life)
+    told = [message for message in caplog.messages if "stays as it is" in message]
+    assert len(told) == 1
+    assert KEPT in told[0]
+    with pytest.raises(ValueError, match=rf"{KEPT}.* cannot be read"):
         Life(root)
 
 
