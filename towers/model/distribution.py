@@ -108,6 +108,12 @@ def check_strategy() -> None:
 
 def cut_into_parts(arguments: dict[str, Any], strategy: tf.distribute.Strategy) -> dict[str, Any]:
     """The arguments of `fit` with a data set of joined batches, of known length, cut into parts."""
+    if arguments.get("validation_data") is not None:
+        raise ValueError(
+            "validation_data must be left out on several replicas, where a batch of it would be "
+            "without the negatives of the others: measure it by a callback, "
+            'towers.FullCorpusMetrics(data, "validation").'
+        )
     dataset = arguments.get("x")
     if not isinstance(dataset, tf.data.Dataset):
         return arguments

@@ -134,7 +134,8 @@ class TwoTower(TrainedPair):
 
         Raises:
           ValueError: it is given no batches, those of other data, or such that a step needs more
-            memory than the machine has; on several replicas, their number is not known.
+            memory than the machine has; on several replicas, their number is not known, or it is
+            given validation_data.
         """
         callbacks = [EndOfEpoch(), *(callbacks or ())]
         given = inspect.signature(super().fit).bind(*args, callbacks=callbacks, **kwargs).arguments

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import tensorflow as tf
 
-from towers.model.distribution import make_strategy
+from towers.model.distribution import cut_into_parts, make_strategy
 from towers.model.two_tower import TwoTower
 from towers.training.settings import TrainConfig
 
@@ -102,6 +102,12 @@ def test_one_device_is_no_part(data):
         model.compile(optimizer="sgd")
     model.fit(data.train(64), verbose=0)
     assert int(model.iteration.numpy()) == data.steps_per_epoch(64)
+
+
+def test_validation_data_are_refused_before_the_first_epoch(data):
+    given = {"x": data.train(64), "validation_data": data.train(64)}
+    with pytest.raises(ValueError, match=r"^validation_data must be left out .*FullCorpusMetrics"):
+        cut_into_parts(given, tf.distribute.get_strategy())
 
 
 @pytest.mark.parametrize(
