@@ -73,12 +73,9 @@ class Batches:
         return tf.constant([self.seed, (number << 32) + draw], tf.int64)
 
 
-class QueueOfNow(Cbns):
-    """Cbns whose queue holds what its candidates are now, so that its weights can be told."""
-
-    def queued(self, encoders: Encoders) -> tf.Tensor:
-        """As `Cbns.queued`, with the gradient of the frozen towers."""
-        return encoders.candidates(tf.maximum(self._cached_ids, 0))
+def _queued_now(encoders: Encoders, ids: tf.Tensor) -> tf.Tensor:
+    """`Cbns.queued` of what the candidates are now, with a gradient, so that they have weights."""
+    return encoders.candidates(tf.maximum(ids, 0))
 
 
 class Subject:
@@ -99,7 +96,7 @@ class Subject:
         if isinstance(method, Cbns):
             method.warm_up = 0  # or its queue would be empty
             self._measured = copy.copy(method)  # of the same state
-            self._measured.__class__ = QueueOfNow
+            self._measured.queued = _queued_now  # type: ignore[method-assign]
         audited = frozen.query_ids[batches.pairs.reshape(-1)]
         self._query = tf.constant(frozen.query[audited] if method.row_by_row else frozen.query)
         self._candidate = tf.constant(frozen.candidate)
