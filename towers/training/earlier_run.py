@@ -59,7 +59,8 @@ def start_from_run(config: TrainConfig, model: TwoTower, data: RetrievalData) ->
     keep their initial draw. What belongs to no id is taken as it is. Rows for queries that the
     earlier run made of what they chose start as it embeds them. The states of the optimizer and of
     the method start anew. A ValueError where there is no trained run, it has no ids in common with
-    the data or vectors of another size, or the towers embed more than ids.
+    the data or vectors of another size, or the towers embed more than ids, or differ where those of
+    the earlier run are more than rows of tables.
     """
     root = stores.local_copy(config.init_from)
     for name in (TRAINING, VOCABULARIES):
@@ -74,11 +75,20 @@ def start_from_run(config: TrainConfig, model: TwoTower, data: RetrievalData) ->
             "init_from starts from vectors of ids, and --tower features makes them of attributes, "
             "whose codes are those of one preparation: leave out --init_from."
         )
+    if earlier.tower not in ("id", *SUMS) and earlier.tower != config.tower:
+        raise ValueError(
+            f"tower must be {earlier.tower} as in {root}, whose vectors are more than rows of its "
+            f"tables, got {config.tower}: change --tower, or leave out --init_from."
+        )
+    drawn = None
+    if earlier.tower in SUMS and config.tower not in SUMS:
+        drawn = tf.identity(model.query_tower.table)
     _take_weights(root, root / CHECKPOINTS / read_json(root / TRAINING)["weights"], model, data)
-    if earlier.tower not in SUMS or config.tower in SUMS:
+    if drawn is None:
         return
     if fingerprint != data.fingerprint:
         log.warning("train: queries start anew: %s made theirs of the rows of other data", root)
+        model.query_tower.table.assign(drawn)
         return
     trained, _ = open_run(root, data)
     model.query_tower.table.assign(trained.query_embeddings() * trained.temperature)

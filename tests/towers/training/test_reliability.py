@@ -337,20 +337,32 @@ def test_a_run_that_started_from_another_goes_on_without_it(one_epoch, tmp_path,
     assert_same(last_of(tmp_path / "cut"), last_of(tmp_path / "whole"))
 
 
-@pytest.mark.parametrize("towers", [("id", "features"), ("features", "id")])
-def test_vectors_of_attributes_start_no_run(one_epoch, prepared, data, tmp_path, towers):
-    old, new = towers
+@pytest.mark.parametrize(
+    ("old", "new", "text"),
+    [
+        ("id", "features", r"--tower features makes them .*: leave out --init_from"),
+        ("features", "id", r"--tower features makes them .*: leave out --init_from"),
+        ("gmf", "id", r"^tower must be gmf as in .*, got id: change --tower, or leave out"),
+        ("light_gcn", "fism", r"^tower must be light_gcn as in .*, got fism: change --tower"),
+    ],
+)
+def test_vectors_that_are_no_rows_of_a_table_start_no_other_tower(
+    one_epoch, prepared, data, tmp_path, old, new, text
+):
     record = json.loads((tmp_path / "run" / "config.json").read_text())
     record["configuration"]["tower"] = old
     (tmp_path / "run" / "config.json").write_text(json.dumps(record))
     config = config_for(prepared, tmp_path / "new", tower=new, init_from=one_epoch.run)
-    with pytest.raises(ValueError, match=r"--tower features makes them .*: leave out --init_from"):
+    with pytest.raises(ValueError, match=text):
         start_from_run(config, TwoTower(data, 8), data)
 
 
-def test_queries_start_as_an_earlier_run_embedded_them(prepared, pairs, make_prepared, tmp_path):
+@pytest.mark.parametrize("tower", [pytest.param("fism", marks=pytest.mark.long), "svdpp"])
+def test_queries_start_as_an_earlier_run_embedded_them(
+    prepared, pairs, make_prepared, tmp_path, tower
+):
     settings = {"dim": 4, "batch_size": 100, "epochs": 1, "normalize": True, "temperature": 0.2}
-    old = TrainConfig(data=str(prepared), run=str(tmp_path / "old"), tower="fism", **settings)
+    old = TrainConfig(data=str(prepared), run=str(tmp_path / "old"), tower=tower, **settings)
     train(old)
     data = open_data(prepared)
     earlier, _ = open_run(old.run, data)
