@@ -181,7 +181,7 @@ class Cbns(Ssl):
         columns = at_least_float32(encoders.columns)
         losses = in_batch_softmax_loss(
             encoders.query,
-            tf.concat([columns, tf.cast(self.queued(encoders, ids), columns.dtype)], axis=0),
+            tf.concat([columns, tf.cast(self.queued(encoders), columns.dtype)], axis=0),
             tf.concat([own, log_q], axis=0),
             positive=encoders.positive,
             first=batch.first,
@@ -195,9 +195,8 @@ class Cbns(Ssl):
         )
         return weigh_rows(losses, batch)
 
-    def queued(self, encoders: Encoders, ids: tf.Tensor) -> tf.Tensor:
+    def queued(self, encoders: Encoders) -> tf.Tensor:
         """The embeddings of the queue, as they were in their own step: [Q, D], no gradient."""
-        del ids
         cached = tf.reshape(tf.convert_to_tensor(self._cached), [-1, encoders.columns.shape[1]])
         return tf.stop_gradient(cached)
 

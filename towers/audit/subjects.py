@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import statistics
 import time
 from typing import Any
@@ -73,7 +74,7 @@ class Batches:
         return tf.constant([self.seed, (number << 32) + draw], tf.int64)
 
 
-def _queued_now(encoders: Encoders, ids: tf.Tensor) -> tf.Tensor:
+def _queued_now(ids: tf.Variable, encoders: Encoders) -> tf.Tensor:
     """`Cbns.queued` of what the candidates are now, with a gradient, so that they have weights."""
     return encoders.candidates(tf.maximum(ids, 0))
 
@@ -96,7 +97,8 @@ class Subject:
         if isinstance(method, Cbns):
             method.warm_up = 0  # or its queue would be empty
             self._measured = copy.copy(method)  # of the same state
-            self._measured.queued = _queued_now  # type: ignore[method-assign]
+            now = functools.partial(_queued_now, method._cached_ids)
+            self._measured.queued = now  # type: ignore[method-assign]
         audited = frozen.query_ids[batches.pairs.reshape(-1)]
         self._query = tf.constant(frozen.query[audited] if method.row_by_row else frozen.query)
         self._candidate = tf.constant(frozen.candidate)
