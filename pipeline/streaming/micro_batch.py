@@ -168,7 +168,8 @@ def _check_counts(
         raise ValueError(f"no row of {config.source} is left: {counts}; check --rating_threshold.")
     if previous and counts[LATE] > config.max_late_share * counts["read"]:
         newest = np.datetime64(previous.position.newest, "s")
-        elsewhere = " and another --output" if config.watch else ""  # in its own, --previous is idle
+        # a watch reads --previous only where its own --output is empty
+        elsewhere = " and another --output" if config.watch else ""
         raise ValueError(
             f"{counts[LATE]} of {counts['read']} rows are late, more than --max_late_share "
             f"{config.max_late_share:g}: the stream has seen a row of {newest}; if that time is "

@@ -141,7 +141,8 @@ def open_snapshot(path: str | os.PathLike[str], config: FrequenciesConfig) -> Sn
         if before != value:
             raise ValueError(
                 f"{directory} was made with {name} {before}, got {value}: a stream keeps its "
-                f"settings; change --{name}, or begin a new stream: another --output, no --previous."
+                f"settings; change --{name}, or begin a new stream: another --output and "
+                "no --previous."
             )
     before = manifest.configuration["allowed_lateness_seconds"]
     if config.allowed_lateness_seconds < before:

@@ -119,7 +119,8 @@ def test_the_earliest_duplicate_stays(duplicates, combined):
 
 def test_a_sum_of_weights_that_float32_cannot_hold_is_an_error(tmp_path):
     log = pa.table({"user_id": ["a", "a", "b"], "item_id": ["x"] * 3, "w": [3e38, 3e38, 1.0]})
-    with pytest.raises(ValueError, match=r"1 pair.s. of .* 3.4e\+38; divide 'w' by .* --duplicates max"):
+    message = r"1 pair.s. of .* 3.4e\+38; divide 'w' by .* --duplicates max"
+    with pytest.raises(ValueError, match=message):
         run(log, tmp_path, duplicates="sum", weight_column="w")
     assert run(log, tmp_path, duplicates="max", weight_column="w")[0].counts["rows"] == 2
 

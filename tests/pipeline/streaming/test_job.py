@@ -217,7 +217,10 @@ def test_a_time_in_the_future_does_not_move_the_stream(tmp_path):
 
 @pytest.mark.parametrize(
     ("mode", "remedy"),
-    [({}, "--previous, else"), ({"watch": True, "max_polls": 1}, "--previous and another --output")],
+    [
+        ({}, "--previous, else"),
+        ({"watch": True, "max_polls": 1}, "--previous and another --output"),
+    ],
 )
 def test_more_late_rows_than_the_share_is_an_error(tmp_path, mode, remedy):
     late = [("c", 1015), ("d", 1025), ("e", 50_001)]
