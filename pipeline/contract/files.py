@@ -84,7 +84,7 @@ def find_files(source: str) -> list[str]:
             names += (name for name in folders if "=" not in name)  # such as a folder x.parquet
             folders[:] = (name for name in folders if "=" in name)
             files += (os.path.join(folder, name) for name in names)
-    return sorted(files)
+    return sorted(set(files))  # `**/` matches a folder and those in it
 
 
 def is_directory(path: str) -> bool:
@@ -138,7 +138,7 @@ def _find_remote(source: str) -> list[str]:
             for path in store.find(root):  # of a file, itself
                 folders = path.removeprefix(root).strip("/").split("/")[:-1]
                 files += [path] if all("=" in folder for folder in folders) else []
-        return [f"{scheme}://{path}" for path in sorted(files)]
+        return [f"{scheme}://{path}" for path in sorted(set(files))]
     return []
 
 

@@ -81,7 +81,7 @@ def test_prepared_data_are_those_of_the_local_files(local, tmp_path):
     assert "testing" not in text
 
 
-@pytest.mark.parametrize("pattern", ["day=*/", "**/a.*", "", "day=[0-4]/a.*"])
+@pytest.mark.parametrize("pattern", ["day=*/", "**/a.*", "**/", "", "day=[0-4]/a.*"])
 def test_globs_and_directories_name_the_same_rows(local, tmp_path, pattern):
     found = {}
     for root in (str(local), "s3://logs/local"):
@@ -93,7 +93,9 @@ def test_globs_and_directories_name_the_same_rows(local, tmp_path, pattern):
     assert remote_files.pop(schema.manifest_name("frequencies"))
     assert remote_files == files
     assert remote_inputs == inputs
-    assert [one["file"][:6] for one in inputs] == [f"day={day}/" for day in range(5)]
+    names = [one["file"] for one in inputs]
+    assert len(set(names)) == len(names)
+    assert [name[:6] for name in names if "=" in name] == [f"day={day}/" for day in range(5)]
 
 
 def test_a_stream_from_a_store_has_the_state_of_the_local_one(parts, expected, store, tmp_path):
