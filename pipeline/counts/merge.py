@@ -98,7 +98,8 @@ def _merge_range(element: tuple[int, dict[str, Any]], decay: float, out: Path) -
     for counted, rows in found["counts"]:
         today[places_of(counted, prints, where)] += rows
     counts = decay * before + today
-    kept = counts > 0  # a count that decays for years becomes 0 in the end; log_q has no place
+    # A count that decays for years becomes 0 in the end, or so small that its share of all is 0.
+    kept = counts >= np.finfo(np.float64).tiny
     names = [schema.RAW_ID, schema.FINGERPRINT, schema.COUNT]
     table = pa.table([pa.array(raw, pa.binary()), prints, counts], names)
     name = f"{part:05d}"

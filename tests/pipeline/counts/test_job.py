@@ -181,9 +181,9 @@ def test_decay_in_closed_form(log, tmp_path):
 
 
 def test_a_count_that_decays_to_nothing_is_forgotten(tmp_path):
-    """1e-400 is not a float; its log_q would be -inf."""
-    ids = np.array([3, 5, 8]), [b"a", b"b", b"c"]
-    previous = [(ids, np.array([1e-200, 1.0, 1e-100]))]
+    """1e-400 is not a float, 1e-310 / 1e15 neither; their log_q would be -inf."""
+    ids = np.array([3, 5, 8, 9]), [b"a", b"b", b"c", b"d"]
+    previous = [(ids, np.array([1e-200, 1.0, 1e-100, 1e-110]))]
     today = {"ids": [(ids[0][1:2], [b"b"])], "counts": [(ids[0][1:2], np.array([2]))]}
     found = (0, today | {"previous": previous})
     name = merge._merge_range(found, decay=1e-200, out=tmp_path)
@@ -191,7 +191,8 @@ def test_a_count_that_decays_to_nothing_is_forgotten(tmp_path):
     assert merged["raw_id"].to_pylist() == [b"b", b"c"]
     assert merged["count"].to_pylist() == [2 + 1e-200, 1e-100 * 1e-200]
     sizes = json.loads((tmp_path / f"{name}.json").read_text())
-    assert (sizes["previous_items"], sizes["forgotten_items"], sizes["items"]) == (3, 1, 2)
+    assert (sizes["previous_items"], sizes["forgotten_items"], sizes["items"]) == (4, 2, 2)
+    assert np.log(merged["count"].to_numpy() / 1e15).min() > -np.inf
 
 
 def test_the_output_may_take_the_place_of_the_earlier_run(tmp_path):
