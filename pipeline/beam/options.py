@@ -9,7 +9,12 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, PortableOptions
+from apache_beam.options.pipeline_options import (
+    DirectOptions,
+    PipelineOptions,
+    PortableOptions,
+    StandardOptions,
+)
 from apache_beam.utils import interactive_utils
 
 from pipeline.beam.accounting import lost_in
@@ -93,11 +98,11 @@ def beam_options(arguments: list[str], ours: Iterable[str] = ()) -> PipelineOpti
     """
     cut = arguments.index("--") if "--" in arguments else len(arguments)
     checked, runner_only = arguments[:cut], arguments[cut + 1 :]
-    on_dask = any(flag.startswith("--runner=") and "Dask" in flag for flag in arguments)
+    runner = PipelineOptions([*checked, *runner_only]).view_as(StandardOptions).runner or ""
+    on_dask = "Dask" in runner
     if on_dask:
         import apache_beam.runners.dask.dask_runner  # noqa: F401, its import makes its flags known
 
-        checked = [_DASK_RUNNER if flag == "--runner=DaskRunner" else flag for flag in checked]
     parser = argparse.ArgumentParser(
         add_help=False,
         allow_abbrev=False,
@@ -112,10 +117,12 @@ def beam_options(arguments: list[str], ours: Iterable[str] = ()) -> PipelineOpti
         flag = unknown[0].split("=")[0]
         raise ValueError(f"unknown argument {flag}; {did_you_mean(flag, known, 'see --help.')}")
     flags = checked + runner_only
+    if runner == "DaskRunner":  # Beam knows it only by its long name
+        flags.append(_DASK_RUNNER)
     if on_dask and not any(flag.startswith(_DASK_SIZES) for flag in flags):
         flags = [*flags, f"--dask_npartitions={2 * _dask_threads(flags)}"]
     _check_job_server(flags)
-    if not any(flag.split("=")[0] == "--runner" for flag in flags):
+    if not runner:
         # DirectRunner would look for a binary to download before it falls back to this one
         flags = ["--runner=FnApiRunner", *flags]
     return PipelineOptions(flags)

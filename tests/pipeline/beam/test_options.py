@@ -19,6 +19,15 @@ def test_the_limit_is_a_name_that_beam_knows():
     assert beam_options.DATA_BUFFER_TIME_LIMIT_MS == 0
 
 
+@pytest.mark.parametrize("flags", [["--runner=DaskRunner"], ["--runner", "DaskRunner"]])
+def test_dask_is_known_by_its_short_name(flags):
+    """The second form is that of a file of settings."""
+    options = beam_options.beam_options([*flags, "--dask_npartitions", "3"])
+    known = options.get_all_options(drop_default=True)
+    assert known.pop("runner").endswith(".DaskRunner")
+    assert known == {"npartitions": 3}
+
+
 @pytest.mark.parametrize("limit", [0, 60_000])
 def test_the_limit_reaches_all_channels_of_the_workers(monkeypatch, limit):
     """Both ends of the workers are in this process where they are threads."""
