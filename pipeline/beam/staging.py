@@ -29,9 +29,9 @@ _PARSING = threading.Lock()
 class Staging:
     """A context: `<output>.partial` while it is open; nothing of it when it ends early.
 
-    A second preparation of the same output waits for nobody: it is refused. What a killed one
-    left is removed by the next, even where that finds the output finished. `options` are those of
-    Beam, for the pipelines that run meanwhile.
+    A second preparation of the same output waits for nobody: it is refused. So is one that would
+    replace what is no output. What a killed one left is removed by the next, even where that finds
+    the output finished. `options` are those of Beam, for the pipelines that run meanwhile.
     """
 
     def __init__(
@@ -58,6 +58,11 @@ class Staging:
                 raise ValueError(
                     f"{self.output} already exists; choose another --output, or --overwrite it."
                 )
+            if self.destination.exists() and not _is_replaceable(self.destination):
+                raise ValueError(
+                    f"{self.output} holds something else than an output, which --overwrite would "
+                    "remove; choose another --output."
+                )
             self.out.mkdir(parents=True)
             stack.callback(shutil.rmtree, self.root, ignore_errors=True)
             self._held = stack.pop_all()
@@ -80,6 +85,12 @@ class Staging:
     def commit(self) -> None:
         """Puts the finished output in its place; `sweep` comes before its files are described."""
         stores.put_in_place(self.out, self.output)
+
+
+def _is_replaceable(path: Path) -> bool:
+    """Whether a directory is empty or has a manifest: such as that of the source has none."""
+    names = {file.name for file in path.iterdir()} if path.is_dir() else {path.name}
+    return not names or not names.isdisjoint(stores.MANIFESTS)
 
 
 def write_block(directory: Path, name: str, block: np.ndarray) -> str:

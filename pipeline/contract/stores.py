@@ -37,7 +37,7 @@ from pipeline.contract.files import (
 )
 
 _log = logging.getLogger(__name__)
-_MANIFESTS = (schema.MANIFEST, f"_{schema.MANIFEST}")
+MANIFESTS = (schema.MANIFEST, f"_{schema.MANIFEST}")
 _FOLDER = "folder"  # key of a manifest in a store; missing where people copied files there
 _PLAIN = "directory"  # kind of what has no manifest of its own, such as a run
 _AT_ONCE = 4  # files on their way; each may be 100 MB in memory
@@ -116,7 +116,7 @@ def upload(directory: Path, destination: str, *, new: bool = False) -> Path:
       ValueError: the store fails, or another upload removed the files of this one.
     """
     files = _describe(directory)
-    name = next((name for name in _MANIFESTS if name in files), "")
+    name = next((name for name in MANIFESTS if name in files), "")
     if name:
         fields = json.loads((directory / name).read_text(encoding="utf-8"))
         del files[name]
@@ -148,7 +148,7 @@ def upload(directory: Path, destination: str, *, new: bool = False) -> Path:
                     store.rm(f"{root}/{folder}", recursive=True)
             if not committed:
                 raise
-        stale = [f"{root}/{kind}" for kind in _MANIFESTS if kind != name]
+        stale = [f"{root}/{kind}" for kind in MANIFESTS if kind != name]
         for path in [*before, *(path for path in stale if store.exists(path))]:
             store.rm(path, recursive=True)
     return _place_of_copy(fields)
@@ -203,7 +203,7 @@ def finished_below(place: str) -> dict[str, str]:
         store, root = store_of(place.rstrip("/"))
         for path, file in store.find(root, detail=True).items():
             directory, _, name = path.removeprefix(root).lstrip("/").rpartition("/")
-            if name in _MANIFESTS:
+            if name in MANIFESTS:
                 finished[directory] = repr(sorted(file.items()))
     return finished
 
@@ -366,7 +366,7 @@ def _download(source: str, folder: str, aside: Path) -> None:
     with asking_store(source):
         store, root = store_of(f"{source.rstrip('/')}/{folder}".rstrip("/"))
         names = [path.removeprefix(f"{root}/") for path in store.find(root)]
-        names = [n for n in names if n not in _MANIFESTS and not {"", ".."} & {*n.split("/")}]
+        names = [n for n in names if n not in MANIFESTS and not {"", ".."} & {*n.split("/")}]
         places = [str(aside / name) for name in names]
         store.get([f"{root}/{name}" for name in names], places, batch_size=_AT_ONCE)
 
@@ -392,7 +392,7 @@ def _writing(place: str) -> Iterator[tuple[Any, str]]:
 
 def _find_manifest(place: str) -> dict[str, Any] | None:
     """What the manifest of a place in a store says; None without one."""
-    for name in _MANIFESTS:
+    for name in MANIFESTS:
         path = f"{place.rstrip('/')}/{name}"
         with contextlib.suppress(FileNotFoundError), asking_store(path):
             store, key = store_of(path)

@@ -345,3 +345,14 @@ def test_an_existing_output_stays_unless_told_otherwise(tmp_path, capsys):
     assert (tmp_path / "out" / "manifest.json").read_text() == "before"
     assert run(capsys, *arguments, "--seed", "11", "--overwrite")[0] == 0
     assert (tmp_path / "out" / "manifest.json").read_text() != "before"
+
+
+@pytest.mark.parametrize("output", ["logs", "logs/log.csv"])
+def test_what_is_no_output_is_not_overwritten(tmp_path, capsys, output):
+    """The source, for one."""
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "log.csv").write_bytes(HEADER + GOOD)
+    arguments = ["--source", str(tmp_path / "logs"), "--output", str(tmp_path / output)]
+    status, error = run(capsys, *arguments, "--overwrite")
+    assert (status, "holds something else" in error) == (2, True)
+    assert (tmp_path / "logs" / "log.csv").read_bytes() == HEADER + GOOD
