@@ -201,7 +201,7 @@ def file_pieces(
         return texts
     try:
         metadata = formats.parquet_file(path).metadata
-    except pa.ArrowInvalid as error:
+    except formats.BROKEN_FILE as error:
         raise ValueError(f"{path} is not a Parquet file ({error}); check --source.") from error
     fields = metadata.schema.to_arrow_schema()
     kinds = dict(zip(fields.names, map(_kind_of, fields.types), strict=True))

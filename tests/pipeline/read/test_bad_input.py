@@ -308,8 +308,10 @@ def test_files_that_are_not_what_their_name_says(tmp_path, capsys):
     (tmp_path / "log.parquet").write_bytes(b"PAR1 no")
     (tmp_path / "cut.csv.gz").write_bytes(b"\x1f\x8b\x08\x00 no")
     (tmp_path / "log.xlsx").write_bytes(b"PK")
+    (tmp_path / "logs" / "log.parquet").mkdir(parents=True)  # as Spark writes a table
     for name, expected in (
         ("log.parquet", "is not a Parquet file"),
+        ("logs", "is not a Parquet file"),
         ("cut.csv.gz", "cannot be read"),
         ("log.xlsx", "is of no known format"),
     ):
