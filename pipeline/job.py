@@ -26,7 +26,13 @@ from pipeline.prepare.shards import columns_of, write_dataset_metadata
 from pipeline.quality.measures import Measures, measure_blocks, measure_output
 from pipeline.quality.page import page
 from pipeline.quality.report import DROPS, as_lines, check_days, quality
-from pipeline.read.consumed import input_files, staged_inputs, with_partitions
+from pipeline.read.consumed import (
+    check_unchanged,
+    input_files,
+    staged_inputs,
+    stamps_of,
+    with_partitions,
+)
 from pipeline.read.discover import (
     column_names,
     find_pieces,
@@ -53,9 +59,12 @@ def prepare(config: PrepareConfig, beam_arguments: list[str] | None = None) -> s
     config = with_demo_columns(config)
     pieces = find_pieces(config)
     read_files = {"source": input_files(config)}
-    config = with_partitions(config, read_files["source"])
+    stamps = stamps_of(read_files["source"])
+    config = with_partitions(config, stamps)
     tables = find_tables(config)
-    read_files |= {table.flag.strip("-"): source_files(table.config) for table in tables.values()}
+    for table in tables.values():
+        read_files[table.flag.strip("-")] = source_files(table.config)
+        stamps |= stamps_of(source_files(table.config))
     with Staging(config.output, config.overwrite or config.dry_run, options) as staging:
         log.info("prepare: reading %d piece(s) of %s", len(pieces), config.source)
         ingest(pieces, read_files, config, staging)
@@ -93,6 +102,7 @@ def prepare(config: PrepareConfig, beam_arguments: list[str] | None = None) -> s
             for side, table in tables.items()
         }
         details |= {schema.FEATURES: features} if features else {}
+        check_unchanged(stamps)
         write_atomically(staging.out / schema.QUALITY_PAGE, page(details["quality"], features))
         staging.sweep()
         rows_of_files = {shard.name(num_shards): shard.rows for shard in shards}

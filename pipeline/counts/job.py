@@ -14,7 +14,14 @@ from pipeline.contract.files import checksum, describe_files
 from pipeline.counts.merge import NUM_MOST_FREQUENT, merge_log, write_shards
 from pipeline.counts.settings import FrequenciesConfig
 from pipeline.quality.histogram import as_text, describe, from_lists, merge
-from pipeline.read.consumed import check_not_repeated, input_files, staged_inputs, with_partitions
+from pipeline.read.consumed import (
+    check_not_repeated,
+    check_unchanged,
+    input_files,
+    staged_inputs,
+    stamps_of,
+    with_partitions,
+)
 from pipeline.read.discover import find_pieces, with_demo_columns
 from pipeline.read.formats import files_in
 from pipeline.read.log import DEAD_LETTERS, check_read
@@ -45,12 +52,14 @@ def count(config: FrequenciesConfig, beam_arguments: list[str] | None = None) ->
     pieces = find_pieces(config)
     previous = _read_previous(config)
     files = input_files(config)
-    config = with_partitions(config, files)
+    stamps = stamps_of(files)
+    config = with_partitions(config, stamps)
     with Staging(config.output, config.overwrite, options) as staging:
         log.info("frequencies: reading %d piece(s) of %s", len(pieces), config.source)
         merge_log(pieces, files, previous, config, staging)
         read = check_read(config, staging)
         counts = _check_merged(read, previous, config, staging)
+        check_unchanged(stamps)
         inputs = _check_inputs(files, read["files"], previous, config, staging)
         total = config.decay * (previous.details["total"] if previous else 0.0) + counts["rows"]
         write_shards(counts["items"], total, staging)

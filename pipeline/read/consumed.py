@@ -32,12 +32,28 @@ def input_files(config: SourceConfig) -> list[str]:
     return [str(path) for name in sorted(splits) for path in splits[name].filepaths]
 
 
-def with_partitions(config: _Config, files: Iterable[str]) -> _Config:
-    """The settings with as many ranges as suit the bytes of `files`, where they name no number."""
+def stamps_of(files: Iterable[str]) -> dict[str, tuple[Any, ...]]:
+    """The stamp of each file before it is read, for `check_unchanged`."""
+    files = list(files)
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(files, pool.map(stamp_of, files), strict=True))
+
+
+def check_unchanged(stamps: dict[str, tuple[Any, ...]]) -> None:
+    """Raises ValueError where a file changed since: the rows read may not be those described."""
+    for path, stamp in stamps_of(stamps).items():
+        if stamp != stamps[path]:
+            raise ValueError(
+                f"{path} changed while it was read; write files under another name, such as "
+                "NAME.partial, and rename them when they are complete."
+            )
+
+
+def with_partitions(config: _Config, stamps: dict[str, tuple[Any, ...]]) -> _Config:
+    """The settings with as many ranges as suit the bytes of files, where they name no number."""
     if config.partitions:
         return config
-    with ThreadPoolExecutor() as pool:
-        size = sum(stamp[0] for stamp in pool.map(stamp_of, files) if stamp)
+    size = sum(stamp[0] for stamp in stamps.values() if stamp)
     return dataclasses.replace(config, partitions=max(_LEAST_RANGES, -(-size // _RANGE_BYTES)))
 
 

@@ -57,7 +57,7 @@ def estimate(
         other settings; a file was counted before or has changed since; there are snapshots already
         and nothing says what to do with them. The snapshots there are stay as they were.
     """
-    config = with_partitions(config, ())  # what a range holds is bounded by the buckets
+    config = with_partitions(config, {})  # what a range holds is bounded by the buckets
     if config.unbounded:
         return follow(config, beam_arguments or [])
     options = beam_options(beam_arguments or [], vars(config))

@@ -25,8 +25,8 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from pipeline.beam.accounting import check_sum
 from pipeline.beam.staging import Staging, load_array
 from pipeline.contract import schema
-from pipeline.contract.files import stamp_of
 from pipeline.counts.settings import FrequenciesConfig
+from pipeline.read.consumed import check_unchanged
 from pipeline.read.discover import Piece
 from pipeline.read.log import DEAD_LETTERS, check_read, read_tally
 from pipeline.streaming import snapshots, steps
@@ -144,12 +144,7 @@ def _write_state(
 
 def _check_read(inputs: list[Input], config: FrequenciesConfig, staging: Staging) -> dict[str, int]:
     """The counts of `check_read`; empty is a file of this run, not any of the source."""
-    changed = [file.path for file in inputs if stamp_of(file.path) != file.stamp]
-    if changed:
-        raise ValueError(
-            f"{changed[0]} changed while it was read; write files under another name, such as "
-            "NAME.partial, and rename them when they are complete."
-        )
+    check_unchanged({file.path: file.stamp for file in inputs})
     # a quiet hour may write a file without rows
     if config.allow_empty_files and not read_tally(staging)["counts"]["read"]:
         return dict.fromkeys(("read", "bad", "below_threshold"), 0)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import pkgutil
 import tracemalloc
 
 import numpy as np
@@ -334,6 +335,26 @@ def test_a_file_that_ends_early_is_an_error(tmp_path, capsys):
     assert status == 2
     assert "cannot be read to its end" in error
     assert sorted(p.name for p in tmp_path.iterdir()) == ["log.csv.gz"]
+
+
+@pytest.mark.parametrize(
+    ("command", "reader"),
+    [(prepare, "pipeline.job.ingest"), (count, "pipeline.counts.job.merge_log")],
+)
+def test_a_file_that_changes_while_it_is_read_is_an_error(tmp_path, monkeypatch, command, reader):
+    """Its next content would be counted on top of the rows that were read of this one."""
+    source, original = tmp_path / "log.csv", pkgutil.resolve_name(reader)
+
+    def read_and_append(*arguments):
+        original(*arguments)
+        source.write_bytes(HEADER + GOOD * 2)
+
+    monkeypatch.setattr(reader, read_and_append)
+    source.write_bytes(HEADER + GOOD)
+    settings = PrepareConfig if command is prepare else FrequenciesConfig
+    with pytest.raises(ValueError, match="log.csv changed while it was read"):
+        command(settings(source=str(source), output=str(tmp_path / "out")))
+    assert [path.name for path in tmp_path.iterdir()] == ["log.csv"]
 
 
 def test_an_existing_output_stays_unless_told_otherwise(tmp_path, capsys):

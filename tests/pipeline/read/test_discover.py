@@ -17,7 +17,7 @@ from pipeline.beam.blocks import join
 from pipeline.contract import schema
 from pipeline.job import prepare
 from pipeline.prepare.settings import PrepareConfig
-from pipeline.read.consumed import with_partitions
+from pipeline.read.consumed import stamps_of, with_partitions
 from pipeline.read.discover import DEMO_COLUMNS, demo_file, find_pieces
 from pipeline.read.formats import open_text
 from pipeline.read.log import read_blocks
@@ -212,10 +212,10 @@ def test_a_large_source_has_more_ranges_of_ids(tmp_path):
         with file.open("wb") as handle:
             handle.truncate((1 << 30) + 1)  # takes no room on the disk
     config = PrepareConfig(source="log.csv", output="out")
-    chosen = [with_partitions(config, map(str, some)).partitions for some in ([], files[:1], files)]
-    assert chosen == [16, 17, 33]
+    stamps = [stamps_of(map(str, some)) for some in ([], files[:1], files)]
+    assert [with_partitions(config, some).partitions for some in stamps] == [16, 17, 33]
     given = PrepareConfig(source="log.csv", output="out", partitions=3)
-    assert with_partitions(given, map(str, files)) is given
+    assert with_partitions(given, stamps[2]) is given
 
 
 def test_a_footer_is_read_once_until_the_file_changes(log, tmp_path, monkeypatch):
