@@ -154,9 +154,12 @@ class Bodies:
         most = min(self._max_bytes, _MAX_INFLATION * len(piece)) // BYTES_A_VALUE
         left = self._max_bytes + 1 - size
         try:
-            return await aside(most, lambda: unpacking.decompress(piece, left))
+            unpacked = await aside(most, lambda: unpacking.decompress(piece, left))
         except zlib.error as error:
             raise Refused(400, f"The body is not gzip: {error}.") from error
+        if unpacking.unused_data:  # which would be held, and is not in the body
+            raise Refused(400, "The body is more than one gzip stream: compress it as one.")
+        return unpacked
 
     async def _refuse(self, pieces: AsyncGenerator[bytes, None], left: int) -> NoReturn:
         """Throws away what still comes, at most `left` bytes of it.

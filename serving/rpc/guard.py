@@ -132,7 +132,7 @@ class Guard(grpc.aio.ServerInterceptor):
         except TimeoutError as error:
             raise DeadlineExceeded(late) from error
         except (DecodeError, zlib.error) as error:
-            text = "The message is not a protocol buffer of the right type."
+            text = "The message is not one whole protocol buffer of the right type."
             raise InvalidRequest(text) from error
 
 
@@ -148,7 +148,10 @@ def _inflated(content: bytes, max_bytes: int) -> bytes:
     if not _is_compressed(content):
         return content
     inflating = zlib.decompressobj(zlib.MAX_WBITS | 32)  # by its header, gzip or deflate
-    return inflating.decompress(content, max_bytes + 1)
+    plain = inflating.decompress(content, max_bytes + 1)
+    if len(plain) <= max_bytes and (inflating.unused_data or not inflating.eof):
+        raise zlib.error("it is cut short, or something follows it")
+    return plain
 
 
 class Health(health_pb2_grpc.HealthServicer):

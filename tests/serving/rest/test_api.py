@@ -315,11 +315,23 @@ def test_a_gzip_body_is_taken_as_far_as_a_plain_one(server):
     for content, encoding, status, told in (
         (gzip.compress(bytes(1 << 24)), "gzip", 413, "at most 1 MB"),
         (gzip.compress(body)[:-9], "gzip", 400, "its end is missing"),
+        (gzip.compress(body) + gzip.compress(b" "), "gzip", 400, "more than one gzip stream"),
+        (gzip.compress(body) + bytes(1 << 19), "gzip", 400, "more than one gzip stream"),
         (body, "gzip", 400, "is not gzip"),
         (zlib.compress(body), "deflate", 415, "Content-Encoding"),
     ):
         answer = compressed(content, encoding)
         assert (answer.status, told in answer.error) == (status, True)
+
+
+def test_what_follows_a_gzip_body_is_not_held(server):
+    """In chunks, which say no length: it would be kept until the deadline."""
+    head = f"POST {MODEL}:predict HTTP/1.1\r\nHost: a\r\nContent-Encoding: gzip"
+    chunk = b"80000\r\n%s\r\n" % bytes(1 << 19)
+    member = gzip.compress(b"{}")
+    body = b"%x\r\n%s\r\n" % (len(member), member) + 4 * chunk  # twice the limit
+    status, content = send(server, f"{head}\r\nTransfer-Encoding: chunked", body)
+    assert (status, "more than one gzip stream" in content["error"]) == (400, True)
 
 
 def test_a_body_that_does_not_come(server):

@@ -1,9 +1,11 @@
 """The gRPC API over a real channel, asked with the stubs of tensorflow-serving-api."""
 
+import gzip
 import json
 import shutil
 import subprocess
 import sys
+import zlib
 
 import grpc
 import numpy as np
@@ -195,6 +197,19 @@ def test_a_compressed_message_is_inflated_up_to_the_limit(server, compression):
     assert predict(request_for("query 0", "query 1"), compression=compression) == plain
     code, details = refusal(predict, request_for("x" * (3 << 20)), compression=compression)
     assert (code, "1 MB" in details) == (Code.RESOURCE_EXHAUSTED, True)
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, zlib.compress])
+def test_a_compressed_message_is_one_whole_stream(server, compress):
+    path = "/tensorflow.serving.PredictionService/Predict"
+    predict = server.channel.unary_unary(path, None, predict_pb2.PredictResponse.FromString)
+    request = request_for("query 0")
+    request.output_filter.append("score")
+    packed = compress(request.SerializeToString())
+    assert set(predict(packed).outputs) == {"score"}
+    for damaged in (packed[:-1], packed + b"x", packed + packed):
+        code, details = refusal(predict, damaged)
+        assert (code, "one whole protocol buffer" in details) == (Code.INVALID_ARGUMENT, True)
 
 
 def test_more_calls_than_may_be_under_way_are_refused(server, monkeypatch):
