@@ -49,21 +49,15 @@ _FIELDS: dict[tf.DType, str] = {  # where a TensorProto keeps values that are no
 def decode_inputs(
     inputs: Mapping[str, tensor_pb2.TensorProto], signature: Signature, max_rows: int
 ) -> dict[str, np.ndarray]:
-    """The inputs of a signature; whether dtypes and shapes fit is for the service to say.
+    """Inputs for a signature; whether names, dtypes and shapes fit is for the service to say.
 
     Raises:
-      InvalidRequest: an input is missing or too many, a tensor does not hold what it says, or has
-        more than `max_rows` rows.
+      InvalidRequest: a tensor does not hold what it says, or has more than `max_rows` rows.
     """
-    if inputs.keys() != signature.inputs.keys():
-        raise InvalidRequest(
-            f"signature {signature.name!r} takes the inputs {_listed(signature.inputs)}, "
-            f"got {_listed(inputs)}."
-        )
     if signature.by_rows:  # a shape costs its sender nothing: see it before any value
         for tensor in inputs.values():
             check_rows(max((dim.size for dim in tensor.tensor_shape.dim[:1]), default=0), max_rows)
-    return {name: decode_tensor(name, inputs[name]) for name in signature.inputs}
+    return {name: decode_tensor(name, tensor) for name, tensor in inputs.items()}
 
 
 def decode_tensor(name: str, proto: tensor_pb2.TensorProto) -> np.ndarray:

@@ -152,7 +152,7 @@ def test_no_rows_give_no_rows(server):
         (request_for("a", version=-9), Code.NOT_FOUND, "Version -9"),
         (request_for("a", version_label="canary"), Code.INVALID_ARGUMENT, "canary"),
         (request_for("a", signature_name="no"), Code.FAILED_PRECONDITION, "'no'"),
-        (request_for(), Code.INVALID_ARGUMENT, "takes the inputs query_id, got nothing"),
+        (request_for(), Code.INVALID_ARGUMENT, "takes 'query_id': string [any], got inputs none"),
         (with_input(types_pb2.DT_INT64, [1], int64_val=[1]), Code.INVALID_ARGUMENT, "string"),
         (with_input(types_pb2.DT_STRING, [1, 1]), Code.INVALID_ARGUMENT, "[any]"),
         (with_input(types_pb2.DT_STRING, [], string_val=[b"a"]), Code.INVALID_ARGUMENT, "[any]"),
@@ -170,7 +170,7 @@ def test_more_than_one_fault_in_a_request(server):
     request = request_for("a")
     request.inputs["other"].CopyFrom(tf.make_tensor_proto([1.0]))
     code, details = refusal(server.prediction.Predict, request)
-    assert (code, "got other, query_id" in details) == (Code.INVALID_ARGUMENT, True)
+    assert (code, "'other'" in details) == (Code.INVALID_ARGUMENT, True)
     request = request_for("a")
     request.output_filter.append("scores")
     code, details = refusal(server.prediction.Predict, request)
