@@ -89,14 +89,9 @@ class Metrics:
         self._seconds.labels(model, api, entrypoint).observe(seconds)
 
     def refused(
-        self,
-        error: ServiceError,
-        entrypoint: str,
-        model: str = "",
-        api: str = "",
-        request_id: str = "",
+        self, error: ServiceError, entrypoint: str, model: str, api: str, request_id: str
     ) -> None:
-        """Counts and logs a request that was refused; the APIs call it for what they refuse.
+        """Counts and logs a request that was refused.
 
         `model` and `api` are names that exist, or empty: clients must not make up labels.
         """

@@ -29,7 +29,7 @@ def metrics():
     metrics.answered("shop", "predict", "REST", 0.003)
     metrics.answered("shop", "retrieve", "REST", 0.003)
     metrics.refused(InvalidRequest("no"), "REST", "shop", "predict", "r1")
-    metrics.refused(NotFound("no"), "GRPC")
+    metrics.refused(NotFound("no"), "GRPC", "", "", "r2")
     metrics.cancelled("shop", "predict")
     metrics.batch("shop", "predict", [0.000_05, 0.000_2], 3, 0.002)
     metrics.batch("shop", "retrieve", [0.000_05], 64, 0.002)
@@ -105,7 +105,7 @@ def test_what_is_watched_is_asked_when_the_page_is_read(metrics):
 
 
 def test_labels_are_escaped(metrics):
-    metrics.refused(NotFound("no"), "GRPC", 'a"b\\c\nd')
+    metrics.refused(NotFound("no"), "GRPC", 'a"b\\c\nd', "", "r1")
     count = ":tensorflow:serving:request_count_total"  # as the parser calls any counter
     assert value(metrics, count, model_name='a"b\\c\nd', status="NOT_FOUND") == 1
 
