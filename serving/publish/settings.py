@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from pipeline.contract.settings import require
+from pipeline.contract.settings import require, require_all
 from serving.version.names import MAX_VERSION, check_name
 
 
@@ -24,17 +24,14 @@ class VersionOptions:
 
     def __post_init__(self) -> None:
         check_name(self.name)
-        require(self.k >= 1, "k", "must be at least 1", self.k)
-        # Recall is promised of results that a version gives.
-        require(self.at <= self.k, "at", f"must be at most k, {self.k}", self.at)
+        require_all(self, "must be at least 1", "k")
+        require_all(self, "must be at least 0", "version", "scann_leaves", "seed", "at")
         is_share = 0.0 < self.target_recall <= 1.0
         require(is_share, "target_recall", "must be above 0 and at most 1", self.target_recall)
-        for field in ("version", "scann_leaves", "seed", "at"):
-            value = getattr(self, field)
-            require(value >= 0, field, "must be 0 or a positive integer", value)
-        require(
-            self.version <= MAX_VERSION, "version", f"must be at most {MAX_VERSION}", self.version
-        )
+        # Recall is promised of results that a version gives.
+        require(self.at <= self.k, "at", f"must be at most k, {self.k}", self.at)
+        rule = f"must be at most {MAX_VERSION}"
+        require(self.version <= MAX_VERSION, "version", rule, self.version)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,4 +76,4 @@ class ItemsConfig:
         check_name(self.name)
         is_change = bool(self.add or self.remove)
         require(is_change, "add", "must be a file where --remove is not given", self.add)
-        require(self.max_share >= 0, "max_share", "must be at least 0", self.max_share)
+        require_all(self, "must be at least 0", "max_share")

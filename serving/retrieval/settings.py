@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import field
 
-from pipeline.contract.settings import require
+from pipeline.contract.settings import require, require_all
 from serving.version.names import check_name
 
 INDEXES = ("default", "exact", "scann")
@@ -41,5 +41,5 @@ class QueryConfig:
         require(alone, "query", "must be one raw id with --history or --set", self.query)
         for pair in self.set:
             require("=" in pair, "set", "must be NAME=VALUE", pair)
-        require(self.k >= 1, "k", "must be at least 1", self.k)
-        require(self.version >= 0, "version", "must be 0 (the newest) or positive", self.version)
+        require_all(self, "must be at least 1", "k")
+        require_all(self, "must be at least 0", "version")

@@ -28,15 +28,15 @@ def test_an_export_of_a_bundle_needs_no_run():
     ("change", "message"),
     [
         ({"k": 0}, "k must be at least 1, got 0"),
-        ({"version": -1}, "version must be 0 or a positive integer, got -1"),
+        ({"version": -1}, "version must be at least 0, got -1"),
         ({"target_recall": 1.5}, "target_recall must be above 0 and at most 1, got 1.5"),
-        ({"scann_leaves": -2}, "scann_leaves must be 0 or a positive integer, got -2"),
+        ({"scann_leaves": -2}, "scann_leaves must be at least 0, got -2"),
         ({"name": "../up"}, "name must be letters"),
         ({"name": ".hidden"}, "name must be letters"),
         ({"run": ""}, "run must be a directory"),
         ({"models": ""}, "models must be a directory"),
         ({"at": 101}, "at must be at most k, 100, got 101"),
-        ({"at": -1}, "at must be 0 or a positive integer, got -1"),
+        ({"at": -1}, "at must be at least 0, got -1"),
         ({"bundle": "there"}, "takes --bundle, or --data and --run, not both"),
     ],
 )

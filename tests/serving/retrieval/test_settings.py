@@ -11,7 +11,7 @@ from serving.retrieval.settings import QueryConfig
         ({"k": 0}, "k must be at least 1"),
         ({"index": "fast"}, "index must be one of default, exact, scann, got 'fast'"),
         ({"query": ""}, "query must be raw ids"),
-        ({"version": -1}, "version must be 0"),
+        ({"version": -1}, "version must be at least 0"),
         ({"models": ""}, "models must be a directory"),
     ],
 )
