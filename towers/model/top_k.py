@@ -49,8 +49,8 @@ def recommend(
     Args:
       queries: B raw ids; None: of someone new.
       history: B lists of raw candidate ids, the oldest first, of a tower that reads them; of
-        a known id it stands in place of what was trained on.
-      attributes: column → B values, None where one is missing, of a tower that reads them.
+        a known id it stands in place of what was trained on, unless it is None.
+      attributes: column → B values, None or NaN where one is missing, of a tower that reads them.
       k: candidates of each query; fewer where fewer are left.
       exclude_seen: leave out what a query has in train and validation, and its history.
 
@@ -63,7 +63,11 @@ def recommend(
     """
     data = model.data
     given: dict[str, Any] = {schema.QUERY_ID: queries, HISTORY: history, **(attributes or {})}
-    given = {name: list(values) for name, values in given.items() if values is not None}
+    given = {
+        name: [None if pd.api.types.is_scalar(v) and pd.isna(v) else v for v in values]
+        for name, values in given.items()
+        if values is not None
+    }
     sizes = {name: len(values) for name, values in given.items()}
     whole = [queries, *given.get(HISTORY, ())]  # a text would be taken for a list of letters
     if len(set(sizes.values())) != 1 or 0 in sizes.values() or str in map(type, whole):
@@ -139,7 +143,7 @@ def _inputs(specs: dict[str, tf.TensorSpec], given: dict[str, Any]) -> dict[str,
             texts = ["" if value is None else str(value) for value in values]
             inputs[name] = tf.constant(texts, tf.string)
         else:
-            lists = [[str(value) for value in v or ()] for v in values]
+            lists = [[str(value) for value in (() if v is None else v)] for v in values]
             inputs[name] = tf.ragged.constant(lists, tf.string, ragged_rank=1).to_tensor("")
     return inputs
 
@@ -151,7 +155,7 @@ def _seen(data: RetrievalData, given: dict[str, Any], prints: np.ndarray) -> lis
         if query >= 0:
             seen += [(row, candidate) for candidate in known.of(query)]
     for row, history in enumerate(given.get(HISTORY, ())):
-        chosen = hashing.fingerprints(str(value).encode() for value in history)
+        chosen = hashing.fingerprints(str(v).encode() for v in (() if history is None else history))
         places, known_ids = find_ids(chosen, prints)
         seen += [(row, candidate) for candidate in places[known_ids]]
     return seen

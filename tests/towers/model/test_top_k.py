@@ -71,6 +71,22 @@ def test_someone_new_is_known_by_a_history(reader):
     )
 
 
+def test_lists_and_gaps_are_read_as_pandas_has_them(reader, attributed):
+    """Parquet gives lists as arrays, and columns of text mark a gap by NaN."""
+    histories = pd.Series([np.array(["tea", "milk"], object), np.array([], object), None])
+    asked = ["ann", "bob", "bob"]
+    for more in ({}, {"exclude_seen": True}):
+        answer = reader.recommend(asked, history=histories, **more)
+        lists = reader.recommend(asked, history=[["tea", "milk"], [], []], **more)
+        pd.testing.assert_frame_equal(answer, lists)
+    model = towers.TwoTower(open_data(attributed), tower="features", dim=4)
+    plain = model.recommend(["u0"])
+    for column in ("town", "age"):
+        for gap in (None, np.nan, pd.NA):
+            found = model.recommend(["u0"], attributes={column: [gap]})
+            pd.testing.assert_frame_equal(found, plain)
+
+
 def test_attributes_of_someone_new(attributed):
     model = towers.TwoTower(open_data(attributed), tower="features", dim=4)
     one, other = model.recommend(attributes={"town": ["Ulm", "Bern"]}, k=3).groupby("query_id")
