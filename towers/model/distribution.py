@@ -47,8 +47,9 @@ def _multi_worker() -> tf.distribute.Strategy:
     text = os.environ.get("TF_CONFIG", "")
     try:
         settings = json.loads(text)
-        workers, task = settings["cluster"]["worker"], settings["task"]
-        good = task["type"] in ("worker", "chief") and 0 <= int(task["index"]) <= len(workers)
+        task = settings["task"]
+        places = settings["cluster"][task["type"]]
+        good = task["type"] in ("worker", "chief") and 0 <= int(task["index"]) < len(places)
     except (ValueError, KeyError, TypeError):
         good = False
     if not good:

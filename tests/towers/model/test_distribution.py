@@ -129,6 +129,11 @@ def test_wrong_settings_are_errors(settings, text):
     [
         ({"strategy": "multi_worker"}, "", "^TF_CONFIG must be .*, got ''.$"),
         ({"strategy": "multi_worker"}, '{"task": {}}', "^TF_CONFIG must be .*task"),
+        (
+            {"strategy": "multi_worker"},
+            '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 1}}',
+            "^TF_CONFIG must be .*a:1",
+        ),
         ({"strategy": "mirrored", "devices": 2}, "", "^devices=2 parts of the CPU must be made"),
     ],
 )
