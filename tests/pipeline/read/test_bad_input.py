@@ -352,7 +352,7 @@ def test_a_file_that_changes_while_it_is_read_is_an_error(tmp_path, monkeypatch,
     monkeypatch.setattr(reader, read_and_append)
     source.write_bytes(HEADER + GOOD)
     settings = PrepareConfig if command is prepare else FrequenciesConfig
-    with pytest.raises(ValueError, match="log.csv changed while it was read"):
+    with pytest.raises(ValueError, match=r"log\.csv changed while it was read"):
         command(settings(source=str(source), output=str(tmp_path / "out")))
     assert [path.name for path in tmp_path.iterdir()] == ["log.csv"]
 
