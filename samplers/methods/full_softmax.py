@@ -40,31 +40,38 @@ class FullSoftmax(Method):
         weight, temperature = self.teacher_weight, self.teacher_temperature
         require(0 <= weight <= 1, "teacher_weight", "between 0 and 1", weight)
         require(temperature > 0, "teacher_temperature", "above 0", temperature)
+        self._left_out = self.seen
 
     def with_seen(self, batch: Batch, proposed: Candidates | None) -> Batch:
-        if self.seen is None:
+        if self._left_out is None:
             return batch
-        return batch._replace(seen=padded(self.seen.pairs(batch.query_ids)))
+        return batch._replace(seen=padded(self._left_out.pairs(batch.query_ids)))
 
     def loss(
         self, encoders: Encoders, batch: Batch, proposed: Candidates | None, *, seed: tf.Tensor
     ) -> tf.Tensor:
-        corpus = encoders.corpus()
-        ids = tf.range(tf.shape(corpus, tf.int64)[0])
-        unseen = hit_filter(batch, ids, mask_accidental_hits=False)
+        def is_own(columns: tf.Tensor) -> tf.Tensor:
+            return batch.candidate_ids[:, None] == tf.cast(columns, tf.int64)[None, :]
 
-        def unseen_or_own(columns: tf.Tensor) -> tf.Tensor:
-            assert unseen is not None
-            own = batch.candidate_ids[:, None] == tf.cast(columns, tf.int64)[None, :]
-            return own | unseen(columns)
-
-        valid = None if unseen is None else unseen_or_own
+        log_total = self._log_total(encoders.query, encoders.corpus(), batch, is_own)
         wanted = positive_scores(encoders.query, encoders.positive)
-        return weigh_rows(self._log_total(encoders.query, corpus, valid) - wanted, batch)
+        return weigh_rows(log_total - wanted, batch)
 
-    def _log_total(self, query: tf.Tensor, corpus: tf.Tensor, valid: Valid | None) -> tf.Tensor:
-        bias = tf.zeros([tf.shape(corpus)[0]])
-        return dot_logsumexp(query, corpus, bias, valid=valid, block_size=self.block_size)
+    def _log_total(
+        self, query: tf.Tensor, corpus: tf.Tensor, batch: Batch, kept: Valid
+    ) -> tf.Tensor:
+        """log Σ_j e^(s_uj) without what `batch.seen` has, unless it is `kept`: [B]."""
+        size = tf.shape(corpus, tf.int64)[0]
+        unseen = hit_filter(batch, tf.range(size), mask_accidental_hits=False)
+
+        def valid(columns: tf.Tensor) -> tf.Tensor:
+            assert unseen is not None
+            return kept(columns) | unseen(columns)
+
+        mask = None if unseen is None else valid
+        return dot_logsumexp(
+            query, corpus, tf.zeros([size]), valid=mask, block_size=self.block_size
+        )
 
 
 class SoftTargets(NamedTuple):
@@ -116,8 +123,8 @@ class DistilledSoftmax(FullSoftmax):
         self._share = tf.constant(share.astype(np.float32))
         self._chosen = tf.constant(np.append(chosen, 0).astype(np.int64))
         self._offsets = tf.constant(offsets.astype(np.int64))
-        self._known = Seen(chosen, offsets) if self.teacher_weight == 1 else None
-        self._looked_at = self.num_chosen if self._known is None else 1
+        self._left_out = Seen(chosen, offsets) if self.teacher_weight == 1 else None
+        self._looked_at = self.num_chosen if self._left_out is None else 1
 
     def propose(self, query: tf.Tensor, batch: Batch, *, seed: tf.Tensor) -> Candidates:
         """The targets of some rows: ids [B, S + T], and log t as their log_q, -inf for none."""
@@ -135,31 +142,16 @@ class DistilledSoftmax(FullSoftmax):
         all_weights = tf.concat([weights, tf.gather(self._taught, query_ids)], axis=1)
         return Candidates(ids, tf.math.log(all_weights))
 
-    def with_seen(self, batch: Batch, proposed: Candidates | None) -> Batch:
-        if self._known is None:
-            return batch
-        return batch._replace(seen=padded(self._known.pairs(batch.query_ids)))
-
     def loss(
         self, encoders: Encoders, batch: Batch, proposed: Candidates | None, *, seed: tf.Tensor
     ) -> tf.Tensor:
         assert proposed is not None
-        corpus = encoders.corpus()
-        unseen = hit_filter(
-            batch, tf.range(tf.shape(corpus, tf.int64)[0]), mask_accidental_hits=False
-        )
         query = encoders.query
-        if unseen is not None:
-            assert encoders.queries is not None
-            query = encoders.queries(batch.query_ids)
+        if batch.seen is not None:
+            query = encoders.queries_for("teacher_weight=1")(batch.query_ids)
         untaught = tf.gather(self._share, batch.query_ids)[:, None] > 0
-
-        def unseen_or_wanted(columns: tf.Tensor) -> tf.Tensor:
-            assert unseen is not None
-            return untaught | unseen(columns)
-
-        valid = None if unseen is None else unseen_or_wanted
         targets = at_least_float32(encoders.candidates(proposed.ids))
         weights = tf.cast(tf.exp(proposed.log_q), targets.dtype)
         wanted = positive_scores(query, tf.linalg.matvec(targets, weights, transpose_a=True))
-        return weigh_rows(self._log_total(query, corpus, valid) - wanted, batch)
+        log_total = self._log_total(query, encoders.corpus(), batch, lambda columns: untaught)
+        return weigh_rows(log_total - wanted, batch)

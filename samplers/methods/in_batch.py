@@ -38,13 +38,28 @@ class Ssl(Method):
         return weigh_rows(self._batch_losses(encoders, batch), batch)
 
     def _batch_losses(self, encoders: Encoders, batch: Batch) -> tf.Tensor:
+        whole = batch.columns
+        log_q = without_padding(self._log_q(whole), whole)
+        return self._softmax(encoders, batch, encoders.columns, log_q, whole.candidate_ids)
+
+    def _softmax(
+        self,
+        encoders: Encoders,
+        batch: Batch,
+        columns: tf.Tensor,
+        log_q: tf.Tensor,
+        ids: tf.Tensor,
+        positive_log_q: tf.Tensor | None = None,
+    ) -> tf.Tensor:
+        """`in_batch_softmax_loss` over columns [C, D] of candidates [C], with the options."""
         return in_batch_softmax_loss(
             encoders.query,
-            encoders.columns,
-            without_padding(self._log_q(batch.columns), batch.columns),
+            columns,
+            log_q,
             positive=encoders.positive,
             first=batch.first,
-            valid=self._valid(batch),
+            positive_log_q=positive_log_q,
+            valid=hit_filter(batch, ids, mask_accidental_hits=self.mask_accidental_hits),
             positive_twice=self.positive_twice,
             block_size=self.block_size,
         )
@@ -179,21 +194,10 @@ class Cbns(Ssl):
         log_q = tf.where(ids < 0, -float("inf"), self._popularity.of_ids(tf.maximum(ids, 0)))
         own = without_padding(self._popularity.of_batch(whole), whole)
         columns = at_least_float32(encoders.columns)
-        losses = in_batch_softmax_loss(
-            encoders.query,
-            tf.concat([columns, tf.cast(self.queued(encoders), columns.dtype)], axis=0),
-            tf.concat([own, log_q], axis=0),
-            positive=encoders.positive,
-            first=batch.first,
-            valid=hit_filter(
-                batch,
-                tf.concat([whole.candidate_ids, ids], axis=0),
-                mask_accidental_hits=self.mask_accidental_hits,
-            ),
-            positive_twice=self.positive_twice,
-            block_size=self.block_size,
-        )
-        return weigh_rows(losses, batch)
+        queued = tf.cast(self.queued(encoders), columns.dtype)
+        parts = (columns, queued), (own, log_q), (whole.candidate_ids, ids)
+        joined = (tf.concat(part, axis=0) for part in parts)
+        return weigh_rows(self._softmax(encoders, batch, *joined), batch)
 
     def queued(self, encoders: Encoders) -> tf.Tensor:
         """The embeddings of the queue, as they were in their own step: [Q, D], no gradient."""
@@ -250,17 +254,10 @@ class Mns(Ssl):
         mixture = self.log_mixture(columns, num_rows(whole), tf.size(proposed.ids))
         rows = tf.size(whole.candidate_ids)
         own = mixture[:rows] if self.mixture_for_positive else log_pop
-        losses = in_batch_softmax_loss(
-            encoders.query,
-            tf.concat([encoders.columns, encoders.candidates(proposed.ids)], axis=0),
-            tf.concat([without_padding(mixture[:rows], whole), mixture[rows:]], axis=0),
-            positive=encoders.positive,
-            first=batch.first,
-            positive_log_q=own_columns(own, tf.size(batch.candidate_ids), batch.first),
-            valid=hit_filter(batch, ids, mask_accidental_hits=self.mask_accidental_hits),
-            positive_twice=self.positive_twice,
-            block_size=self.block_size,
-        )
+        embedded = tf.concat([encoders.columns, encoders.candidates(proposed.ids)], axis=0)
+        log_q = tf.concat([without_padding(mixture[:rows], whole), mixture[rows:]], axis=0)
+        positive_log_q = own_columns(own, tf.size(batch.candidate_ids), batch.first)
+        losses = self._softmax(encoders, batch, embedded, log_q, ids, positive_log_q)
         return weigh_rows(losses, batch)
 
     def log_mixture(
