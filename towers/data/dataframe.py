@@ -205,7 +205,10 @@ def _codes_and_texts(values: pd.Series, column: str) -> tuple[np.ndarray, np.nda
 
 def _seconds(times: pd.Series) -> np.ndarray:
     """int64 [n]: seconds since 1970 for times, integers as they are."""
-    _check_whole(times.isna(), times.name, "a time")
+    missing = times.isna()
+    if times.dtype.kind == "f":
+        missing |= np.isinf(times.to_numpy(np.float64, na_value=np.nan))
+    _check_whole(missing, times.name, "a time")
     if times.dtype.kind == "M" or hasattr(times.dtype, "tz"):
         return times.to_numpy("datetime64[s]").astype(np.int64)
     if times.dtype.kind not in "iuf":

@@ -90,7 +90,9 @@ def test_wrong_frames_are_errors(df, text):
         from_dataframe(pd.DataFrame(df) if isinstance(df, dict) else df, user="u", item="i")
 
 
-@pytest.mark.parametrize("times", [pd.to_datetime(["2020-01-01", None]), [1.0, np.nan]])
+@pytest.mark.parametrize(
+    "times", [pd.to_datetime(["2020-01-01", None]), [1.0, np.nan], [1.0, np.inf]]
+)
 def test_a_missing_time_is_an_error(times):
     df = pd.DataFrame({"u": [1, 1], "i": [2, 3], "t": times})
     with pytest.raises(ValueError, match="column 't' must have a time in every row, got 1 rows"):
