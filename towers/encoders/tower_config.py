@@ -61,7 +61,9 @@ class TowerConfig:
 
     def __post_init__(self) -> None:
         for name in ("query_inputs", "candidate_inputs", "hidden"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+            value = getattr(self, name)
+            given = (value,) if isinstance(value, (str, int)) else tuple(value)
+            object.__setattr__(self, name, given)
         require(self.tower in TOWERS, "tower", f"must be one of {TOWERS}", self.tower)
         for field in dataclasses.fields(TowerConfig):
             value = getattr(self, field.name)
