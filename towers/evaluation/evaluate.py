@@ -19,7 +19,7 @@ from towers.evaluation.breakdown import breakdown
 from towers.evaluation.examples import examples
 from towers.evaluation.hits_by_query import HitsByQuery
 from towers.evaluation.settings import EvaluateConfig
-from towers.metrics.definitions import METRICS
+from towers.metrics.definitions import METRICS, cut_offs
 from towers.metrics.held_out import HeldOut, Means
 from towers.model.top_k import candidate_titles, vectors
 from towers.model.two_tower import TwoTower
@@ -150,6 +150,7 @@ def evaluate(
         )
     held_out = HeldOut(data, split)
     embeddings = model.query_embeddings(), partial(vectors, model, "candidate")
+    ks = cut_offs(ks)
     columns = *held_out.measure(*embeddings, ks), *held_out.measure_popularity(ks)
     names = "model", "model_ci95", "popularity", "popularity_ci95"
     return pd.DataFrame(dict(zip(names, columns, strict=True)))

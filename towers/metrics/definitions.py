@@ -8,6 +8,7 @@ are, at least 1. It returns float64 [U].
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from scipy.special import stdtrit
@@ -58,6 +59,14 @@ def mrr(hits: np.ndarray, num_positives: np.ndarray, k: int) -> np.ndarray:
 METRICS: dict[str, Callable[[np.ndarray, np.ndarray, int], np.ndarray]] = {
     metric.__name__: metric for metric in (recall, precision, ndcg, ndcg_xir, hit_rate, mrr)
 }
+
+
+def cut_offs(ks: Any) -> tuple[int, ...]:
+    """Some cut-offs, or one; a ValueError where they are not whole numbers of at least 1."""
+    values = tuple(np.atleast_1d(ks).tolist())
+    if not values or not all(isinstance(k, int) and k >= 1 for k in values):
+        raise ValueError(f"ks must be whole numbers of at least 1, as in (10, 50), got {ks!r}.")
+    return values
 
 
 def mean_metrics(

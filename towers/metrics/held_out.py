@@ -11,7 +11,7 @@ from pipeline.contract import schema
 from towers.data.history import Before
 from towers.data.interactions import Positives, RetrievalData
 from towers.legacy_keras import tf_keras
-from towers.metrics.definitions import METRICS, mean_metrics
+from towers.metrics.definitions import METRICS, cut_offs, mean_metrics
 from towers.metrics.ranking import (
     Embeddings,
     Known,
@@ -141,8 +141,8 @@ class FullCorpusMetrics(tf_keras.callbacks.Callback):
             split = "validation" if data.num_rows("validation") else "test"
         self._held_out = HeldOut(data, split)
         self._prefix = "val" if split == "validation" else split
-        self._names = [f"{metric}@{k}" for metric in metrics for k in ks]
-        self._ks = tuple(ks)
+        self._ks = cut_offs(ks)
+        self._names = [f"{metric}@{k}" for metric in metrics for k in self._ks]
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Ranks, and writes into the logs."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,8 +77,8 @@ def recommend(
             f'recommend(["ann"]) or recommend(history=[["tea", "milk"]]), got {sizes or queries}.'
         )
     candidates = all_ids(data, model, "candidate")
-    if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}.")
+    if not isinstance(k, Integral) or k < 1:
+        raise ValueError(f"k must be at least 1, without decimals, got {k!r}.")
     with tempfile.TemporaryDirectory() as scratch:
         encoder = Encoder(data, model, "query", Path(scratch))
         outputs = encoder.requested(_inputs(encoder.specs, given))

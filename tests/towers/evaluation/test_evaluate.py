@@ -15,8 +15,16 @@ def test_a_table_of_a_model_and_popularity(data, pairs):
     assert table["model_ci95"].to_dict() == half_widths
     assert table["popularity"].to_dict() == held_out.measure_popularity((3, 7))[0]
     assert (table.loc["recall@7"] > 0).all()
-    other = towers.evaluate(model, data, split="validation", ks=(3,))
+    other = towers.evaluate(model, data, split="validation", ks=3)
     assert other.loc["recall@3", "model"] != table.loc["recall@3", "model"]
+
+
+@pytest.mark.parametrize("ks", [(), (0,), (5.0,), "10"])
+def test_wrong_cut_offs_are_told_before_an_epoch(data, ks):
+    with pytest.raises(ValueError, match=r"^ks must be whole numbers of at least 1, as in"):
+        towers.evaluate(towers.TwoTower(data, dim=4), data, ks=ks)
+    with pytest.raises(ValueError, match=r"^ks must be whole numbers of at least 1, as in"):
+        towers.FullCorpusMetrics(data, ks=ks)
 
 
 def test_other_data_are_an_error(data, pairs):

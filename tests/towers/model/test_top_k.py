@@ -114,7 +114,8 @@ def test_integer_ids(pairs):
         ({"queries": ["ann", "nobody"]}, "does not know 1 of the queries, such as 'nobody'"),
         ({"history": [["never heard of"]]}, "does not know 1 of the queries, such as 0"),
         ({"queries": ["ann"], "attributes": {"town": ["Ulm"]}}, "does not read town, it reads"),
-        ({"queries": ["ann"], "k": 0}, "k must be at least 1, got 0"),
+        ({"queries": ["ann"], "k": 0}, "k must be at least 1, without decimals, got 0"),
+        ({"queries": ["ann"], "k": 2.0}, "k must be at least 1, without decimals, got 2.0"),
     ],
 )
 def test_wrong_questions(reader, asked, text):
