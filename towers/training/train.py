@@ -182,8 +182,9 @@ def _train(
     log.info(text, config.method, *sizes)
     before = recorder.summary()
     if before["finished"]:
-        text = "train: %s is finished after %d epochs; more --epochs go on with it"
-        log.info(f"{text}, --overwrite begins again.", config.run, before["epochs"])
+        more = "patience ended it" if before["stopped_early"] else "more --epochs go on with it"
+        text = f"train: %s is finished after %d epochs; {more}, --overwrite begins again."
+        log.info(text, config.run, before["epochs"])
     elif resumed:
         done = before["steps"]
         log.info("train: going on at step %d, in epoch %d", done, done // steps + 1)

@@ -200,7 +200,8 @@ def test_one_process_at_a_time(prepared, tmp_path):
         train(config_for(prepared, tmp_path / "run"))
 
 
-def test_early_stopping_keeps_the_best_weights(prepared, tmp_path):
+def test_early_stopping_keeps_the_best_weights(prepared, tmp_path, caplog):
+    caplog.set_level("INFO", "towers")
     config = config_for(
         prepared,
         tmp_path / "run",
@@ -223,7 +224,10 @@ def test_early_stopping_keeps_the_best_weights(prepared, tmp_path):
     assert means["ndcg@5"] == max(values)
     names = {path.name for path in (tmp_path / "run" / "checkpoints").glob("best-*.index")}
     assert names == {f"best-{summary['best_epoch']}.index"}
-    assert train(config)["epochs"] == len(values)  # stays stopped
+    more = dataclasses.replace(config, epochs=99)
+    assert train(more)["epochs"] == len(values)  # stays stopped, and does not say that it would not
+    assert "patience ended it, --overwrite begins again" in caplog.text
+    assert "more --epochs" not in caplog.text
 
 
 def test_early_stopping_needs_a_validation_part(checkerboard, make_prepared, tmp_path):
