@@ -252,8 +252,10 @@ class RetrievalData:
             raise ValueError(
                 f"batch_size must be at least 1, without decimals, got {batch_size!r}."
             )
-        if min(seed, first_step) < 0:
-            raise ValueError(f"seed, first_step must be at least 0, got {seed}, {first_step}.")
+        if not all(isinstance(n, Integral) and n >= 0 for n in (seed, first_step)):
+            raise ValueError(
+                f"seed, first_step must be at least 0, without decimals, got {seed}, {first_step}."
+            )
         columns = self.arrays("train")
         names = (schema.QUERY_ID, schema.CANDIDATE_ID, schema.WEIGHT)
         used = {name: columns[name] for name in names if name in columns}

@@ -142,8 +142,6 @@ def evaluate(
     Raises:
       ValueError: the data are not those of the model, or have no rows in the split.
     """
-    if split not in ("validation", "test"):
-        raise ValueError(f"split must be test or validation, got {split!r}.")
     if model.data.fingerprint != data.fingerprint:
         raise ValueError(
             "the model was trained on other data: evaluate it with the data that it was made of."

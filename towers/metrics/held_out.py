@@ -50,12 +50,14 @@ class HeldOut:
       train_counts: int64 [N], the train rows of the candidates.
 
     Raises:
-      ValueError: the split has no rows, or live ones have no times.
+      ValueError: the split is train or unknown, it has no rows, or live ones have no times.
     """
 
     before: Before | None = None
 
     def __init__(self, data: RetrievalData, split: str, *, history: str = "stale") -> None:
+        if split not in ("validation", "test"):
+            raise ValueError(f"split must be test or validation, got {split!r}.")
         if data.num_rows(split) == 0:
             raise ValueError(
                 f"the data has no {split} rows: prepare it with validation_ratio above 0 for "

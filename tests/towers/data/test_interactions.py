@@ -235,6 +235,8 @@ def test_wrong_arguments_are_errors(data):
         data.train(0)
     with pytest.raises(ValueError, match="at least 0"):
         data.train(4, seed=-1)
+    with pytest.raises(ValueError, match=r"without decimals, got 1\.5, 0"):
+        data.train(4, seed=1.5)
 
 
 def test_unseen_queries_have_test_rows_alone(data):

@@ -33,6 +33,8 @@ def test_other_data_are_an_error(data, pairs):
         towers.evaluate(towers.TwoTower(data, dim=4), others)
     with pytest.raises(ValueError, match="split must be test or validation, got 'train'"):
         towers.evaluate(towers.TwoTower(data, dim=4), data, split="train")
+    with pytest.raises(ValueError, match="split must be test or validation, got 'train'"):
+        towers.FullCorpusMetrics(data, "train")
     whole = towers.from_dataframe(pairs, user="user_id", item="item_id", train_ratio=1.0)
     with pytest.raises(ValueError, match="no test rows"):
         towers.evaluate(towers.TwoTower(whole, dim=4), whole)
