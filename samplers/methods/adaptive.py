@@ -10,11 +10,7 @@ import tensorflow as tf
 
 from samplers.candidates import Batch, Candidates, Encoders, candidate_scores, positive_scores
 from samplers.methods.method import require_above_0
-from samplers.methods.per_query import (
-    ImportanceMethod,
-    PerQueryMethod,
-    log_frequency_sampler,
-)
+from samplers.methods.per_query import ImportanceMethod, PerQueryMethod, log_frequency_sampler
 from samplers.proposals.adaptive_oversampling import AdaptiveOversampler
 from samplers.proposals.kernel_tree import KernelTree
 from samplers.proposals.popularity import PopularitySampler

@@ -8,13 +8,7 @@ from typing import ClassVar
 
 import tensorflow as tf
 
-from samplers.candidates import (
-    Batch,
-    Candidates,
-    Encoders,
-    at_least_float32,
-    positive_scores,
-)
+from samplers.candidates import Batch, Candidates, Encoders, at_least_float32, positive_scores
 from samplers.losses.pairwise import soft_bpr_loss
 from samplers.methods.method import require
 from samplers.methods.per_query import GroupedMethod

@@ -208,10 +208,9 @@ class RetrievalData:
 
         def features(side: str) -> Features:
             features = self.features(side)
-            table = (
-                features.table.filter(pa.array(kept[side])) if features.specs else features.table
-            )
-            return dataclasses.replace(features, table=table)
+            if not features.specs:
+                return features
+            return dataclasses.replace(features, table=features.table.filter(pa.array(kept[side])))
 
         return RetrievalData(
             self.query_vocabulary.restricted(queries),

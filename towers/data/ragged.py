@@ -60,9 +60,7 @@ def last_distinct(codes: tf.Tensor, width: int | None = None) -> tf.Tensor:
 def _first_places(codes: tf.Tensor, otherwise: tf.Tensor | int) -> tf.Tensor:
     """Where each different code of a row is first, in any order: int64 [B, W]."""
     size = tf.shape(codes, tf.int64)[1]
-    ranked = tf.sort(
-        tf.cast(codes, tf.int64) * size + tf.range(size), axis=1
-    )  # equal ones by place
+    ranked = tf.sort(tf.cast(codes, tf.int64) * size + tf.range(size), axis=1)  # equal: by place
     values, places = ranked // size, ranked % size
     is_new = tf.pad(values[:, 1:] != values[:, :-1], [[0, 0], [1, 0]], constant_values=True)
     is_first = is_new[:, :size] & (values > 0)

@@ -140,18 +140,13 @@ class TwoTower(TrainedPair):
         callbacks = [EndOfEpoch(), *(callbacks or ())]
         given = inspect.signature(super().fit).bind(*args, callbacks=callbacks, **kwargs).arguments
         batches = given.get("x")
-        if (
-            given.get("y") is not None
-            or isinstance(batches, RetrievalData)
-            or hasattr(batches, "iloc")
-        ):
+        no_batches = isinstance(batches, RetrievalData) or hasattr(batches, "iloc")
+        if no_batches or given.get("y") is not None:
             got = type(batches).__name__
             raise ValueError(f"fit takes batches of pairs, model.fit(data.train(2048)), got {got}.")
         data, rows = getattr(batches, "of_data", (self.data, 0))
-        if (data.num_queries, data.num_candidates) != (
-            self.data.num_queries,
-            self.data.num_candidates,
-        ):
+        sizes = [(each.num_queries, each.num_candidates) for each in (data, self.data)]
+        if sizes[0] != sizes[1]:
             raise ValueError("the model was made of other data: fit it to batches of those.")
         fit_to_memory(self, rows)
         if self.distribute_strategy.num_replicas_in_sync > 1:

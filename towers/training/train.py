@@ -126,19 +126,17 @@ def train(config: TrainConfig, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
         return _train(config, data, rows, model, strategy, callbacks)
 
 
-class _TensorFloat32(tf_keras.callbacks.Callback):
+def _tensor_float_32() -> Any:
     """Products round factors to 10 bits of mantissa on a GPU: in steps, not in later callbacks.
 
     TensorFlow has it on. Here it is off, see `towers.legacy_keras`, so that scores are compared as
     they are, but for the steps with `--precision tf32` or `bfloat16`. Embeddings of bfloat16 have 7
     bits, so that it rounds nothing of them, and their products are added up in float32.
     """
-
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        tf.config.experimental.enable_tensor_float_32_execution(True)
-
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        tf.config.experimental.enable_tensor_float_32_execution(False)
+    enable = tf.config.experimental.enable_tensor_float_32_execution
+    return tf_keras.callbacks.LambdaCallback(
+        on_epoch_begin=lambda *_: enable(True), on_epoch_end=lambda *_: enable(False)
+    )
 
 
 def _compile(config: TrainConfig, data: RetrievalData, model: TwoTower) -> None:
@@ -252,7 +250,7 @@ def _callbacks(
     """Metrics before the recorder and TensorBoard, which read them from the logs."""
     callbacks: list[Any] = [CheckData(config.data, data.fingerprint)]
     if config.precision in ("tf32", "bfloat16"):
-        callbacks.append(_TensorFloat32())
+        callbacks.append(_tensor_float_32())
     if data.num_rows("validation"):
         metric, cut_off = parse_metric(config.validation_metric)
         names, ks = sorted({"recall", "ndcg", metric}), sorted({10, 20, 50, cut_off})
