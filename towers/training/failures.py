@@ -20,7 +20,6 @@ from pipeline.contract import schema
 from pipeline.contract.files import quiet_standard_error, written_aside
 from towers.data.epochs import step_rows
 from towers.data.interactions import RetrievalData
-from towers.legacy_keras import tf_keras
 from towers.metrics.ranking import Diverged
 from towers.model.step import MUST_BE_FINITE
 from towers.training.run_directory import DIVERGED
@@ -34,26 +33,17 @@ class MemoryIsFull(ValueError):  # noqa: N818 - it names what happened
     """A step of training does not fit in memory."""
 
 
-class CheckData(tf_keras.callbacks.Callback):
-    """Ends a run before an epoch on data that are no longer what the run began with.
+def check_data(directory: str, fingerprint: str, what: str, flag: str) -> None:
+    """Raises ValueError where data are no longer what a run or a study, `what`, began with.
 
     The run itself has its arrays, and could go on; but nothing could be made of its weights, since
     evaluation and export would meet the new data.
     """
-
-    _supports_tf_logs = True
-
-    def __init__(self, directory: str, fingerprint: str) -> None:
-        super().__init__()
-        self._directory, self._fingerprint = directory, fingerprint
-
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        if schema.read_manifest(self._directory, "prepared").fingerprint != self._fingerprint:
-            raise ValueError(
-                f"{self._directory} was changed while a run trained on it: train on what is there "
-                "now with another --run, or put the former data back and give the same command "
-                "again: the run goes on from its last checkpoint."
-            )
+    if schema.read_manifest(directory, "prepared").fingerprint != fingerprint:
+        raise ValueError(
+            f"{directory} was changed while a {what} on it: put the former data back and give the "
+            f"same command again, which goes on, or begin anew with another {flag}."
+        )
 
 
 def compile_quietly() -> None:

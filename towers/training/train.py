@@ -24,8 +24,8 @@ from towers.model.two_tower import TwoTower
 from towers.training.checkpoints import RunRecorder
 from towers.training.earlier_run import check_held_out, keep_vocabularies, start_from_run
 from towers.training.failures import (
-    CheckData,
     MemoryIsFull,
+    check_data,
     compile_quietly,
     explain_divergence,
     full_disk,
@@ -248,7 +248,9 @@ def _callbacks(
     config: TrainConfig, data: RetrievalData, recorder: RunRecorder, chief: bool
 ) -> list[Any]:
     """Metrics before the recorder and TensorBoard, which read them from the logs."""
-    callbacks: list[Any] = [CheckData(config.data, data.fingerprint)]
+    same = config.data, data.fingerprint, "run trained", "--run"
+    check = tf_keras.callbacks.LambdaCallback(on_epoch_begin=lambda *_: check_data(*same))
+    callbacks: list[Any] = [check]
     if config.precision in ("tf32", "bfloat16"):
         callbacks.append(_tensor_float_32())
     if data.num_rows("validation"):

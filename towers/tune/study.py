@@ -14,14 +14,13 @@ import optuna
 from optuna.samplers import TPESampler
 from optuna.trial import TrialState
 
-from pipeline.contract import schema
 from pipeline.contract.files import held
 from samplers.methods.by_name import METHODS
 from towers.data.interactions import RetrievalData, open_data
 from towers.legacy_keras import tf_keras
 from towers.metrics.held_out import HeldOut
 from towers.metrics.ranking import Diverged
-from towers.training.failures import MemoryIsFull
+from towers.training.failures import MemoryIsFull, check_data
 from towers.training.run_directory import CONFIG, TRAINING, read_json, record_settings
 from towers.training.settings import RUNNING
 from towers.training.train import train
@@ -152,11 +151,7 @@ def _run_trial(config: TuneConfig, study: optuna.Study, space: Space, trial: opt
     run = Path(config.output) / TRIALS / f"{trial.number:04d}"
     settings = train_config(config, space.fixed | params, str(run))
     before = read_json(Path(config.output) / STUDY)["data_fingerprint"]
-    if schema.read_manifest(config.data, "prepared").fingerprint != before:
-        raise ValueError(
-            f"{config.data} was changed while a study ran on it: put the former data back and give "
-            "the same command again, or begin anew with another --output."
-        )
+    check_data(config.data, before, "study ran", "--output")
     log.info("tune: trial %d of %d: %s", trial.number, config.trials, as_text(params))
     state, value, reason = TrialState.FAIL, None, ""
 
