@@ -233,9 +233,7 @@ def test_missing_attributes_are_an_error(data):
     with pytest.raises(ValueError, match="no attributes of that side: prepare them with user_fea"):
         TwoTower(data, tower="features", candidate_inputs=("id",))
     assert TowerConfig(tower="features").inputs("query") == ("history", "features")
-    one = TowerConfig(
-        tower="features", query_inputs="id", hidden=32
-    )  # a text is no list of letters
+    one = TowerConfig(tower="features", query_inputs="id", hidden=32)  # no list of letters
     assert (one.query_inputs, one.hidden) == (("id",), (32,))
 
 
