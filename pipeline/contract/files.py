@@ -91,8 +91,7 @@ def is_directory(path: str) -> bool:
     """Whether a path is a directory; of a store, whether files lie below it."""
     if not is_remote(path):
         return os.path.isdir(path)
-    with asking_store(path):
-        store, key = store_of(path)
+    with asking_store(path) as (store, key):
         return bool(store.isdir(key))
 
 
@@ -106,8 +105,7 @@ def readable_file(path: str | os.PathLike[str]) -> str | io.BufferedReader:
     name = os.fspath(path)
     if not is_remote(name):
         return name
-    with asking_store(name):
-        store, key = store_of(name)
+    with asking_store(name) as (store, key):
         file = store.open(key, "rb")
     return io.BufferedReader(_RemoteFile(name, file), 1 << 20)
 
@@ -116,8 +114,7 @@ def stamp_of(path: str) -> tuple[Any, ...]:
     """Size and what else tells that a file changed, without reading it; () without a file."""
     try:
         if is_remote(path):
-            with asking_store(path):
-                store, key = store_of(path)
+            with asking_store(path) as (store, key):
                 return store.size(key), store.ukey(key)
         status = os.stat(path)
     except FileNotFoundError:
@@ -126,8 +123,8 @@ def stamp_of(path: str) -> tuple[Any, ...]:
 
 
 def _find_remote(source: str) -> list[str]:
-    with asking_store(source), contextlib.suppress(FileNotFoundError):  # there is no such bucket
-        store, key = store_of(source)
+    # Suppressed: there is no such bucket.
+    with asking_store(source) as (store, key), contextlib.suppress(FileNotFoundError):
         scheme = source.partition("://")[0]
         roots, files = [key], []
         if glob.has_magic(key):
@@ -142,21 +139,20 @@ def _find_remote(source: str) -> list[str]:
     return []
 
 
-def store_of(path: str) -> tuple[Any, str]:
-    """The file system of a path, and the path without its scheme."""
-    import fsspec
-
-    check_no_credentials(path)
-    scheme = path.partition("://")[0]
-    store = fsspec.filesystem(scheme, use_listings_cache=False)  # others write there, too
-    return store, store._strip_protocol(path)
-
-
 @contextlib.contextmanager
-def asking_store(path: str) -> Iterator[None]:
-    """What a store answers becomes a ValueError of one line; missing and existing files stay."""
+def asking_store(path: str) -> Iterator[tuple[Any, str]]:
+    """The file system of a path, and the path without its scheme.
+
+    What goes wrong in the block becomes a ValueError of one line; missing and existing files stay
+    what they are.
+    """
     try:
-        yield
+        import fsspec
+
+        check_no_credentials(path)
+        scheme = path.partition("://")[0]
+        store = fsspec.filesystem(scheme, use_listings_cache=False)  # others write there, too
+        yield store, store._strip_protocol(path)
     except (FileNotFoundError, FileExistsError, ValueError) as error:
         if isinstance(error, ValueError) and "Protocol not known" in str(error):
             known = "s3:// or gs://"
@@ -215,8 +211,7 @@ def write_atomically(path: Path, text: str) -> None:
 def write_text(path: str, text: str) -> None:
     """Writes a small file to a directory or a place in a store."""
     if is_remote(path):
-        with asking_store(path):
-            store, key = store_of(path)
+        with asking_store(path) as (store, key):
             store.pipe_file(key, text.encode())
     else:
         Path(path).parent.mkdir(parents=True, exist_ok=True)

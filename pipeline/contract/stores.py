@@ -32,7 +32,6 @@ from pipeline.contract.files import (
     lone_holder,
     made_aside,
     replace_directory,
-    store_of,
     write_atomically,
 )
 
@@ -199,8 +198,8 @@ def local_copy(source: str | os.PathLike[str], place: Path | None = None) -> Pat
 def finished_below(place: str) -> dict[str, str]:
     """The finished directories below a place, "" for itself, and of each what changes with it."""
     finished = {}
-    with asking_store(place), contextlib.suppress(FileNotFoundError):
-        store, root = store_of(place.rstrip("/"))
+    place = place.rstrip("/")
+    with asking_store(place) as (store, root), contextlib.suppress(FileNotFoundError):
         for path, file in store.find(root, detail=True).items():
             directory, _, name = path.removeprefix(root).lstrip("/").rpartition("/")
             if name in MANIFESTS:
@@ -363,8 +362,7 @@ def _digest(text: str) -> str:
 
 
 def _download(source: str, folder: str, aside: Path) -> None:
-    with asking_store(source):
-        store, root = store_of(f"{source.rstrip('/')}/{folder}".rstrip("/"))
+    with asking_store(f"{source.rstrip('/')}/{folder}".rstrip("/")) as (store, root):
         names = [path.removeprefix(f"{root}/") for path in store.find(root)]
         names = [n for n in names if n not in MANIFESTS and not {"", ".."} & {*n.split("/")}]
         places = [str(aside / name) for name in names]
@@ -382,8 +380,7 @@ def _check(directory: Path, described: dict[str, dict[str, Any]]) -> None:
 @contextlib.contextmanager
 def _writing(place: str) -> Iterator[tuple[Any, str]]:
     """The file system of a place to write to, and the place in it."""
-    with asking_store(place):
-        store, root = store_of(place.rstrip("/"))
+    with asking_store(place.rstrip("/")) as (store, root):
         bucket = root.partition("/")[0]
         if not root.partition("/")[2] or not store.exists(bucket):
             raise ValueError(f"{place} must be a place in a bucket that exists: check the name.")
@@ -394,8 +391,7 @@ def _find_manifest(place: str) -> dict[str, Any] | None:
     """What the manifest of a place in a store says; None without one."""
     for name in MANIFESTS:
         path = f"{place.rstrip('/')}/{name}"
-        with contextlib.suppress(FileNotFoundError), asking_store(path):
-            store, key = store_of(path)
+        with contextlib.suppress(FileNotFoundError), asking_store(path) as (store, key):
             content = store.cat_file(key)
             with contextlib.suppress(json.JSONDecodeError):
                 manifest = json.loads(content)

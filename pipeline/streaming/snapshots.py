@@ -27,7 +27,6 @@ from pipeline.contract.files import (
     held,
     is_remote,
     stamp_of,
-    store_of,
 )
 from pipeline.contract.stores import local_place, newest
 from pipeline.counts.settings import FrequenciesConfig
@@ -195,8 +194,7 @@ def next_directory(output: str) -> Path:
 def keep_newest(output: str, number: int) -> None:
     """Removes all but the newest snapshots; their dead letters stay, beside them."""
     if is_remote(output):
-        with asking_store(output):
-            store, root = store_of(output.rstrip("/"))
+        with asking_store(output.rstrip("/")) as (store, root):
             for name in sorted(store.glob(f"{root}/{'[0-9]' * 8}"))[:-number]:
                 store.rm(name, recursive=True)
         return
