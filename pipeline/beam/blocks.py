@@ -40,12 +40,6 @@ def by_range(ids: np.ndarray, partitions: int) -> Iterator[tuple[int, np.ndarray
     return partition(np.arange(len(ids)), partition_of(ids, partitions), partitions)
 
 
-def repartition(rows: np.ndarray, side: str, partitions: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Sends a block's rows to the key ranges of their id on `side`."""
-    for part, places in by_range(rows[side], partitions):
-        yield part, rows[places]
-
-
 def join(blocks: Iterable[np.ndarray]) -> np.ndarray:
     """One block of many, ROW [n]; empty when there are none."""
     return np.concatenate([np.empty(0, ROW), *blocks])

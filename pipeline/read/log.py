@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.beam.accounting import check_sum
-from pipeline.beam.blocks import ROW, by_range, repartition
+from pipeline.beam.blocks import ROW, by_range
 from pipeline.beam.options import spread
 from pipeline.beam.staging import Staging, read_all, read_json, write_json
 from pipeline.contract import schema
@@ -123,8 +123,8 @@ def _read_piece(
                 days, sizes = np.unique(block.rows["timestamp"] // 86_400, return_counts=True)
                 tally["days"].update(dict(zip(days.tolist(), sizes.tolist(), strict=True)))
             beam.metrics.Metrics.counter("read", "bad_rows").inc(len(bad))
-            for part, rows in repartition(block.rows, key, config.partitions):
-                yield "Rows", part, rows
+            for part, places in by_range(block.rows[key], config.partitions):
+                yield "Rows", part, block.rows[places]
             for side, (prints, raw) in block.ids.items():
                 tally["ids"][side] += len(raw)
                 first = schema.SIDES.index(side) * config.partitions
