@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import re
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import pyarrow as pa
 
@@ -28,10 +28,7 @@ class TableConfig(SourceConfig):
 
     user_column: str = ""
     timestamp_column: str = ""
-
-    @property
-    def foreign_endings(self) -> tuple[str, ...]:
-        return (".inter",)
+    foreign_endings: ClassVar[tuple[str, ...]] = (".inter",)
 
 
 class Table(NamedTuple):

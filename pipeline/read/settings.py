@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 from pipeline.contract.settings import require, require_all
 
@@ -31,6 +32,8 @@ class SourceConfig:
     # result does not depend on it
     partitions: int = 0
     overwrite: bool = False  # replace what is in the output directory
+    # no flag: endings of files in a directory that are no part of this source
+    foreign_endings: ClassVar[tuple[str, ...]] = (".user", ".item")
 
     def __post_init__(self) -> None:
         columns = (name for name in ("user_column", "item_column") if getattr(type(self), name))
@@ -54,8 +57,3 @@ class SourceConfig:
     def keeps_split(self) -> bool:
         """Whether files named train, validation and test are kept apart."""
         return False
-
-    @property
-    def foreign_endings(self) -> tuple[str, ...]:
-        """Endings of files in a directory that are no part of this source."""
-        return (".user", ".item")
