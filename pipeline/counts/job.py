@@ -60,10 +60,17 @@ def count(config: FrequenciesConfig, beam_arguments: list[str] | None = None) ->
         read = check_read(config, staging)
         counts = _check_merged(read, previous, config, staging)
         check_unchanged(stamps)
-        inputs = _check_inputs(files, read["files"], previous, config, staging)
+        inputs = staged_inputs({"source": files}, staging)["source"]
+        if not config.source.startswith("tfds:"):  # files without rows may repeat
+            rows = read["files"]
+            inputs = {path: inputs[path] for path in files if any(map(rows.get, files_in(path)))}
+        earlier = previous.details["inputs"] if previous else []
+        if not config.allow_repeated_files:
+            check_not_repeated(inputs, earlier)
         total = config.decay * (previous.details["total"] if previous else 0.0) + counts["rows"]
         write_shards(counts["items"], total, staging)
-        manifest = _manifest(config, counts, total, inputs, previous, staging)
+        inputs_so_far = [*earlier, *inputs.values()]
+        manifest = _manifest(config, counts, total, inputs_so_far, previous, staging)
         manifest.write(staging.out)
         staging.commit()
     for line in _summary_lines(manifest):
@@ -126,23 +133,6 @@ def _check_merged(
             f"{counts['previous_items']} were read and {known} came out"
         )
     return counts
-
-
-def _check_inputs(
-    files: list[str],
-    rows_of: dict[str, int],
-    previous: schema.Manifest | None,
-    config: FrequenciesConfig,
-    staging: Staging,
-) -> list[dict[str, Any]]:
-    """The files of all runs so far; those without rows do not count."""
-    inputs = staged_inputs({"source": files}, staging)["source"]
-    if not config.source.startswith("tfds:"):
-        inputs = {path: inputs[path] for path in files if any(map(rows_of.get, files_in(path)))}
-    earlier = previous.details["inputs"] if previous else []
-    if not config.allow_repeated_files:
-        check_not_repeated(inputs, earlier)
-    return [*earlier, *inputs.values()]
 
 
 def _manifest(
