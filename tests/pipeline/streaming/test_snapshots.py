@@ -1,5 +1,7 @@
 """Directories of snapshots: which one a run goes on from, and what is refused."""
 
+import errno
+import fcntl
 import shutil
 
 import pytest
@@ -75,3 +77,12 @@ def test_what_is_no_snapshot(tmp_path, parts, snapshot):
 def test_one_writer_at_a_time(tmp_path, parts):
     with only_writer(str(tmp_path / "out")), pytest.raises(ValueError, match="another run writes"):
         estimate(config_for(parts, tmp_path / "out", **BY_ROWS))
+
+
+def test_a_file_system_without_locks_is_not_another_run(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    with pytest.raises(OSError, match="No locks available"), only_writer(str(tmp_path / "out")):
+        pass
