@@ -28,7 +28,7 @@ from pipeline.contract.files import (
     is_remote,
     stamp_of,
 )
-from pipeline.contract.stores import local_place, newest
+from pipeline.contract.stores import finished_below, local_place, newest, numbered
 from pipeline.counts.settings import FrequenciesConfig
 from pipeline.read.log import DEAD_LETTERS
 from pipeline.streaming.estimator import FILES, STATE, occurrences
@@ -192,11 +192,12 @@ def next_directory(output: str) -> Path:
 
 
 def keep_newest(output: str, number: int) -> None:
-    """Removes all but the newest snapshots; their dead letters stay, beside them."""
+    """Removes all but the newest finished snapshots; their dead letters stay, beside them."""
     if is_remote(output):
+        finished = numbered(finished_below(output))
         with asking_store(output.rstrip("/")) as (store, root):
-            for name in sorted(store.glob(f"{root}/{'[0-9]' * 8}"))[:-number]:
-                store.rm(name, recursive=True)
+            for step in sorted(finished)[:-number]:
+                store.rm(f"{root}/{finished[step]}", recursive=True)
         return
     for path in schema.snapshot_directories(output)[:-number]:
         if (path / DEAD_LETTERS).exists():

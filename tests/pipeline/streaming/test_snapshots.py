@@ -4,12 +4,13 @@ import errno
 import fcntl
 import shutil
 
+import fsspec
 import pytest
 from streaming_log import BY_ROWS, config_for, make_rows, newest, write
 
 from pipeline.contract import schema
 from pipeline.streaming.job import estimate
-from pipeline.streaming.snapshots import only_writer
+from pipeline.streaming.snapshots import keep_newest, only_writer
 
 
 @pytest.fixture(scope="module")
@@ -86,3 +87,12 @@ def test_a_file_system_without_locks_is_not_another_run(tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", fail)
     with pytest.raises(OSError, match="No locks available"), only_writer(str(tmp_path / "out")):
         pass
+
+
+def test_an_upload_that_was_killed_takes_no_place_among_the_newest_snapshots():
+    store = fsspec.filesystem("memory")
+    for number in (1, 2):
+        store.pipe_file(f"/shop/{number:08d}/{schema.MANIFEST}", b"{}")
+    store.pipe_file("/shop/00000003/run-0/last_step.npy", b"")
+    keep_newest("memory://shop", 1)
+    assert store.glob("/shop/*/*.json") == [f"/shop/00000002/{schema.MANIFEST}"]
