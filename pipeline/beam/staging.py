@@ -21,7 +21,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.beam.accounting import AccountingError
 from pipeline.contract import stores
-from pipeline.contract.files import lone_holder, write_atomically, written_aside
+from pipeline.contract.files import held, write_atomically, written_aside
 
 _PARSING = threading.Lock()
 
@@ -52,7 +52,7 @@ class Staging:
             if not refused or lock.exists():  # what a killed one left goes in any case
                 message = f"another preparation of {self.output} is running; wait for it, "
                 message += "or choose another --output."
-                stack.enter_context(lone_holder(lock, message, waits=False))
+                stack.enter_context(held(lock, message))
                 shutil.rmtree(self.root, ignore_errors=True)
             if refused:
                 raise ValueError(

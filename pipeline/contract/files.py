@@ -290,7 +290,7 @@ def made_aside(destination: Path, message: str = "") -> Iterator[Path]:
     What a killed one left goes first.
     """
     partial = destination.with_name(f".{destination.name}.partial")
-    with lone_holder(partial.with_name(f"{partial.name}.lock"), message, waits=not message):
+    with held(partial.with_name(f"{partial.name}.lock"), message, waits=not message):
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         try:
@@ -314,8 +314,8 @@ def replace_directory(finished: Path, destination: Path) -> None:
 
 
 @contextlib.contextmanager
-def held(path: Path, message: str) -> Iterator[None]:
-    """Holds a lock file while the block runs; the file stays.
+def held(path: Path, message: str = "", *, waits: bool = False) -> Iterator[None]:
+    """Holds a lock file while the block runs, and removes it then.
 
     Example:
       >>> import tempfile
@@ -324,25 +324,13 @@ def held(path: Path, message: str) -> Iterator[None]:
       ...         print("alone")
       alone
 
-    Raises:
-      ValueError: `message`, where another process holds it.
-    """
-    check_local(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(message) from None
-        yield
-
-
-@contextlib.contextmanager
-def lone_holder(path: Path, message: str = "", *, waits: bool = True) -> Iterator[None]:
-    """Waits for a lock file and holds it, then removes it; `message` is logged before it waits.
+    Args:
+      path: of the lock file; its directory is made.
+      message: where another process holds it, the error, or with `waits` a warning before it waits.
+      waits: whether to wait until the other one is done.
 
     Raises:
-      ValueError: `message`, where another process holds it and this one does not wait.
+      ValueError: `message`.
     """
     check_local(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -360,7 +348,7 @@ def lone_holder(path: Path, message: str = "", *, waits: bool = True) -> Iterato
                 try:
                     yield
                 finally:
-                    path.unlink()
+                    path.unlink(missing_ok=True)  # it may have gone with its directory
                 return
 
 

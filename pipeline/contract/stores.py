@@ -29,7 +29,6 @@ from pipeline.contract.files import (
     describe_files,
     held,
     is_remote,
-    lone_holder,
     made_aside,
     replace_directory,
     write_atomically,
@@ -237,28 +236,28 @@ def follow_versions(place: str, keep: int, named: Collection[str] = ()) -> Path:
     place, problem = place.rstrip("/"), None
     home = cache_directory("models", _digest(place))
     record = home / ".held.json"  # which content of the store the copies are
-    with lone_holder(home / ".lock"):
+    with held(home / ".lock", waits=True):
         there = {k: v for k, v in finished_below(place).items() if _VERSION.fullmatch(k)}
-        held = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
-        for name in [name for name in held if held[name] != there.get(name)]:
+        copies = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
+        for name in [name for name in copies if copies[name] != there.get(name)]:
             if name in there and _is_copy(home / name, f"{place}/{name}"):
-                held[name] = there[name]  # such as of another storage class
+                copies[name] = there[name]  # such as of another storage class
                 continue
             _remove(home / name)
-            del held[name]
+            del copies[name]
         of_model: dict[str, list[str]] = {}
         for name in sorted(there, key=lambda name: -int(name.partition("/")[2])):
             of_model.setdefault(name.partition("/")[0], []).append(name)
         kept = [name for names in of_model.values() for name in names[:keep]]
         for name in [*sorted(there.keys() & {*named}), *kept]:
-            if name in held and (home / name).is_dir():
+            if name in copies and (home / name).is_dir():
                 continue
             try:
                 local_copy(f"{place}/{name}", home / name)
-                held[name] = there[name]
+                copies[name] = there[name]
             except ValueError as error:
                 problem = error
-        write_atomically(record, json.dumps(held))
+        write_atomically(record, json.dumps(copies))
     if problem:
         raise problem
     return home

@@ -223,14 +223,15 @@ def only_writer(output: str) -> Iterator[None]:
             "another --output."
         )
     refused = f"another run writes snapshots to {root}; wait for it, or choose another --output."
-    with held(root / _LOCK, refused):
-        for left in [*root.glob("*.partial"), *root.glob(".*.retired*")]:
-            shutil.rmtree(left)
-        try:
+    try:
+        with held(root / _LOCK, refused):
+            for left in [*root.glob("*.partial"), *root.glob(".*.retired*")]:
+                shutil.rmtree(left)
             yield
-        finally:
-            if made and {path.name for path in root.iterdir()} == {_LOCK}:
-                shutil.rmtree(root)
+    finally:
+        with contextlib.suppress(OSError):  # something is in it
+            if made:
+                root.rmdir()
 
 
 def write_arrays(directory: Path, state: np.ndarray) -> None:

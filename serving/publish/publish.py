@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from pipeline.contract import schema, stores
 from pipeline.contract.bundle import Bundle, read_bundle, read_raw_ids
-from pipeline.contract.files import describe_files, is_remote, lone_holder
+from pipeline.contract.files import describe_files, held, is_remote
 from pipeline.contract.index_plot import plot_index
 from pipeline.contract.pages import render
 from pipeline.contract.settings import require_in_corpus
@@ -102,7 +102,8 @@ def new_version(
     place = f"{str(models).rstrip('/')}/{name}" if is_remote(models) else ""
     home = stores.local_place(place) if place else Path(models) / name
     home.mkdir(parents=True, exist_ok=True)
-    with lone_holder(home / _LOCK, f"Waiting for another export to {place or home}."):
+    waiting = f"Waiting for another export to {place or home}."
+    with held(home / _LOCK, waiting, waits=True):
         for leftover in home.glob(f"{PARTIAL}*"):  # nobody is writing it: we hold the lock
             _log.warning("Removing %s, left by an export that did not finish.", leftover)
             shutil.rmtree(leftover)

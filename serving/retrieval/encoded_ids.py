@@ -11,7 +11,7 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
-from pipeline.contract.files import lone_holder, written_aside
+from pipeline.contract.files import held, written_aside
 from pipeline.contract.hashing import fingerprints
 
 _STRING_VAL = 8  # number of the field of a TensorProto that holds strings
@@ -48,7 +48,7 @@ class EncodedIds:
 
         `read` gives the ids for it. Raises OSError where the file cannot be written.
         """
-        with lone_holder(file.with_name(f"{file.name}.lock")):
+        with held(file.with_name(f"{file.name}.lock"), waits=True):
             if not file.exists():
                 ids = cls(read())
                 columns = [ids._texts, ids._fields, ids._lists, *map(pa.array, ids._lookup)]

@@ -173,7 +173,7 @@ def test_dead_letters_outlive_their_snapshot(tmp_path):
         settings = {"max_polls": 1, "keep_snapshots": 1, "max_bad_share": 0.1}
         estimate(watched(source, tmp_path / "out", **settings))
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert names == [".lock", "00000001.dead_letters.jsonl", "00000002"]
+    assert names == ["00000001.dead_letters.jsonl", "00000002"]
 
 
 def test_a_signal_ends_the_watch_between_two_jobs(tmp_path, monkeypatch):
@@ -239,4 +239,4 @@ def test_a_killed_watch_loses_nothing(tmp_path, parts, expected, stage):
     estimate(config)
     assert state_of(tmp_path / "out") == expected
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert names == [".lock", "00000001", "00000002"]
+    assert names == ["00000001", "00000002"]
