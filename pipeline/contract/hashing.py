@@ -7,6 +7,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from pipeline.contract.settings import require
+
 
 def fingerprint(raw_id: str) -> int:
     """Eight bytes of blake2b of the UTF-8 of `raw_id`, as a signed little-endian int64.
@@ -75,12 +77,8 @@ def split_sizes(
 
     `num_rows` is int [Q], rows of each query; for the ratios see `split_codes`.
     """
-    if not 0 < train_ratio <= 1:
-        raise ValueError(f"train_ratio must be above 0 and at most 1, got {train_ratio}.")
-    if not 0 <= validation_ratio < 1:
-        raise ValueError(
-            f"validation_ratio must be at least 0 and below 1, got {validation_ratio}."
-        )
+    require(0 < train_ratio <= 1, "train_ratio", "must be in (0, 1]", train_ratio)
+    require(0 <= validation_ratio < 1, "validation_ratio", "must be in [0, 1)", validation_ratio)
     num_rows = np.asarray(num_rows, np.int64)
     known = np.maximum(np.rint(train_ratio * num_rows).astype(np.int64), np.minimum(num_rows, 1))
     validation = np.rint(validation_ratio * known).astype(np.int64)
