@@ -85,8 +85,12 @@ def source_files(config: SourceConfig) -> list[str]:
     return [path for path, _ in _files(config)]
 
 
-def resolve_columns(names: Iterable[str], config: SourceConfig, where: str) -> Columns:
-    """The configured columns among `names`, or NAME:TYPE of RecBole; ValueError: one is missing."""
+def resolve_columns(names: list[str], config: SourceConfig, where: str) -> Columns:
+    """The configured columns among `names`, or NAME:TYPE of RecBole.
+
+    Raises:
+      ValueError: one is missing, or there twice.
+    """
     by_name = {name.split(":")[0]: name for name in names} | {name: name for name in names}
 
     def find(flag: str, wanted: object) -> Any:
@@ -95,6 +99,8 @@ def resolve_columns(names: Iterable[str], config: SourceConfig, where: str) -> C
             return None
         for known in (name, name.rpartition(":")[0]):  # NAME:TYPE, as RecBole writes it
             if known in by_name:
+                if names.count(by_name[known]) > 1:
+                    raise ValueError(f"{where} has two columns {known!r}; rename one of them.")
                 return by_name[known]
         raise ValueError(
             f"{where} has no column {name!r}, it has {', '.join(map(repr, names))}; "

@@ -285,6 +285,7 @@ def test_too_many_bad_rows_is_an_error_that_keeps_the_letters(tmp_path, capsys):
         (b"user,item\na,b\n", [], "has no column 'user_id', it has 'user', 'item'"),
         (b"user_id,item_id\na,b\n", ["--split", "time"], "has no column 'timestamp'"),
         (b"user_id,item_id\na,b\n", ["--timestamp_column", "t"], "has no column 't'"),
+        (b"user_id,item_id,item_id\na,b,c\n", [], "has two columns 'item_id'; rename"),
         (b"user_id,item_id\na,b\n", ["--min_user_interactions", "2"], "the k-core of"),
         (b"user_id,item_id\na,b\n", ["--split", "given"], "needs a directory"),
         (b"user_id,item_id\na,b\n", ["--split", "randon"], "split must be one of"),
