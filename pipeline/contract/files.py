@@ -235,11 +235,14 @@ def describe_files(
     rows: dict[str, int] | None = None,
     skip: Container[str] = (),
 ) -> dict[str, dict[str, Any]]:
-    """Size and checksum of every file below `directory`, for `schema.Manifest.files`."""
+    """Size and checksum of every file below `directory`, for `schema.Manifest.files`.
+
+    But not of hidden files, such as locks.
+    """
     root, described = Path(directory), {}
     for path in sorted(p for p in root.rglob("*") if p.is_file()):
         name = path.relative_to(root).as_posix()
-        if name in skip:
+        if name in skip or path.name.startswith("."):
             continue
         described[name] = {"bytes": path.stat().st_size, "checksum": checksum(path)}
         if rows and name in rows:

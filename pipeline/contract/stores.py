@@ -113,7 +113,7 @@ def upload(directory: Path, destination: str, *, new: bool = False) -> Path:
       FileExistsError: with `new`, another upload was first.
       ValueError: the store fails, or another upload removed the files of this one.
     """
-    files = _describe(directory)
+    files = describe_files(directory)
     name = next((name for name in MANIFESTS if name in files), "")
     if name:
         fields = json.loads((directory / name).read_text(encoding="utf-8"))
@@ -289,7 +289,7 @@ def working_copy(place: str, *, may_be_new: bool) -> Iterator[Path]:
             write_atomically(stamp, json.dumps(before))
         (home / _DONE).unlink(missing_ok=True)
         yield work
-        if (after := _describe(work)) != before:
+        if (after := describe_files(work)) != before:
             with kept_on_failure(work, work):
                 if _files_at(place) != before:
                     raise ValueError(f"{place} was written by another command meanwhile.")
@@ -310,12 +310,6 @@ def _is_copy(directory: Path, place: str) -> bool:
 def _files_at(place: str) -> Any:
     """What the manifest of a place in a store says of its files; nothing without one."""
     return (_find_manifest(place) or {}).get("files", {})
-
-
-def _describe(directory: Path) -> dict[str, dict[str, Any]]:
-    """As `describe_files`, without hidden ones, such as locks."""
-    described = describe_files(directory)
-    return {name: one for name, one in described.items() if not Path(name).name.startswith(".")}
 
 
 def _text_of(manifest: dict[str, Any]) -> str:
