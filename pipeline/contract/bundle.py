@@ -236,10 +236,8 @@ def _read_candidates(path: Path) -> tuple[np.ndarray, list[str]]:
         )
     file = path / schema.BUNDLE_CANDIDATE_COUNTS
     if file.exists():
-        rule, shape = (
-            f"int64 [{len(ids)}] of at least 0, one for each candidate vector",
-            (len(ids),),
-        )
+        rule = f"int64 [{len(ids)}] of at least 0, one for each candidate vector"
+        shape = (len(ids),)
         _read_array(file, rule, lambda a: a.dtype == np.int64 and a.shape == shape and a.min() >= 0)
     return vectors, ids
 
