@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -175,9 +176,13 @@ def _files(config: SourceConfig) -> list[tuple[str, int]]:
 
 
 def _given(source: str, names: Iterable[str], config: SourceConfig) -> list[tuple[str, int]]:
-    """(name, split) of the files or TFDS splits that are named like one, by split and name."""
+    """(name, split) of the files or TFDS splits that are named like one, by split and name.
+
+    Such as train.csv, or train-2.csv and train-00001-of-00002.parquet.
+    """
     codes = {"train": 0, "validation": 1, "valid": 1, "val": 1, "test": 2}
-    stems = {name: Path(name).name.split(".")[0].lower() for name in names}
+    number = re.compile(r"[-_]?\d+(-of-\d+)?$")
+    stems = {name: number.sub("", Path(name).name.split(".")[0].lower()) for name in names}
     given = sorted((codes[stem], name) for name, stem in stems.items() if stem in codes)
     for split in (0, 2):
         if config.keeps_split and split not in dict(given):

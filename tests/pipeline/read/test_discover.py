@@ -288,11 +288,14 @@ def test_tfds_builder(log, tmp_path, monkeypatch):
     assert [splits[0], splits[2]] == [manifest.counts[s] for s in ("train", "test")]
 
 
-def test_given_splits_stay(log, tmp_path):
+@pytest.mark.parametrize("numbers", [("",), ("-0", "-1"), ("-00000-of-00002", "-00001-of-00002")])
+def test_given_splits_stay(log, tmp_path, numbers):
     (tmp_path / "given").mkdir()
     parts = {"train": log.slice(0, 2000), "valid": log.slice(2000, 500), "test": log.slice(2500)}
     for name, part in parts.items():
-        write(part, tmp_path / "given" / f"{name}.csv")
+        size = len(part) // len(numbers)
+        for place, number in enumerate(numbers):
+            write(part.slice(place * size, size), tmp_path / "given" / f"{name}{number}.csv")
     source = str(tmp_path / "given")
     rows = read(source, split="given")
     for code, part in enumerate(parts.values()):
