@@ -33,7 +33,6 @@ from pipeline.counts.settings import FrequenciesConfig
 from pipeline.read.log import DEAD_LETTERS
 from pipeline.streaming.estimator import FILES, STATE, occurrences
 
-_LOCK = ".lock"
 _SHARED = ["item_column", "timestamp_column", "timestamp_format", "rating_threshold"]
 _SHARED += ["num_hashes", "num_buckets", "alpha", "step_seconds", "unbounded"]
 _RECORDED = ["delimiter", "max_bad_share", "max_ahead_seconds", "allowed_lateness_seconds"]
@@ -224,7 +223,7 @@ def only_writer(output: str) -> Iterator[None]:
         )
     refused = f"another run writes snapshots to {root}; wait for it, or choose another --output."
     try:
-        with held(root / _LOCK, refused):
+        with held(root / ".lock", refused):
             for left in [*root.glob("*.partial"), *root.glob(".*.retired*")]:
                 shutil.rmtree(left)
             yield
