@@ -9,7 +9,7 @@ import signal
 import socket
 import ssl
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -138,16 +138,15 @@ def _rest_config(app: ASGIApp, config: ServeConfig) -> uvicorn.Config:
     )
 
 
-@contextlib.contextmanager
-def _listening(config: ServeConfig) -> Iterator[socket.socket]:
+def _listening(config: ServeConfig) -> socket.socket:
     """The socket of the REST API, opened first: a port that is taken is an error at once."""
-    with bind(config, "rest_port", config.rest_port, is_shared=config.workers > 1) as listener:
-        if hasattr(socket, "TCP_USER_TIMEOUT"):  # for clients that never read their answer
-            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNREAD_SECONDS * 1000)
-        if config.workers == 1:
-            listener.listen(_BACKLOG)
-        listener.setblocking(False)
-        yield listener
+    listener = bind(config, "rest_port", config.rest_port, is_shared=config.workers > 1)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # for clients that never read their answer
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNREAD_SECONDS * 1000)
+    if config.workers == 1:
+        listener.listen(_BACKLOG)
+    listener.setblocking(False)
+    return listener
 
 
 def _add_port(server: grpc.aio.Server, address: str, config: ServeConfig) -> int:
