@@ -109,8 +109,8 @@ def published(corpus: LiveCorpus, work: Path) -> None:
 def queries(corpus: LiveCorpus, work: Path, rounds: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """Queries as requests describe them."""
     retriever = Retriever.load(work / "models", NAME, BASE)
-    embed = retriever.model("exact").signatures[REQUEST_EMBEDDING]
-    search = retriever.model("scann").signatures[EMBEDDING_SEARCH]
+    embed = retriever.index("exact").model.signatures[REQUEST_EMBEDDING]
+    search = retriever.index("scann").model.signatures[EMBEDDING_SEARCH]
     tuned = tf.constant(0)  # leaves to search: the tuned number
     drawn = np.random.default_rng(2).integers(corpus.num_queries, size=(_BATCHES, BATCH))
     batches = [[corpus.query(row) for row in rows] for rows in drawn]
@@ -244,7 +244,7 @@ def skew(corpus: LiveCorpus, work: Path, retriever: Retriever) -> float:
     """The largest relative distance of embeddings of requests from those of the towers."""
     rows = np.random.default_rng(3).integers(corpus.num_queries, size=_CHECKED)
     requests = [{"query_id": f"query {row}"} | corpus.query(row) for row in rows]
-    embed = retriever.model("exact").signatures[REQUEST_EMBEDDING]
+    embed = retriever.index("exact").model.signatures[REQUEST_EMBEDDING]
     got = embed(**retriever.query_inputs.tensors(requests))[EMBEDDING].numpy()
     expected = np.load(work / "queries.npy", mmap_mode="r")[rows]
     distances = np.linalg.norm(got - expected, axis=1) / np.linalg.norm(expected, axis=1)

@@ -70,7 +70,7 @@ def scores(place):
 
     def of(**query):
         queries = retriever.query_inputs.tensors([query])
-        encoder = retriever.model("exact").signatures["request_embedding"]
+        encoder = retriever.index("exact").model.signatures["request_embedding"]
         vectors = np.asarray(retriever.corpus.vectors) @ encoder(**queries)["embedding"][0].numpy()
         names = retriever.corpus.encoded_ids.names(np.arange(len(vectors)))
         return dict(zip(names, vectors.tolist(), strict=True))

@@ -47,7 +47,6 @@ class Base:
     Files below `assets.extra/retrieval` that need much memory are read on first use.
 
     Attributes:
-      path: of the version whose models are loaded; the delta in their graph is that of it.
       models: by the name of their index; what is missing is loaded under `loading`.
       ids: raw ids of the N candidates, which workers map from one file.
       vectors: float32 [N, D].
@@ -56,12 +55,11 @@ class Base:
     """
 
     def __init__(self, version: Version) -> None:
-        self.path = version.path
         self.models: dict[str, Any] = {}
         self._shared: Path | None = None
         self.loading = threading.Lock()
         self._users: weakref.WeakSet[Any] = weakref.WeakSet()
-        files = self._files = self.path / RETRIEVAL
+        files = self._files = version.path / RETRIEVAL
         self.ids = self._read_ids(base_key(version.manifest))
         # Pages are shared by all who map the file; `c` as TensorFlow takes no read-only array.
         self.vectors = np.load(files / schema.BUNDLE_VECTORS, mmap_mode="c")

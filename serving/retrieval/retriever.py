@@ -69,7 +69,7 @@ class Retriever:
         self._functions: dict[str, Any] = {}  # of signatures without a delta
         try:
             self.corpus = Corpus(self._base, version)
-            self.query_inputs = QueryInputs(self.model("exact").signatures)
+            self.query_inputs = QueryInputs(self.index("exact").model.signatures)
         except BaseException:
             self.close()  # a service tries a damaged version again and again
             raise
@@ -97,10 +97,6 @@ class Retriever:
     def usable_indexes(self) -> tuple[str, ...]:
         has_scann = self.version.has_scann and import_scann() is not None
         return ("exact", "scann") if has_scann else ("exact",)
-
-    def model(self, index: str = "default") -> Any:
-        """The loaded SavedModel of an index; ValueError where it has none that can be used here."""
-        return self._index(index).model
 
     def top_k(
         self,
@@ -160,7 +156,7 @@ class Retriever:
         embedded = [self._embedded(part, made[part.queries is not None]) for part in requests]
         outcomes: list[Outcome] = []
         for queries, hits in zip(embedded, self._search(embedded), strict=True):
-            request, index = queries.request, self._index(queries.request.index)
+            request, index = queries.request, self.index(queries.request.index)
             unknown = request.unknown_queries or unknown_queries
             try:
                 answers = results(queries, index, hits, self.corpus, unknown)
@@ -192,7 +188,7 @@ class Retriever:
             )
         if request.unknown_queries == "popular":
             self.corpus.check_popularity()
-        self._index(request.index)
+        self.index(request.index)
         ids, queries, embeddings = request.query_ids or [], None, None
         if request.queries is not None:
             queries = self.query_inputs.check(request.queries)
@@ -205,7 +201,7 @@ class Retriever:
 
     def scores_all(self, request: RetrieveRequest) -> bool:
         """Whether all candidates must be scored, as an index cannot answer."""
-        index = self._index(request.index)
+        index = self.index(request.index)
         return index.kind == "exact" or request.k > max(index.k, index.widest)
 
     def history(self, query_id: str) -> list[str]:
@@ -218,17 +214,16 @@ class Retriever:
         embedding = np.asarray(self.corpus.vectors[:1])
         if self.input == served_model.QUERY_ID:
             self.query_inputs.encoder(**self.query_inputs.tensors([{}]))
-        for index in map(self._index, self.usable_indexes):
+        for index in map(self.index, self.usable_indexes):
             index.search(embedding, self.k)
             if index.widest:
                 index.search_wider(embedding, index.widest)
 
     def run(self, signature: str, **inputs: tf.Tensor) -> dict[str, np.ndarray]:
         """What `serving_default` or `retrieve` give, with rows for ids, -1 for no result."""
-        encoders, index = self.query_inputs, self._index("default")
+        encoders, index = self.query_inputs, self.index()
         encoder = encoders.encoder if signature == served_model.RETRIEVE else encoders.id_encoder
-        has_delta = len(self.corpus.added) or len(self.corpus.removed)
-        if self._base.path == self.version.path and not has_delta:
+        if not len(self.corpus.added) and not len(self.corpus.removed):
             if signature not in self._functions:
                 self._functions[signature] = index.after(encoder)
             outputs = self._functions[signature](**inputs)
@@ -245,10 +240,6 @@ class Retriever:
             rows[place, : len(best[0])], scores[place, : len(best[0])] = best
         return dict(zip(_OUTPUTS, (rows, scores), strict=True))
 
-    def embedding_search(self) -> Any:
-        """The signature of exact search, of the base."""
-        return self._index("exact").signature
-
     def close(self) -> None:
         """Frees what its SavedModels hold outside Python, where nobody else uses them.
 
@@ -258,7 +249,8 @@ class Retriever:
         for model in self._base.leave(self):
             destroy_tables(model)
 
-    def _index(self, name: str) -> IndexSearch:
+    def index(self, name: str = "default") -> IndexSearch:
+        """An index, loaded when it is first asked for; ValueError where it cannot be used here."""
         name = self.default_index if name == "default" else name
         if (index := self._indexes.get(name)) is None:
             with self._base.loading:
@@ -293,7 +285,7 @@ class Retriever:
         places: dict[IndexSearch, list[int]] = {}
         for place, queries in enumerate(requests):
             if queries.asks_index(self.k):
-                places.setdefault(self._index(queries.request.index), []).append(place)
+                places.setdefault(self.index(queries.request.index), []).append(place)
         for index, of_index in places.items():
             parts = [requests[place] for place in of_index]
             embeddings = np.concatenate([part.embeddings for part in parts])

@@ -66,11 +66,11 @@ class LoadedVersion:
             self._functions = dict(self._foreign.signatures)
         else:
             self.retriever = Retriever(Version(self.number, self.path, files.manifest), index)
-            self._functions = dict(self.retriever.model("exact").signatures)
-            default = self.retriever.model().signatures
-            searches, run = {TOP_K, RETRIEVE} & set(default), self.retriever.run
+            exact, default = self.retriever.index("exact"), self.retriever.index()
+            self._functions = dict(exact.model.signatures)
+            searches, run = {TOP_K, RETRIEVE} & set(default.model.signatures), self.retriever.run
             self._functions |= {name: partial(run, name) for name in searches}
-            self._functions[EMBEDDING_SEARCH] = self.retriever.embedding_search()
+            self._functions[EMBEDDING_SEARCH] = exact.signature
         protos = _dense_signatures(self.path / SAVED_MODEL)
         served = [name for name in self._functions if name in protos]
         signatures = {name: Signature.of(name, protos[name]) for name in served}

@@ -150,7 +150,7 @@ def test_the_changed_corpus_is_searched(live, shop, index, k):
 
 
 def test_an_index_gives_more_only_where_removed_ones_could_leave_too_few(live, shop, monkeypatch):
-    index, widths = live._index("scann"), []
+    index, widths = live.index("scann"), []
     wider = type(index).search_wider
     monkeypatch.setattr(
         type(index), "search_wider", lambda self, e, n: (widths.append(n), wider(self, e, n))[1]
@@ -264,7 +264,7 @@ def test_versions_share_a_base_and_answer_each_for_itself(shop, shop_bundle, nam
         loaded[number] = LoadedVersion(look_at(number, home / str(number)))
         loaded[number].warm_up(8)
     retrievers = {number: loaded[number].retriever for number in loaded}
-    assert retrievers[1].model("exact") is retrievers[3].model("exact")
+    assert retrievers[1].index("exact").model is retrievers[3].index("exact").model
     assert retrievers[4 - first].joins
     for number, best in ((1, sample.best_ids), (3, shop.best)):
         inputs = loaded[number].fit(name, inputs_of(name, sample))

@@ -146,7 +146,8 @@ def test_a_retriever_that_is_warmed_up_has_read_its_tables(small):
     assert {"encoded_ids", "query_row", "popularity"} <= set(read)
     assert {"_lookup", "_fields", "_lists"} <= set(vars(retriever.corpus.encoded_ids))
     assert retriever.corpus.query_ids(2) == ["query 0", "query 1"]
-    assert retriever.model("exact").signatures.keys() >= {"serving_default", "query_embedding"}
+    signatures = retriever.index("exact").model.signatures
+    assert signatures.keys() >= {"serving_default", "query_embedding"}
 
 
 FRESH = """

@@ -145,11 +145,11 @@ def test_an_index_is_asked_for_more_before_everything_is_scored(tree, clustered,
     assert np.mean(hits) > 18.5
     assert {len(result.scores) for result in results} == {20}
 
-    tree._index("scann").widest = 0  # a version that was published before there was wide_search
+    tree.index("scann").widest = 0  # a version that was published before there was wide_search
     try:
         results = tree.answer(request).results
     finally:
-        tree._index("scann").widest = 160
+        tree.index("scann").widest = 160
     assert exactly_searched[1] >= 1
     assert results[0].candidate_ids == sample.best_ids(0, barred)[:20]
 

@@ -206,13 +206,13 @@ def test_lookup_tables_go_with_the_version_and_only_with_it(small, unshared):
     first = load(small.version, index="exact")
     unshared()
     second = load(small.version, index="exact")
-    [mine] = tables(first.retriever.model("exact"))
-    [scanns] = tables(first.retriever.model("scann"))  # loaded when it was first asked for
+    [mine] = tables(first.retriever.index("exact").model)
+    [scanns] = tables(first.retriever.index("scann").model)  # loaded when it was first asked for
     first.close()
     for handle in (mine, scanns):
         with pytest.raises(tf.errors.NotFoundError):
             tf.raw_ops.LookupTableSizeV2(table_handle=handle)
-    [others] = tables(second.retriever.model("exact"))
+    [others] = tables(second.retriever.index("exact").model)
     assert tf.raw_ops.LookupTableSizeV2(table_handle=others) == 20
     outputs = second.run("query_embedding", {"query_id": names("query 3")})
     assert outputs["known"].all()
@@ -251,7 +251,7 @@ def test_what_is_closed_is_gone(small, unshared):
     unshared()
     loaded = load(small.version, index="scann")
     loaded.run("serving_default", {"query_id": names("query 1")})
-    models = [weakref.ref(loaded.retriever.model(index)) for index in ("exact", "scann")]
+    models = [weakref.ref(loaded.retriever.index(index).model) for index in ("exact", "scann")]
     retriever = weakref.ref(loaded.retriever)
     loaded.close()
     gc.collect()

@@ -636,7 +636,7 @@ def test_what_is_replaced_is_freed(small, models, start, monkeypatch, unshared):
         unshared()  # the versions are copies of one another
         version = load(self, model, files)
         inner = version.loaded
-        exact, scann = (inner.retriever.model(index) for index in ("exact", "scann"))
+        exact, scann = (inner.retriever.index(index).model for index in ("exact", "scann"))
         objects = [version, inner, inner.retriever, exact, scann]
         objects += tf.train.TrackableView(exact).descendants()  # the variables among them
         loaded.append([weakref.ref(part) for part in objects])
