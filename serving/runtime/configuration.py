@@ -112,7 +112,9 @@ class Configuration:
                 "it to serve what the configuration says."
             ) from error
         if not is_later:
-            self._forget_reload()
+            self._reload = b""
+            with contextlib.suppress(OSError):  # it is older than the file in any case
+                self._kept.unlink()
             return self._of_file
         _log.warning(
             "The last reload is in force, kept in %s; an edit of the configuration file ends it.",
@@ -173,10 +175,9 @@ class Configuration:
         on_disk = numbered_directories(path)
         if not on_disk:
             raise NotFound(f"Model {name!r} has no version on disk.")
-        for number in (*config.specific, *config.labels.values()):
-            if number not in on_disk:
-                there = ", ".join(map(str, sorted(on_disk)))
-                raise NotFound(f"Model {name!r} has no version {number}; there are: {there}.")
+        if missing := config.named - on_disk.keys():
+            there = ", ".join(map(str, sorted(on_disk)))
+            raise NotFound(f"Model {name!r} has no version {min(missing)}; there are: {there}.")
 
     def check_writable(self) -> None:
         """Raises FailedPrecondition where a reload could not be kept."""
@@ -204,11 +205,6 @@ class Configuration:
         write_atomically(self._kept, text)
         self._reload = text.encode()
         return True
-
-    def _forget_reload(self) -> None:
-        self._reload = b""
-        with contextlib.suppress(OSError):  # it is older than the file in any case
-            self._kept.unlink()
 
     def _read_reload(self) -> bytes:
         with contextlib.suppress(FileNotFoundError):
