@@ -99,11 +99,6 @@ class ModelManager:
             self._was_ready |= answers and all(done) and (wanted is None or wanted.is_adopted)
             return self._was_ready and answers
 
-    def wait_until_ready(self, seconds: float) -> bool:
-        """Waits at most so long; whether it is ready."""
-        with self._looked:
-            return self._looked.wait_for(lambda: self.ready, seconds)
-
     def reload(self, configs: Sequence[ModelConfig], wait_seconds: float = 0.0) -> None:
         """Serves these models and versions from now on; see `Service.reload`."""
         self._check_paths(configs)

@@ -97,12 +97,10 @@ class Service:
         }
         self.metrics.watched.ready = lambda: self.ready
 
-    def start(self, wait_seconds: float = 0) -> None:
-        """Starts to load versions and run batches; waits at most so long until it is ready."""
+    def start(self) -> None:
+        """Starts to load versions and run batches."""
         self._threads.start()
         self._manager.start()
-        if wait_seconds:
-            self._manager.wait_until_ready(wait_seconds)
 
     @property
     def ready(self) -> bool:

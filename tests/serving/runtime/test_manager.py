@@ -142,7 +142,7 @@ def ended(manager, version):
 def test_the_newest_version_is_served_and_a_newer_one_replaces_it(put, start):
     put(1, 3)
     manager = start()
-    assert manager.wait_until_ready(30)
+    until(lambda: manager.ready)
     assert answer(manager) == 3
     put(4)
     until(lambda: served(manager) == [4])
@@ -161,7 +161,7 @@ def test_new_models_are_found_and_what_is_no_model_is_not(put, start, models):
     (models / ".hidden" / "1").mkdir(parents=True)
     (models / "file").write_text("")
     manager = start()
-    assert manager.wait_until_ready(30)
+    until(lambda: manager.ready)
     assert list(manager.served.models) == ["adder"]
     put(2, name="other")
     until(lambda: served(manager, "other") == [2])
@@ -172,7 +172,7 @@ def test_new_models_are_found_and_what_is_no_model_is_not(put, start, models):
 def test_a_request_keeps_its_version_until_it_is_done(put, start):
     put(1)
     manager = start()
-    manager.wait_until_ready(30)
+    until(lambda: manager.ready)
     with manager.served.pinned("adder") as pinned:
         put(2)
         until(lambda: served(manager) == [2])
@@ -241,7 +241,7 @@ def test_broken_versions_are_reported_and_replace_nothing(start, library, models
         load=lambda name, files: LoadedAffine(files),
         on_change=lambda *change: changes.append(change[:2]),
     )
-    manager.wait_until_ready(30)
+    until(lambda: manager.ready)
     for number, damage in enumerate(BREAK.values(), start=2):
         broken = shutil.copytree(library / "2", home / ".broken")
         damage(broken)
@@ -271,7 +271,7 @@ def test_a_version_that_failed_is_tried_at_once_when_its_files_change(put, start
 
     home = put(1, 2)
     manager = start(load=load)
-    assert manager.wait_until_ready(30)
+    until(lambda: manager.ready)
     assert answer(manager) == 1
     told = manager.served.status("adder", 2)[0].error_message
     assert told == "RuntimeError: out of luck (it is tried again in 3600 s)"
@@ -307,7 +307,7 @@ def test_a_copy_under_way_is_waited_for(start, library, models):
     home = models / "adder"
     shutil.copytree(library / "1", home / "1")
     manager = start(load=lambda name, files: LoadedAffine(files))
-    manager.wait_until_ready(30)
+    until(lambda: manager.ready)
     for path in sorted((library / "2").rglob("*")):  # file by file, with looks in between
         target = home / "2" / path.relative_to(library / "2")
         if path.is_dir():
@@ -323,7 +323,7 @@ def test_a_copy_under_way_is_waited_for(start, library, models):
 def test_a_deleted_version_gives_way_only_where_another_can_answer(put, start):
     home = put(1, 2)
     manager = start()
-    manager.wait_until_ready(30)
+    until(lambda: manager.ready)
     assert answer(manager) == 2
     shutil.rmtree(home / "2")
     until(lambda: served(manager) == [1])
@@ -372,7 +372,7 @@ def test_a_model_without_versions_is_unloaded(put, start, models, caplog, config
     home = put(1)
     put(2, name="other")
     manager = start([ModelConfig("adder"), ModelConfig("other")] if configured else None)
-    manager.wait_until_ready(30)
+    until(lambda: manager.ready)
     until(lambda: served(manager) == [1])
     shutil.rmtree(home / "1")
     if not configured:
@@ -392,7 +392,7 @@ def test_a_model_without_versions_is_unloaded(put, start, models, caplog, config
 def test_a_disk_that_is_away_unloads_nothing(put, start, models, caplog, configured):
     home = put(1)
     manager = start([ModelConfig("adder")] if configured else None)
-    manager.wait_until_ready(30)
+    until(lambda: manager.ready)
     away = home if configured else models
     away.rename(away.with_name("away"))
     until(lambda: not configured or "what is served stays until there is one" in caplog.text)
@@ -415,7 +415,7 @@ def test_a_folder_that_cannot_be_listed_is_told_once(put, start, models, caplog,
 
     put(1)
     manager = start([ModelConfig("adder")] if configured else None)
-    manager.wait_until_ready(30)
+    until(lambda: manager.ready)
     with pytest.MonkeyPatch.context() as patch:
         for module in ("configuration", "model_versions"):
             patch.setattr(f"serving.runtime.{module}.numbered_directories", fail)
@@ -431,7 +431,7 @@ def test_a_folder_that_cannot_be_listed_is_told_once(put, start, models, caplog,
 def test_a_wanted_version_that_is_not_there_yet_unloads_nothing(put, start, tmp_path):
     put(1)
     manager = start([ModelConfig("adder")])
-    manager.wait_until_ready(30)
+    until(lambda: manager.ready)
     wanted = ModelConfig("adder", specific=(2,))
     write_config(tmp_path / "edited", [wanted]).rename(tmp_path / "models.config")
     for _ in range(10):
@@ -444,7 +444,7 @@ def test_a_wanted_version_that_is_not_there_yet_unloads_nothing(put, start, tmp_
 def test_what_is_not_there_is_told_with_what_is(put, start):
     put(1)
     manager = start()
-    manager.wait_until_ready(30)
+    until(lambda: manager.ready)
     with pytest.raises(NotFound, match="Model 'nobody' is not served; there are: adder"):
         answer(manager, "nobody")
     with pytest.raises(NotFound, match="Version 7 of model 'adder' is not served; there are: 1"):
@@ -479,7 +479,7 @@ def test_before_anything_is_loaded_the_service_is_unavailable(put, start):
         assert not manager.ready
     finally:
         going_on.set()
-    assert manager.wait_until_ready(30)
+    until(lambda: manager.ready)
 
 
 def test_policies_and_labels(put, start):
@@ -490,7 +490,7 @@ def test_policies_and_labels(put, start):
         ModelConfig("every", "", latest=0),
     ]
     manager = start(configs)
-    assert manager.wait_until_ready(30)
+    until(lambda: manager.ready)
     until(lambda: served(manager) == [1, 3, 4])  # the label keeps version 1
     until(lambda: served(manager, "every") == [1, 2, 3])  # ready once one of them is there
     assert answer(manager, label="stable") == 1
@@ -503,7 +503,7 @@ def test_policies_and_labels(put, start):
 def test_a_reload_rolls_back_and_forth(put, start):
     put(1, 2)
     manager = start()
-    manager.wait_until_ready(30)
+    until(lambda: manager.ready)
     pinned = ModelConfig("adder", specific=(1,), labels={"stable": 1})
     manager.reload([pinned], wait_seconds=30)
     assert answer(manager) == answer(manager, label="stable") == 1
@@ -522,7 +522,7 @@ def test_a_reload_adds_and_removes_models(put, start):
     put(2, name="other")
     put(3, name="third")
     manager = start([ModelConfig("adder"), ModelConfig("third")])
-    manager.wait_until_ready(30)
+    until(lambda: manager.ready)
     assert sorted(manager.served.models) == ["adder", "third"]
     manager.reload([ModelConfig("adder"), ModelConfig("other")], wait_seconds=30)
     assert answer(manager, "other") == 2
@@ -550,7 +550,7 @@ def test_a_reload_adds_and_removes_models(put, start):
 def test_a_reload_that_cannot_be_done_changes_nothing(put, start, config, error, message):
     put(1)
     manager = start()
-    manager.wait_until_ready(30)
+    until(lambda: manager.ready)
     with pytest.raises(error, match=message):
         manager.reload([ModelConfig("adder"), config], wait_seconds=30)
     put(2)
@@ -566,7 +566,7 @@ def test_a_reload_to_a_broken_version_says_why_and_keeps_the_good_one(put, start
 
     put(1, 2)
     manager = start(load=load)
-    manager.wait_until_ready(30)
+    until(lambda: manager.ready)
     put(3)
     pinned = ModelConfig("adder", specific=(3,))
     with pytest.raises(
@@ -585,7 +585,7 @@ def test_a_reload_that_takes_too_long_goes_on(put, start):
 
     put(1, 2)
     manager = start(load=load)
-    manager.wait_until_ready(30)
+    until(lambda: manager.ready)
     try:
         pinned = ModelConfig("adder", specific=(1,))
         manager.reload([pinned])
@@ -602,7 +602,7 @@ def test_the_file_of_the_operator_may_place_a_model_anywhere(put, start, models,
     put(1)
     (models / "adder").rename(tmp_path / "elsewhere")
     manager = start([ModelConfig("adder", str(tmp_path / "elsewhere"))])
-    assert manager.wait_until_ready(30)
+    until(lambda: manager.ready)
     manager.reload([ModelConfig("adder")], wait_seconds=30)  # an empty path leaves it there
     manager.reload([], wait_seconds=30)
     manager.reload([ModelConfig("adder", str(tmp_path / "elsewhere"))], wait_seconds=30)
@@ -616,7 +616,7 @@ def test_a_configured_model_that_is_missing_holds_up_readiness(put, start):
     assert not manager.ready
     assert answer(manager) == 1  # what is there answers all the same
     put(2, name="other")
-    assert manager.wait_until_ready(30)
+    until(lambda: manager.ready)
 
 
 def test_a_found_model_that_is_broken_does_not_hold_up_readiness(put, start, models):
@@ -624,7 +624,7 @@ def test_a_found_model_that_is_broken_does_not_hold_up_readiness(put, start, mod
     (models / "broken" / "1").mkdir(parents=True)
     (models / "broken" / "1" / "manifest.json").write_text("{")
     manager = start()
-    assert manager.wait_until_ready(30)
+    until(lambda: manager.ready)
     with pytest.raises(Unavailable, match="is not a manifest"):
         answer(manager, "broken")
 
@@ -635,7 +635,7 @@ def test_old_versions_are_pruned_but_none_that_is_needed(put, start):
     config = ModelConfig("adder", labels={"stable": 1})
     manager = start([config], prune_versions=2)
     until(lambda: not (home / "2").exists())
-    assert manager.wait_until_ready(30)
+    until(lambda: manager.ready)
     put(5)
     until(lambda: not (home / "3").exists())
     until(lambda: served(manager) == [1, 5])
@@ -647,7 +647,7 @@ def test_a_version_newer_than_what_is_served_is_never_pruned(put, start):
     home = put(1, 2, 3)
     pinned = ModelConfig("adder", specific=(1,))
     manager = start([pinned], prune_versions=1)
-    assert manager.wait_until_ready(30)
+    until(lambda: manager.ready)
     before = manager._wanted
     manager.reload([pinned], wait_seconds=30)
     assert manager._wanted is not before

@@ -80,6 +80,15 @@ def put(source, models, number, name="shop"):
     aside.rename(home / str(number))
 
 
+def ready(service):
+    """Starts a service, and waits until all that it is to serve can answer."""
+    service.start()
+    end = time.monotonic() + 60
+    while not (service.ready and all(model.settled for model in service._served.models.values())):
+        assert time.monotonic() < end
+        time.sleep(POLL)
+
+
 @pytest.fixture
 def start():
     made = []
@@ -87,8 +96,7 @@ def start():
     def start(models, **options):
         service = Service(ServeConfig(str(models), poll_seconds=POLL, **options))
         made.append(service)
-        service.start(60)
-        assert service.ready
+        ready(service)
         assert service.alive
         return service
 
@@ -112,7 +120,7 @@ X = {"x": np.zeros((1, 2), np.float32)}
 def shared(small):
     """A service of the small version that no test changes."""
     service = Service(ServeConfig(str(small.models), poll_seconds=POLL, index="exact", max_k=200))
-    service.start(60)
+    ready(service)
     yield service
     service.close()
 
