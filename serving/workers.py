@@ -185,6 +185,8 @@ def _work(config: ServeConfig, number: int, folder: Path, level: int) -> None:
             run_until_signalled(config, tell, lambda: _all_ready(config, folder))
         except ValueError as error:
             write_atomically(folder / _REFUSAL, str(error))
+            if _all_ready(config, folder):  # it takes the place of another one, and is not read
+                _log.error("Worker %d cannot start: %s", number, error)
             status = 2
     sys.stdout.flush()
     os._exit(status)  # no thread is waited for that loads a version or runs a batch

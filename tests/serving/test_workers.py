@@ -286,6 +286,21 @@ def test_workers_that_die_again_and_again_end_the_service(models):
 
 @pytest.mark.long
 @pytest.mark.clock
+def test_a_worker_that_cannot_take_the_place_of_another_one_says_why(models, tmp_path):
+    file = tmp_path / "models.config"
+    file.write_text('model_config_list { config { name: "twotower" } }')
+    with fleet(models, config_file=str(file)) as place:
+        pids = place.started().pids()
+        file.write_text("model_config_list {")  # which those that run go on without
+        os.kill(pids[0], signal.SIGKILL)
+        place.until(lambda: place.with_text("ended with status 2"))
+        [line, *_] = place.with_text("cannot start")
+        assert f"config_file {file} cannot be read" in json.loads(line)["message"]
+        assert place.ask()[0]
+
+
+@pytest.mark.long
+@pytest.mark.clock
 def test_workers_whose_supervisor_is_killed_end(models):
     with fleet(models) as place:
         pids = place.started().pids()
