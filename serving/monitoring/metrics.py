@@ -45,28 +45,31 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        self._requests = self._counter(
-            "twotower_requests", "Requests answered, by what was told.", "model", "api", "status"
+        counter = functools.partial(Counter, registry=self._registry)
+        histogram = functools.partial(Histogram, registry=self._registry, buckets=_SECONDS)
+        api = ("model", "api")
+        self._requests = counter(
+            "twotower_requests", "Requests answered, by what was told.", (*api, "status")
         )
-        self._seconds = self._histogram(
-            "twotower_request_seconds", "Time of good requests.", "model", "api", "entrypoint"
+        self._seconds = histogram(
+            "twotower_request_seconds", "Time of good requests.", (*api, "entrypoint")
         )
-        self._stages = self._histogram(
+        self._stages = histogram(
             "twotower_stage_seconds",
             "Time of the stages of a request: decode, queue, run, encode.",
-            *("model", "api", "stage"),
+            (*api, "stage"),
         )
-        self._batch_rows = self._histogram(
-            "twotower_batch_rows", "Rows that ran together.", "model", "api", buckets=_ROWS
+        self._batch_rows = histogram(
+            "twotower_batch_rows", "Rows that ran together.", api, buckets=_ROWS
         )
-        self._refusals = self._counter(
-            "twotower_refusals", "Requests refused, by reason.", "entrypoint", "reason"
+        self._refusals = counter(
+            "twotower_refusals", "Requests refused, by reason.", ("entrypoint", "reason")
         )
-        self._changes = self._counter(
-            "twotower_version_changes", "Versions loaded, failed, unloaded.", "model", "change"
+        self._changes = counter(
+            "twotower_version_changes", "Versions loaded, failed, unloaded.", ("model", "change")
         )
-        self._load_seconds = self._histogram(
-            "twotower_version_load_seconds", "Time to load and warm up a version.", "model"
+        self._load_seconds = histogram(
+            "twotower_version_load_seconds", "Time to load and warm up a version.", ["model"]
         )
         self._depth = Gauge(
             "twotower_queue_depth",
@@ -148,14 +151,6 @@ class Metrics:
         )
         tf_serving = "".join(f"{line}\n" for line in lines)
         return generate_latest(registry) + tf_serving.encode()
-
-    def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(name, text, labels, registry=self._registry)
-
-    def _histogram(
-        self, name: str, text: str, *labels: str, buckets: Sequence[float] = _SECONDS
-    ) -> Histogram:
-        return Histogram(name, text, labels, registry=self._registry, buckets=buckets)
 
 
 class _Watched(Collector):
