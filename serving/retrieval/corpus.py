@@ -78,21 +78,19 @@ class Base:
             base._users.add(user)
             return base
 
-    def leave(self, user: object) -> list[Any]:
-        """Frees what ScaNN holds outside Python, with the last user; the models nobody uses now."""
+    def leave(self, user: object) -> dict[str, Any]:
+        """Forgets a user; with the last one the models, which are returned to be freed."""
         with _lock, self.loading:
             self._users.discard(user)
             if self._users:
-                return []
+                return {}
             models = self.models
             self.models = {}
             for key in [key for key, base in _bases.items() if base is self]:
                 del _bases[key]
-        if "scann" in models:
-            models["scann"].release()
         if self._shared:  # others have mapped it, or write it again
             self._shared.unlink(missing_ok=True)
-        return list(models.values())
+        return models
 
     def _read_ids(self, key: str) -> EncodedIds:
         read = partial(read_raw_ids, self._files / schema.BUNDLE_CANDIDATE_IDS)

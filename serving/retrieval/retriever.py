@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -246,8 +247,12 @@ class Retriever:
         Call it after the last query.
         """
         self._indexes, self._functions = {}, {}
-        for model in self._base.leave(self):
+        models = self._base.leave(self)
+        for model in models.values():
             destroy_tables(model)
+        if "scann" in models:
+            with contextlib.suppress(tf.errors.OpError):  # it cannot be built, and was not
+                models["scann"].release()
 
     def index(self, name: str = "default") -> IndexSearch:
         """An index, loaded when it is first asked for; ValueError where it cannot be used here."""

@@ -247,6 +247,21 @@ def test_what_was_loaded_halfway_is_freed(small, tmp_path, monkeypatch, unshared
         tf.raw_ops.LookupTableSizeV2(table_handle=table)
 
 
+def test_a_searcher_that_cannot_be_built_keeps_no_tables(small, unshared):
+    unshared()
+    loaded = load(small.version, index="scann")
+    models = [loaded.retriever.index(index).model for index in ("exact", "scann")]
+    models[1].index._state.scann_config.assign([b"of another ScaNN"])
+    handles = [handle for model in models for handle in tables(model)]
+    with pytest.raises(tf.errors.OpError):
+        loaded.retriever.warm_up()
+    loaded.close()
+    assert len(handles) == 2
+    for handle in handles:
+        with pytest.raises(tf.errors.NotFoundError):
+            tf.raw_ops.LookupTableSizeV2(table_handle=handle)
+
+
 def test_what_is_closed_is_gone(small, unshared):
     unshared()
     loaded = load(small.version, index="scann")
