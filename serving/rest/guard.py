@@ -128,7 +128,7 @@ class Bodies:
     async def _whole(self, request: Request) -> bytearray:
         headers, pieces, key = request.headers, request.stream(), object()
         request.state.ending.callback(self.held.pop, key, None)
-        encoding = headers.get("content-encoding", "identity")
+        encoding = headers.get("content-encoding", "identity").lower()
         if encoding not in ("identity", "gzip"):
             raise Refused(415, "A body must be plain, or have the Content-Encoding gzip.")
         unpacking = zlib.decompressobj(16 + zlib.MAX_WBITS) if encoding == "gzip" else None

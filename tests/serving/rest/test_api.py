@@ -312,6 +312,7 @@ def test_a_gzip_body_is_taken_as_far_as_a_plain_one(server):
 
     assert compressed(gzip.compress(body)).json == plain.json
     assert compressed(gzip.compress(body.ljust(1 << 20))).json == plain.json
+    assert compressed(gzip.compress(body), "GZIP").json == plain.json
     for content, encoding, status, told in (
         (gzip.compress(bytes(1 << 24)), "gzip", 413, "at most 1 MB"),
         (gzip.compress(body)[:-9], "gzip", 400, "its end is missing"),
