@@ -53,15 +53,15 @@ class IndexSearch:
         num_candidates = len(corpus.vectors)
         self._first_added = num_candidates  # row
         self._added = tf.constant(np.ascontiguousarray(corpus.added.T))  # [D, A]
-        self.signature = self._search = model.signatures[served_model.EMBEDDING_SEARCH]
+        self.signature = model.signatures[served_model.EMBEDDING_SEARCH]
         if kind == "exact":
-            self.signature = self._search = _exact_search(corpus.vectors, k)
+            self.signature = _exact_search(corpus.vectors, k)
         self._wide_search = model.signatures.get(served_model.WIDE_SEARCH)
         self.widest = 0 if self._wide_search is None else min(_MAX_WIDENING * k, num_candidates)
         removed, self.spare = len(corpus.removed), 0
         if removed and self.widest:  # they are spread over the corpus, and 4 times as many come
             self.spare = min(16 + 4 * k * removed // num_candidates, removed, self.widest - k)
-        takes_leaves = served_model.LEAVES_TO_SEARCH in self._search.structured_input_signature[1]
+        takes_leaves = served_model.LEAVES_TO_SEARCH in self.signature.structured_input_signature[1]
         self._tuned = {served_model.LEAVES_TO_SEARCH: tf.constant(0)} if takes_leaves else {}
 
     def search(self, embeddings: np.ndarray, k: int) -> Hits:
@@ -71,7 +71,7 @@ class IndexSearch:
         """
         if self.spare and k + self.spare > self.k:
             return self.search_wider(embeddings, k + self.spare)
-        return self._run(self._search, embeddings, self._tuned)
+        return self._run(self.signature, embeddings, self._tuned)
 
     def search_wider(self, embeddings: np.ndarray, num_results: int) -> Hits:
         """As `search`, with `num_results` of the index, at most `widest`."""
@@ -90,7 +90,7 @@ class IndexSearch:
         def search(*inputs: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             queries = encoder(**dict(zip(specs, inputs, strict=True)))
             embedding = {served_model.EMBEDDING: queries[served_model.EMBEDDING]}
-            results = self._search(**embedding, **self._tuned)
+            results = self.signature(**embedding, **self._tuned)
             rows, scores = results[served_model.CANDIDATE_ROW], results[served_model.SCORE]
             is_result = queries[served_model.KNOWN][:, tf.newaxis] & (rows >= 0)
             return tf.where(is_result, rows, -1), tf.where(is_result, scores, 0.0)
