@@ -105,7 +105,9 @@ def draw_by_epoch(panels: dict[str, list[Line]], path: Path) -> None:
         axes.set_title(title, fontsize=10, loc="left")
         axes.set_xlabel("epoch")
         axes.set_ylabel("Recall@50, validation", fontsize=9)
-        axes.legend(frameon=False, fontsize=8)
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(low - (high - low) / 2, 0), high)  # room for the names
+        axes.legend(frameon=False, fontsize=8, loc="lower right")
         _plain(axes)
     figure.tight_layout()
     figure.savefig(path, dpi=100)
