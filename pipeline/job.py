@@ -63,8 +63,8 @@ def prepare(config: PrepareConfig, beam_arguments: list[str] | None = None) -> s
     config = with_partitions(config, stamps)
     tables = find_tables(config)
     for table in tables.values():
-        read_files[table.flag.strip("-")] = source_files(table.config)
-        stamps |= stamps_of(source_files(table.config))
+        of_table = read_files[table.flag.strip("-")] = source_files(table.config)
+        stamps |= stamps_of(of_table)
     with Staging(config.output, config.overwrite or config.dry_run, options) as staging:
         log.info("prepare: reading %d piece(s) of %s", len(pieces), config.source)
         ingest(pieces, read_files, config, staging)

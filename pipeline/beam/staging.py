@@ -29,9 +29,9 @@ _PARSING = threading.Lock()
 class Staging:
     """A context: `<output>.partial` while it is open; nothing of it when it ends early.
 
-    A second preparation of the same output waits for nobody: it is refused. So is one that would
-    replace what is no output. What a killed one left is removed by the next, even where that finds
-    the output finished. `options` are those of Beam, for the pipelines that run meanwhile.
+    It refuses to begin where another preparation of the output runs, and where the output is a
+    directory of something else. It removes what a killed preparation left, even where it finds the
+    output finished. `options` are those of Beam, for the pipelines that run meanwhile.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Staging:
 
 
 def _is_replaceable(path: Path) -> bool:
-    """Whether a directory is empty or has a manifest: such as that of the source has none."""
+    """Whether a directory is empty or has a manifest, which a directory of logs does not have."""
     names = {file.name for file in path.iterdir()} if path.is_dir() else {path.name}
     return not names or not names.isdisjoint(stores.MANIFESTS)
 

@@ -194,10 +194,10 @@ class Cbns(Ssl):
         log_q = tf.where(ids < 0, -float("inf"), self._popularity.of_ids(tf.maximum(ids, 0)))
         own = without_padding(self._popularity.of_batch(whole), whole)
         columns = at_least_float32(encoders.columns)
-        queued = tf.cast(self.queued(encoders), columns.dtype)
-        parts = (columns, queued), (own, log_q), (whole.candidate_ids, ids)
-        joined = (tf.concat(part, axis=0) for part in parts)
-        return weigh_rows(self._softmax(encoders, batch, *joined), batch)
+        columns = tf.concat([columns, tf.cast(self.queued(encoders), columns.dtype)], axis=0)
+        log_q = tf.concat([own, log_q], axis=0)
+        ids = tf.concat([whole.candidate_ids, ids], axis=0)
+        return weigh_rows(self._softmax(encoders, batch, columns, log_q, ids), batch)
 
     def queued(self, encoders: Encoders) -> tf.Tensor:
         """The embeddings of the queue, as they were in their own step: [Q, D], no gradient."""

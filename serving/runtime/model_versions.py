@@ -140,8 +140,10 @@ class ModelVersions:
 
     def _is_replaced(self, number: int, path: Path) -> bool:
         """Whether what is served was published anew with other content, under its number."""
-        manifest = self.available[number].files.manifest
-        return manifest is not None and look_at(number, path).manifest not in (None, manifest)
+        served = self.available[number].files
+        if served.manifest is None or served.is_unchanged():  # most looks end here: no file is read
+            return False
+        return look_at(number, path).manifest not in (None, served.manifest)
 
     def _look_at(self, number: int, path: Path) -> VersionFiles | None:
         """A version that can be loaded; None, with a status, where it cannot."""

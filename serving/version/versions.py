@@ -137,6 +137,10 @@ class VersionFiles:
     problem: str = ""  # why it cannot be loaded; "" where it can
     on_its_way: bool = False  # whether the problem is only that files are still missing
 
+    def is_unchanged(self) -> bool:
+        """Whether the files have the names, sizes and times that this look found."""
+        return _stamp(self.path) == self.stamp
+
 
 def look_at(number: int, path: Path, last_stamp: Hashable = None) -> VersionFiles:
     """Looks at the files of a version; `last_stamp` is that of the last look."""

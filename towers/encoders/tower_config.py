@@ -62,8 +62,8 @@ class TowerConfig:
     def __post_init__(self) -> None:
         for name in ("query_inputs", "candidate_inputs", "hidden"):
             value = getattr(self, name)
-            given = (value,) if isinstance(value, (str, int)) else tuple(value)
-            object.__setattr__(self, name, given)
+            values = (value,) if isinstance(value, (str, int)) else tuple(value)
+            object.__setattr__(self, name, values)
         require(self.tower in TOWERS, "tower", f"must be one of {TOWERS}", self.tower)
         for field in dataclasses.fields(TowerConfig):
             value = getattr(self, field.name)

@@ -145,8 +145,8 @@ class TwoTower(TrainedPair):
             got = type(batches).__name__
             raise ValueError(f"fit takes batches of pairs, model.fit(data.train(2048)), got {got}.")
         data, rows = getattr(batches, "of_data", (self.data, 0))
-        sizes = [(each.num_queries, each.num_candidates) for each in (data, self.data)]
-        if sizes[0] != sizes[1]:
+        of_batches = data.num_queries, data.num_candidates
+        if of_batches != (self.data.num_queries, self.data.num_candidates):
             raise ValueError("the model was made of other data: fit it to batches of those.")
         fit_to_memory(self, rows)
         if self.distribute_strategy.num_replicas_in_sync > 1:

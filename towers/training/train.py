@@ -248,8 +248,8 @@ def _callbacks(
     config: TrainConfig, data: RetrievalData, recorder: RunRecorder, chief: bool
 ) -> list[Any]:
     """Metrics before the recorder and TensorBoard, which read them from the logs."""
-    same = config.data, data.fingerprint, "run trained", "--run"
-    check = tf_keras.callbacks.LambdaCallback(on_epoch_begin=lambda *_: check_data(*same))
+    began_with = config.data, data.fingerprint, "run trained", "--run"
+    check = tf_keras.callbacks.LambdaCallback(on_epoch_begin=lambda *_: check_data(*began_with))
     callbacks: list[Any] = [check]
     if config.precision in ("tf32", "bfloat16"):
         callbacks.append(_tensor_float_32())

@@ -212,10 +212,10 @@ def test_a_large_source_has_more_ranges_of_ids(tmp_path):
         with file.open("wb") as handle:
             handle.truncate((1 << 30) + 1)  # takes no room on the disk
     config = PrepareConfig(source="log.csv", output="out")
-    stamps = [stamps_of(map(str, some)) for some in ([], files[:1], files)]
-    assert [with_partitions(config, some).partitions for some in stamps] == [16, 17, 33]
+    sources = [stamps_of(map(str, names)) for names in ([], files[:1], files)]
+    assert [with_partitions(config, stamps).partitions for stamps in sources] == [16, 17, 33]
     given = PrepareConfig(source="log.csv", output="out", partitions=3)
-    assert with_partitions(given, stamps[2]) is given
+    assert with_partitions(given, sources[2]) is given
 
 
 def test_a_footer_is_read_once_until_the_file_changes(log, tmp_path, monkeypatch):

@@ -93,7 +93,7 @@ def test_globs_and_directories_name_the_same_rows(local, tmp_path, pattern):
     assert remote_files.pop(schema.manifest_name("frequencies"))
     assert remote_files == files
     assert remote_inputs == inputs
-    names = [one["file"] for one in inputs]
+    names = [file["file"] for file in inputs]
     assert len(set(names)) == len(names)
     assert [name[:6] for name in names if "=" in name] == [f"day={day}/" for day in range(5)]
 
