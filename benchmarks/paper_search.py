@@ -46,7 +46,10 @@ SEARCHES: Mapping[tuple[str, str], tuple[Trial, ...]] = {
     ("adasir", "aobpr"): ({}, {"l2": 0.1}, {"l2": 0.001}),
     ("adasir", "adasir_u"): ({}, {"l2": 0.1}, {"l2": 0.001}),
     ("adasir", "adasir_w"): ({}, {"l2": 0.03}, {"l2": 0.06}, {"l2": 0.1}),
-    ("sdns", "bpr"): ({"learning_rate": 0.01}, {}, *_L2, {"learning_rate": 0.001}),
+    ("sdns", "bpr"): (
+        *({"learning_rate": 0.01}, {}, *_L2, {"learning_rate": 0.001}),
+        {"learning_rate": 0.001, "batch_l2": 1e-3},
+    ),
     ("sdns", "dns"): (
         *({}, {"learning_rate": 0.001}, {"learning_rate": 0.01}),
         *_L2,
@@ -59,6 +62,7 @@ SEARCHES: Mapping[tuple[str, str], tuple[Trial, ...]] = {
         *(_SOFT | {"soft_factor": factor} for factor in (0.2, 0.05, 0.4)),
         *({"soft_factor": 0.1, "learning_rate": rate} for rate in (0.005, 0.001)),
         *(_SOFT | pool for pool in _POOLS),
+        *(_SOFT | {"learning_rate": rate, "batch_l2": 1e-3} for rate in (0.005, 0.001)),
     ),
 }
 
