@@ -89,8 +89,10 @@ class ServeConfig:
         token = (admin and self.admin_token) or self.token
         if not token:
             return True
-        expected = [f"Bearer {secret}".encode() for secret in (token, self.admin_token or token)]
-        return any([hmac.compare_digest(authorization, header) for header in expected])
+        scheme, _, given = authorization.partition(b" ")
+        secrets = [secret.encode() for secret in (token, self.admin_token or token)]
+        is_known = any([hmac.compare_digest(given, secret) for secret in secrets])
+        return is_known and scheme.lower() == b"bearer"
 
     @property
     def max_rows(self) -> int:

@@ -29,10 +29,12 @@ from serving.settings import ServeConfig
 from serving.version.names import WORKERS_FOLDER
 
 _MAX_DEATHS, _DEATH_SECONDS = 8, 600.0  # more deaths in that time end the service
+_RETRY_SECONDS = 10.0  # until one that cannot start is tried again, where others serve
 _KILL_SECONDS = 15.0  # beyond its lame duck and drain, until a worker that hangs is killed
 _POLL_SECONDS = 0.1
 _DEATH_OF_PARENT = 1  # PR_SET_PDEATHSIG of `prctl`
 _REFUSAL = "refusal"  # file with the reason of a worker that cannot start
+_REFUSED = 2  # its exit status
 _log = logging.getLogger(__name__)
 
 
@@ -110,6 +112,7 @@ class _Workers:
         self._config, self._folder = config, folder
         self._processes: dict[int, BaseProcess] = {}
         self._deaths: list[float] = []
+        self._retry_at: dict[int, float] = {}
         self._are_announced = False
 
     def look(self, announce: Announce) -> bool:
@@ -129,8 +132,10 @@ class _Workers:
             return False
         context = multiprocessing.get_context("spawn")
         for number in set(range(self._config.workers)) - self._processes.keys():
+            if time.monotonic() < self._retry_at.get(number, 0.0):
+                continue
             level = logging.getLogger("serving").level
-            arguments = self._config, number, self._folder, level
+            arguments = self._config, number, self._folder, level, os.getpid()
             process = context.Process(target=_work, args=arguments, daemon=True)
             process.start()
             self._processes[number] = process
@@ -161,15 +166,20 @@ class _Workers:
             raise ValueError(refusal.read_text())
         mark_process_dead(process.pid, str(self._folder))
         now = time.monotonic()
-        self._deaths = [then for then in self._deaths if now - then < _DEATH_SECONDS] + [now]
+        if process.exitcode == _REFUSED and self._processes:
+            self._retry_at[number] = now + _RETRY_SECONDS
+        else:
+            self._deaths = [then for then in self._deaths if now - then < _DEATH_SECONDS] + [now]
         message = "Worker %d, process %s, ended with status %s: another one takes its place."
         _log.error(message, number, process.pid, process.exitcode)
 
 
-def _work(config: ServeConfig, number: int, folder: Path, level: int) -> None:
+def _work(config: ServeConfig, number: int, folder: Path, level: int, supervisor: int) -> None:
     """A worker, from the start of its process to the end; signals are blocked at the start."""
     os.setpgid(0, 0)  # what a terminal sends goes to the supervisor, who hands it on
     ctypes.CDLL(None).prctl(_DEATH_OF_PARENT, signal.SIGTERM)
+    if os.getppid() != supervisor:  # it died before this process asked to be told
+        return
     threads = max(1, len(os.sched_getaffinity(0)) // config.workers)
     os.environ.setdefault("TF_NUM_INTRAOP_THREADS", str(threads))
     os.environ[WORKERS_FOLDER] = str(folder)  # read when its package is imported
@@ -187,7 +197,7 @@ def _work(config: ServeConfig, number: int, folder: Path, level: int) -> None:
             write_atomically(folder / _REFUSAL, str(error))
             if _all_ready(config, folder):  # it takes the place of another one, and is not read
                 _log.error("Worker %d cannot start: %s", number, error)
-            status = 2
+            status = _REFUSED
     sys.stdout.flush()
     os._exit(status)  # no thread is waited for that loads a version or runs a batch
 

@@ -253,8 +253,9 @@ def check_bad(
                     collected.write(lines)
                     number += lines.count(b"\n")
     check_sum(f"bad rows of {config.source}", counts["bad"], {"dead letters": number})
+    kept = staging.destination.with_name(f"{staging.destination.name}.{name}")
+    kept.unlink(missing_ok=True)  # of an earlier run that failed
     if counts["bad"] > config.max_bad_share * counts["read"]:
-        kept = staging.destination.with_name(f"{staging.destination.name}.{name}")
         shutil.copyfile(path, kept)
         with open(path, encoding="utf-8") as file:
             first = file.readline().strip()

@@ -77,8 +77,6 @@ def write_snapshot(
         manifest.write(staging.out)
         staging.commit()
     snapshot = Snapshot(directory.resolve(), manifest)
-    # Of a run that failed under this number; its rows were read again.
-    snapshot.path.with_name(f"{snapshot.path.name}.{DEAD_LETTERS}").unlink(missing_ok=True)
     begun = previous is None or previous.path.parent != snapshot.path.parent
     snapshots.keep_newest(config.output, 1 if begun and config.overwrite else config.keep_snapshots)
     _tell(snapshot, len(inputs))

@@ -49,6 +49,8 @@ def test_a_token_comes_from_the_environment_and_is_not_shown(monkeypatch):
         ({"token": "s3cret ñ"}, "Bearer s3cret ñ".encode(), (True, True)),
         ({"token": "s3cret ñ"}, b"Bearer s3cret", (False, False)),
         ({"token": "s3cret"}, b"s3cret", (False, False)),
+        ({"token": "s3cret"}, b"bearer s3cret", (True, True)),
+        ({"token": "s3cret"}, b"Basic s3cret", (False, False)),
         ({"token": "s3cret"}, b"", (False, False)),
         ({"admin_token": "adm1n"}, b"", (True, False)),
         ({"admin_token": "adm1n"}, b"Bearer adm1n", (True, True)),

@@ -29,11 +29,13 @@ START = """
 import json
 import logging
 import sys
+from serving import workers
 from serving.settings import ServeConfig
-from serving.workers import serve
 logging.getLogger("serving").setLevel(logging.INFO)
+settings = json.loads(sys.argv[1])
+workers._RETRY_SECONDS, workers._MAX_DEATHS = 0.5, settings.pop("max_deaths", 8)
 try:
-    sys.exit(serve(ServeConfig(**json.loads(sys.argv[1]))))
+    sys.exit(workers.serve(ServeConfig(**settings)))
 except ValueError as error:
     print(f"refused: {error}", flush=True)
     sys.exit(2)
@@ -53,7 +55,7 @@ class Fleet:
             cwd=ROOT,
         )
         self.lines = []
-        self._reading = threading.Thread(target=self._read)
+        self._reading = threading.Thread(target=self._read, daemon=True)
         self._reading.start()
 
     def _read(self):
@@ -157,12 +159,11 @@ def test_all_answer_and_their_metrics_are_summed(shared, small):
 
 
 def counted(pid):
-    """The file in which a process counts its requests."""
-    links = Path(f"/proc/{pid}/map_files")
-    with contextlib.suppress(PermissionError):
-        paths = {os.readlink(link) for link in links.iterdir()}
-        return {path for path in paths if path.endswith(f"counter_{pid}.db")}
-    text = Path(f"/proc/{pid}/maps").read_text()
+    """The file in which a process counts its requests; none where it is gone."""
+    try:
+        text = Path(f"/proc/{pid}/maps").read_text()
+    except OSError:
+        return set()
     return {line.split()[-1] for line in text.splitlines() if f"counter_{pid}.db" in line}
 
 
@@ -289,14 +290,17 @@ def test_workers_that_die_again_and_again_end_the_service(models):
 def test_a_worker_that_cannot_take_the_place_of_another_one_says_why(models, tmp_path):
     file = tmp_path / "models.config"
     file.write_text('model_config_list { config { name: "twotower" } }')
-    with fleet(models, config_file=str(file)) as place:
+    content = file.read_text()
+    with fleet(models, config_file=str(file), max_deaths=2) as place:
         pids = place.started().pids()
         file.write_text("model_config_list {")  # which those that run go on without
-        os.kill(pids[0], signal.SIGKILL)
-        place.until(lambda: place.with_text("ended with status 2"))
-        [line, *_] = place.with_text("cannot start")
+        os.kill(pids[0], signal.SIGKILL)  # the one death that counts
+        place.until(lambda: len(place.with_text("ended with status 2")) > 1)
+        line = place.with_text("cannot start")[0]
         assert f"config_file {file} cannot be read" in json.loads(line)["message"]
         assert place.ask()[0]
+        file.write_text(content)
+        place.until(lambda: sum(bool(counted(pid)) for pid in place.pids()) == WORKERS)
 
 
 @pytest.mark.long
@@ -304,6 +308,16 @@ def test_a_worker_that_cannot_take_the_place_of_another_one_says_why(models, tmp
 def test_workers_whose_supervisor_is_killed_end(models):
     with fleet(models) as place:
         pids = place.started().pids()
+        place.process.kill()
+        place.process.wait(SECONDS)
+        place.until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
+
+
+@pytest.mark.long
+@pytest.mark.clock
+def test_workers_whose_supervisor_is_killed_at_their_start_end(models):
+    with fleet(models) as place:
+        pids = place.until(place.pids)
         place.process.kill()
         place.process.wait(SECONDS)
         place.until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))

@@ -298,6 +298,7 @@ def test_from_the_command_line(tmp_path, capsys, caplog):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["log.csv", "out.dead_letters.jsonl"]
     assert twotower.main([*arguments, str(out), "--max_bad_share", "0.2"]) == 0
     assert counted(out) == {"tea": 6, "milk": 3, "jam": 1}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["log.csv", "out"]
     letters = [json.loads(line) for line in (out / "_dead_letters.jsonl").open()]
     assert [(one["row"], one["reason"]) for one in letters] == [
         (11, "item_id is missing"),
