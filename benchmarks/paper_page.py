@@ -25,11 +25,11 @@ def render() -> str:
         "deviation over seeds. Bold: not below it. A value more than 3 % below it carries a `▼`. "
         "Metrics are means over all test users of the ranking of the whole corpus, train items "
         "left out; `ndcg_xir` is what the code of XIR and BMNS calls NDCG.\n",
+        summary(),
     ]
     for (name, dataset), table in TABLES.items():
         path = results_of(name, dataset)
-        rows = [row for row in rows_of(path) if row["method"] in (POPULARITY, *table.rows)]
-        parts.append(section(table, dataset, rows, path))
+        parts.append(section(table, dataset, rows_of(path), path))
         parts += trials(name, dataset)
         if (name, dataset) == ("adasir", "gowalla"):
             parts += phases()
@@ -43,6 +43,27 @@ def render() -> str:
     return "\n".join([*parts, evaluations()])
 
 
+def summary() -> str:
+    """How many rows of each published table come out as published."""
+    lines = ["How many rows have every published value within 3 %, or above it:\n"]
+    lines += ["| table | rows | as published | further below |", "|" + " --- |" * 4]
+    for (name, dataset), table in TABLES.items():
+        groups = longest_runs(table, rows_of(results_of(name, dataset)))
+        below = {
+            method: any(
+                statistics.mean(row["metrics"][metric] for row in rows) < _CLOSE * value
+                for metric, value in table.rows[method].paper.items()
+            )
+            for method, rows in groups.items()
+            if method != POPULARITY and table.rows[method].paper
+        }
+        if below:
+            texts = [f"`{method}`" for method, is_below in below.items() if is_below]
+            good = len(below) - len(texts)
+            lines.append(f"| {table.title} | {len(below)} | {good} | {', '.join(texts)} |")
+    return "\n".join(lines) + "\n"
+
+
 def noted() -> dict[str, str]:
     """ "table dataset" → what is to be said about it."""
     parts = NOTES.read_text().split("\n## ")[1:]
@@ -51,13 +72,7 @@ def noted() -> dict[str, str]:
 
 def section(table: Table, dataset: str, rows: list[dict[str, Any]], path: Path) -> str:
     """One table, its settings, and what has not been run; of each method the longest runs."""
-    longest: dict[str, int] = {}
-    for row in rows:
-        longest[row["method"]] = max(row["epochs"], longest.get(row["method"], 0))
-    rows = [row for row in rows if stopped(row) or row["epochs"] == longest[row["method"]]]
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault(row["method"], []).append(row)
+    groups = longest_runs(table, rows)
     lines = [f"## {table.title}\n", f"In brackets: {table.paper}.\n"]
     if groups or table.published:
         heads = ["method", "epochs", "seeds", *table.metrics, "CPU minutes"]
@@ -70,7 +85,8 @@ def section(table: Table, dataset: str, rows: list[dict[str, Any]], path: Path) 
             lines.append(f"| {' | '.join([method, 'not built', '–', *values, '–'])} |")
         lines.append("")
     if groups:
-        own = [row for row in rows if row["method"] != POPULARITY] or rows
+        own = [row for name, shown in groups.items() if name != POPULARITY for row in shown]
+        own = own or groups[POPULARITY]
         newest = max(own, key=lambda row: row["date"])
         machine = newest.get("processor", "processor not noted")
         lines.append(
@@ -82,6 +98,21 @@ def section(table: Table, dataset: str, rows: list[dict[str, Any]], path: Path) 
         hours = costs(table, dataset, missing)
         lines.append(f"Not run, with the estimated CPU hours of a seed: {hours}.\n")
     return "\n".join(lines)
+
+
+def longest_runs(table: Table, rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Method → its runs that a table shows: those of the most epochs, or that validation ended."""
+    longest: dict[str, int] = {}
+    for row in rows:
+        longest[row["method"]] = max(row["epochs"], longest.get(row["method"], 0))
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        method = row["method"]
+        if method in (POPULARITY, *table.rows) and (
+            stopped(row) or row["epochs"] == longest[method]
+        ):
+            groups.setdefault(method, []).append(row)
+    return groups
 
 
 def stopped(row: dict[str, Any]) -> bool:

@@ -82,6 +82,19 @@ def test_a_table_has_its_seeds_what_is_not_built_and_what_is_missing():
     assert "| `bpr` | 6-8 | 2 |" in section(table, "gowalla", ended, path)
 
 
+def test_the_page_says_which_rows_are_below_the_papers(monkeypatch):
+    paper = {"recall@50": 0.2, "ndcg@50": 0.1}
+    rows = {"bpr": Row(paper=paper), "dns": Row(paper=paper), "warp": Row()}
+    found = [result(metrics={"recall@50": r, "ndcg@50": 0.1}) for r in (0.195, 0.192)]
+    found += [result(method="dns", metrics={"recall@50": 0.194, "ndcg@50": 0.0969})]
+    found += [result(method=name) for name in ("warp", "popularity")]
+    monkeypatch.setattr(paper_page, "TABLES", {("sdns", "tmall"): Table("Title", "", {}, (), rows)})
+    monkeypatch.setattr(paper_page, "rows_of", lambda path: found)
+    assert "| Title | 2 | 0 | `bpr`, `dns` |" in paper_page.summary()
+    found[0]["metrics"]["recall@50"] = found[1]["metrics"]["recall@50"] = 0.1941
+    assert "| Title | 2 | 1 | `dns` |" in paper_page.summary()
+
+
 def test_the_page_has_the_phases_of_adasir_beside_those_of_the_paper(monkeypatch, tmp_path):
     path = tmp_path / "paper_phases.json"
     monkeypatch.setattr(paper_page, "PHASES", path)
