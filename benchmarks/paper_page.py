@@ -112,6 +112,8 @@ def longest_runs(table: Table, rows: Sequence[dict[str, Any]]) -> dict[str, list
             stopped(row) or row["epochs"] == longest[method]
         ):
             groups.setdefault(method, []).append(row)
+    if POPULARITY in groups:  # one for runs with a validation part, and one for those without
+        del groups[POPULARITY][1:]
     return groups
 
 

@@ -48,7 +48,7 @@ SEARCHES: Mapping[tuple[str, str], tuple[Trial, ...]] = {
     ("adasir", "adasir_w"): ({}, {"l2": 0.03}, {"l2": 0.06}, {"l2": 0.1}),
     ("sdns", "bpr"): (
         *({"learning_rate": 0.01}, {}, *_L2, {"learning_rate": 0.001}),
-        {"learning_rate": 0.001, "batch_l2": 1e-3},
+        {"learning_rate": 0.01, "batch_l2": 1e-2},
     ),
     ("sdns", "dns"): (
         *({}, {"learning_rate": 0.001}, {"learning_rate": 0.01}),
