@@ -378,7 +378,7 @@ TABLES: Mapping[tuple[str, str], Table] = {
                 "bpr": Row({"batch_l2": 1e-3}, {}, _hard(*uniform)),
                 "dns": Row({"batch_l2": 1e-2}, {"num_negatives": 16}, _hard(*dns)),
                 "soft_bpr": Row(
-                    {"learning_rate": 0.01, "batch_l2": 1e-3},
+                    {"learning_rate": 0.01 if name == "tmall" else 0.005, "batch_l2": 1e-3},
                     {"num_negatives": 16, "soft_factor": 0.1},
                     _hard(*soft),
                 ),
