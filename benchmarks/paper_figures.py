@@ -107,7 +107,7 @@ def draw_by_epoch(panels: dict[str, list[Line]], path: Path) -> None:
         axes.set_ylabel("Recall@50, validation", fontsize=9)
         low, high = axes.get_ylim()
         axes.set_ylim(max(low - (high - low) / 2, 0), high)  # room for the names
-        axes.legend(frameon=False, fontsize=8, loc="lower right")
+        axes.legend(facecolor="white", edgecolor="none", fontsize=8, loc="lower right")
         _plain(axes)
     figure.tight_layout()
     figure.savefig(path, dpi=100)
