@@ -51,7 +51,7 @@ def summary() -> str:
         groups = longest_runs(table, rows_of(results_of(name, dataset)))
         below = {
             method: any(
-                statistics.mean(row["metrics"][metric] for row in rows) < _CLOSE * value
+                is_below([row["metrics"][metric] for row in rows], value)
                 for metric, value in table.rows[method].paper.items()
             )
             for method, rows in groups.items()
@@ -108,9 +108,8 @@ def longest_runs(table: Table, rows: Sequence[dict[str, Any]]) -> dict[str, list
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         method = row["method"]
-        if method in (POPULARITY, *table.rows) and (
-            stopped(row) or row["epochs"] == longest[method]
-        ):
+        is_shown = stopped(row) or row["epochs"] == longest[method]
+        if is_shown and method in (POPULARITY, *table.rows):
             groups.setdefault(method, []).append(row)
     if POPULARITY in groups:  # one for runs with a validation part, and one for those without
         del groups[POPULARITY][1:]
@@ -244,9 +243,14 @@ def cell(values: list[float], paper: float | None) -> str:
         text += f" ± {statistics.stdev(values):.4f}".replace("0.", ".", 1)
     if paper is None:
         return text
-    mark = "▼" if mean < _CLOSE * paper else ""
+    mark = "▼" if is_below(values, paper) else ""
     text = f"**{text}**" if mean >= paper else f"{text}{mark}"
     return f"{text} ({digits(paper)})"
+
+
+def is_below(values: list[float], paper: float) -> bool:
+    """Whether the mean of ours is not near the published value."""
+    return statistics.mean(values) < _CLOSE * paper
 
 
 def digits(value: float) -> str:

@@ -6,9 +6,8 @@
 The trials of a row stand in SEARCHES, in the order of their running; each is what differs from the
 settings of the table and the options of the row. A trial ends --patience epochs after the best
 Recall@50 on validation, at most after --epochs. The test split is not read. Directories are as in
-`benchmarks.paper_tables`: a command that was killed goes on where it stopped, and every trial is
-written as it ends, to
-`benchmarks/results/paper_search_<table>_<dataset>.json` as it ends. What wins goes by hand into
+`benchmarks.paper_tables`: a command that was killed goes on where it stopped. A trial is written as
+it ends, to `benchmarks/results/paper_search_<table>_<dataset>.json`. What wins goes by hand into
 `benchmarks.paper_settings`; the page shows all trials.
 """
 

@@ -146,7 +146,6 @@ _BEST = {
     64: {"recall@20": 0.2121, "ndcg@20": 0.1709},
 }
 
-
 TABLES: Mapping[tuple[str, str], Table] = {
     ("bmns", "gowalla"): Table(
         "Batch-Mix Negative Sampling, Gowalla",
