@@ -76,7 +76,8 @@ def test_candidates_without_train_rows_give_no_nan(method):
 MASKED = {"block_size": 4, "mask_accidental_hits": True}
 COMPILED = [
     *((name, {}) for name in sorted(METHODS)),
-    *((name, MASKED) for name in ("ssl_pop", "cbns", "mns", "bir", "xir", "bmns", "sl_at_k")),
+    *((name, MASKED) for name in ("ssl_pop", "cbns", "mns", "bir", "bmns", "sl_at_k")),
+    ("xir", MASKED | {"cache_size": 30}),
     ("ssl_pop", {"positive_correction": True, "block_size": 4}),
     ("full_softmax", {"block_size": 4}),
     ("bir", {"draws": "independent", "weights": "importance"}),
