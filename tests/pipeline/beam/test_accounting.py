@@ -170,7 +170,8 @@ def outcomes(job, work, tmp_path, copies=0, at_end=False, every=1):
     ("job", "every"),
     [
         pytest.param("count", 12, id="count"),
-        *(pytest.param(job, 12, marks=pytest.mark.long) for job in JOBS if job != "count"),
+        pytest.param("prepare", 12, marks=pytest.mark.long),  # ten times as long as another job
+        *(pytest.param(job, 4, marks=pytest.mark.long) for job in JOBS if job != "prepare"),
         *(pytest.param(job, 1, marks=pytest.mark.soak) for job in JOBS),
     ],
 )
