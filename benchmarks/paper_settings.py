@@ -373,22 +373,20 @@ TABLES: Mapping[tuple[str, str], Table] = {
             | {"tower": "light_gcn", "num_layers": 3, "dim": 64, "init_stddev": 0.1}
             | {"learning_rate": 0.005, "l2": 0.0, "exclude_seen_negatives": True},
             ("recall@50", "ndcg@50"),
-            {
-                "bpr": Row({"batch_l2": 1e-3}, {}, _hard(*uniform)),
-                "dns": Row({"batch_l2": 1e-2}, {"num_negatives": 16}, _hard(*dns)),
-                "soft_bpr": Row(
-                    {"learning_rate": 0.01 if name == "tmall" else 0.005, "batch_l2": 1e-3},
-                    {"num_negatives": 16, "soft_factor": 0.1},
-                    _hard(*soft),
-                ),
-            }
+            (
+                rows := {
+                    "bpr": Row({"batch_l2": 1e-3}, {}, _hard(*uniform)),
+                    "dns": Row({"batch_l2": 1e-2}, {"num_negatives": 16}, _hard(*dns)),
+                    "soft_bpr": Row(
+                        {"learning_rate": 0.01 if name == "tmall" else 0.005, "batch_l2": 1e-3},
+                        {"num_negatives": 16, "soft_factor": 0.1},
+                        _hard(*soft),
+                    ),
+                }
+            )
             | {
-                f"{method}, ngcf": Row({"tower": "ngcf"}, options, {}, method)
-                for method, options in (
-                    ("bpr", {}),
-                    ("dns", {"num_negatives": 16}),
-                    ("soft_bpr", {"num_negatives": 16, "soft_factor": 0.2}),
-                )
+                f"{method}, ngcf": Row({**row.settings, "tower": "ngcf"}, row.options, {}, method)
+                for method, row in rows.items()
             },
             published={
                 name: _hard(*values)
