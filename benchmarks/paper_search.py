@@ -63,6 +63,10 @@ SEARCHES: Mapping[tuple[str, str], tuple[Trial, ...]] = {
         *(_SOFT | pool for pool in _POOLS),
         *(_SOFT | {"learning_rate": rate, "batch_l2": 1e-3} for rate in (0.005, 0.001)),
     ),
+    ("sdns", "bpr, ngcf"): (
+        *({"batch_l2": 1e-2}, {"learning_rate": 0.001, "batch_l2": 1e-2}),
+        *({"learning_rate": 0.001}, {}),
+    ),
 }
 
 
