@@ -135,10 +135,14 @@ def run_trial(options: argparse.Namespace, trial: Trial) -> None:
 
 
 def changed(row: Row, trial: Trial) -> Row:
-    """The row of a trial: what won stands in the settings of a row, and is no part of others."""
+    """The row of a trial: what won stands in the settings of a row, and is no part of others.
+
+    The tower stays: no trial chooses it.
+    """
     options = {name: value for name, value in trial.items() if name in _OPTIONS}
     settings = {name: value for name, value in trial.items() if name not in _OPTIONS}
-    return Row(settings, {**row.options, **options}, row.paper, row.method)
+    tower = {name: value for name, value in row.settings.items() if name == "tower"}
+    return Row(tower | settings, {**row.options, **options}, row.paper, row.method)
 
 
 def name_of(trial: Trial) -> str:
