@@ -63,10 +63,6 @@ SEARCHES: Mapping[tuple[str, str], tuple[Trial, ...]] = {
         *(_SOFT | pool for pool in _POOLS),
         *(_SOFT | {"learning_rate": rate, "batch_l2": 1e-3} for rate in (0.005, 0.001)),
     ),
-    ("sdns", "bpr, ngcf"): (
-        *({"batch_l2": 1e-2}, {"learning_rate": 0.001, "batch_l2": 1e-2}),
-        *({"learning_rate": 0.001}, {}),
-    ),
 }
 
 
@@ -135,14 +131,10 @@ def run_trial(options: argparse.Namespace, trial: Trial) -> None:
 
 
 def changed(row: Row, trial: Trial) -> Row:
-    """The row of a trial: what won stands in the settings of a row, and is no part of others.
-
-    The tower stays: no trial chooses it.
-    """
+    """The row of a trial: what won stands in the settings of a row, and is no part of others."""
     options = {name: value for name, value in trial.items() if name in _OPTIONS}
     settings = {name: value for name, value in trial.items() if name not in _OPTIONS}
-    tower = {name: value for name, value in row.settings.items() if name == "tower"}
-    return Row(tower | settings, {**row.options, **options}, row.paper, row.method)
+    return Row(settings, {**row.options, **options}, row.paper, row.method)
 
 
 def name_of(trial: Trial) -> str:

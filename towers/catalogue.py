@@ -41,7 +41,7 @@ _TOWERS = {  # name → what an embedding is, the paper, what it costs
         "each step passes over all train rows, 4 · num_layers times",
     ),
     "ngcf": (
-        "layers of messages with weights, side by side: (num_layers + 1) · dim numbers",
+        "layers of messages with weights, scaled, side by side: (num_layers + 1) · dim numbers",
         "Wang et al., SIGIR 2019",
         "as light_gcn, and products of matrices",
     ),

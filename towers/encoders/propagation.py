@@ -119,11 +119,12 @@ class Ngcf(Propagation):
 
     Wang et al., SIGIR 2019, doi:10.1145/3331184.3331267, eq. (7)-(9), with L = D^-1/2 A D^-1/2:
         E^(l) = LeakyReLU((L + I) E^(l-1) W1 + (L E^(l-1) ∘ E^(l-1)) W2)
-        e = e^(0) || e^(1) || … || e^(L), so the embeddings have (L + 1) · D numbers
+        e = e^(0) || e^(1) / |e^(1)| || … || e^(L) / |e^(L)|, of (L + 1) · D numbers
 
-    Differs: no dropout of messages or nodes. The published code adds a bias
-    to both terms, passes each through a LeakyReLU of its own, and scales every layer but the first
-    to length 1 before they are put side by side.
+    The lengths are those of the published code; the paper has e^(l) itself there, with which scores
+    grow and overfit within four epochs (docs/paper_tables.md, Tmall). Differs from both: no dropout
+    of messages or nodes. The published code also adds a bias to both terms, and passes each through
+    a LeakyReLU of its own.
     """
 
     def __init__(
@@ -131,7 +132,7 @@ class Ngcf(Propagation):
     ) -> None:
         super().__init__(graph, dim, num_layers, **kwargs)
         self.dim = (num_layers + 1) * dim
-        for number, name in enumerate(("sum_weights", "product_weights"), 1):
+        for number, name in enumerate(("sum_kernel", "product_kernel"), 1):
             for layer in range(num_layers):
                 initial = glorot((seed, 100 * number + layer))
                 weight = self.add_weight(f"{name}_{layer}", (dim, dim), initializer=initial)
@@ -141,14 +142,14 @@ class Ngcf(Propagation):
         to_queries, to_candidates = self.graph.messages()
         query_layers, candidate_layers = [queries], [candidates]
         for layer in range(self.num_layers):
-            by_sum = getattr(self, f"sum_weights_{layer}")
-            by_product = getattr(self, f"product_weights_{layer}")
+            by_sum = getattr(self, f"sum_kernel_{layer}")
+            by_product = getattr(self, f"product_kernel_{layer}")
             queries, candidates = (
                 _combine(queries, to_queries(candidates), by_sum, by_product),
                 _combine(candidates, to_candidates(queries), by_sum, by_product),
             )
-            query_layers.append(queries)
-            candidate_layers.append(candidates)
+            query_layers.append(tf.math.l2_normalize(queries, axis=1))
+            candidate_layers.append(tf.math.l2_normalize(candidates, axis=1))
         return tf.concat(query_layers, axis=1), tf.concat(candidate_layers, axis=1)
 
 

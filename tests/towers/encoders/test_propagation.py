@@ -40,17 +40,17 @@ def light_gcn(matrix, nodes, num_layers):
 
 
 def ngcf(matrix, nodes, weights):
-    layers = [nodes]
+    own, layers = nodes, [nodes]
     for by_sum, by_product in weights:
-        own = layers[-1]
         message = (matrix + np.eye(len(matrix))) @ own @ by_sum + (matrix @ own * own) @ by_product
-        layers.append(np.where(message > 0, message, 0.2 * message))
+        own = np.where(message > 0, message, 0.2 * message)
+        layers.append(own / np.linalg.norm(own, axis=1, keepdims=True))
     return np.concatenate(layers, axis=1)
 
 
 def weights_of(layer):
     return [
-        (getattr(layer, f"sum_weights_{n}"), getattr(layer, f"product_weights_{n}"))
+        (getattr(layer, f"sum_kernel_{n}"), getattr(layer, f"product_kernel_{n}"))
         for n in range(layer.num_layers)
     ]
 
@@ -129,7 +129,7 @@ def test_gradients_of_ngcf_are_finite_differences(segments):
     with tf.GradientTape() as tape:
         tape.watch(watched)
         found = tf.concat(layer(watched), axis=0)
-    sources = [*watched, layer.sum_weights_0, layer.product_weights_1]
+    sources = [*watched, layer.sum_kernel_0, layer.product_kernel_1]
     upstream_given = tf.constant(upstream, tf.float32)
     gradients = tape.gradient(found, sources, output_gradients=upstream_given)
 
