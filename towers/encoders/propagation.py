@@ -132,6 +132,7 @@ class Ngcf(Propagation):
     ) -> None:
         super().__init__(graph, dim, num_layers, **kwargs)
         self.dim = (num_layers + 1) * dim
+        # Runs of layers without lengths called them "…_weights": with these names they are refused.
         for number, name in enumerate(("sum_kernel", "product_kernel"), 1):
             for layer in range(num_layers):
                 initial = glorot((seed, 100 * number + layer))
