@@ -142,6 +142,7 @@ class Method(tf.Module):
 
     def update(self, batch: Batch) -> None:
         """Writes what a method remembers of a batch; called after its training step."""
+        return  # as in `refresh`
 
     def end_epoch(self, encoders: Encoders) -> None:
         """Writes what a method renews between epochs; `query` and `positive` are empty there."""

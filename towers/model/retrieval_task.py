@@ -74,7 +74,6 @@ class RetrievalTask(tfrs.tasks.Retrieval):
     ) -> None:
         require(temperature > 0, "temperature", "above 0", temperature)
         super().__init__(
-            loss=self._given_loss,
             metrics=metrics,
             batch_metrics=batch_metrics,
             loss_metrics=loss_metrics,
@@ -97,7 +96,6 @@ class RetrievalTask(tfrs.tasks.Retrieval):
         self._num_candidates, self._seed = num_candidates, seed
         with tf.device(HOST):
             self.iteration = state_variable(tf.constant(0, tf.int64), "iteration")
-        self._loss_of_call: tf.Tensor | None = None
 
     def call(
         self,
@@ -146,15 +144,18 @@ class RetrievalTask(tfrs.tasks.Retrieval):
         elif training:
             with tf.control_dependencies([loss]):
                 self._remember(batch)
-        self._loss_of_call = loss
-        return super().call(
-            query_embeddings,
-            candidate_embeddings,
-            sample_weight=sample_weight,
-            candidate_ids=candidate_ids,
-            compute_metrics=compute_metrics,
-            compute_batch_metrics=compute_batch_metrics,
-        )
+        # Not by TFRS's `call`, which fails in the rare process where AutoGraph cannot convert it.
+        for metric in self._loss_metrics:
+            metric.update_state(loss)
+        if compute_metrics:
+            known = {"true_candidate_ids": candidate_ids, "sample_weight": sample_weight}
+            for metric in self._factorized_metrics:
+                metric.update_state(query_embeddings, candidate_embeddings, **known)
+        if compute_batch_metrics and self._batch_metrics:
+            scores = tf.matmul(encoders.query, candidate_embeddings, transpose_b=True)
+            for metric in self._batch_metrics:
+                metric.update_state(tf.eye(tf.shape(scores)[0]), scores, sample_weight)
+        return loss
 
     def end_epoch(self) -> None:
         """Tells the method that an epoch has ended; only methods renewed by epoch notice."""
@@ -166,12 +167,6 @@ class RetrievalTask(tfrs.tasks.Retrieval):
     def _remember(self, batch: Batch) -> None:
         self.method.update(batch)
         self.iteration.assign_add(1)
-
-    def _given_loss(self, **scores_and_labels: Any) -> tf.Tensor:
-        """What TFRS calls for the loss of its scores: the method's is known already."""
-        del scores_and_labels
-        assert self._loss_of_call is not None
-        return self._loss_of_call
 
     def _batch(
         self,

@@ -1,5 +1,7 @@
 """`RetrievalTask` where a TFRS model has `tfrs.tasks.Retrieval`."""
 
+import logging
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -175,22 +177,47 @@ def test_what_queries_have_seen_is_left_out():
     assert float(loss) == pytest.approx(expected, rel=1e-5)
 
 
-def test_metrics_of_tfrs_are_updated():
+def test_metrics_are_those_of_tfrs():
     # Whole numbers: TFRS compares a dot product with a matrix product, which may round apart.
     rng = np.random.default_rng(0)
     q, c = (tf.constant(rng.integers(-3, 4, size=(6, 4)), tf.float32) for _ in range(2))
     corpus = tf.data.Dataset.from_tensor_slices(c).batch(2)
-    task = RetrievalTask(
-        "ssl",
-        metrics=tfrs.metrics.FactorizedTopK(corpus, ks=[1, 6]),
-        batch_metrics=[tf_keras.metrics.TopKCategoricalAccuracy(k=6, name="in_batch")],
-        loss_metrics=[tf_keras.metrics.Mean(name="mean_loss")],
-    )
-    loss = task(q, c)
-    values = {metric.name: float(metric.result()) for metric in task.metrics}
-    assert values["factorized_top_k/top_6_categorical_accuracy"] == 1.0
-    assert values["in_batch"] == 1.0
-    assert values["mean_loss"] == pytest.approx(float(loss))
+    weight = tf.constant([1.0, 2.0, 0.5, 3.0, 1.0, 0.25])
+
+    def values(task):
+        loss = task(q, c, sample_weight=weight)
+        task(q, c, compute_metrics=False, compute_batch_metrics=False)
+        return {metric.name: float(metric.result()) for metric in task.metrics}, float(loss)
+
+    def metrics():
+        return {
+            "temperature": 0.5,
+            "metrics": tfrs.metrics.FactorizedTopK(corpus, ks=[1, 3]),
+            "batch_metrics": [
+                tf_keras.metrics.TopKCategoricalAccuracy(k=2, name="in_batch"),
+                tf_keras.metrics.CategoricalCrossentropy(from_logits=True, name="entropy"),
+            ],
+        }
+
+    stock, _ = values(tfrs.tasks.Retrieval(**metrics()))
+    ours, _ = values(RetrievalTask("ssl", **metrics()))
+    assert len(ours) == 4
+    assert ours == pytest.approx(stock, rel=1e-6)
+    assert 0 < ours["in_batch"] < 1
+    counted, loss = values(RetrievalTask("ssl", loss_metrics=[tf_keras.metrics.Sum(name="sum")]))
+    assert counted["sum"] > loss  # of both calls
+
+
+@pytest.mark.parametrize("autograph", [True, False])
+def test_a_step_says_nothing_and_needs_no_autograph(autograph, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("tensorflow"), "propagate", True)
+    q, c = embeddings()
+    corpus = tf.data.Dataset.from_tensor_slices(c).batch(2)
+    task = RetrievalTask("ssl", metrics=tfrs.metrics.FactorizedTopK(corpus, ks=[1]))
+    step = tf.function(lambda q, c: task(q, c, training=True), autograph=autograph)
+    assert float(step(q, c)) == pytest.approx(float(RetrievalTask("ssl")(q, c)))
+    assert int(task.iteration) == 1
+    assert "AutoGraph" not in caplog.text
 
 
 def test_probabilities_under_the_floor_of_tfrs_are_corrected_all_the_same():
