@@ -48,6 +48,7 @@ SEARCHES: Mapping[tuple[str, str], tuple[Trial, ...]] = {
     ("sdns", "bpr"): (
         *({"learning_rate": 0.01}, {}, *_L2, {"learning_rate": 0.001}),
         {"learning_rate": 0.01, "batch_l2": 1e-2},
+        {"batch_l2": 1e-3, "init_stddev": 0.01},  # as MixGCF's published code, by Xavier
     ),
     ("sdns", "dns"): (
         *({}, {"learning_rate": 0.001}, {"learning_rate": 0.01}),
