@@ -130,9 +130,10 @@ class RetrievalTask(tfrs.tasks.Retrieval):
         """
         given = (sample_weight, candidate_sampling_probability, candidate_ids, query_ids)
         batch = self._batch(candidate_embeddings, *given)
+        query, positive = _no_double(query_embeddings), _no_double(candidate_embeddings)
         encoders = Encoders(
-            query=query_embeddings / tf.cast(self._temperature, query_embeddings.dtype),
-            positive=candidate_embeddings,
+            query=query / tf.cast(self._temperature, query.dtype),
+            positive=positive,
             candidates=self._candidates,
             corpus=self._corpus,
             queries=self._queries,
@@ -152,7 +153,7 @@ class RetrievalTask(tfrs.tasks.Retrieval):
             for metric in self._factorized_metrics:
                 metric.update_state(query_embeddings, candidate_embeddings, **known)
         if compute_batch_metrics and self._batch_metrics:
-            scores = tf.matmul(encoders.query, candidate_embeddings, transpose_b=True)
+            scores = tf.matmul(encoders.query, positive, transpose_b=True)
             for metric in self._batch_metrics:
                 metric.update_state(tf.eye(tf.shape(scores)[0]), scores, sample_weight)
         return loss
@@ -195,10 +196,12 @@ class RetrievalTask(tfrs.tasks.Retrieval):
         )
 
     def _candidates(self, ids: tf.Tensor) -> tf.Tensor:
-        return self._needed(self._encode_candidates, "candidate_encoder= at construction")(ids)
+        encode = self._needed(self._encode_candidates, "candidate_encoder= at construction")
+        return _no_double(encode(ids))
 
     def _queries(self, ids: tf.Tensor) -> tf.Tensor:
-        embedded = self._needed(self._encode_queries, "query_encoder= at construction")(ids)
+        encode = self._needed(self._encode_queries, "query_encoder= at construction")
+        embedded = _no_double(encode(ids))
         return embedded / tf.cast(self._temperature, embedded.dtype)
 
     def _corpus(self) -> tf.Tensor:
@@ -210,6 +213,11 @@ class RetrievalTask(tfrs.tasks.Retrieval):
         if value is None:
             raise ValueError(f"the method {self._method_name!r} needs {what}, got None; pass it.")
         return value
+
+
+def _no_double(embeddings: tf.Tensor) -> tf.Tensor:
+    """Of float32, where they are of float64: Keras casts the first argument of a call alone."""
+    return tf.cast(embeddings, tf.float32) if embeddings.dtype == tf.float64 else embeddings
 
 
 def _when_differentiated(act: Callable[[], None], loss: tf.Tensor) -> tf.Tensor:

@@ -1,5 +1,6 @@
 """`RetrievalTask` where a TFRS model has `tfrs.tasks.Retrieval`."""
 
+import functools
 import logging
 
 import numpy as np
@@ -162,6 +163,25 @@ def test_remove_accidental_hits_is_that_of_tfrs():
     text = tf.strings.as_string(ids)
     again = RetrievalTask("ssl", remove_accidental_hits=True)(q, c, candidate_ids=text)
     assert float(again) == pytest.approx(float(stock), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["ssl", "adasir_u"])
+def test_float64_embeddings_are_trained_in_float32(name):
+    values = np.random.default_rng(0).normal(size=(6, 4))
+    ids = tf.range(6)
+
+    def loss_and_gradient(dtype):
+        table = tf.Variable(values, dtype=dtype)
+        embed = functools.partial(tf.gather, table)
+        given = {"num_candidates": 6, "num_queries": 6} if name != "ssl" else {}
+        task = RetrievalTask(name, candidate_encoder=embed, query_encoder=embed, **given)
+        with tf.GradientTape() as tape:
+            loss = task(embed(ids), embed(ids[::-1]), candidate_ids=ids[::-1], query_ids=ids)
+        gradient = tf.convert_to_tensor(tape.gradient(loss, table))
+        assert gradient.dtype == dtype
+        return [float(loss), *gradient.numpy().ravel()]
+
+    assert loss_and_gradient(tf.float64) == pytest.approx(loss_and_gradient(tf.float32), rel=1e-5)
 
 
 def test_what_queries_have_seen_is_left_out():
