@@ -290,6 +290,9 @@ TABLES: Mapping[tuple[str, str], Table] = {
             "adasir_u, published code": Row(
                 {}, {"add_log_weights": True}, _hard(0.2500, 0.1489), "adasir_u"
             ),
+            "adasir_p, published code": Row(
+                {}, {"add_log_weights": True}, _hard(0.2516, 0.1519), "adasir_p"
+            ),
             "adasir_w, published code": Row(
                 {},
                 _PUBLISHED_W,
