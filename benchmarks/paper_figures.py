@@ -60,17 +60,17 @@ def panels_by_epoch() -> dict[str, list[Line]]:
     for (name, dataset), table in {**TABLES, **FIGURES}.items():
         if name not in ("sdns", "hardness", "mixing"):
             continue
-        rows = rows_of(results_of(name, dataset))
-        rows = [row for row in rows if row["method"] in table.rows and "history" in row]
+        rows, order = rows_of(results_of(name, dataset)), [*table.rows]
+        rows = [row for row in rows if row["method"] in order and "history" in row]
         title = table.title if name == "sdns" else f"{table.title}, {dataset.capitalize()}"
         panels[title] = [
-            Line(row["method"], [v for _, v in row["history"]], [*table.rows].index(row["method"]))
-            for row in rows
+            Line(row["method"], [v for _, v in row["history"]], order.index(row["method"]))
+            for row in sorted(rows, key=lambda row: order.index(row["method"]))
             if row["seed"] == FIRST_SEED
         ]
         if name == "sdns":
             tried = rows_of(trials_of(name, dataset))
-            panels[f"Trials, {dataset.capitalize()}"] = _lines(tried, [*table.rows])
+            panels[f"Trials, {dataset.capitalize()}"] = _lines(tried, order)
     return {title: lines for title, lines in panels.items() if lines}
 
 

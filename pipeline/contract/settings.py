@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import datetime
 import difflib
+import math
 from collections.abc import Callable, Iterable
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 RULES: dict[str, Callable[[Any], bool]] = {  # as an error says it → whether a value keeps it
     "must be given": bool,
+    "must be finite": math.isfinite,
     "must be at least 0": lambda value: value >= 0,
     "must be at least 1": lambda value: value >= 1,
     "must be at least 2": lambda value: value >= 2,
@@ -37,7 +39,7 @@ def require(holds: bool, name: str, rule: str, got: Any) -> None:
 
 
 def require_all(settings: Any, rule: str, *names: str) -> None:
-    """Checks one of `RULES` for several settings of a command.
+    """Checks one of `RULES` for several settings of a command; whole ones have a whole default.
 
     Example:
       >>> require_all(slice(1, 5), "must be at least 1", "start", "stop")
@@ -46,9 +48,11 @@ def require_all(settings: Any, rule: str, *names: str) -> None:
       ValueError: as `require`.
     """
     for name in names:
-        value = getattr(settings, name)
-        is_number = rule == "must be given" or isinstance(value, Real)
-        require(is_number, name, "must be a number", value)
+        value, default = getattr(settings, name), getattr(type(settings), name, None)
+        if rule != "must be given":
+            require(isinstance(value, Real), name, "must be a number", value)
+            whole = isinstance(value, Integral) or not isinstance(default, int)
+            require(whole, name, "must be a number without decimals", value)
         require(RULES[rule](value), name, rule, value)
 
 

@@ -78,7 +78,7 @@ def build(
     Raises:
       ValueError: the name or an option is unknown, or an option has a wrong value.
     """
-    if name not in METHODS:
+    if not isinstance(name, str) or name not in METHODS:
         raise ValueError(_unknown("method", name, sorted(METHODS)))
     known = option_types(name)
     for option in options:
@@ -102,7 +102,7 @@ def option_types(name: str) -> dict[str, str]:
 
 
 def _unknown(what: str, name: str, known: list[str]) -> str:
-    nearest = difflib.get_close_matches(name, known, n=1)
+    nearest = difflib.get_close_matches(str(name), known, n=1)
     hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
     return f"{what} must be one of {', '.join(known)}, got {name!r}.{hint}"
 

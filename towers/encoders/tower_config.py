@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from numbers import Integral
 from typing import Any
 
 from pipeline.contract.settings import require, require_all
@@ -76,11 +77,12 @@ class TowerConfig:
         sizes = ("num_layers", "feature_dim", "history", "text_buckets")
         require_all(self, "must be at least 1", *sizes)
         require_all(self, "must be at least 0", "batch_l2")
+        require_all(self, "must be finite", "popularity_power")
+        require_all(self, "must be in [0, 1)", "id_dropout")
         units, pooling = self.hidden, self.history_pooling
-        require(all(n >= 1 for n in units), "hidden", "must be numbers of at least 1", units)
+        whole = all(isinstance(n, Integral) and n >= 1 for n in units)
+        require(whole, "hidden", "must be whole numbers of at least 1", units)
         require(pooling in POOLINGS, "history_pooling", f"must be one of {POOLINGS}", pooling)
-        rate = self.id_dropout
-        require(0 <= rate < 1, "id_dropout", "must be at least 0 and below 1", rate)
         for name in ("query_inputs", "candidate_inputs"):
             require(bool(getattr(self, name)), name, "must name an input", getattr(self, name))
         rule = "must be without history, which only queries have"
