@@ -49,6 +49,7 @@ SEARCHES: Mapping[tuple[str, str], tuple[Trial, ...]] = {
         *({"learning_rate": 0.01}, {}, *_L2, {"learning_rate": 0.001}),
         {"learning_rate": 0.01, "batch_l2": 1e-2},
         {"batch_l2": 1e-3, "init_stddev": 0.01},  # as MixGCF's published code, by Xavier
+        {"learning_rate": 0.001, "batch_l2": 1e-3},
     ),
     ("sdns", "dns"): (
         *({}, {"learning_rate": 0.001}, {"learning_rate": 0.01}),
