@@ -69,7 +69,7 @@ _MEAN = {
     "init_stddev": 1.0,
     "reduction": "mean",
 }
-# The papers say a learning rate of .001 for 200 epochs; the published script, .01. Its negatives
+# AdaSIR's paper says a learning rate of .001 for 200 epochs; the published script, .01. Its negatives
 # are drawn from all items, also where the paper leaves out what the user chose.
 _SUM = _MEAN | {
     "batch_size": 4096,
@@ -175,7 +175,7 @@ _BEST = {
 TABLES: Mapping[tuple[str, str], Table] = {
     ("bmns", "gowalla"): Table(
         "Batch-Mix Negative Sampling, Gowalla",
-        "CIKM 2023, Table 2 and the table of its code",
+        "CIKM 2023, Table 2 and the table of its code; `xir`: NeurIPS 2022",
         _MEAN,
         ("recall@10", "recall@20", "recall@50", "ndcg_xir@10", "ndcg_xir@50", "ndcg@50"),
         {
