@@ -69,8 +69,8 @@ _MEAN = {
     "init_stddev": 1.0,
     "reduction": "mean",
 }
-# AdaSIR's paper says a learning rate of .001 for 200 epochs; the published script, .01. Its negatives
-# are drawn from all items, also where the paper leaves out what the user chose.
+# AdaSIR's paper says a learning rate of .001 for 200 epochs; the published script, .01. Its
+# negatives are drawn from all items, also where the paper leaves out what the user chose.
 _SUM = _MEAN | {
     "batch_size": 4096,
     "init_stddev": 0.1,
