@@ -60,17 +60,17 @@ def panels_by_epoch() -> dict[str, list[Line]]:
     for (name, dataset), table in {**TABLES, **FIGURES}.items():
         if name not in ("sdns", "hardness", "mixing"):
             continue
-        rows, order = rows_of(results_of(name, dataset)), [*table.rows]
-        rows = [row for row in rows if row["method"] in order and "history" in row]
+        rows = [row for row in rows_of(results_of(name, dataset)) if "history" in row]
         title = table.title if name == "sdns" else f"{table.title}, {dataset.capitalize()}"
         panels[title] = [
-            Line(row["method"], [v for _, v in row["history"]], order.index(row["method"]))
-            for row in sorted(rows, key=lambda row: order.index(row["method"]))
-            if row["seed"] == FIRST_SEED
+            Line(method, [v for _, v in row["history"]], number)
+            for number, method in enumerate(table.rows)
+            for row in rows
+            if (row["method"], row["seed"]) == (method, FIRST_SEED)
         ]
         if name == "sdns":
             tried = rows_of(trials_of(name, dataset))
-            panels[f"Trials, {dataset.capitalize()}"] = _lines(tried, order)
+            panels[f"Trials, {dataset.capitalize()}"] = _lines(tried, [*table.rows])
     return {title: lines for title, lines in panels.items() if lines}
 
 

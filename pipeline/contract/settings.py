@@ -39,7 +39,7 @@ def require(holds: bool, name: str, rule: str, got: Any) -> None:
 
 
 def require_all(settings: Any, rule: str, *names: str) -> None:
-    """Checks one of `RULES` for several settings of a command; whole ones have a whole default.
+    """Checks one of `RULES` for several settings of a command, whole where the default is.
 
     Example:
       >>> require_all(slice(1, 5), "must be at least 1", "start", "stop")

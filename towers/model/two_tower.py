@@ -96,7 +96,7 @@ class TwoTower(TrainedPair):
             jit_compile=jit_compile,
         )
         if exclude_seen_negatives is None:
-            exclude_seen_negatives = method in METHODS and METHODS[method].excludes_seen
+            exclude_seen_negatives = str(method) in METHODS and METHODS[method].excludes_seen
         built = build(
             method,
             frequency=data.train_counts,

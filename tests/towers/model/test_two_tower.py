@@ -385,6 +385,7 @@ def test_mixed_precision(data):
         ({"init_stddev": -0.1}, "init_stddev must be at least 0"),
         ({"reduction": "max"}, "reduction must be one of"),
         ({"method": "ssl_pops"}, "Did you mean 'ssl_pop'"),
+        ({"method": ["ssl"]}, r"method must be one of adasir_p, .* got \['ssl'\]"),
         ({"method": None}, "method must be one of adasir_p, .* got None"),
         ({"popularity_power": "0.1"}, "popularity_power must be a number, got '0.1'"),
         ({"popularity_power": float("nan")}, "popularity_power must be finite, got nan"),
